@@ -1,0 +1,142 @@
+"""The GPT of the experiment with full causal attention; gpt_win.py replaces the attention alone.
+
+Letters: B batch, S sequence length, H heads, D head_dim, C d_model (= H * D), V vocabulary.
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from embedding import CustomEmbedding
+from linear import CustomLinear
+from window_attention import cached_window_mask, dense_attention, fused_attention
+
+
+def causal_dense_attention(q, k, v):
+    """Textbook full attention: every score is computed, a cached causal mask hides the future."""
+    return dense_attention(q, k, v, cached_window_mask(q.shape[1], 1, 1, q.device))
+
+
+def published_attention(q, k, v):
+    """Full attention with the mask bookkeeping of the published course experiment.
+
+    The same function as ``causal_dense_attention``; only the work around the mask differs: every
+    layer builds it again on the host, copies it to the device, multiplies the scores by it and
+    then writes minus infinity by indexed assignment.
+    """
+    seq_len, head_dim = q.shape[1], q.shape[3]
+    mask = torch.tril(torch.ones(seq_len, seq_len)).to(q.device)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, S, D)
+    scores = (q @ k.transpose(-2, -1)) / head_dim**0.5  # (B, H, S, S)
+    scores = scores * mask
+    scores[:, :, mask == 0] = float("-inf")
+    return (scores.softmax(dim=-1) @ v).transpose(1, 2)  # (B, S, H, D)
+
+
+FULL_ATTENTION = {
+    "fused": fused_attention,
+    "dense": causal_dense_attention,
+    "published": published_attention,
+}
+
+
+class CustomMHA(nn.Module):
+    """Causal multi-head self-attention (Vaswani et al. 2017), (B, S, C) -> (B, S, C).
+
+    attention: ``fused`` (PyTorch's best kernel), ``dense`` (textbook) or ``published``.
+    Parameters: ``qkv`` (3C, C) and ``wo`` (C, C), no biases.
+    """
+
+    def __init__(self, d_model, n_heads, attention="fused"):
+        super().__init__()
+        if n_heads < 1 or d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.check_attention(attention)
+        self.n_heads = n_heads
+        self.attention = attention
+        self.qkv = nn.Parameter(0.01 * torch.randn(3 * d_model, d_model))
+        self.wo = nn.Parameter(0.01 * torch.randn(d_model, d_model))
+
+    @staticmethod
+    def check_attention(attention):
+        """Raise ValueError for a name that is not in ``FULL_ATTENTION``."""
+        if attention not in FULL_ATTENTION:
+            raise ValueError(
+                f"unknown attention {attention!r}: choose one of {', '.join(FULL_ATTENTION)}"
+            )
+
+    def attend(self, q, k, v):
+        """q, k, v (B, S, H, D) -> (B, S, H, D): the one step that a subclass replaces."""
+        return FULL_ATTENTION[self.attention](q, k, v)
+
+    def forward(self, x):
+        B, S, C = x.shape
+        heads = linear(x, self.qkv).view(B, S, 3, self.n_heads, C // self.n_heads)
+        q, k, v = heads.unbind(dim=2)  # (B, S, H, D) each, views of one projection
+        out = self.attend(q, k, v)
+        return linear(out.reshape(B, S, C), self.wo)
+
+
+class TransformerDecoderBlock(nn.Module):
+    """Pre-LayerNorm decoder block, (B, S, C) -> (B, S, C).
+
+    x + mha(norm1(x)), then x + dropout(fc2(relu(fc1(norm2(x))))) with a hidden layer of 4C.
+    ``mha`` takes the place of the full attention where a subclass hands one in.
+    """
+
+    def __init__(self, d_model, n_heads, attention="fused", dropout=0.1, mha=None):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(d_model)
+        self.mha = CustomMHA(d_model, n_heads, attention) if mha is None else mha
+        self.norm2 = nn.LayerNorm(d_model)
+        self.fc1 = CustomLinear(d_model, 4 * d_model)
+        self.fc2 = CustomLinear(4 * d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        x = x + self.mha(self.norm1(x))
+        return x + self.dropout(self.fc2(torch.relu(self.fc1(self.norm2(x)))))
+
+
+class GPTModel(nn.Module):
+    """Decoder-only transformer with full causal attention: token ids (B, S) -> logits (B, S, V).
+
+    Learned word and position embeddings, ``layers`` blocks, no final norm, an untied output layer.
+    ``make_block()`` takes the place of the full-attention block where a subclass hands one in.
+    Raises ValueError where d_model is not divisible by n_heads, for an unknown attention, and in
+    ``forward`` for a sequence longer than max_seq_len.
+    """
+
+    def __init__(
+        self,
+        d_model,
+        n_heads,
+        layers,
+        vocab_size,
+        max_seq_len,
+        attention="fused",
+        dropout=0.1,
+        make_block=None,
+    ):
+        super().__init__()
+        if make_block is None:
+            make_block = partial(TransformerDecoderBlock, d_model, n_heads, attention, dropout)
+        self.max_seq_len = max_seq_len
+        self.word_embeddings = CustomEmbedding(vocab_size, d_model)
+        self.position_embeddings = CustomEmbedding(max_seq_len, d_model)
+        self.layers = nn.ModuleList(make_block() for _ in range(layers))
+        self.fc_out = CustomLinear(d_model, vocab_size)
+
+    def forward(self, tokens):
+        seq_len = tokens.shape[1]
+        if seq_len > self.max_seq_len:
+            raise ValueError(
+                f"sequence of {seq_len} tokens is longer than max_seq_len {self.max_seq_len}"
+            )
+        positions = torch.arange(seq_len, device=tokens.device)
+        x = self.word_embeddings(tokens) + self.position_embeddings(positions)  # (B, S, C)
+        for block in self.layers:
+            x = block(x)
+        return self.fc_out(x)

@@ -1,0 +1,73 @@
+"""The same GPT with sliding-window + dilated attention: inheritance, only the attention replaced.
+
+The parameters keep their names and shapes, so a state_dict of GPTModel loads into GPTWindowModel
+and the other way round, and equal seeds give equal weights.
+"""
+
+from functools import partial
+
+from gpt import CustomMHA, GPTModel, TransformerDecoderBlock
+from window_attention import check_evaluation, check_pattern, window_attention
+
+
+class CustomWindowMHA(CustomMHA):
+    """CustomMHA over the pattern of ``window_attention.may_attend``.
+
+    attention: how to evaluate it, one of ``window_attention.EVALUATIONS``.
+    """
+
+    def __init__(self, d_model, n_heads, window_size, dilation, attention="auto"):
+        check_pattern(window_size, dilation)
+        super().__init__(d_model, n_heads, attention)
+        self.window_size = window_size
+        self.dilation = dilation
+
+    @staticmethod
+    def check_attention(attention):
+        """Raise ValueError for an unknown evaluation."""
+        check_evaluation(attention)
+
+    def attend(self, q, k, v):
+        """q, k, v (B, S, H, D) -> (B, S, H, D)."""
+        return window_attention(q, k, v, self.window_size, self.dilation, self.attention)
+
+
+class TransformerDecoderBlockWindow(TransformerDecoderBlock):
+    """TransformerDecoderBlock with CustomWindowMHA."""
+
+    def __init__(self, d_model, n_heads, window_size, dilation, attention="auto", dropout=0.1):
+        mha = CustomWindowMHA(d_model, n_heads, window_size, dilation, attention)
+        super().__init__(d_model, n_heads, dropout=dropout, mha=mha)
+
+
+class GPTWindowModel(GPTModel):
+    """GPTModel whose every block attends to a window of ``window_size`` tokens and every
+    ``dilation``-th token before it; ``dilation=0`` is the pure sliding window.
+
+    Token ids (B, S) -> logits (B, S, V).
+    """
+
+    def __init__(
+        self,
+        d_model,
+        n_heads,
+        layers,
+        vocab_size,
+        max_seq_len,
+        window_size=96,
+        dilation=4,
+        attention="auto",
+        dropout=0.1,
+    ):
+        make_block = partial(
+            TransformerDecoderBlockWindow,
+            d_model,
+            n_heads,
+            window_size,
+            dilation,
+            attention,
+            dropout,
+        )
+        super().__init__(d_model, n_heads, layers, vocab_size, max_seq_len, make_block=make_block)
+        self.window_size = window_size
+        self.dilation = dilation

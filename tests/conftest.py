@@ -1,0 +1,90 @@
+"""Shared fixtures: a made-up experiment for everything that works on saved metrics."""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+matplotlib.use("Agg")
+
+
+def make_run(arm, run, position, launch_index, steps=40, seed=0, time_scale=1.0):
+    """One synthetic run whose numbers agree with one another (losses fall, times add up)."""
+    rng = np.random.default_rng([seed, run, len(arm)])
+    losses = (9.2 * np.exp(-np.arange(steps) / 30) + 2 + rng.normal(0, 0.05, steps)).astype(
+        np.float32
+    )
+    step_seconds = (time_scale * rng.uniform(0.019, 0.021, steps)).astype(np.float32)
+    training_time = float(step_seconds.sum(dtype=np.float64))
+    return {
+        "run": run,
+        "position": position,
+        "launch_index": launch_index,
+        "seed": 1000 + run,
+        "total_steps": steps,
+        "total_tokens": steps * 2048,
+        "training_time": training_time,
+        "tokens_per_second": steps * 2048 / training_time,
+        "peak_memory_mb": 1400.0 if arm == "fused" else 1500.0 + run,
+        "peak_reserved_mb": float("nan"),
+        "final_loss": float(losses[-1]),
+        "avg_loss_last_100": float(losses[-100:].mean(dtype=np.float64)),
+        "val_loss": float(losses[-1] + 0.1 + rng.normal(0, 0.01)),
+        "compile_time": 0.0,
+        "warmup_time": 0.1,
+        "eval_time": 0.2,
+        "wall_time": training_time + 0.5,
+        "status": "ok",
+        "message": "",
+        "order": "window,baseline,fused",
+        "started_at": "2026-01-01T00:00:00+00:00",
+        "losses": losses,
+        "tokens_seen": np.arange(1, steps + 1, dtype=np.int64) * 2048,
+        "step_seconds": step_seconds,
+    }
+
+
+def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed=0):
+    """A synthetic experiment: ``(metrics, metadata)`` as metrics_utils keeps them."""
+    scale = {"baseline": 1.3, "window": 0.9, "fused": 1.0, "published": 1.5}
+    metrics = {
+        arm: [
+            make_run(arm, run, position, run * len(arms) + position, steps, seed, scale[arm])
+            for run in range(runs)
+        ]
+        for position, arm in enumerate(arms)
+    }
+    metadata = {
+        "status": "complete",
+        "created_at": "2026-01-01T00:00:00+00:00",
+        "config": {
+            "preset": "laptop",
+            "runs": runs,
+            "arms": list(arms),
+            "seed": seed,
+            "device": "cpu",
+            "dtype": "float32",
+            "compile": "none",
+            "seq_len": 1024,
+            "batch_size": 2,
+            "d_model": 128,
+            "n_heads": 4,
+            "layers": 4,
+            "window_size": 96,
+            "dilation": 4,
+        },
+        "plan": {"orders": [list(arms)] * runs, "seeds": [1000 + r for r in range(runs)]},
+        "environment": {"device_name": "2-core CPU", "torch": "2.13.0", "git_revision": None},
+        "data": {"path": "training_data.npy", "train_rows": 100, "val_rows": 6, "vocab_size": 512},
+        "memory_measure": "resident growth of a fresh process",
+    }
+    return metrics, metadata
+
+
+@pytest.fixture
+def experiment():
+    return make_experiment()
