@@ -1,0 +1,139 @@
+"""The two models: the same but for the attention, and exchangeable weights."""
+
+import pytest
+import torch
+
+from gpt import CustomMHA, GPTModel, TransformerDecoderBlock
+from gpt_win import CustomWindowMHA, GPTWindowModel, TransformerDecoderBlockWindow
+
+SIZES = {"d_model": 24, "n_heads": 3, "layers": 2, "vocab_size": 50, "max_seq_len": 40}
+
+
+def build(model_class=GPTModel, seed=0, **changes):
+    torch.manual_seed(seed)
+    return model_class(**{**SIZES, **changes})
+
+
+def tokens(batch=2, seq_len=33, seed=1):
+    return torch.randint(50, (batch, seq_len), generator=torch.Generator().manual_seed(seed))
+
+
+def test_inheritance_replaces_the_attention_and_nothing_else():
+    full, window = build(), build(GPTWindowModel, window_size=5, dilation=3)
+    assert isinstance(window, GPTModel)
+    assert issubclass(TransformerDecoderBlockWindow, TransformerDecoderBlock)
+    assert issubclass(CustomWindowMHA, CustomMHA)
+    pairs = zip(full.modules(), window.modules(), strict=True)
+    differing = {(type(a), type(b)) for a, b in pairs if type(a) is not type(b)}
+    assert differing == {
+        (GPTModel, GPTWindowModel),
+        (TransformerDecoderBlock, TransformerDecoderBlockWindow),
+        (CustomMHA, CustomWindowMHA),
+    }
+
+
+def test_equal_seeds_give_equal_weights_and_equal_random_state():
+    full = build()
+    after_full = torch.get_rng_state()
+    window = build(GPTWindowModel)
+    assert torch.equal(after_full, torch.get_rng_state())
+    assert full.state_dict().keys() == window.state_dict().keys()
+    for name, value in full.state_dict().items():
+        assert torch.equal(value, window.state_dict()[name]), name
+    assert not torch.equal(full.fc_out.weight, build(seed=1).fc_out.weight)
+
+
+def test_parameter_names_and_initial_values_of_the_published_model():
+    state = build().state_dict()
+    block = {"mha.qkv", "mha.wo"} | {f"norm{i}.{p}" for i in (1, 2) for p in ("weight", "bias")}
+    block |= {f"fc{i}.{p}" for i in (1, 2) for p in ("weight", "bias")}
+    expected = {f"layers.{i}.{name}" for i in range(2) for name in block}
+    expected |= {"word_embeddings.weight", "position_embeddings.weight"}
+    assert set(state) == expected | {"fc_out.weight", "fc_out.bias"}
+    assert state["layers.0.mha.qkv"].shape == (72, 24)
+    assert state["layers.0.mha.wo"].shape == (24, 24)
+    assert state["layers.0.fc1.weight"].std() == pytest.approx(0.01, rel=0.1)
+    assert not state["layers.1.fc2.bias"].any()
+
+
+def test_state_dicts_load_into_each_other():
+    full, window = build(), build(GPTWindowModel, seed=3, window_size=4, dilation=0)
+    window.load_state_dict(full.state_dict())
+    full.load_state_dict(window.state_dict())
+    window = build(GPTWindowModel, seed=3, window_size=50, dilation=0)
+    window.load_state_dict(full.state_dict())
+    full.eval(), window.eval()
+    torch.testing.assert_close(full(tokens()), window(tokens()), rtol=1e-5, atol=1e-7)
+
+
+def test_every_attention_of_the_full_model_gives_the_same_logits_and_gradients():
+    results = []
+    for attention in ("fused", "dense", "published"):
+        model = build(attention=attention, dropout=0.0).double()
+        logits = model(tokens())
+        logits.logsumexp(-1).sum().backward()
+        results.append((logits.detach(), model.layers[0].mha.qkv.grad))
+    for logits, gradient in results[1:]:
+        torch.testing.assert_close(logits, results[0][0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(gradient, results[0][1], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "options"),
+    [
+        (GPTModel, {"attention": "fused"}),
+        (GPTModel, {"attention": "dense"}),
+        (GPTModel, {"attention": "published"}),
+        (GPTWindowModel, {"attention": "dense", "window_size": 3, "dilation": 4}),
+        (GPTWindowModel, {"attention": "masked", "window_size": 3, "dilation": 4}),
+        (GPTWindowModel, {"window_size": 2, "dilation": 0}),
+    ],
+)
+def test_a_future_token_changes_nothing_before_it(model_class, options):
+    model = build(model_class, **options).eval()
+    before = tokens()
+    for position in (1, 17, 32):
+        after = before.clone()
+        after[:, position] = (after[:, position] + 1) % 50
+        difference = (model(before) - model(after)).abs().amax(dim=(0, 2))
+        assert not difference[:position].any()
+        assert difference[position] > 0
+
+
+def test_the_window_reaches_the_model():
+    """In one layer a token outside the pattern changes nothing, one inside it does."""
+    model = build(GPTWindowModel, layers=1, window_size=3, dilation=5).eval()
+    before = tokens()
+    after = before.clone()
+    after[:, 10] = (after[:, 10] + 1) % 50
+    moved = (model(before) - model(after)).abs().amax(dim=(0, 2)) > 0
+    assert moved.nonzero().flatten().tolist() == [10, 11, 12, 13, 18, 23, 28]
+
+
+def test_masks_are_not_in_the_state_dict():
+    model = build(GPTWindowModel, attention="masked", window_size=3, dilation=4)
+    names = set(model.state_dict())
+    model(tokens())
+    assert set(model.state_dict()) == names
+    assert all("mask" not in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "changes", "words"),
+    [
+        (GPTModel, {"n_heads": 5}, "d_model 24 is not divisible by n_heads 5"),
+        (GPTModel, {"n_heads": 0}, "d_model 24 is not divisible by n_heads 0"),
+        (GPTModel, {"attention": "flash"}, "unknown attention 'flash'"),
+        (GPTWindowModel, {"window_size": 0}, "window_size must be at least 1, got 0"),
+        (GPTWindowModel, {"dilation": -1}, "dilation must be at least 0, got -1"),
+        (GPTWindowModel, {"attention": "fused"}, "unknown window attention 'fused'"),
+    ],
+)
+def test_wrong_arguments_are_named(model_class, changes, words):
+    with pytest.raises(ValueError, match=words):
+        build(model_class, **changes)
+
+
+def test_a_sequence_that_is_too_long_is_named():
+    with pytest.raises(ValueError, match="sequence of 41 tokens is longer than max_seq_len 40"):
+        build()(tokens(seq_len=41))

@@ -1,0 +1,352 @@
+"""One training: what it measures, what it leaves behind, and what two trainings share."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import train_model
+from metrics_utils import NUMBERS, SERIES, TEXTS
+from train_model import (
+    ARMS,
+    PRESETS,
+    Trainer,
+    batches,
+    build_model,
+    child_peak_memory_mb,
+    learning_rate,
+    make_config,
+    next_token_loss,
+    planned_steps,
+    release_memory,
+    resolve_device,
+    train,
+)
+
+CPU = torch.device("cpu")
+VOCABULARY = 30
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+
+
+def tiny_config(**changes):
+    sizes = {"d_model": 16, "n_heads": 2, "layers": 2, "seq_len": 24, "batch_size": 2}
+    steps = {"max_steps": 6, "warmup_steps": 2, "lr": 1e-2, "window_size": 5, "dilation": 3}
+    return make_config("paper", **{**sizes, **steps, **changes})
+
+
+def tiny_dataset(rows=20, seq_len=24, seed=0):
+    tokens = np.random.default_rng(seed).integers(VOCABULARY, size=(rows, seq_len + 1))
+    tokens = tokens.astype(np.uint16)
+    return SimpleNamespace(train=tokens[:-4], held_out=tokens[-4:], vocab_size=VOCABULARY)
+
+
+def make_trainer(arm="window", device=CPU, **changes):
+    dataset = tiny_dataset()
+    return Trainer(tiny_config(**changes), arm, dataset.train, VOCABULARY, device, seed=7)
+
+
+@pytest.fixture(autouse=True)
+def no_child_process(monkeypatch, request):
+    """The memory of a child process is tested once; elsewhere it would only cost seconds."""
+    if "child" not in request.node.name:
+        monkeypatch.setattr(train_model, "child_peak_memory_mb", lambda *_: 12.5)
+
+
+def test_a_training_reports_what_it_did():
+    config, dataset = tiny_config(), tiny_dataset()
+    seen = []
+    metrics, model = train(config, "window", dataset, 7, CPU, lambda *step: seen.append(step))
+    assert set(metrics) | {"run", "position", "launch_index", "order"} == {
+        *NUMBERS,
+        *TEXTS,
+        *SERIES,
+    }
+    assert metrics["status"] == "ok" and metrics["seed"] == 7
+    assert metrics["total_steps"] == len(metrics["losses"]) == 6
+    assert metrics["total_tokens"] == metrics["tokens_seen"][-1] == 6 * 2 * 24
+    assert metrics["tokens_seen"].tolist() == [48, 96, 144, 192, 240, 288]
+    assert metrics["final_loss"] == metrics["losses"][-1]
+    assert metrics["avg_loss_last_100"] == pytest.approx(metrics["losses"].mean(), rel=1e-6)
+    assert metrics["tokens_per_second"] == pytest.approx(288 / metrics["training_time"])
+    assert 0 < metrics["step_seconds"].sum() <= metrics["training_time"] * 1.001
+    assert metrics["training_time"] + metrics["eval_time"] < metrics["wall_time"]
+    assert metrics["losses"][0] == pytest.approx(math.log(VOCABULARY), abs=0.05)
+    assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert [loss for _, loss in seen] == metrics["losses"].tolist()
+    assert metrics["peak_memory_mb"] == 12.5
+    assert isinstance(model, ARMS["window"][0])
+
+
+def test_the_model_learns():
+    dataset = tiny_dataset()
+    dataset.train[:] = np.arange(25) % VOCABULARY  # a sequence that can be known by heart
+    metrics, _ = train(tiny_config(max_steps=60), "window", dataset, 7, CPU)
+    assert metrics["losses"][-1] < 0.2 < 3 < metrics["losses"][0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others(device):
+    device = torch.device(device)
+    dataset = tiny_dataset()
+    runs = [train(tiny_config(), "fused", dataset, seed, device)[0] for seed in (7, 7, 8)]
+    np.testing.assert_allclose(runs[0]["losses"], runs[1]["losses"], rtol=1e-6)
+    if device.type == "cpu":
+        assert runs[0]["losses"].tobytes() == runs[1]["losses"].tobytes()
+    assert runs[0]["val_loss"] == pytest.approx(runs[1]["val_loss"], rel=1e-6)
+    assert (runs[0]["losses"] != runs[2]["losses"]).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_arms_that_compute_the_same_function_have_the_same_losses(device):
+    """Same weights, same batches, same dropout: with a full window only rounding is left."""
+    losses = [
+        train(tiny_config(window_size=24), arm, tiny_dataset(), 7, torch.device(device))[0]
+        for arm in ("baseline", "fused", "published", "window")
+    ]
+    for other in losses[1:]:
+        np.testing.assert_allclose(other["losses"], losses[0]["losses"], rtol=2e-5)
+        assert other["val_loss"] == pytest.approx(losses[0]["val_loss"], rel=2e-5)
+
+
+def test_every_arm_starts_from_the_same_weights_and_sees_the_same_batches(monkeypatch):
+    seen = {}
+    step = Trainer.step
+
+    def spy(self, batch, lr):
+        state = [value.clone() for value in self.model.state_dict().values()]
+        seen.setdefault(self.arm, []).append((batch.copy(), lr, state))
+        return step(self, batch, lr)
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    for arm in ARMS:
+        train(tiny_config(), arm, tiny_dataset(), 7, CPU)
+    first_timed = train_model.UNTIMED_STEPS
+    for arm in ARMS:
+        assert len(seen[arm]) == first_timed + 6
+        for mine, reference in zip(seen[arm], seen["baseline"], strict=True):
+            assert (mine[0] == reference[0]).all() and mine[1] == reference[1]
+        for place in (0, first_timed):  # before the warm-up, and before the timed region
+            mine, reference = seen[arm][place][2], seen["baseline"][place][2]
+            assert all(torch.equal(a, b) for a, b in zip(mine, reference, strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_warm_up_leaves_no_trace(device):
+    trainer = make_trainer(device=torch.device(device))
+    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    buffers = {name: value.data_ptr() for name, value in trainer.model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    device_state = torch.cuda.get_rng_state() if device == "cuda" else None
+    trainer.warm_up()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+        assert value.data_ptr() == buffers[name], name
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert not trainer.optimizer.state
+    assert trainer.optimizer.param_groups[0]["lr"] == trainer.config.lr
+    assert torch.equal(torch.get_rng_state(), random_state)
+    if device == "cuda":
+        assert torch.equal(torch.cuda.get_rng_state(), device_state)
+
+
+@pytest.mark.parametrize("untimed", [1, 5])
+def test_the_number_of_warm_up_steps_changes_no_loss(monkeypatch, untimed):
+    reference, _ = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+    warm_up = Trainer.warm_up
+    monkeypatch.setattr(Trainer, "warm_up", lambda self: warm_up(self, untimed))
+    other, _ = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+    assert other["losses"].tobytes() == reference["losses"].tobytes()
+
+
+def test_validation_is_the_mean_over_held_out_rows_without_dropout():
+    trainer = make_trainer()
+    held_out = tiny_dataset(rows=11).held_out[:3]  # the last batch is not full
+    expected = []
+    with torch.no_grad():
+        trainer.model.eval()
+        for row in held_out:
+            tokens = torch.from_numpy(row.astype(np.int64))[None]
+            log_p = trainer.model(tokens[:, :-1]).double().log_softmax(-1)
+            expected.append(-log_p.gather(-1, tokens[:, 1:, None]).mean().item())
+        trainer.model.train()
+    assert trainer.evaluate(held_out) == pytest.approx(np.mean(expected), rel=1e-6)
+    assert trainer.model.training
+
+
+def test_val_batches_limits_the_held_out_rows(monkeypatch):
+    trainer = make_trainer(val_batches=1)
+    held_out = tiny_dataset().held_out
+    assert trainer.evaluate(held_out) == make_trainer().evaluate(held_out[:2])
+    assert trainer.evaluate(held_out) != make_trainer().evaluate(held_out)
+
+
+@pytest.mark.parametrize("broken_step", [1, 4, 6])
+def test_a_loss_that_is_not_finite_ends_the_training(monkeypatch, broken_step):
+    step, calls = Trainer.step, []
+
+    def break_once(self, batch, lr):
+        calls.append(None)
+        loss = step(self, batch, lr)
+        broken = len(calls) == broken_step + train_model.UNTIMED_STEPS
+        return loss * math.nan if broken else loss
+
+    monkeypatch.setattr(Trainer, "step", break_once)
+    metrics, model = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+    assert model is None
+    assert metrics["status"] == "diverged"
+    assert metrics["message"] == f"the loss became nan at step {broken_step}"
+    assert metrics["total_steps"] == broken_step == len(metrics["step_seconds"])
+    assert np.isfinite(metrics["losses"][:-1]).all() and math.isnan(metrics["losses"][-1])
+    assert math.isnan(metrics["val_loss"]) and math.isnan(metrics["final_loss"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_memory_that_runs_out_is_an_outcome_that_names_the_remedy(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Trainer, "step", fail)
+    metrics, model = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+    assert model is None and metrics["status"] == "out_of_memory"
+    assert "--batch-size" in metrics["message"] and "--seq-len" in metrics["message"]
+    assert metrics["total_steps"] == 0 and metrics["losses"].shape == (0,)
+
+
+def test_other_errors_are_not_swallowed(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Trainer, "step", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+
+
+def test_schedule_rises_linearly_then_falls_as_a_cosine_to_a_tenth():
+    rates = [learning_rate(step, 1000, 3e-4, 500) for step in range(1001)]
+    assert rates[0] == pytest.approx(3e-4 / 500)
+    assert rates[499] == rates[500] == pytest.approx(3e-4)
+    assert rates[750] == pytest.approx(3e-4 * 0.55)
+    assert rates[1000] == pytest.approx(3e-5)
+    assert np.all(np.diff(rates[:500]) > 0) and np.all(np.diff(rates[500:]) < 0)
+    assert learning_rate(0, 10, 1.0, 0) == 1.0
+
+
+def test_one_pass_uses_every_row_once_and_the_next_pass_another_order():
+    rows = np.arange(9)[:, None]
+    drawn = [batch.ravel().tolist() for batch in batches(rows, 2, 8, seed=3)]
+    first, second = sum(drawn[:4], []), sum(drawn[4:], [])
+    assert len(set(first)) == len(set(second)) == 8
+    assert first != second
+    assert drawn == [batch.ravel().tolist() for batch in batches(rows, 2, 8, seed=3)]
+    assert drawn != [batch.ravel().tolist() for batch in batches(rows, 2, 8, seed=4)]
+
+
+def test_planned_steps_are_one_pass_unless_told():
+    assert planned_steps(tiny_config(max_steps=0), 21) == 10
+    assert planned_steps(tiny_config(max_steps=50), 21) == 50
+
+
+def test_child_memory_grows_with_the_model():
+    small = child_peak_memory_mb(tiny_config(), "window", 30, seed=1)
+    config = tiny_config(d_model=256)
+    large = child_peak_memory_mb(config, "window", 20_000, seed=1)
+    weights = sum(p.numel() for p in build_model(config, "window", 20_000, CPU, 0).parameters())
+    # weights, gradients and two moments of AdamW, each 4 bytes
+    assert large > 4 * 4 * weights / 2**20 > small > 0
+
+
+def test_child_that_fails_says_why():
+    config = tiny_config()
+    with pytest.raises(RuntimeError, match="measures memory failed.*KeyError: 'nonsense'"):
+        child_peak_memory_mb(config, "nonsense", 30, seed=1)
+
+
+def test_release_memory_empties_the_caches():
+    make_trainer().warm_up()
+    release_memory(CPU)
+    assert train_model.clear_mask_cache.__globals__["_mask_cache"].cache_info().currsize == 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("arm", ["baseline", "window", "fused"])
+def test_bfloat16_and_compile_train_every_arm(device, arm):
+    device = torch.device(device)
+    reference, _ = train(tiny_config(), arm, tiny_dataset(), 7, device)
+    config = tiny_config(dtype="bfloat16", compile="default")
+    metrics, _ = train(config, arm, tiny_dataset(), 7, device)
+    release_memory(device)
+    assert metrics["compile_time"] > 0
+    np.testing.assert_allclose(metrics["losses"], reference["losses"], rtol=0.1)
+
+
+@needs_cuda
+def test_cuda_peak_memory_is_this_trainings_own():
+    device = torch.device("cuda")
+    dataset = tiny_dataset()
+    release_memory(device)
+    peaks = []
+    for _ in range(2):
+        metrics, model = train(tiny_config(), "window", dataset, 7, device)
+        peaks.append(metrics["peak_memory_mb"])
+        del model
+        release_memory(device)
+    assert peaks[0] == peaks[1] > 0
+    assert metrics["peak_reserved_mb"] >= peaks[1]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_and_documented_sizes(preset):
+    config = make_config(preset)
+    expected = {"paper": (256, "float32", "none"), "long": (4096, "bfloat16", "default")}
+    expected["laptop"] = (1024, "float32", "none")
+    assert (config.seq_len, config.dtype, config.compile) == expected[preset]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_heads": 3}, "--d-model 16 is not divisible by --n-heads 3"),
+        ({"window_size": 0}, "--window-size must be at least 1, got 0"),
+        ({"dilation": -1}, "--dilation must be at least 0, got -1"),
+        ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
+        ({"lr": 0.0}, "--lr must be a positive number, got 0.0"),
+        ({"lr": math.nan}, "--lr must be a positive number, got nan"),
+        ({"runs": 0}, "--runs must be at least 1, got 0"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"dtype": "float16"}, "--dtype 'float16': choose one of float32, bfloat16"),
+        ({"compile": "fast"}, "--compile 'fast': choose one of none"),
+        ({"arms": ("window", "sparse")}, "--arms sparse: choose from baseline, window"),
+        ({"arms": ("window", "window")}, "--arms names an arm twice: window window"),
+    ],
+)
+def test_a_configuration_that_cannot_run_is_named(changes, words):
+    with pytest.raises(ValueError, match=words):
+        tiny_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gpu", "--device 'gpu': choose auto, cpu, cuda"),
+        ("meta", "--device meta: only cpu and cuda"),
+        ("cuda:99", r"--device cuda:99: this machine has \d+ such GPUs"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(name, words):
+    with pytest.raises(ValueError, match=words):
+        resolve_device(name)
+
+
+def test_loss_is_in_nats():
+    logits = torch.zeros(1, 4, 8)
+    targets = torch.zeros(1, 4, dtype=torch.int64)
+    assert next_token_loss(lambda _: logits, None, targets).item() == pytest.approx(math.log(8))

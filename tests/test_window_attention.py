@@ -1,0 +1,231 @@
+"""The pattern against a literal double loop; its evaluations against float64 attention."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt import FULL_ATTENTION
+from window_attention import (
+    EVALUATIONS,
+    attended_pairs,
+    cached_window_mask,
+    causal_pairs,
+    choose_evaluation,
+    clear_mask_cache,
+    density,
+    draw_pattern,
+    is_full_causal,
+    may_attend,
+    near_far_pairs,
+    window_attention,
+    window_mask,
+)
+
+PATTERN = st.tuples(st.integers(1, 40), st.integers(1, 45), st.integers(0, 45))  # S, w, d
+
+
+def pattern_by_hand(seq_len, window_size, dilation):
+    """The keys of every query, written out from the words of the definition."""
+    allowed = [[False] * seq_len for _ in range(seq_len)]
+    near, far = 0, 0
+    for query in range(seq_len):
+        for key in range(max(0, query - window_size), query + 1):
+            allowed[query][key] = True
+            near += 1
+        if dilation:
+            key = query - window_size - dilation
+            while key >= 0:
+                far += not allowed[query][key]
+                allowed[query][key] = True
+                key -= dilation
+    return allowed, near, far
+
+
+def attention_by_hand(q, k, v, allowed):
+    """Softmax attention in float64, one query at a time over the list of its keys."""
+    q, k, v = q.double(), k.double(), v.double()
+    out = torch.zeros_like(q)
+    for query, row in enumerate(allowed):
+        keys = [key for key, kept in enumerate(row) if kept]
+        scores = torch.einsum("bhd,bkhd->bhk", q[:, query], k[:, keys]) / math.sqrt(q.shape[-1])
+        out[:, query] = torch.einsum("bhk,bkhd->bhd", scores.softmax(-1), v[:, keys])
+    return out
+
+
+def random_qkv(batch, seq_len, heads, head_dim, dtype=torch.float32, seed=0):
+    """Views of one fused projection, (B, S, H, D) each, as the models make them."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, seq_len, 3, heads, head_dim)
+    return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
+
+
+def relative_error(value, reference):
+    return ((value.double() - reference).norm() / reference.norm()).item()
+
+
+@settings(max_examples=300, deadline=None)
+@given(PATTERN)
+def test_mask_and_counts_equal_a_literal_double_loop(pattern):
+    allowed, near, far = pattern_by_hand(*pattern)
+    assert window_mask(*pattern).tolist() == allowed
+    assert near_far_pairs(*pattern) == (near, far)
+    assert attended_pairs(*pattern) == near + far
+
+
+@pytest.mark.parametrize("dilation", [0, 1, 2, 7, 30])
+@pytest.mark.parametrize("window_size", [1, 3, 16, 17, 40])
+def test_mask_of_named_cases(window_size, dilation):
+    for seq_len in (1, 2, window_size, window_size + 1, 17):
+        allowed, *_ = pattern_by_hand(seq_len, window_size, dilation)
+        assert window_mask(seq_len, window_size, dilation).tolist() == allowed
+
+
+def test_published_count():
+    assert attended_pairs(256, 96, 4) == int(window_mask(256, 96, 4).sum()) == 23_296
+    assert causal_pairs(256) == 32_896
+    assert density(256, 96, 4) == pytest.approx(0.7082, abs=5e-5)
+
+
+def test_dilation_one_is_full_and_zero_is_the_pure_window():
+    full = torch.ones(33, 33, dtype=torch.bool).tril()
+    assert torch.equal(window_mask(33, 5, 1), full)
+    assert torch.equal(window_mask(33, 32, 0), full)
+    assert torch.equal(window_mask(33, 5, 0), full & torch.ones_like(full).triu(-5))
+    assert is_full_causal(33, 5, 1) and is_full_causal(33, 32, 0) and not is_full_causal(33, 31, 0)
+
+
+def test_counts_of_a_long_sequence_need_no_mask():
+    near, far = near_far_pairs(10**9, 96, 4)
+    assert near == 97 * 10**9 - 96 * 97 // 2
+    assert far == sum((n // 4) for n in range(4)) + 4 * (q := (10**9 - 96) // 4) * (q - 1) // 2
+
+
+def test_one_definition_for_integers_and_arrays():
+    mask = window_mask(20, 3, 4)
+    assert all(may_attend(i, j, 3, 4) == mask[i, j] for i in range(20) for j in range(20))
+
+
+@settings(max_examples=60, deadline=None)
+@given(PATTERN, st.sampled_from([e for e in EVALUATIONS if e != "auto"]), st.integers(0, 2**31))
+def test_every_evaluation_equals_attention_by_hand_with_gradients(pattern, evaluation, seed):
+    seq_len, window_size, dilation = pattern
+    allowed, *_ = pattern_by_hand(*pattern)
+    qkv = random_qkv(2, seq_len, 2, 5, seed=seed)
+    out = window_attention(*qkv.unbind(2), window_size, dilation, evaluation)
+    reference_qkv = qkv.detach().double().requires_grad_()
+    reference = attention_by_hand(*reference_qkv.unbind(2), allowed)
+    assert relative_error(out, reference) < 1e-5
+    upstream = torch.randn_like(out)
+    out.backward(upstream)
+    reference.backward(upstream.double())
+    for name, gradient, expected in zip(
+        "qkv", qkv.grad.unbind(2), reference_qkv.grad.unbind(2), strict=True
+    ):
+        # a single token has one key, so its dq and dk are exactly 0
+        if expected.norm() > 1e-12:
+            assert relative_error(gradient, expected) < 1e-4, name
+        else:
+            assert gradient.norm() < 1e-5, name
+
+
+@pytest.mark.parametrize("name", FULL_ATTENTION)
+def test_full_attention_by_hand_with_gradients(name):
+    qkv = random_qkv(2, 19, 3, 4)
+    reference_qkv = qkv.detach().double().requires_grad_()
+    out = FULL_ATTENTION[name](*qkv.unbind(2))
+    reference = attention_by_hand(*reference_qkv.unbind(2), pattern_by_hand(19, 19, 0)[0])
+    out.sum().backward()
+    reference.sum().backward()
+    assert relative_error(out, reference) < 1e-6
+    assert relative_error(qkv.grad, reference_qkv.grad) < 1e-5
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_a_window_as_long_as_the_sequence_is_full_attention(evaluation):
+    q, k, v = random_qkv(2, 24, 2, 8).unbind(2)
+    full = FULL_ATTENTION["fused"](q, k, v)
+    for window_size, dilation in ((24, 3), (23, 0), (1, 1), (500, 0)):
+        out = window_attention(q, k, v, window_size, dilation, evaluation)
+        torch.testing.assert_close(out, full, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_only_keys_inside_the_pattern_matter(evaluation):
+    """Within one layer: each key in turn is changed, and exactly the rows that see it move."""
+    seq_len, window_size, dilation = 23, 4, 3
+    q, k, v = (x.detach() for x in random_qkv(1, seq_len, 2, 6).unbind(2))
+    before = window_attention(q, k, v, window_size, dilation, evaluation)
+    allowed, *_ = pattern_by_hand(seq_len, window_size, dilation)
+    for key in range(seq_len):
+        moved_k, moved_v = k.clone(), v.clone()
+        moved_k[:, key] += 3
+        moved_v[:, key] -= 5
+        after = window_attention(q, moved_k, moved_v, window_size, dilation, evaluation)
+        changed = (after != before).flatten(2).any(-1)[0].tolist()
+        assert changed == [row[key] for row in allowed]
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_works_compiled_as_one_graph(evaluation):
+    compiled = torch.compile(window_attention, fullgraph=True, dynamic=False)
+    for seq_len in (17, 24):
+        qkv = random_qkv(1, seq_len, 2, 8)
+        out = compiled(*qkv.unbind(2), 5, 3, evaluation)
+        torch.testing.assert_close(
+            out, window_attention(*qkv.unbind(2), 5, 3, evaluation), rtol=1e-5, atol=1e-6
+        )
+        out.sum().backward()
+        assert torch.isfinite(qkv.grad).all()
+
+
+def test_masks_are_shared_until_the_cache_is_cleared():
+    device = torch.device("cpu")
+    mask = cached_window_mask(12, 3, 2, device)
+    assert cached_window_mask(12, 3, 2, device) is mask
+    clear_mask_cache()
+    assert cached_window_mask(12, 3, 2, device) is not mask
+
+
+@pytest.mark.parametrize(
+    ("window_size", "dilation", "words"),
+    [
+        (0, 4, "window_size must be at least 1, got 0"),
+        (-3, 4, "window_size must be at least 1, got -3"),
+        (96, -1, "dilation must be at least 0, got -1"),
+        (9.5, 4, "window_size must be a whole number, got 9.5"),
+        (96, True, "dilation must be a whole number, got True"),
+    ],
+)
+def test_a_wrong_pattern_is_named(window_size, dilation, words):
+    q = torch.zeros(1, 2, 1, 4)
+    for call in (
+        lambda: window_mask(8, window_size, dilation),
+        lambda: attended_pairs(8, window_size, dilation),
+        lambda: window_attention(q, q, q, window_size, dilation),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_an_unknown_evaluation_is_named():
+    q = torch.zeros(1, 2, 1, 4)
+    with pytest.raises(ValueError, match=r"unknown window attention 'flash'.*dense, masked"):
+        window_attention(q, q, q, 4, 2, "flash")
+
+
+def test_auto_names_an_evaluation():
+    assert choose_evaluation(256, 96, 4) in set(EVALUATIONS) - {"auto"}
+
+
+def test_the_drawing_shows_the_pattern():
+    assert draw_pattern(6, 1, 2).splitlines() == [
+        "#",
+        "# #",
+        ". # #",
+        "o . # #",
+        ". o . # #",
+        "o . o . # #",
+    ]

@@ -1,0 +1,544 @@
+"""Training ONE model: configuration, batches, schedule, timing and memory -> one run's metrics.
+
+Knows nothing of arms in comparison, orders or files; compare_models.py does that.
+"""
+
+import gc
+import json
+import math
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from gpt import GPTModel
+from gpt_win import GPTWindowModel
+from window_attention import check_pattern, clear_mask_cache
+
+# arm -> (model class, attention).  ``window`` takes its evaluation from the configuration.
+ARMS = {
+    "baseline": (GPTModel, "dense"),
+    "window": (GPTWindowModel, "auto"),
+    "fused": (GPTModel, "fused"),
+    "published": (GPTModel, "published"),
+}
+DEFAULT_ARMS = ("baseline", "window", "fused")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+COMPILE_MODES = ("none", "default", "reduce-overhead")
+
+UNTIMED_STEPS = 3  # before each training: kernels loaded, code compiled, allocator filled
+MEMORY_STEPS = 2  # steps of the child process that measures memory on a CPU
+GRADIENT_CLIP = 1.0
+FINAL_LR_SHARE = 0.1
+LOSS_BLOCK = 50  # losses stay on the device and are fetched this many at a time
+
+
+# --- configuration -----------------------------------------------------------------------------
+
+
+def _option(default, group, help, **argparse_options):
+    """A field that is also a command-line option."""
+    return field(
+        default=default, metadata={"group": group, "help": help, "argparse": argparse_options}
+    )
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that decides what an experiment does; the defaults are the ``paper`` preset."""
+
+    preset: str = "paper"
+    runs: int = _option(
+        10, "experiment", "blocks: in each, every arm is trained once from the same seed"
+    )
+    seed: int = _option(0, "experiment", "decides orders, initial weights and batches")
+    arms: tuple = _option(
+        DEFAULT_ARMS, "experiment", "which models to train", nargs="+", choices=tuple(ARMS)
+    )
+    device: str = _option("auto", "experiment", "auto, cpu, cuda or cuda:N")
+    dtype: str = _option(
+        "float32", "experiment", "precision of the arithmetic (autocast)", choices=tuple(DTYPES)
+    )
+    compile: str = _option(
+        "none",
+        "experiment",
+        "torch.compile every arm; --compile alone means default",
+        nargs="?",
+        const="default",
+        choices=COMPILE_MODES,
+    )
+    batch_size: int = _option(8, "training", "sequences in a step")
+    max_steps: int = _option(0, "training", "optimizer steps of a training; 0: one pass over data")
+    lr: float = _option(3e-4, "training", "peak learning rate of AdamW")
+    warmup_steps: int = _option(500, "training", "steps of linear warm-up before the cosine")
+    val_batches: int = _option(0, "training", "held-out batches for the validation loss; 0: all")
+    seq_len: int = _option(256, "model", "sequence length, tokens")
+    d_model: int = _option(512, "model", "model width")
+    n_heads: int = _option(16, "model", "attention heads")
+    layers: int = _option(8, "model", "decoder blocks")
+    window_size: int = _option(96, "pattern", "near keys before each token")
+    dilation: int = _option(4, "pattern", "every how many tokens a far key; 0: none")
+    data: str = _option("training_data.npy", "files", "rows of tokens; prepared when missing")
+    output_dir: str = _option("output", "files", "folder of results, report and weights")
+    plots_dir: str = _option("plots", "files", "folder of the ten figures")
+
+
+PRESETS = {
+    "paper": {},
+    "long": {
+        "seq_len": 4096,
+        "batch_size": 4,
+        "n_heads": 8,
+        "dtype": "bfloat16",
+        "compile": "default",
+        "warmup_steps": 50,
+    },
+    "laptop": {
+        "runs": 6,
+        "seq_len": 1024,
+        "batch_size": 2,
+        "d_model": 128,
+        "n_heads": 4,
+        "layers": 4,
+        "max_steps": 40,
+        "lr": 2e-3,
+        "warmup_steps": 10,
+        "val_batches": 8,
+    },
+}
+
+
+def make_config(preset="paper", **changes):
+    """The configuration of a preset with some fields changed, checked; raises ValueError."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    config = ExperimentConfig(preset=preset, **{**PRESETS[preset], **changes})
+    check_config(config)
+    return config
+
+
+def check_config(config):
+    """Raise ValueError, naming the option, its value and the remedy, for what cannot be run."""
+    least = {"max_steps": 0, "warmup_steps": 0, "val_batches": 0, "seed": 0, "dilation": 0}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if item.type in (int, "int") and value < least.get(item.name, 1):
+            raise ValueError(
+                f"{_flag(item.name)} must be at least {least.get(item.name, 1)}, got {value}"
+            )
+    if not (math.isfinite(config.lr) and config.lr > 0):
+        raise ValueError(f"--lr must be a positive number, got {config.lr}")
+    if config.d_model % config.n_heads:
+        raise ValueError(
+            f"--d-model {config.d_model} is not divisible by --n-heads {config.n_heads}"
+        )
+    check_pattern(config.window_size, config.dilation)
+    for name, value, choices in (
+        ("--dtype", config.dtype, DTYPES),
+        ("--compile", config.compile, COMPILE_MODES),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
+    unknown = [arm for arm in config.arms if arm not in ARMS]
+    if unknown or not config.arms:
+        raise ValueError(f"--arms {' '.join(unknown)}: choose from {', '.join(ARMS)}")
+    if len(set(config.arms)) < len(config.arms):
+        raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
+
+
+def _flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def resolve_device(name):
+    """The torch.device that ``name`` means; ValueError where this machine has no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name!r}: choose auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name}: only cpu and cuda are measured here")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} such GPUs")
+    return device
+
+
+# --- the pieces of a training ------------------------------------------------------------------
+
+
+def build_model(config, arm, vocab_size, device, seed):
+    """The arm's model on ``device``; equal seeds give every arm the same initial weights."""
+    model_class, attention = ARMS[arm]
+    pattern = {}
+    if model_class is GPTWindowModel:
+        pattern = {"window_size": config.window_size, "dilation": config.dilation}
+    torch.manual_seed(seed)
+    model = model_class(
+        config.d_model,
+        config.n_heads,
+        config.layers,
+        vocab_size,
+        config.seq_len,
+        attention=attention,
+        **pattern,
+    )
+    return model.to(device)
+
+
+def learning_rate(step, total_steps, peak, warmup_steps):
+    """Linear warm-up to ``peak``, then a cosine that ends at a tenth of it."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * cosine)
+
+
+def planned_steps(config, train_rows):
+    """Optimizer steps of a training: ``max_steps``, or one pass over the rows."""
+    return config.max_steps or train_rows // config.batch_size
+
+
+def batches(rows, batch_size, steps, seed):
+    """Yield ``steps`` batches of row arrays (batch_size, S + 1), shuffled anew in every pass."""
+    per_pass = len(rows) // batch_size
+    for step in range(steps):
+        epoch, place = divmod(step, per_pass)
+        if place == 0:
+            order = np.random.default_rng([seed, epoch]).permutation(len(rows))
+        # sorted, so that a memory-mapped file is read forwards
+        yield rows[np.sort(order[place * batch_size : (place + 1) * batch_size])]
+
+
+def to_device(batch, device):
+    """Row array (B, S + 1) -> inputs and targets, int64 (B, S) each, on ``device``."""
+    tokens = torch.from_numpy(batch.astype(np.int64))
+    if device.type == "cuda":
+        tokens = tokens.pin_memory().to(device, non_blocking=True)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def next_token_loss(model, inputs, targets):
+    """Mean cross-entropy in nats per token."""
+    logits = model(inputs)  # (B, S, V)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def autocast(config, device):
+    """The context that gives the arithmetic ``config.dtype``; weights stay float32."""
+    if config.dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[config.dtype])
+
+
+def make_optimizer(model, config):
+    return torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def release_memory(device):
+    """Leave nothing of one training behind for the next: garbage, caches, compiled code."""
+    gc.collect()
+    clear_mask_cache()
+    torch.compiler.reset()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    synchronize(device)
+
+
+# --- one training ------------------------------------------------------------------------------
+
+
+class Trainer:
+    """One arm's model with its optimizer, and the step that trains it.
+
+    rows: array of tokens (N, S + 1); everything random follows from ``seed``.
+    """
+
+    def __init__(self, config, arm, rows, vocab_size, device, seed):
+        self.config, self.arm, self.rows = config, arm, rows
+        self.device, self.seed = device, seed
+        self.model = build_model(config, arm, vocab_size, device, seed)
+        self.optimizer = make_optimizer(self.model, config)
+        self.loss = next_token_loss
+        if config.compile != "none":
+            self.loss = torch.compile(next_token_loss, mode=config.compile, dynamic=False)
+
+    def step(self, batch, lr):
+        """One optimizer step on a batch of rows; returns the loss, still on the device."""
+        inputs, targets = to_device(batch, self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.config, self.device):
+            loss = self.loss(self.model, inputs, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_CLIP)
+        self.optimizer.step()
+        return loss.detach()
+
+    def warm_up(self, steps=UNTIMED_STEPS):
+        """Train ``steps`` steps and undo them: weights, optimizer, schedule and random state.
+
+        Returns the seconds of the first step and of the rest (the first one compiles).
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        saved = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+        seconds = []
+        self.model.train()
+        with torch.random.fork_rng(devices=devices):
+            for batch in batches(self.rows, self.config.batch_size, steps, self.seed):
+                started = time.perf_counter()
+                self.step(batch, self.config.lr)
+                synchronize(self.device)
+                seconds.append(time.perf_counter() - started)
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                value.copy_(saved[name])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer = make_optimizer(self.model, self.config)
+        return seconds[0], sum(seconds[1:])
+
+    @torch.no_grad()
+    def evaluate(self, held_out):
+        """Mean loss in nats per token over the held-out rows, dropout off, always eager."""
+        limit = self.config.val_batches * self.config.batch_size or len(held_out)
+        rows = held_out[:limit]
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.model.eval()
+        for start in range(0, len(rows), self.config.batch_size):
+            batch = rows[start : start + self.config.batch_size]
+            inputs, targets = to_device(batch, self.device)
+            with autocast(self.config, self.device):
+                total += next_token_loss(self.model, inputs, targets).double() * len(batch)
+        self.model.train()
+        return (total / len(rows)).item()
+
+
+class StepClock:
+    """Seconds of every step: CUDA events, read at the end so that no step waits, or the host's."""
+
+    def __init__(self, device):
+        self.cuda = device.type == "cuda"
+        self.marks = []
+        self.mark()
+
+    def mark(self):
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def seconds(self):
+        """Seconds between one mark and the next; call after synchronizing."""
+        pairs = zip(self.marks[:-1], self.marks[1:], strict=True)
+        if self.cuda:
+            return [before.elapsed_time(after) / 1e3 for before, after in pairs]
+        return [after - before for before, after in pairs]
+
+
+def timed_steps(trainer, steps, progress):
+    """Train ``steps`` steps; the only timed region.
+
+    Returns the finite losses' array (the last one is not finite where the training diverged), the
+    seconds of every step and of the whole.  ``progress(steps_done, loss)`` is called after every
+    step, with loss None where it has not been fetched from the device.
+    """
+    config, device = trainer.config, trainer.device
+    block = LOSS_BLOCK if device.type == "cuda" else 1
+    on_device = torch.empty(steps, device=device)
+    losses = []
+    synchronize(device)
+    started = time.perf_counter()
+    clock = StepClock(device)
+    for step, batch in enumerate(batches(trainer.rows, config.batch_size, steps, trainer.seed)):
+        lr = learning_rate(step, steps, config.lr, config.warmup_steps)
+        on_device[step] = trainer.step(batch, lr)
+        clock.mark()
+        fetched = None
+        if (step + 1) % block == 0 or step + 1 == steps:
+            losses += on_device[len(losses) : step + 1].tolist()
+            fetched = losses[-1]
+        progress(step + 1, fetched)
+        if fetched is not None and not np.isfinite(losses[-block:]).all():
+            break
+    synchronize(device)
+    seconds = time.perf_counter() - started
+    losses = np.array(losses, dtype=np.float32)
+    broken = np.flatnonzero(~np.isfinite(losses))
+    done = broken[0] + 1 if broken.size else len(losses)
+    return losses[:done], clock.seconds()[:done], seconds
+
+
+def _empty_metrics(seed):
+    """A training's metrics before anything was trained: times 0, results missing."""
+    missing = math.nan
+    return {
+        "seed": seed,
+        "total_steps": 0,
+        "total_tokens": 0,
+        "training_time": missing,
+        "tokens_per_second": missing,
+        "peak_memory_mb": missing,
+        "peak_reserved_mb": missing,
+        "final_loss": missing,
+        "avg_loss_last_100": missing,
+        "val_loss": missing,
+        "compile_time": 0.0,
+        "warmup_time": 0.0,
+        "eval_time": 0.0,
+        "wall_time": 0.0,
+        "status": "ok",
+        "message": "",
+        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "losses": np.zeros(0, dtype=np.float32),
+        "tokens_seen": np.zeros(0, dtype=np.int64),
+        "step_seconds": np.zeros(0, dtype=np.float32),
+    }
+
+
+def _training_metrics(config, losses, step_seconds, seconds):
+    """The figures that follow from a training's losses and times."""
+    steps = len(losses)
+    tokens = steps * config.batch_size * config.seq_len
+    metrics = {
+        "total_steps": steps,
+        "total_tokens": tokens,
+        "training_time": seconds,
+        "tokens_per_second": tokens / seconds,
+        "losses": losses,
+        "tokens_seen": np.arange(1, steps + 1, dtype=np.int64) * (tokens // steps),
+        "step_seconds": np.array(step_seconds, dtype=np.float32),
+    }
+    if np.isfinite(losses).all():
+        metrics["final_loss"] = float(losses[-1])
+        metrics["avg_loss_last_100"] = float(losses[-100:].mean(dtype=np.float64))
+    return metrics
+
+
+def is_out_of_memory(error):
+    """True for CUDA's out-of-memory error and for the CPU allocator's, which has no class."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: None):
+    """Train one arm from ``seed`` and measure it; returns ``(metrics, model)``.
+
+    dataset: has ``train`` and ``held_out`` rows (N, S + 1) and ``vocab_size``.  The metrics are
+    the keys of metrics_utils.NUMBERS, TEXTS and SERIES without the place in the experiment.  A
+    loss that is not finite or memory that runs out ends the training with ``status`` diverged or
+    out_of_memory (model None then) and a ``message``.
+    """
+    metrics = _empty_metrics(seed)
+    entered = time.perf_counter()
+    trainer = None
+    try:
+        if device.type == "cpu":
+            metrics["peak_memory_mb"] = child_peak_memory_mb(config, arm, dataset.vocab_size, seed)
+        trainer = Trainer(config, arm, dataset.train, dataset.vocab_size, device, seed)
+        first, rest = trainer.warm_up()
+        compiling = config.compile != "none"
+        metrics["compile_time"] = first if compiling else 0.0
+        metrics["warmup_time"] = rest if compiling else first + rest
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        steps = planned_steps(config, len(dataset.train))
+        losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
+        metrics |= _training_metrics(config, losses, step_seconds, seconds)
+        if device.type == "cuda":
+            metrics["peak_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+            metrics["peak_reserved_mb"] = torch.cuda.max_memory_reserved(device) / 2**20
+        if not np.isfinite(losses[-1]):
+            metrics["status"] = "diverged"
+            metrics["message"] = f"the loss became {losses[-1]} at step {len(losses)}"
+        else:
+            started = time.perf_counter()
+            metrics["val_loss"] = trainer.evaluate(dataset.held_out)
+            metrics["eval_time"] = time.perf_counter() - started
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not is_out_of_memory(error):
+            raise
+        metrics["status"] = "out_of_memory"
+        metrics["message"] = (
+            f"out of memory on {device}: lower --batch-size, --seq-len, --d-model or --layers"
+        )
+    metrics["wall_time"] = time.perf_counter() - entered
+    return metrics, trainer.model if metrics["status"] == "ok" else None
+
+
+# --- memory on a CPU ---------------------------------------------------------------------------
+# A process's high-water mark never falls, so one training's would leak into the next one's
+# figure: each is measured in a process of its own.
+
+
+def _resident_mb(peak):
+    """Resident memory of this process, now or at its peak, in MB; None where it cannot be read."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        line = next(s for s in status.splitlines() if s.startswith("VmHWM" if peak else "VmRSS"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource  # not on Windows
+
+        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    except ImportError:
+        return None
+    return usage / 2**20 if sys.platform == "darwin" else usage / 1024
+
+
+def child_peak_memory_mb(config, arm, vocab_size, seed):
+    """Growth of resident memory in MB while a fresh process trains the arm for a few steps.
+
+    The tokens are random: memory depends on how many there are, not on which.  NaN where the
+    system does not tell; raises MemoryError's RuntimeError where the child ran out of memory.
+    """
+    job = {"config": asdict(config), "arm": arm, "vocab_size": vocab_size, "seed": seed}
+    job["threads"] = torch.get_num_threads()
+    folder = str(Path(__file__).resolve().parent)
+    code = f"import sys; sys.path.insert(0, {folder!r}); import train_model as t; t._memory_child()"
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the child
+    )
+    if child.returncode:
+        last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        raise RuntimeError(f"the process that measures memory failed: {last}")
+    growth = json.loads(child.stdout.splitlines()[-1])
+    return math.nan if growth is None else growth
+
+
+def _memory_child():
+    """The child's side of ``child_peak_memory_mb``: the job on stdin, the growth on stdout."""
+    job = json.load(sys.stdin)
+    job["config"]["arms"] = tuple(job["config"]["arms"])
+    config = ExperimentConfig(**job["config"])
+    torch.set_num_threads(job["threads"])
+    shape = (config.batch_size * MEMORY_STEPS, config.seq_len + 1)
+    rows = np.random.default_rng(job["seed"]).integers(job["vocab_size"], size=shape)
+    before = _resident_mb(peak=False)
+    device = torch.device("cpu")
+    trainer = Trainer(config, job["arm"], rows, job["vocab_size"], device, job["seed"])
+    for batch in batches(rows, config.batch_size, MEMORY_STEPS, job["seed"]):
+        trainer.step(batch, config.lr)
+    after = _resident_mb(peak=True)
+    print(json.dumps(None if before is None else after - before))
