@@ -13,13 +13,20 @@ holds the rest as the bytes of a JSON text.
 import json
 import math
 import os
+import struct
 import tempfile
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
+from significance import ALPHA, LEVEL, paired_ratio, two_sample_t
+
 SCHEMA_VERSION = 1
+RESULTS_NAME = "experiment_results"
+REPORT_NAME = "improved_comparison_results.txt"
 ARM_ORDER = ("baseline", "window", "fused", "published")
 
 # Per run and arm.  Times in seconds, memory in MB (2**20 bytes), losses in nats per token.
@@ -52,7 +59,20 @@ SERIES = {"losses": np.float32, "tokens_seen": np.int64, "step_seconds": np.floa
 
 
 # What numpy, json and zipfile raise over a truncated, mutated or foreign file.
-_DAMAGE = (ValueError, TypeError, AttributeError, IndexError, EOFError, zipfile.BadZipFile)
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    EOFError,
+    SyntaxError,  # numpy evaluates an array's header as a literal
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    tokenize.TokenError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 class MetricsError(ValueError):
@@ -133,7 +153,7 @@ def _normalised_run(run, where):
     return out
 
 
-def save_metrics(metrics, metadata, output_dir, name="experiment_results"):
+def save_metrics(metrics, metadata, output_dir, name=RESULTS_NAME):
     """Write ``<name>.npz`` and ``<name>.json`` into ``output_dir``, each atomically.
 
     metrics: {arm: [run dict, ...]}; metadata: a JSON-like dict.  Returns the two paths.
@@ -224,3 +244,231 @@ def load_experiment(path):
 def load_metrics(path):
     """Metrics of a saved experiment as ``{arm: [run dict, ...]}``; see ``load_experiment``."""
     return load_experiment(path)[0]
+
+
+# --- summary and report ------------------------------------------------------------------------
+
+# key, words, unit, digits; for every one of them less is better
+OUTCOMES = (
+    ("training_time", "training time", "s", 2),
+    ("peak_memory_mb", "peak memory", "MB", 1),
+    ("avg_loss_last_100", "loss, last 100 steps", "nats", 4),
+    ("val_loss", "validation loss", "nats", 4),
+)
+CONTRASTS = (  # arm, reference, what the difference is
+    ("window", "baseline", "the published comparison: kernel and sparsity together"),
+    ("fused", "baseline", "the gain of the kernel"),
+    ("window", "fused", "the gain of sparsity alone"),
+    ("baseline", "published", "the gain of a cached mask"),
+    ("window", "published", "the published comparison with its own baseline"),
+)
+PRACTICAL_SHARE = 0.01  # a difference below 1 % is called so, significant or not
+
+
+def ordered_arms(metrics):
+    """The arms in their fixed order (ARM_ORDER first, then any others by name)."""
+    known = [arm for arm in ARM_ORDER if arm in metrics]
+    return known + sorted(set(metrics) - set(known))
+
+
+def ok_values(metrics, arm, key):
+    """The finite values of ``key`` over the arm's runs that ended well, as an array."""
+    values = np.array([run[key] for run in metrics[arm] if run["status"] == "ok"], dtype=np.float64)
+    return values[np.isfinite(values)]
+
+
+def shared_values(metrics, arms, key):
+    """Values of ``key`` over the runs that all ``arms`` finished well, an equal array for each."""
+    by_run = [
+        {r["run"]: r[key] for r in metrics[arm] if r["status"] == "ok" and math.isfinite(r[key])}
+        for arm in arms
+    ]
+    shared = sorted(set.intersection(*map(set, by_run)))
+    return [np.array([values[run] for run in shared], dtype=np.float64) for values in by_run]
+
+
+def _mean_std(values, digits):
+    if not values.size:
+        return "-"
+    if values.size == 1:
+        return f"{values[0]:,.{digits}f}"
+    return f"{values.mean():,.{digits}f} ± {values.std(ddof=1):,.{digits}f}"
+
+
+def _table(rows):
+    """Rows of texts as aligned lines, the first column to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def format_summary(metrics):
+    """Mean ± standard deviation over the runs, a line for each arm, as text."""
+    rows = [["arm", "runs"] + [f"{words} ({unit})" for _, words, unit, _ in OUTCOMES]]
+    for arm in ordered_arms(metrics):
+        ended_well = sum(run["status"] == "ok" for run in metrics[arm])
+        cells = [_mean_std(ok_values(metrics, arm, key), digits) for key, _, _, digits in OUTCOMES]
+        rows.append([arm, str(ended_well), *cells])
+    return "\n".join(_table(rows))
+
+
+def print_metrics_summary(metrics):
+    """Print ``format_summary``: mean ± standard deviation of every arm."""
+    print(format_summary(metrics))
+
+
+def _p_value(p):
+    return "-" if p is None else f"{p:.2g}" if p >= 1e-15 else "< 1e-15"
+
+
+def _interval(ratio):
+    return "-" if ratio.low is None else f"[{ratio.low:.4f}, {ratio.high:.4f}]"
+
+
+def _contrast_row(metrics, arm, reference, outcome):
+    """One line of a contrast's table, or None where no run gave a pair of values."""
+    key, words, *_ = outcome
+    x, ref = shared_values(metrics, (arm, reference), key)
+    if not x.size:
+        return None
+    ratio, published = paired_ratio(x, ref), two_sample_t(x, ref)
+    improvement = 100 * (1 - x.mean() / ref.mean())
+    t_test = "-" if published.t is None else f"t {published.t:.2f}, p {_p_value(published.p)}"
+    effect = "-" if published.d is None else f"{published.d:.2f}"
+    return [
+        words,
+        f"{improvement:+.2f} %",
+        f"{ratio.ratio:.4f}",
+        _interval(ratio),
+        _p_value(ratio.p),
+        t_test,
+        effect,
+        ratio.note,
+    ]
+
+
+def _contrast_lines(metrics, arm, reference, meaning):
+    header = ["", "improvement", "ratio", f"{LEVEL:.0%} interval", "paired p"]
+    header += ["two-sample t-test", "Cohen's d", ""]
+    rows = [_contrast_row(metrics, arm, reference, outcome) for outcome in OUTCOMES]
+    rows = [row for row in rows if row is not None]
+    if not rows:
+        return [f"{arm} against {reference}: no run in which both ended well, so no comparison."]
+    return [f"{arm} against {reference} ({meaning})", *_table([header, *rows])]
+
+
+def describe_time(ratio, arm, reference):
+    """One sentence on a training-time ratio arm / reference: size, interval and what it means."""
+    change = f"{abs(1 - ratio.ratio):.2%} {'less' if ratio.ratio < 1 else 'more'} time"
+    text = f"{arm} took {change} than {reference}"
+    if ratio.low is None:
+        return f"{text} ({ratio.note})."
+    # an interval of less time, in the direction that the sentence speaks of
+    low, high = sorted((abs(1 - ratio.low), abs(1 - ratio.high)))
+    if ratio.low <= 1 <= ratio.high:
+        return (
+            f"{arm} against {reference}: no difference detected, ratio {ratio.ratio:.4f} "
+            f"[{ratio.low:.4f}, {ratio.high:.4f}] includes 1."
+        )
+    text += f" [{low:.2%}, {high:.2%}], p {_p_value(ratio.p)}"
+    if abs(1 - ratio.ratio) < PRACTICAL_SHARE:
+        text += f": significant, but below {PRACTICAL_SHARE:.0%}"
+    return text + "."
+
+
+def _sparsity_sentence(sparsity, seq_len):
+    """What the control says about sparsity itself, whichever way it went."""
+    evidence = describe_time(sparsity, "window", "fused")
+    gained = sparsity.high is not None and sparsity.high < 1
+    if gained and 1 - sparsity.ratio >= PRACTICAL_SHARE:
+        return f"Sparsity made training faster at sequence length {seq_len:,}: {evidence}"
+    if sparsity.high is None and sparsity.ratio < 1:
+        return f"Whether sparsity pays at sequence length {seq_len:,} is not shown: {evidence}"
+    return f"Sparsity brought no speed at sequence length {seq_len:,}: {evidence}"
+
+
+def _decomposition_lines(metrics, metadata):
+    """baseline / window = (baseline / fused) x (fused / window), over the runs all three ended."""
+    if not {"baseline", "window", "fused"} <= set(metrics):
+        return [
+            "No decomposition: it needs the arms baseline, window and fused. Without the control "
+            "fused, a gain of window over baseline may come from the kernel and not from sparsity."
+        ]
+    baseline, window, fused = shared_values(
+        metrics, ("baseline", "window", "fused"), "training_time"
+    )
+    if not window.size:
+        return ["No decomposition: in no run did baseline, window and fused all end well."]
+    total, kernel = paired_ratio(baseline, window), paired_ratio(baseline, fused)
+    sparsity = paired_ratio(fused, window)
+    return [
+        "Where the speed comes from (training time, geometric means over the runs)",
+        f"  window over baseline {total.ratio:.3f}x = kernel {kernel.ratio:.3f}x (fused over "
+        f"baseline) x sparsity {sparsity.ratio:.3f}x (window over fused)",
+        "  " + _sparsity_sentence(paired_ratio(window, fused), metadata["config"]["seq_len"]),
+    ]
+
+
+def _heading_lines(metrics, metadata):
+    config, data = metadata["config"], metadata["data"]
+    world = metadata["environment"]
+    compiled = "eager" if config["compile"] == "none" else f"compiled ({config['compile']})"
+    title = "Sliding-window + dilated attention against full attention"
+    return [
+        title,
+        "=" * len(title),
+        f"{config['preset']} preset, {config['runs']} runs of {len(config['arms'])} arms on "
+        f"{world['device_name']}, torch {world['torch']}, {config['dtype']}, {compiled}",
+        f"model: d_model {config['d_model']}, {config['n_heads']} heads, {config['layers']} layers,"
+        f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}; window_size "
+        f"{config['window_size']}, dilation {config['dilation']}",
+        f"data: {data['path']}, {data['train_rows']:,} rows for training, the last "
+        f"{data['val_rows']:,} held out for validation; batches of {config['batch_size']}",
+        f"peak memory: {metadata['memory_measure']}",
+    ]
+
+
+def _warning_lines(metrics, metadata):
+    lines = []
+    if metadata["status"] != "complete":
+        done = sum(len(runs) for runs in metrics.values())
+        planned = len(metadata["plan"]["orders"]) * len(metadata["config"]["arms"])
+        lines.append(f"PARTIAL: {done} of {planned} trainings.")
+    for arm in ordered_arms(metrics):
+        for run in metrics[arm]:
+            if run["status"] != "ok":
+                lines.append(f"{arm}, run {run['run'] + 1}: {run['status']}: {run['message']}")
+    if any(len(runs) == 1 for runs in metrics.values()):
+        lines.append("One run: no spread, no test. Use --runs 6 or more for both.")
+    return lines
+
+
+def format_report(metrics, metadata):
+    """The whole report as text: every arm, every contrast, and where the speed comes from."""
+    parts = [_heading_lines(metrics, metadata), _warning_lines(metrics, metadata)]
+    parts.append(["Mean ± standard deviation over the runs", *format_summary(metrics).split("\n")])
+    for arm, reference, meaning in CONTRASTS:
+        if arm in metrics and reference in metrics:
+            parts.append(_contrast_lines(metrics, arm, reference, meaning))
+    parts.append(_decomposition_lines(metrics, metadata))
+    parts.append(
+        [
+            f"improvement: of the mean, positive where the first arm is lower. ratio: first arm / "
+            f"second, geometric mean over runs, with the {LEVEL:.0%} interval and p of the paired",
+            "t-test on log ratios. two-sample t-test and Cohen's d: as published, unpaired. "
+            f"alpha = {ALPHA}; no correction for the number of tests.",
+        ]
+    )
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def write_report(metrics, metadata, output_dir, name=REPORT_NAME):
+    """Write ``format_report`` into ``output_dir``; returns the path and the text."""
+    text = format_report(metrics, metadata)
+    path = Path(output_dir) / name
+    atomic_write(path, lambda file: file.write(text.encode()))
+    return path, text

@@ -103,11 +103,11 @@ PRESETS = {
     "laptop": {
         "runs": 6,
         "seq_len": 1024,
-        "batch_size": 2,
+        "batch_size": 1,
         "d_model": 128,
         "n_heads": 4,
-        "layers": 4,
-        "max_steps": 40,
+        "layers": 2,
+        "max_steps": 60,
         "lr": 2e-3,
         "warmup_steps": 10,
         "val_batches": 8,
@@ -253,7 +253,8 @@ def release_memory(device):
     """Leave nothing of one training behind for the next: garbage, caches, compiled code."""
     gc.collect()
     clear_mask_cache()
-    torch.compiler.reset()
+    if "torch._dynamo" in sys.modules:  # nothing was compiled before; importing it takes seconds
+        torch.compiler.reset()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     synchronize(device)

@@ -1,0 +1,540 @@
+"""The experiment: every arm trained in every run, in balanced random order, measured and reported.
+
+A run is a block: each arm once, from the same seed, adjacent in time, so that arms can be compared
+pair by pair.  ``python main.py`` runs it from the command line; ``run_experiment`` from a notebook.
+"""
+
+import argparse
+import itertools
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from create_model_plots import create_all_plots
+from metrics_utils import (
+    REPORT_NAME,
+    RESULTS_NAME,
+    atomic_write,
+    load_metrics,
+    save_metrics,
+    to_json,
+    write_report,
+)
+from prepare_data import describe, load_dataset, prepare_data
+from train_model import (
+    MEMORY_STEPS,
+    PRESETS,
+    ExperimentConfig,
+    Trainer,
+    build_model,
+    is_out_of_memory,
+    make_config,
+    planned_steps,
+    release_memory,
+    resolve_device,
+    train,
+)
+from window_attention import density
+
+EXIT_FAILED, EXIT_USAGE, EXIT_RUNS_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+WEIGHTS_NAME = "window_model_weights.pt"
+WEIGHTS_CONFIG_NAME = "window_model_config.json"
+NOT_CONFIG = ("preset", "dry_run", "debug")
+
+# for the estimate before the first training; measured times take over after it
+CHILD_SECONDS = 4  # a fresh process imports torch
+COMPILE_SECONDS = 20
+
+
+# --- the plan ----------------------------------------------------------------------------------
+
+
+def balanced_orders(arms, runs, rng):
+    """For every run the order of its arms: random, and balanced as far as ``runs`` allows.
+
+    The permutations of the arms are dealt as Latin squares (each arm once in each place), the
+    squares and the rows inside a square in random order; all are used before one comes again.  So
+    no order is used more than once oftener than another, and after every len(arms) runs each arm
+    has been first, second, ... equally often.
+    """
+    size = len(arms)
+    rest = itertools.permutations(arms[1:])
+    # the rotations of (first, *rest) form a Latin square, and the squares share no permutation
+    squares = [[(arms[0], *tail)[k:] + (arms[0], *tail)[:k] for k in range(size)] for tail in rest]
+    orders = []
+    while len(orders) < runs:
+        for square in rng.permutation(len(squares)):
+            orders += [squares[square][row] for row in rng.permutation(size)]
+    return orders[:runs]
+
+
+def make_plan(config):
+    """Orders and seeds of all runs, drawn from ``config.seed`` alone before anything is trained."""
+    for_orders, for_seeds = np.random.SeedSequence(config.seed).spawn(2)
+    orders = balanced_orders(config.arms, config.runs, np.random.default_rng(for_orders))
+    seeds = for_seeds.generate_state(config.runs)
+    return {"orders": [list(order) for order in orders], "seeds": [int(seed) for seed in seeds]}
+
+
+# --- what surrounds the experiment -------------------------------------------------------------
+
+
+def _git_revision():
+    """The commit of this checkout, with + where files differ from it; None outside a checkout."""
+    folder = Path(__file__).resolve().parent
+    try:
+        revision, changes = (
+            subprocess.run(
+                ["git", "-C", folder, *words],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            ).stdout.strip()
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision + ("+" if changes else "")
+
+
+def _cpu_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def describe_environment(device):
+    """The versions and the device that a result belongs to, as a JSON-like dict."""
+    cuda = device.type == "cuda"
+    threads = torch.get_num_threads()
+    return {
+        "device_name": torch.cuda.get_device_name(device)
+        if cuda
+        else f"{_cpu_name()} ({threads} threads)",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "threads": threads,
+        "logical_cpus": os.cpu_count(),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git_revision": _git_revision(),
+    }
+
+
+def estimate_seconds(config, arm, dataset, device):
+    """Roughly how long one training of the arm takes, from two timed eager steps; None: too big."""
+    eager = replace(config, compile="none")
+    trainer = None
+    try:
+        trainer = Trainer(eager, arm, dataset.train, dataset.vocab_size, device, seed=0)
+        first, rest = trainer.warm_up(steps=3)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    finally:
+        del trainer
+        release_memory(device)
+    step = rest / 2
+    held_out = config.val_batches or len(dataset.held_out) // config.batch_size
+    # a validation batch is a forward pass, a third of a step
+    seconds = first + step * (planned_steps(config, len(dataset.train)) + 3 + held_out / 3)
+    if device.type == "cpu":
+        seconds += CHILD_SECONDS + 3 * step  # the process that measures memory
+    return seconds + (COMPILE_SECONDS if config.compile != "none" else 0)
+
+
+def format_seconds(seconds):
+    """A rough duration in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Progress:
+    """Two bars on stderr, experiment and current training; plain lines where it is no terminal."""
+
+    def __init__(self, config, steps, estimates):
+        self.steps, self.trainings = steps, config.runs * len(config.arms)
+        self.runs = config.runs
+        self.seconds = {arm: [] if s is None else [s] for arm, s in estimates.items()}
+        self.measured = {arm: [] for arm in config.arms}
+        self.waiting = dict.fromkeys(config.arms, config.runs)
+        self.whole = tqdm(
+            total=self.trainings * steps,
+            desc="experiment",
+            unit="step",
+            disable=None,
+            position=0,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps "
+            "[{elapsed}{postfix}]",
+        )
+        self.current = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.current is not None:
+            self.current.close()
+        self.whole.close()
+
+    def seconds_left(self):
+        """What the trainings not yet started will take, from measured times where there are any."""
+        means = {
+            arm: float(np.mean(self.measured[arm] or self.seconds[arm]))
+            for arm in self.waiting
+            if self.measured[arm] or self.seconds[arm]
+        }
+        if not means:
+            return None
+        typical = float(np.mean(list(means.values())))
+        return sum(n * means.get(arm, typical) for arm, n in self.waiting.items())
+
+    def start(self, run, arm):
+        """A training begins; returns the callback for ``train_model.train``."""
+        self.waiting[arm] -= 1
+        self.current = tqdm(
+            total=self.steps,
+            desc=f"run {run + 1}/{self.runs} {arm}",
+            unit="step",
+            disable=None,
+            position=1,
+            leave=False,
+        )
+        self.whole.set_postfix_str(f"left about {self._left()}", refresh=False)
+
+        def advance(steps_done, loss):
+            self.whole.update(1)
+            self.current.update(1)
+            if loss is not None:
+                self.current.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+
+        return advance
+
+    def _left(self):
+        left = self.seconds_left()
+        return "?" if left is None else format_seconds(left)
+
+    def finish(self, run, arm, metrics):
+        """A training ended: one line that says how."""
+        self.current.close()
+        self.current = None
+        self.whole.update(self.steps - metrics["total_steps"])
+        self.measured[arm].append(metrics["wall_time"])
+        if metrics["status"] == "ok":
+            result = (
+                f"{metrics['training_time']:.1f} s, {metrics['peak_memory_mb']:.0f} MB, "
+                f"loss {metrics['final_loss']:.4f}, validation {metrics['val_loss']:.4f}"
+            )
+        else:
+            result = f"{metrics['status'].replace('_', ' ')}: {metrics['message']}"
+        say(f"run {run + 1}/{self.runs} {arm}: {result}; left about {self._left()}")
+
+
+def say(text):
+    """A line for the person at the screen: stderr, above the bars; stdout is the report alone."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def ensure_data(path):
+    """Prepare the default corpus where ``path`` does not exist yet, and say so."""
+    if Path(path).exists():
+        return
+    say(f"{path} is missing: preparing it from the Python standard library's own source")
+    say(describe(prepare_data(output=path)))
+
+
+def move_aside(output_dir):
+    """Move an earlier experiment's files into a folder of their own; returns it, or None."""
+    output_dir = Path(output_dir)
+    names = (f"{RESULTS_NAME}.npz", f"{RESULTS_NAME}.json", REPORT_NAME)
+    names += (WEIGHTS_NAME, WEIGHTS_CONFIG_NAME, "tokenizer.json")
+    old = [output_dir / name for name in names if (output_dir / name).exists()]
+    if not old:
+        return None
+    stamp = datetime.fromtimestamp(old[0].stat().st_mtime).strftime("%Y-%m-%d_%H-%M-%S")
+    folder = output_dir / f"earlier_{stamp}"
+    for number in itertools.count(2):
+        if not folder.exists():
+            break
+        folder = output_dir / f"earlier_{stamp}_{number}"
+    folder.mkdir()
+    for path in old:
+        path.rename(folder / path.name)
+    return folder
+
+
+def save_window_weights(model, config, dataset, output_dir):
+    """The window model's state_dict, and beside it what is needed to build it and to decode."""
+    output_dir = Path(output_dir)
+    weights = {name: value.cpu() for name, value in model.state_dict().items()}
+    atomic_write(output_dir / WEIGHTS_NAME, lambda file: torch.save(weights, file))
+    tokenizer = Path(config.data).resolve().parent / "tokenizer.json"
+    if tokenizer.is_file():
+        atomic_write(output_dir / "tokenizer.json", lambda file: file.write(tokenizer.read_bytes()))
+    arguments = {
+        "d_model": config.d_model,
+        "n_heads": config.n_heads,
+        "layers": config.layers,
+        "vocab_size": dataset.vocab_size,
+        "max_seq_len": config.seq_len,
+        "window_size": config.window_size,
+        "dilation": config.dilation,
+    }
+    content = {
+        "model": "GPTWindowModel",
+        "arguments": arguments,
+        "tokenizer": "tokenizer.json" if tokenizer.is_file() else None,
+        "weights": WEIGHTS_NAME,
+    }
+    text = to_json(content, indent=1)
+    atomic_write(output_dir / WEIGHTS_CONFIG_NAME, lambda file: file.write(text.encode()))
+
+
+# --- the experiment ----------------------------------------------------------------------------
+
+
+def describe_experiment(config, dataset, device):
+    """The metadata that is known before the first training; every random choice is in ``plan``."""
+    return {
+        "status": "partial",
+        "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "config": asdict(config),
+        "plan": make_plan(config),
+        "environment": describe_environment(device),
+        "data": {
+            "path": str(config.data),
+            "train_rows": len(dataset.train),
+            "val_rows": len(dataset.held_out),
+            "val_rows_used": min(
+                len(dataset.held_out),
+                config.val_batches * config.batch_size or len(dataset.held_out),
+            ),
+            "split": "the last 5 % of the rows are held out and never trained on",
+            "vocab_size": dataset.vocab_size,
+        },
+        "steps": planned_steps(config, len(dataset.train)),
+        "memory_measure": "torch.cuda.max_memory_allocated, reset after the warm-up"
+        if device.type == "cuda"
+        else f"resident growth of a fresh process that trains {MEMORY_STEPS} steps",
+    }
+
+
+def run_experiment(config, dataset=None, estimates=None):
+    """Train every arm in every run and save after every training.
+
+    Returns ``(metrics, metadata)`` as metrics_utils keeps them.  Files go to
+    ``config.output_dir``; a stop at any moment leaves there what was finished.
+    """
+    device = resolve_device(config.device)
+    if dataset is None:
+        dataset = load_dataset(config.data, config.seq_len, config.batch_size)
+    metadata = describe_experiment(config, dataset, device)
+    metrics = {arm: [] for arm in config.arms}
+    estimates = estimates or dict.fromkeys(config.arms)
+    launches = itertools.count()
+    orders, seeds = metadata["plan"]["orders"], metadata["plan"]["seeds"]
+    with Progress(config, metadata["steps"], estimates) as progress:
+        for run, (order, seed) in enumerate(zip(orders, seeds, strict=True)):
+            for position, arm in enumerate(order):
+                place = {"run": run, "position": position, "launch_index": next(launches)}
+                place["order"] = ",".join(order)
+                callback = progress.start(run, arm)
+                release_memory(device)
+                result, model = train(config, arm, dataset, seed, device, callback)
+                if arm == "window" and run == 0 and model is not None:
+                    save_window_weights(model, config, dataset, config.output_dir)
+                del model
+                release_memory(device)
+                metrics[arm].append(place | result)
+                if len(launched(metrics)) == len(orders) * len(config.arms):
+                    metadata["status"] = "complete"
+                save_metrics(metrics, metadata, config.output_dir)
+                progress.finish(run, arm, result)
+    return metrics, metadata
+
+
+def launched(metrics):
+    """All trainings so far, in the order in which they were started."""
+    runs = [run for runs in metrics.values() for run in runs]
+    return sorted(runs, key=lambda run: run["launch_index"])
+
+
+# --- the command line --------------------------------------------------------------------------
+
+
+def _default_text(name, default):
+    """A field's default, or one for each preset where they differ."""
+    values = {preset: changes.get(name, default) for preset, changes in PRESETS.items()}
+
+    def show(value):
+        return " ".join(value) if isinstance(value, tuple) else value
+
+    if len(set(values.values())) == 1:
+        return f"(default: {show(default)})"
+    return "(default: " + ", ".join(f"{preset} {show(v)}" for preset, v in values.items()) + ")"
+
+
+def build_parser():
+    """The command line, derived from the fields of ExperimentConfig."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Train a GPT with full attention and with sliding-window + dilated attention, "
+        "many times in balanced random order, and report what the sparsity buys in time, memory "
+        "and quality. Prepares its data when there is none.",
+        epilog="examples:\n"
+        "  python main.py                             the whole experiment with this machine's "
+        "preset\n"
+        "  python main.py --dry-run                   what it would do, and roughly how long\n"
+        "  python main.py --preset long --runs 3      where sparsity can pay (CUDA)\n"
+        "  python main.py --window-size 64 --dilation 8 --output-dir out/64_8 --plots-dir "
+        "out/64_8\n\n"
+        "exit codes: 0 done, 1 a file could not be written, 2 wrong options or data, 3 done but "
+        "a training diverged or ran out of memory, 130 interrupted",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="paper: the published experiment; long: S 4096 in compiled bfloat16; laptop: small "
+        "and short (default: paper with CUDA, laptop without)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    groups = {}
+    for item in fields(ExperimentConfig):
+        if "group" not in item.metadata:
+            continue
+        title = item.metadata["group"]
+        group = groups.setdefault(title, None) or parser.add_argument_group(title)
+        groups[title] = group
+        options = {"type": type(item.default)} if not isinstance(item.default, tuple) else {}
+        options |= item.metadata["argparse"]
+        text = f"{item.metadata['help']} {_default_text(item.name, item.default)}"
+        group.add_argument(f"--{item.name.replace('_', '-')}", help=text, **options)
+    return parser
+
+
+def config_from(arguments):
+    """The checked configuration that parsed arguments mean; ValueError for what cannot be run."""
+    chosen = {key: value for key, value in vars(arguments).items() if key not in NOT_CONFIG}
+    if "arms" in chosen:
+        chosen["arms"] = tuple(chosen["arms"])
+    device = resolve_device(chosen.get("device", "auto"))
+    preset = getattr(arguments, "preset", None) or ("paper" if device.type == "cuda" else "laptop")
+    return make_config(preset, **{**chosen, "device": str(device)})
+
+
+def check_writable(*folders):
+    """Raise OSError before hours of training for a folder that could not take the results."""
+    for folder in map(Path, folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+def introduce(config, dataset, device, estimates):
+    """Say what is about to happen, and roughly how long it will take."""
+    steps = planned_steps(config, len(dataset.train))
+    tokens = config.batch_size * config.seq_len
+    kept = density(config.seq_len, config.window_size, config.dilation)
+    model = build_model(config, "fused", dataset.vocab_size, torch.device("meta"), seed=0)
+    parameters = sum(p.numel() for p in model.parameters())
+    seconds = [s for s in estimates.values() if s is not None]
+    total = config.runs * sum(seconds)
+    compiled = "eager" if config.compile == "none" else f"torch.compile ({config.compile})"
+    say(
+        f"{config.preset} preset on {describe_environment(device)['device_name']}: "
+        f"{config.runs} runs x {len(config.arms)} arms ({', '.join(config.arms)}), "
+        f"{config.dtype}, {compiled}\n"
+        f"  model: {parameters / 1e6:.1f} M parameters, sequence length {config.seq_len:,}; "
+        f"window_size {config.window_size}, dilation {config.dilation} keep {kept:.1%} of the "
+        f"causal pairs\n"
+        f"  a training: {steps:,} steps of {tokens:,} tokens "
+        f"({steps * config.batch_size / len(dataset.train):.2f} passes over {len(dataset.train):,}"
+        f" rows); validation on {len(dataset.held_out):,} held-out rows\n"
+        f"  roughly {format_seconds(total)} in all, and a few seconds for the plots"
+    )
+    for arm, estimate in estimates.items():
+        if estimate is None:
+            say(f"  {arm} ran out of memory when tried: its trainings will probably fail")
+    if config.warmup_steps >= steps:
+        say(
+            f"  note: the learning rate is still rising at the end: --warmup-steps "
+            f"{config.warmup_steps}, {steps} steps"
+        )
+
+
+def run_command(arguments):
+    """What ``python main.py`` does once its arguments are parsed; returns the exit code."""
+    config = config_from(arguments)
+    device = torch.device(config.device)
+    check_writable(config.output_dir, config.plots_dir)
+    ensure_data(config.data)
+    dataset = load_dataset(config.data, config.seq_len, config.batch_size)
+    estimates = {arm: estimate_seconds(config, arm, dataset, device) for arm in config.arms}
+    introduce(config, dataset, device, estimates)
+    if getattr(arguments, "dry_run", False):
+        return 0
+    moved = move_aside(config.output_dir)
+    if moved is not None:
+        say(f"an earlier experiment's files are now in {moved}")
+    try:
+        metrics, metadata = run_experiment(config, dataset, estimates)
+    except KeyboardInterrupt:
+        say(f"interrupted: {_kept(config)}")
+        return EXIT_INTERRUPTED
+    report_path, report = write_report(metrics, metadata, config.output_dir)
+    print(report, flush=True)
+    paths = [Path(config.output_dir) / f"{RESULTS_NAME}.npz", report_path]
+    finished_well = [run for run in launched(metrics) if run["status"] == "ok"]
+    if finished_well:
+        paths += create_all_plots(metrics, metadata, config.plots_dir)
+    say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
+    return 0 if len(finished_well) == len(launched(metrics)) else EXIT_RUNS_FAILED
+
+
+def _kept(config):
+    """What an interrupted experiment leaves, in words."""
+    path = Path(config.output_dir) / f"{RESULTS_NAME}.npz"
+    if not path.exists():
+        return "no training had been finished, so nothing was kept"
+    done = len(launched(load_metrics(path)))
+    return f"{done} of {config.runs * len(config.arms)} trainings are kept in {path}"
+
+
+def main(argv=None):
+    """The command line of the experiment; returns the exit code (see --help)."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return run_command(arguments)
+    except KeyboardInterrupt:
+        say("interrupted before the first training")
+        return EXIT_INTERRUPTED
+    except (ValueError, OSError) as error:
+        if getattr(arguments, "debug", False):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, ValueError) else EXIT_FAILED

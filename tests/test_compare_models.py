@@ -1,0 +1,367 @@
+"""The experiment: its plan, what it leaves on disk, and its behaviour when things go wrong."""
+
+import itertools
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import compare_models
+import train_model
+from compare_models import (
+    Progress,
+    balanced_orders,
+    build_parser,
+    config_from,
+    format_seconds,
+    launched,
+    main,
+    make_plan,
+    move_aside,
+    run_experiment,
+)
+from create_model_plots import create_all_plots
+from gpt_win import GPTWindowModel
+from metrics_utils import load_experiment, load_metrics
+from train_model import PRESETS, Trainer, make_config
+
+TINY = "--seq-len 24 --d-model 16 --n-heads 2 --layers 1 --batch-size 2 --max-steps 4 --device cpu"
+TINY += " --window-size 5 --dilation 3 --warmup-steps 2 --val-batches 1 --lr 1e-2"
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty folder with a small data file; no child process and no plots there, to be quick."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare_models, "create_all_plots", lambda *_: [])
+    monkeypatch.setattr(train_model, "child_peak_memory_mb", lambda *_: 12.5)
+    tokens = np.random.default_rng(0).integers(40, size=(60, 25))
+    np.save("training_data.npy", tokens.astype(np.uint16))
+    return tmp_path
+
+
+def run_main(options=""):
+    return main([*TINY.split(), *options.split()])
+
+
+def contents(folder):
+    return sorted(os.listdir(folder))
+
+
+# --- the plan ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 60), st.integers(0, 2**32))
+def test_orders_are_balanced(arms, runs, seed):
+    arms = tuple("abcd"[:arms])
+    orders = balanced_orders(arms, runs, np.random.default_rng(seed))
+    assert len(orders) == runs
+    assert all(sorted(order) == sorted(arms) for order in orders)
+    counts = Counter(orders)
+    every = [counts[order] for order in itertools.permutations(arms)]
+    assert max(every) - min(every) <= 1
+    for start in range(0, runs - len(arms) + 1, len(arms)):
+        square = orders[start : start + len(arms)]
+        assert all(len(set(column)) == len(arms) for column in zip(*square, strict=True))
+
+
+def test_the_plan_follows_from_the_seed_alone():
+    plan = make_plan(make_config(runs=7, seed=5))
+    torch.manual_seed(1), np.random.seed(1)
+    assert make_plan(make_config(runs=7, seed=5, lr=1.0)) == plan
+    other = make_plan(make_config(runs=7, seed=6))
+    assert other["orders"] != plan["orders"] and other["seeds"] != plan["seeds"]
+    assert len(set(plan["seeds"])) == 7
+    longer = make_plan(make_config(runs=9, seed=5))
+    assert longer["seeds"][:7] == plan["seeds"] and longer["orders"][:7] == plan["orders"]
+    json.dumps(plan)
+
+
+# --- the experiment ----------------------------------------------------------------------------
+
+
+def test_an_experiment_leaves_results_report_weights_and_plots(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(compare_models, "create_all_plots", create_all_plots)
+    assert run_main("--runs 2") == 0
+    printed = capsys.readouterr()
+    assert contents("output") == [
+        "experiment_results.json",
+        "experiment_results.npz",
+        "improved_comparison_results.txt",
+        "window_model_config.json",
+        "window_model_weights.pt",
+    ]
+    assert len(contents("plots")) == 20
+    report = Path("output/improved_comparison_results.txt").read_text(encoding="utf-8")
+    assert printed.out == report + "\n"  # stdout is the report and nothing else
+    assert "run 2/2" in printed.err and "roughly" in printed.err
+    metrics, metadata = load_experiment("output/experiment_results.npz")
+    assert metadata["status"] == "complete"
+    assert metadata["data"]["val_rows"] == 3 and metadata["data"]["train_rows"] == 57
+    for arm, runs in metrics.items():
+        assert [run["status"] for run in runs] == ["ok", "ok"], arm
+        assert [run["seed"] for run in runs] == metadata["plan"]["seeds"]
+        for run in runs:
+            order = run["order"].split(",")
+            assert order == metadata["plan"]["orders"][run["run"]]
+            assert order[run["position"]] == arm
+    assert [run["launch_index"] for run in launched(metrics)] == list(range(6))
+
+
+def test_saved_weights_rebuild_the_first_runs_window_model(workplace):
+    assert run_main("--runs 1 --arms window") == 0
+    about = json.loads(Path("output/window_model_config.json").read_text())
+    weights = torch.load("output/window_model_weights.pt", weights_only=True)
+    model = GPTWindowModel(**about["arguments"])
+    model.load_state_dict(weights)
+    config = make_config(
+        seq_len=24, d_model=16, n_heads=2, layers=1, batch_size=2, window_size=5, dilation=3
+    )
+    dataset = compare_models.load_dataset("training_data.npy", 24, 2)
+    trainer = Trainer(config, "window", dataset.train, dataset.vocab_size, torch.device("cpu"), 0)
+    trainer.model.load_state_dict(weights)
+    run = load_metrics("output/experiment_results.json")["window"][0]
+    assert trainer.evaluate(dataset.held_out[:2]) == pytest.approx(run["val_loss"], rel=1e-6)
+
+
+def test_the_same_command_gives_the_same_losses_and_moves_the_old_results(workplace, capsys):
+    for _ in range(2):
+        assert run_main("--runs 2 --arms window fused") == 0
+    earlier = [name for name in contents("output") if name.startswith("earlier_")]
+    assert len(earlier) == 1 and earlier[0] in capsys.readouterr().err
+    old = load_metrics(f"output/{earlier[0]}/experiment_results.npz")
+    new = load_metrics("output/experiment_results.npz")
+    for arm in old:
+        for before, after in zip(old[arm], new[arm], strict=True):
+            assert before["losses"].tobytes() == after["losses"].tobytes()
+            assert before["val_loss"] == after["val_loss"]
+
+
+def test_move_aside_never_overwrites(tmp_path):
+    names = []
+    for content in ("one", "two", "three"):
+        path = tmp_path / "experiment_results.npz"
+        path.write_text(content)
+        os.utime(path, (0, 0))
+        names.append(move_aside(tmp_path))
+    kept = [(folder / "experiment_results.npz").read_text() for folder in names]
+    assert kept == ["one", "two", "three"]
+    assert move_aside(tmp_path) is None
+
+
+def test_sequence_length_is_recut_from_the_same_tokens(workplace):
+    assert run_main("--runs 1 --arms fused --seq-len 49") == 0
+    metadata = load_experiment("output/experiment_results.npz")[1]
+    assert metadata["data"]["train_rows"] + metadata["data"]["val_rows"] == 60 * 25 // 50
+
+
+def test_dry_run_trains_nothing(workplace, capsys):
+    assert run_main("--dry-run") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "" and "roughly" in printed.err
+    assert contents("output") == []
+
+
+def break_training(monkeypatch, arm, fail):
+    """Make the timed steps of one arm fail; the untimed ones of the estimate go on working."""
+    timed_steps = train_model.timed_steps
+
+    def maybe(trainer, steps, progress):
+        if trainer.arm == arm:
+            fail(trainer)
+        return timed_steps(trainer, steps, progress)
+
+    monkeypatch.setattr(train_model, "timed_steps", maybe)
+
+
+def poison(trainer):
+    with torch.no_grad():
+        trainer.model.fc_out.bias.fill_(float("nan"))
+
+
+def out_of_memory(trainer):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [
+        (poison, "run 1/2 window: diverged: the loss became nan at step 1"),
+        (out_of_memory, "run 1/2 window: out of memory: out of memory on cpu: lower --batch-size"),
+    ],
+)
+def test_a_failed_training_is_named_and_the_experiment_goes_on(
+    workplace, monkeypatch, capsys, fail, words
+):
+    break_training(monkeypatch, "window", fail)
+    assert run_main("--runs 2") == 3
+    printed = capsys.readouterr()
+    assert words in printed.err
+    metrics = load_metrics("output/experiment_results.npz")
+    assert [run["status"] != "ok" for run in metrics["window"]] == [True, True]
+    assert [run["status"] for run in metrics["fused"]] == ["ok", "ok"]
+    assert "nan" not in printed.out.split("alpha")[0].replace("became nan", "")
+
+
+def test_nothing_but_failures_still_ends_with_a_report(workplace, monkeypatch, capsys):
+    break_training(monkeypatch, "window", out_of_memory)
+    assert run_main("--runs 1 --arms window") == 3
+    assert "out_of_memory" in capsys.readouterr().out
+    assert contents("plots") == []
+
+
+def test_ctrl_c_keeps_what_was_finished(workplace, monkeypatch, capsys):
+    started = []
+
+    def interrupt_third(config, arm, *rest):
+        started.append(arm)
+        if len(started) == 3:
+            raise KeyboardInterrupt
+        return train_model.train(config, arm, *rest)
+
+    monkeypatch.setattr(compare_models, "train", interrupt_third)
+    assert run_main("--runs 4") == 130
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == (
+        "interrupted: 2 of 12 trainings are kept in output/experiment_results.npz"
+    ).replace("/", os.sep)
+    metrics, metadata = load_experiment("output/experiment_results.npz")
+    assert len(launched(metrics)) == 2 and metadata["status"] == "partial"
+
+
+def test_ctrl_c_before_the_first_training(workplace, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_models, "estimate_seconds", interrupt)
+    assert run_main() == 130
+    monkeypatch.undo()
+    os.chdir(workplace)
+    monkeypatch.setattr(compare_models, "train", interrupt)
+    assert run_main() == 130
+    assert "no training had been finished" in capsys.readouterr().err
+
+
+def test_notebook_use_needs_no_command_line(workplace):
+    config = make_config(
+        "laptop", runs=1, seq_len=24, d_model=16, n_heads=2, layers=1, max_steps=2, arms=("fused",)
+    )
+    metrics, metadata = run_experiment(config)
+    assert metrics["fused"][0]["total_steps"] == 2 and metadata["status"] == "complete"
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--n-heads 3", "--d-model 16 is not divisible by --n-heads 3"),
+        ("--window-size 0", "--window-size must be at least 1, got 0"),
+        ("--dilation -1", "--dilation must be at least 0, got -1"),
+        ("--runs 0", "--runs must be at least 1, got 0"),
+        ("--device cuda:77", "--device cuda:77: this machine has"),
+        ("--arms window window", "--arms names an arm twice"),
+        ("--seq-len 5000", "at --seq-len 5,000"),
+        ("--batch-size 59", "59"),
+    ],
+)
+def test_wrong_options_get_one_line_and_exit_code_2(workplace, capsys, options, words):
+    assert run_main(options) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ") and words in printed.err
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options", ["--arms sparse", "--dtype float16", "--runs many", "--preset big", "--nonsense"]
+)
+def test_options_that_argparse_refuses(workplace, capsys, options):
+    with pytest.raises(SystemExit) as stop:
+        run_main(options)
+    assert stop.value.code == 2
+    assert options.split()[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros(100, np.int64), "2"),
+        (np.zeros((50, 25), np.float32), "integers"),
+        (np.full((50, 25), -1), "negative"),
+        (np.zeros((50, 1), np.int64), "2 tokens"),
+        (np.zeros((2, 25), np.int64), "rows"),
+        (np.array([[1, None]], dtype=object), "pickle"),
+    ],
+)
+def test_bad_data_gets_one_line_and_exit_code_2(workplace, capsys, array, words):
+    np.save("training_data.npy", array, allow_pickle=True)
+    assert run_main() == 2
+    printed = capsys.readouterr()
+    assert "training_data.npy" in printed.err and words in printed.err
+    assert printed.err.count("\n") == 1 and contents("output") == []
+
+
+def test_a_file_where_the_output_folder_should_be(workplace, capsys):
+    (workplace / "taken").write_text("")
+    assert run_main("--output-dir taken") == 1
+    assert "taken" in capsys.readouterr().err
+    with pytest.raises(OSError):
+        run_main("--output-dir taken --debug")
+
+
+# --- options and progress ----------------------------------------------------------------------
+
+
+def test_help_is_complete_and_grouped():
+    text = build_parser().format_help()
+    documented = "runs seed arms preset device dtype compile batch-size max-steps seq-len d-model"
+    documented += " n-heads layers window-size dilation lr warmup-steps data output-dir plots-dir"
+    for option in documented.split():
+        assert f"--{option} " in text or f"--{option}\n" in text, option
+    for group in ("experiment:", "training:", "model:", "pattern:", "files:"):
+        assert f"\n{group}\n" in text
+    assert "paper 256, long 4096, laptop 1024" in " ".join(text.split())
+
+
+def test_presets_give_defaults_and_options_override_them():
+    parser = build_parser()
+    assert config_from(parser.parse_args(["--preset", "long", "--device", "cpu"])).seq_len == 4096
+    arguments = ["--preset", "laptop", "--seq-len", "64", "--compile", "--arms", "window", "fused"]
+    config = config_from(parser.parse_args([*arguments, "--device", "cpu"]))
+    assert (config.seq_len, config.compile, config.arms) == (64, "default", ("window", "fused"))
+    assert config.runs == PRESETS["laptop"]["runs"]
+
+
+def test_the_default_preset_follows_the_device(monkeypatch):
+    for available, preset in ((False, "laptop"), (True, "paper")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda value=available: value)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        assert config_from(build_parser().parse_args([])).preset == preset
+
+
+def test_time_left_uses_each_arms_own_time(capsys):
+    config = make_config(runs=3, arms=("window", "fused"))
+    with Progress(config, steps=5, estimates={"window": 100.0, "fused": None}) as progress:
+        assert progress.seconds_left() == 600  # the unknown arm is taken as a typical one
+        progress.start(0, "window")
+        outcome = {"status": "ok", "wall_time": 10.0, "total_steps": 5}
+        outcome |= {"training_time": 9.0, "peak_memory_mb": 3.0, "final_loss": 2.0, "val_loss": 2.1}
+        progress.finish(0, "window", outcome)
+        assert progress.seconds_left() == 10 * 2 + 10 * 3
+    assert "run 1/3 window: 9.0 s, 3 MB, loss 2.0000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(4.4, "4 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_durations_in_words(seconds, words):
+    assert format_seconds(seconds) == words

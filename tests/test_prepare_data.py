@@ -1,0 +1,459 @@
+"""The data format: what is written can be read back, and bad data is refused in one line."""
+
+import math
+import os
+import pickle
+import random
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import prepare_data as module
+from prepare_data import DataError, describe, load_dataset, main, prepare_data
+
+quick = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+EARLIER = b"an earlier file"
+
+
+def words(seed, count):
+    rng = random.Random(seed)
+    return " ".join(
+        rng.choice(("token", "row", "été", "日本", "x+y", "\n\t")) for _ in range(count)
+    )
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A folder of text with everything that must be left out; its documents in order."""
+    folder = tmp_path / "corpus"
+    texts = {
+        "B.md": "capital letters sort first\r\n" + words(0, 300),
+        "a-b.txt": words(1, 300),
+        "a/z.py": words(2, 300),
+        "a/z/deep.TXT": "\ufefftabs\t and trailing space \n" + words(3, 300),
+        "b.rst": "it spells out <|endoftext|> itself\n" + words(4, 300),
+    }
+    others = {".hidden/x.txt": b"hidden", "empty.txt": b"", "blank.txt": b" \n\n", "z.exe": b"MZ"}
+    others |= {"nul.txt": b"nul\0nul", "a/.git/y.py": b"hidden"}
+    for name, data in (others | {name: text.encode() for name, text in texts.items()}).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder, [texts[name] for name in sorted(texts)]
+
+
+def decoded(folder):
+    """The documents in a prepared file, by its tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokens = np.load(folder / "data.npy", allow_pickle=False).reshape(-1)
+    documents = np.split(tokens, np.flatnonzero(tokens == tokenizer.token_to_id("<|endoftext|>")))
+    heads = [documents[0], *(document[1:] for document in documents[1:])]
+    return [tokenizer.decode(head.tolist(), skip_special_tokens=False) for head in heads]
+
+
+def save(tmp_path, array, name="own.npy"):
+    path = tmp_path / name
+    np.save(path, array)
+    return path
+
+
+def tokens_of(dataset):
+    return np.concatenate([dataset.train, dataset.held_out]).reshape(-1)
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def test_documents_come_back_whole_in_order_and_separated(corpus, tmp_path):
+    folder, texts = corpus
+    prepared = prepare_data([folder], seq_len=1, vocab_size=400, output=tmp_path / "data.npy")
+    *documents, rest = decoded(tmp_path)
+    # rows of two tokens drop one token at most: the separator after the last document
+    assert (documents if rest == "" else [*documents, rest]) == texts
+    assert prepared.documents == len(texts)
+
+
+def test_what_prepare_data_returns_is_what_the_file_holds(corpus, tmp_path):
+    output = tmp_path / "new" / "folder" / "data.npy"
+    prepared = prepare_data(corpus[0], seq_len=9, vocab_size=280, output=output)
+    rows = np.load(output, allow_pickle=False)
+    assert prepared.tokens < sum(len(text.encode()) for text in corpus[1])  # words were merged
+    assert rows.shape == (prepared.rows, 10) and rows.size == prepared.tokens
+    assert rows.dtype == np.uint16 and rows.max() < prepared.vocab_size == 280
+    dataset = load_dataset(output)
+    assert (dataset.seq_len, dataset.tokens) == (9, prepared.tokens)
+    assert dataset.vocab_size == 280 and dataset.path == str(output)
+    for number in ("5 documents", f"{prepared.tokens:,} tokens", f"{prepared.rows:,} rows", "280"):
+        assert number in describe(prepared)
+    assert sorted(os.listdir(output.parent)) == ["data.npy", "tokenizer.json"]
+
+
+def test_only_the_last_tokens_that_fill_no_row_are_dropped(corpus, tmp_path):
+    for seq_len, name in ((1, "a.npy"), (36, "b.npy")):
+        prepare_data([corpus[0]], seq_len, 300, tmp_path / name)
+    finest, rows = (np.load(tmp_path / name).reshape(-1) for name in ("a.npy", "b.npy"))
+    assert 0 <= finest.size - rows.size < 37
+    np.testing.assert_array_equal(rows, finest[: rows.size])
+
+
+def test_same_corpus_gives_same_bytes_in_another_process(corpus, tmp_path):
+    contents = set()
+    for name, threads in (("one", "1"), ("two", "4")):
+        output = tmp_path / name / "data.npy"
+        command = [sys.executable, ROOT / "prepare_data.py", corpus[0], "--output", output]
+        environment = os.environ | {"RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert "5 documents" in done.stdout and done.stderr == ""
+        contents.add((output.read_bytes(), (output.parent / "tokenizer.json").read_bytes()))
+    assert len(contents) == 1
+
+
+def test_preparing_again_inside_the_corpus_gives_the_same_bytes(corpus):
+    folder, _ = corpus
+    output = folder / "data.npy"
+    prepare_data([folder], 8, 300, output)
+    first = output.read_bytes()
+    prepare_data([folder], 8, 300, folder / "a" / ".." / "data.npy")
+    assert output.read_bytes() == first
+
+
+def test_named_file_is_taken_whatever_its_suffix_and_bad_utf8_is_replaced(tmp_path):
+    (tmp_path / ".log").write_bytes(b"caf\xe9 " * 50)
+    prepare_data(str(tmp_path / ".log"), 1, 300, tmp_path / "data.npy")
+    assert decoded(tmp_path)[0].startswith("caf\ufffd caf\ufffd ")
+
+
+def test_paths_are_read_in_the_order_given(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text(name * 9)
+    prepare_data([tmp_path / "b", tmp_path / "a"], 1, 300, tmp_path / "data.npy")
+    assert [text for text in decoded(tmp_path) if text] == ["b" * 9, "a" * 9]
+
+
+def test_vocabulary_of_bytes_alone_is_written_as_uint16(tmp_path):
+    (tmp_path / "a").write_bytes(b"ab" * 20)
+    prepared = prepare_data([tmp_path / "a"], 4, 257, tmp_path / "data.npy")
+    assert prepared.vocab_size == 257
+    assert prepared.tokens == 40  # 40 bytes and the end of text: 41 tokens, rows of 5
+    assert np.load(tmp_path / "data.npy").dtype == np.uint16
+
+
+@quick
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=3), min_size=1))
+def test_any_text_survives_the_round_trip(tmp_path, texts):
+    texts = [f"document{text}" for text in (text.replace("\0", "") for text in texts)]
+    paths = [tmp_path / str(i) for i in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(text.encode())
+    prepare_data(paths, 1, 270, tmp_path / "data.npy")
+    *documents, rest = decoded(tmp_path)
+    assert (documents if rest == "" else [*documents, rest]) == texts
+
+
+def test_default_corpus_is_the_library_without_tests_and_packages():
+    library = Path(module.sysconfig.get_paths()["stdlib"])
+    files = module._corpus_files([])
+    names = [path.relative_to(library).as_posix() for path, _ in files]
+    assert names == sorted(names) and {"argparse.py", "json/decoder.py"} <= set(names)
+    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    assert all(name.endswith(".py") and not left_out & set(name.split("/")) for name in names)
+    assert 5e6 < sum(path.stat().st_size for path, _ in files) < 5e7
+
+
+def test_loading_needs_neither_tokenizers_nor_torch(tmp_path):
+    path = save(tmp_path, np.ones((40, 5), np.int64))
+    code = (
+        f"import sys, prepare_data; prepare_data.load_dataset({str(path)!r}); "
+        "sys.exit(any(name in sys.modules for name in ('tokenizers', 'torch')))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+@quick
+@given(
+    st.integers(1, 60),
+    st.integers(2, 9),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.sampled_from("CF"),
+)
+def test_rows_cut_anew_are_the_same_stream_of_tokens(tmp_path, rows, width, seq_len, batch, order):
+    array = np.arange(rows * width, dtype=np.uint32).reshape(rows, width)
+    path = save(tmp_path, np.asarray(array, order=order))
+    count = rows * width // (seq_len + 1)
+    held_out = math.ceil(count * Fraction(5, 100))
+    if count - held_out < batch:
+        with pytest.raises(DataError, match=f"{count} rows"):
+            load_dataset(path, seq_len, batch)
+        return
+    dataset = load_dataset(path, seq_len, batch)
+    assert dataset.train.shape == (count - held_out, seq_len + 1)
+    assert dataset.held_out.shape == (held_out, seq_len + 1)
+    # each token once and in order: held-out rows are the last and no token of them is trained on
+    np.testing.assert_array_equal(tokens_of(dataset), np.arange(count * (seq_len + 1)))
+    assert dataset.vocab_size == rows * width
+
+
+@pytest.mark.parametrize("rows", [2, 20, 21, 60, 100, 140, 12_184, 1_000_000])
+def test_held_out_rows_are_five_percent_rounded_up(rows):
+    assert module._held_out_rows(rows) == -(-rows * 5 // 100)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 19, 20, 38, 400])
+def test_message_on_too_few_rows_gives_the_number_that_suffices(tmp_path, batch_size):
+    with pytest.raises(DataError, match=r"more text.*--seq-len.*--batch-size") as error:
+        load_dataset(save(tmp_path, np.ones((1, 5), np.uint16)), batch_size=batch_size)
+    needed = int(str(error.value).split(" needed")[0].split()[-1])
+    dataset = load_dataset(save(tmp_path, np.ones((needed, 5), np.uint16)), None, batch_size)
+    assert len(dataset.train) >= batch_size
+    with pytest.raises(DataError):
+        load_dataset(save(tmp_path, np.ones((needed - 1, 5), np.uint16)), None, batch_size)
+
+
+@pytest.mark.parametrize("seq_len", [None, 4, 7])
+def test_rows_are_mapped_not_loaded_and_cannot_be_changed(tmp_path, seq_len):
+    dataset = load_dataset(save(tmp_path, np.ones((50, 5), np.uint16)), seq_len)
+    for rows in (dataset.train, dataset.held_out):
+        assert isinstance(rows, np.memmap) and not rows.flags.owndata
+        base = rows
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        assert not isinstance(base.base, bytes) and not rows.flags.writeable
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "<u2", ">u2", "<u4", ">i4", "<i8", ">i8", "u8"])
+def test_own_arrays_of_any_integer_dtype_keep_their_values(tmp_path, dtype):
+    expected = np.arange(125).reshape(25, 5)
+    dataset = load_dataset(save(tmp_path, expected.astype(dtype)), 3)
+    np.testing.assert_array_equal(tokens_of(dataset).astype(np.int64), expected.reshape(-1)[:124])
+    assert dataset.vocab_size == 125 and dataset.train.dtype == np.dtype(dtype)
+
+
+def test_extremes_are_found_in_every_piece_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TOKENS_AT_ONCE", 20)
+    for place in ((0, 0), (13, 2), (29, 4)):
+        rows = np.ones((30, 5), np.int64)
+        rows[place] = 70_000
+        assert load_dataset(save(tmp_path, rows)).vocab_size == 70_001
+        rows[place] = -100
+        with pytest.raises(DataError, match="negative token, -100"):
+            load_dataset(save(tmp_path, rows))
+
+
+# --- bad data ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "array, reason",
+    [
+        (np.ones(60, np.uint16), "1 dimensions"),
+        (np.ones((5, 4, 3), np.uint16), "3 dimensions"),
+        (np.uint16(3), "0 dimensions"),
+        (np.ones((50, 5), bool), "bool, not integers"),
+        (np.ones((50, 5), np.float32), "float32, not integers"),
+        (np.ones((50, 5), "m8[s]"), "timedelta64"),
+        (np.ones((50, 5), [("token", "u2")]), "not integers"),
+        (np.ones((50, 1), np.uint16), "shorter than 2"),
+        (np.ones((50, 0), np.uint16), "shorter than 2"),
+        (np.ones((0, 5), np.uint16), "0 rows"),
+        (np.full((50, 5), -1, np.int64), "negative token, -1"),
+    ],
+)
+def test_arrays_that_are_no_rows_of_tokens_are_refused(tmp_path, array, reason):
+    path = save(tmp_path, array)
+    with pytest.raises(DataError, match=reason) as error:
+        load_dataset(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_values_and_places_that_cannot_be_are_refused(tmp_path):
+    path = save(tmp_path, np.ones((50, 5), np.uint16))
+    for seq_len, batch_size, option in (
+        (0, 1, "--seq-len"),
+        (-1, 1, "--seq-len"),
+        (4, 0, "--batch"),
+    ):
+        with pytest.raises(DataError, match=option):
+            load_dataset(path, seq_len, batch_size)
+    with pytest.raises(DataError, match=r"no\.npy: no such file: .*prepare_data"):
+        load_dataset(tmp_path / "no.npy")
+    with pytest.raises(DataError, match="is no file"):
+        load_dataset(tmp_path)
+
+
+def test_file_truncated_anywhere_is_refused(tmp_path):
+    path = save(tmp_path, np.ones((50, 5), np.uint16))
+    data = path.read_bytes()
+    for length in (0, 3, 6, 8, 9, 40, 127, 128, 129, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(DataError, match=r"own\.npy: truncated.*write it again"):
+            load_dataset(path)
+
+
+@quick
+@given(st.integers(0, 127), st.binary(min_size=1, max_size=6))
+def test_damaged_header_is_refused_or_read_but_never_crashes(tmp_path, place, damage):
+    path = save(tmp_path, np.ones((50, 5), np.uint16))
+    data = bytearray(path.read_bytes())
+    data[place : place + len(damage)] = damage
+    path.write_bytes(data)
+    try:
+        load_dataset(path)
+    except DataError as error:
+        assert "\n" not in str(error)
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["object array", "bare pickle", "archive"])
+def test_pickled_file_is_refused_and_not_executed(tmp_path, kind):
+    sign, path = tmp_path / "executed", tmp_path / "own.npy"
+    array = np.array([[Bomb(sign)] * 5] * 50, dtype=object)
+    with path.open("wb") as file:
+        if kind == "object array":
+            np.save(file, array, allow_pickle=True)
+        elif kind == "archive":
+            np.savez(file, array=array)
+        else:
+            pickle.dump(Bomb(sign), file)
+    with pytest.raises(DataError, match="pickled"):
+        load_dataset(path)
+    assert not sign.exists()
+    if kind == "object array":  # the bomb is live
+        np.load(path, allow_pickle=True)
+        assert sign.exists()
+
+
+def run_main(capsys, *arguments):
+    """Exit code and stderr of the command line; stdout must be empty."""
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return code, captured.err
+
+
+BAD_CALLS = {
+    "missing path": (["no-such-file"], "no-such-file: no such file or folder"),
+    "missing beside good": (["good.txt", "nope"], "nope: no such file"),
+    "empty file": (["empty.txt"], "empty.txt: no text"),
+    "blank file": (["blank.txt"], "blank.txt: no text"),
+    "folder without text": (["folder"], "folder: no text"),
+    "binary file": (["good.txt", "binary.txt"], "binary.txt: binary"),
+    "special file": ([os.devnull], os.devnull),
+    "vocabulary too small": (["good.txt", "--vocab-size", "256"], "--vocab-size must be from 257"),
+    "vocabulary too large": (["good.txt", "--vocab-size", str(10**30)], "--vocab-size must be"),
+    "seq_len": (["good.txt", "--seq-len", "0"], "--seq-len must be at least 1, got 0"),
+    "too little text": (["good.txt", "--seq-len", "99999"], "--seq-len 99999"),
+    "long path": (["x" * 5000], "xxx"),
+    "not .npy": (["good.txt", "--output", "good.txt"], "good.txt: must end in .npy"),
+    "output is a folder": (["good.txt", "--output", "folder.npy"], "folder.npy: a folder"),
+    "below a file": (["good.txt", "--output", "good.txt/data.npy"], "good.txt is no writable"),
+}
+
+
+@pytest.mark.parametrize("arguments, reason", BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_call_gives_one_line_and_leaves_files_alone(
+    tmp_path, monkeypatch, capsys, arguments, reason
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("folder", "folder.npy"):
+        Path(name).mkdir()
+    contents = {"good.txt": b"good text " * 99, "empty.txt": b"", "blank.txt": b"\n \n"}
+    contents |= {"binary.txt": b"\0", "training_data.npy": EARLIER, "tokenizer.json": EARLIER}
+    for name, data in contents.items():
+        Path(name).write_bytes(data)
+    code, message = run_main(capsys, *arguments)
+    assert code == 2 and message.count("\n") == 1 and reason in message
+    assert {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()} == contents
+    assert sum(1 for _ in tmp_path.rglob("*")) == len(contents) + 2
+
+
+def test_missing_output_folder_is_not_created_for_nothing(tmp_path, capsys):
+    code, _ = run_main(capsys, tmp_path / "nope", "--output", tmp_path / "new" / "data.npy")
+    assert code == 2 and not (tmp_path / "new").exists()
+
+
+def test_unreadable_file_is_named(tmp_path, monkeypatch, capsys):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "secret.txt").write_text("text")
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything
+    code, message = run_main(capsys, tmp_path, "--output", tmp_path / "data.npy")
+    assert code == 2 and message.count("\n") == 1
+    assert f"{tmp_path / 'secret.txt'}: cannot be read" in message and "Permission" in message
+
+
+def test_unreadable_folder_is_named_not_skipped(tmp_path, monkeypatch, capsys):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setattr(os, "scandir", refuse)
+    code, message = run_main(capsys, tmp_path, "--output", tmp_path / "data.npy")
+    assert code == 2 and message.count("\n") == 1 and str(tmp_path) in message
+
+
+def test_unreadable_data_is_named(tmp_path, monkeypatch):
+    def refuse(path, mode):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = save(tmp_path, np.ones((50, 5), np.uint16))
+    monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
+    with pytest.raises(DataError, match=r"own\.npy: cannot be read .*Permission denied"):
+        load_dataset(path)
+
+
+def test_unwritable_folder_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(module, "_train_tokenizer", None)
+    (tmp_path / "a.txt").write_text("text")
+    code, message = run_main(capsys, tmp_path / "a.txt", "--output", tmp_path / "data.npy")
+    assert code == 2 and message.count("\n") == 1 and "no writable folder" in message
+
+
+def test_full_disk_leaves_both_earlier_files(corpus, tmp_path, monkeypatch, capsys):
+    def fill(file, rows, allow_pickle):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "data.npy").write_bytes(EARLIER)
+    (tmp_path / "tokenizer.json").write_bytes(EARLIER)
+    monkeypatch.setattr(np, "save", fill)
+    arguments = (corpus[0], "--seq-len", 8, "--output", tmp_path / "data.npy")
+    code, message = run_main(capsys, *arguments)
+    assert code == 2 and message.count("\n") == 1 and "No space left" in message
+    assert (tmp_path / "data.npy").read_bytes() == EARLIER
+    assert (tmp_path / "tokenizer.json").read_bytes() == EARLIER
+    assert sorted(os.listdir(tmp_path)) == ["corpus", "data.npy", "tokenizer.json"]
+
+
+def test_help_gives_defaults_and_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "example: python prepare_data.py" in text
+    for default in ("256", "10000", "training_data.npy", "Python's standard library"):
+        assert f"default: {default})" in text
