@@ -301,7 +301,7 @@ def _vocab_size(path, rows):
 
 def _held_out_rows(rows):
     """Rows held out of ``rows``: 5 % rounded up."""
-    return math.ceil(round(rows * HELD_OUT_SHARE, 6))  # 140 * 0.05 is a bit more than 7
+    return math.ceil(rows * HELD_OUT_SHARE)
 
 
 def _check_enough(path, rows, seq_len, batch_size):

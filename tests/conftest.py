@@ -6,10 +6,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 matplotlib.use("Agg")
+torch.set_num_threads(1)  # the models here are tiny: more threads only wait for one another
 
 
 def make_run(arm, run, position, launch_index, steps=40, seed=0, time_scale=1.0):

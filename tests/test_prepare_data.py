@@ -48,6 +48,7 @@ def corpus(tmp_path):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+    (folder / "dangling.txt").symlink_to("nowhere")
     return folder, [texts[name] for name in sorted(texts)]
 
 
@@ -413,7 +414,8 @@ def test_unreadable_folder_is_named_not_skipped(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.txt").write_text("text")
     monkeypatch.setattr(os, "scandir", refuse)
     code, message = run_main(capsys, tmp_path, "--output", tmp_path / "data.npy")
-    assert code == 2 and message.count("\n") == 1 and str(tmp_path) in message
+    assert code == 2 and message.count("\n") == 1
+    assert str(tmp_path) in message and "cannot be read" in message and "Permission" in message
 
 
 def test_unreadable_data_is_named(tmp_path, monkeypatch):

@@ -1,0 +1,485 @@
+"""The ten figures: what is drawn equals the formulas, whatever the experiment looks like."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from conftest import make_experiment
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
+
+import create_model_plots as plots
+from metrics_utils import MetricsError, save_metrics
+from significance import Ratio, mean_interval, paired_ratio
+
+THREE = ("baseline", "window", "fused")
+
+
+def with_status(experiment, arm, index, status):
+    run = experiment[0][arm][index]
+    run["losses"] = run["losses"].copy()
+    run["losses"][-1] = np.nan
+    run.update(status=status, val_loss=np.nan, avg_loss_last_100=np.nan, final_loss=np.nan)
+    return experiment
+
+
+def identical():
+    metrics, metadata = make_experiment(3)
+    for arm, runs in metrics.items():
+        metrics[arm] = [{**runs[0], "run": i, "launch_index": 3 * i} for i in range(3)]
+    return metrics, metadata
+
+
+def without_memory():
+    metrics, metadata = make_experiment(3)
+    metrics["window"][1]["peak_memory_mb"] = float("nan")
+    return metrics, metadata
+
+
+def partial():
+    metrics, metadata = make_experiment(5)
+    metrics["baseline"] = metrics["baseline"][:3]
+    metrics["window"] = metrics["window"][:2]
+    metrics["fused"] = metrics["fused"][:2]
+    return metrics, metadata | {"status": "partial"}
+
+
+def unpaired():
+    metrics, metadata = make_experiment(4)
+    metrics["baseline"], metrics["window"] = metrics["baseline"][:2], metrics["window"][2:]
+    return metrics, metadata
+
+
+def unknown_arms():
+    metrics, metadata = make_experiment(2, (*THREE, "published"), steps=2)
+    metrics["strided"], metrics["dense"] = metrics.pop("window"), metrics.pop("fused")
+    return metrics, metadata
+
+
+EXPERIMENTS = {
+    "one run": lambda: make_experiment(1),
+    "identical values": identical,
+    "a diverged run": lambda: with_status(make_experiment(4), "window", 2, "diverged"),
+    "an arm that never fits": lambda: with_status(
+        make_experiment(1), "baseline", 0, "out_of_memory"
+    ),
+    "no control arm": lambda: make_experiment(3, ("baseline", "window")),
+    "one arm": lambda: make_experiment(3, ("window",)),
+    "partial": partial,
+    "no memory": without_memory,
+    "no complete block": unpaired,
+    "unknown arms, two steps": unknown_arms,
+}
+
+
+def prepared(runs=4, arms=THREE, **options):
+    return plots.prepare(*make_experiment(runs, arms, **options))
+
+
+def artists(ax, label):
+    """Artists and containers of an axes with this label."""
+    every = [*ax.lines, *ax.collections, *ax.patches, *ax.containers]
+    return [artist for artist in every if artist.get_label() == label]
+
+
+def boxes(fig):
+    """Where the parts of a laid out figure lie: each axes with its labels, legend, caption."""
+    labels = [fig._supxlabel, fig._suptitle] if fig._suptitle else [fig._supxlabel]
+    parts = {f"axes {i}": ax.get_tightbbox() for i, ax in enumerate(fig.axes)}
+    parts |= {str(part): part.get_window_extent() for part in [*fig.legends, *labels]}
+    return {name: box.padded(-1) for name, box in parts.items()}
+
+
+def caption(fig):
+    return " ".join(fig.get_supxlabel().split()).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def interval_of(container):
+    """The drawn ends of an errorbar's last bar: (low, high) in its own direction."""
+    segment = container.lines[2][-1].get_segments()[0]
+    return segment[:, np.ptp(segment, axis=0).argmax()]
+
+
+def band_edges(collection, x):
+    """Lowest and highest drawn value of a band at x."""
+    vertices = collection.get_paths()[0].vertices
+    at = vertices[np.isclose(vertices[:, 0], x), 1]
+    return at.min(), at.max()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_nothing_overlaps_or_leaves_the_page_whatever_the_experiment(name):
+    data = plots.prepare(*EXPERIMENTS[name]())
+    for draw in plots.FIGURES.values():
+        fig = draw(data)
+        fig.get_layout_engine().execute(fig)
+        found = boxes(fig)
+        for part, box in found.items():
+            inside = min(box.x0, box.y0) >= 0 and box.x1 <= fig.bbox.x1 and box.y1 <= fig.bbox.y1
+            assert inside, (draw.__name__, part)
+        for (one, a), (other, b) in combinations(found.items(), 2):
+            assert not a.overlaps(b), (draw.__name__, one, other)
+        assert all(ax.has_data() or ax.texts for ax in fig.axes), draw.__name__
+        for text in fig.findobj(Text):
+            assert text.get_fontsize() >= 7 or not text.get_text(), (draw.__name__, text)
+
+
+def test_captions_say_how_many_runs_and_under_what_setting():
+    for draw in plots.FIGURES.values():
+        text = caption(draw(prepared()))
+        assert "n = 4 runs per arm." in text
+        for fact in ("2-core CPU", "seq_len 1024", "w = 96", "d = 4", "float32"):
+            assert fact in text, (draw.__name__, fact)
+
+
+def test_git_revision_is_in_the_caption_where_known():
+    metrics, metadata = make_experiment()
+    metadata["environment"]["git_revision"] = "0123456789abcdef"
+    assert "git 0123456789ab" in caption(plots.summary(plots.prepare(metrics, metadata)))
+
+
+def test_one_run_has_no_bands_and_no_intervals_and_says_so():
+    data = prepared(1)
+    for draw in plots.FIGURES.values():
+        fig = draw(data)
+        assert "no bands, no intervals" in caption(fig)
+        for ax in fig.axes:
+            assert not any(artists(ax, f"{arm} band") for arm in THREE)
+            assert not any(
+                c.has_xerr or c.has_yerr for c in ax.containers if hasattr(c, "has_xerr")
+            )
+
+
+def test_training_band_is_mean_plus_minus_one_standard_deviation():
+    data = prepared(steps=1500)
+    losses = np.stack([run["losses"] for run in data.ok["window"]]).astype(float)
+    top = plots.training_curves(data).axes[0]
+    (line,), (band,) = artists(top, "window"), artists(top, "window band")
+    drawn = line.get_xdata() // 2048 - 1
+    assert len(drawn) == plots.DRAWN_POINTS and drawn[0] == 0 and drawn[-1] == 1499
+    np.testing.assert_allclose(line.get_ydata(), losses.mean(0)[drawn])
+    for step in drawn[[3, 500, 900]]:
+        sd = np.sqrt(((losses[:, step] - losses[:, step].mean()) ** 2).sum() / 3)
+        expected = losses[:, step].mean() - sd, losses[:, step].mean() + sd
+        assert band_edges(band, (step + 1) * 2048) == pytest.approx(expected)
+    assert len(artists(top, "_window run")) == 4
+
+
+def test_difference_band_is_the_paired_t_interval_with_a_zero_line():
+    data = prepared()
+    bottom = plots.training_curves(data).axes[1]
+    differences = [
+        float(w["losses"][7]) - float(b["losses"][7])
+        for w, b in zip(data.ok["window"], data.ok["baseline"], strict=True)
+    ]
+    interval = mean_interval(differences)
+    (band,), (line,) = artists(bottom, "window band"), artists(bottom, "window")
+    assert band_edges(band, 8 * 2048) == pytest.approx((interval.low, interval.high))
+    assert line.get_ydata()[7] == pytest.approx(interval.mean)
+    assert any(np.all(np.asarray(line.get_ydata()) == 0) for line in bottom.lines)
+    assert not artists(bottom, "baseline")
+
+
+def test_final_losses_show_one_dot_a_run_pairs_joined_and_our_intervals():
+    data = prepared(5)
+    axes = plots.final_losses(data).axes
+    for ax, metric in zip(axes[:2], plots.LOSSES, strict=True):
+        values = data.values("fused", metric)
+        (dots,), (mean,) = artists(ax, "fused"), artists(ax, "fused mean")
+        np.testing.assert_allclose(dots.get_offsets()[:, 1], values)
+        interval = mean_interval(values)
+        np.testing.assert_allclose(interval_of(mean), (interval.low, interval.high))
+        assert len(artists(ax, "_pair")) == 5
+    difference = mean_interval(
+        data.values("window", plots.VAL_LOSS) - data.values("baseline", plots.VAL_LOSS)
+    )
+    (mean,) = artists(axes[3], "window mean")
+    np.testing.assert_allclose(interval_of(mean), (difference.low, difference.high))
+
+
+def test_bars_and_forest_rows_are_the_paired_ratios():
+    data = prepared()
+    bars, forest = plots.metrics_comparison(data).axes, plots.summary(data).axes
+    for metric, bar_ax, row_ax in zip(plots.METRICS, bars, forest, strict=True):
+        ratio = paired_ratio(data.values("window", metric), data.values("baseline", metric))
+        (bar,) = artists(bar_ax, "window")
+        assert bar[0].get_width() == pytest.approx(ratio.ratio)
+        (row,) = artists(row_ax, "window / baseline")
+        assert row.lines[0].get_xdata()[0] == pytest.approx(ratio.ratio)
+        assert row_ax.get_xscale() == "log"
+        if ratio.low is not None:
+            np.testing.assert_allclose(interval_of(row), (ratio.low, ratio.high))
+        (reference,) = artists(bar_ax, "baseline")
+        assert reference[0].get_width() == 1
+
+
+def test_bars_give_the_absolute_values_in_text():
+    data = prepared()
+    shown = " ".join(text.get_text() for text in plots.metrics_comparison(data).axes[1].texts)
+    assert "1,400 MB" in shown and "1,502 MB" in shown
+
+
+@pytest.mark.parametrize(
+    "ratio, metric, words",
+    [
+        ((0.8, 0.7, 0.9, 0.01, 5), plots.TIME, "faster: −20.0 %"),
+        ((1.25, 1.2, 1.3, 0.01, 5), plots.TIME, "slower: +25.0 %"),
+        ((1.0012, 1.001, 1.0014, 0.01, 5), plots.VAL_LOSS, "higher loss: +0.12 %"),
+        ((0.9, 0.7, 1.1, 0.4, 5), plots.TIME, "no difference detected"),
+        ((1.0, None, None, None, 5), plots.MEMORY, "identical in every run"),
+        ((0.5, None, None, None, 5), plots.MEMORY, "less memory: −50.0 % in every run"),
+        ((0.5, None, None, None, 1), plots.MEMORY, "less memory: −50.0 %, one run"),
+    ],
+)
+def test_verdicts_name_only_what_the_test_found(ratio, metric, words):
+    assert plots.verdict(Ratio(*ratio), metric) == words
+
+
+def test_contrasts_follow_the_arms():
+    assert plots.contrasts(prepared()) == [
+        ("window", "fused"),
+        ("fused", "baseline"),
+        ("window", "baseline"),
+    ]
+    assert plots.contrasts(prepared(2, ("window", "fused"))) == [("window", "fused")]
+    assert plots.contrasts(prepared(2, ("window",))) == []
+    four = prepared(2, (*THREE, "published"))
+    assert plots.contrasts(four)[-1] == ("published", "baseline")
+
+
+def test_scatters_cross_at_the_means_with_intervals_in_both_directions():
+    data = prepared()
+    left, right = plots.speedup_quality(data).axes
+    (mean,) = artists(left, "window mean")
+    x, y = (mean_interval(data.values("window", m)) for m in (plots.SPEED, plots.VAL_LOSS))
+    bars = [bar.get_segments()[0] for bar in mean.lines[2]]
+    np.testing.assert_allclose(bars[0], [(x.low, y.mean), (x.high, y.mean)])
+    np.testing.assert_allclose(bars[1], [(x.mean, y.low), (x.mean, y.high)])
+    speedup = paired_ratio(data.values("baseline", plots.TIME), data.values("window", plots.TIME))
+    (mean,) = artists(right, "window mean")
+    assert mean.lines[0].get_xdata()[0] == pytest.approx(speedup.ratio)
+    for ax in (left, right):
+        assert len(artists(ax, "window")[0].get_offsets()) == 4
+        assert any(text.get_text() == "better" for text in ax.texts)
+
+
+def test_better_points_to_fast_small_and_low():
+    data = prepared()
+    for draw, direction in [
+        (plots.speedup_quality, (1, -1)),
+        (plots.memory_quality, (-1, -1)),
+        (plots.memory_speed, (-1, 1)),
+    ]:
+        arrow = next(t for t in draw(data).axes[0].texts if t.arrow_patch is not None)
+        assert tuple(np.sign(np.subtract(arrow.xy, arrow.xyann))) == direction
+
+
+def test_identical_memory_is_a_labelled_line_and_never_jittered():
+    left, _ = plots.memory_quality(prepared()).axes
+    assert set(artists(left, "fused")[0].get_offsets()[:, 0]) == {1400.0}
+    (line,) = artists(left, "_identical fused")
+    assert list(line.get_xdata()) == [1400, 1400]
+    assert any(text.get_text() == "fused: 1,400 MB in every run" for text in left.texts)
+    assert not artists(left, "_identical window")
+
+
+@pytest.mark.parametrize("runs, violins", [(29, 0), (30, 3)])
+def test_violins_appear_from_thirty_runs_and_every_run_is_a_point(runs, violins):
+    data = prepared(runs, steps=3)
+    fig = plots.distributions(data)
+    for ax, metric in zip(fig.axes, plots.METRICS, strict=True):
+        drawn = [body for arm in THREE for body in artists(ax, f"{arm} violin")]
+        assert len(drawn) == violins
+        np.testing.assert_allclose(
+            artists(ax, "window")[0].get_offsets()[:, 1], data.values("window", metric)
+        )
+        for body in artists(ax, "window violin"):  # cut at the data
+            heights = body.get_paths()[0].vertices[:, 1]
+            values = data.values("window", metric)
+            assert (heights.min(), heights.max()) == pytest.approx((values.min(), values.max()))
+    assert ("No violins" in caption(fig)) == (violins == 0)
+
+
+def test_launches_are_in_order_with_stacked_times_and_a_mark_on_failures():
+    data = plots.prepare(*EXPERIMENTS["a diverged run"]())
+    fig = plots.per_run(data)
+    times = fig.axes[0]
+    for arm, run in data.launches:
+        parts = [artists(times, f"_{arm} {key}") for key in plots.PARTS]
+        bars = [c[0] for part in parts for c in part if hasattr(c, "patches")]
+        mine = [b for b in bars if np.isclose(b.get_x() + 0.4, run["launch_index"])]
+        tops = [bar.get_y() + bar.get_height() for bar in mine]
+        assert max(tops) == pytest.approx(run["wall_time"])
+    failed = data.launches[7]
+    assert (failed[0], failed[1]["status"]) == ("window", "diverged")
+    for ax in fig.axes:
+        assert [list(mark.get_xdata()) for mark in artists(ax, "_failed")] == [[7]]
+    assert "window at 7 (diverged)" in caption(fig)
+    for ax in fig.axes[1:]:
+        assert len(artists(ax, "window")[0].get_offsets()) == 3
+
+
+def test_a_failed_run_leaves_means_and_its_block_leaves_the_pairs():
+    data = plots.prepare(*EXPERIMENTS["a diverged run"]())
+    assert [len(data.ok[arm]) for arm in data.arms] == [4, 3, 4]
+    assert [[run["run"] for run in data.paired[arm]] for arm in data.arms] == [[0, 1, 3]] * 3
+    text = caption(plots.final_losses(data))
+    assert "n = 4 baseline, 3 window, 4 fused. Paired: 3 blocks complete in every arm." in text
+    assert "Left out: 1 failed" in text
+
+
+def test_an_arm_without_a_good_run_is_shown_only_as_failed():
+    data = plots.prepare(*EXPERIMENTS["an arm that never fits"]())
+    assert data.arms == ("fused", "window") and data.pairs == 1
+    assert "baseline at 0 (out_of_memory)" in caption(plots.per_run(data))
+
+
+def test_smoothing_is_centred_per_run_and_invents_no_edges():
+    data = prepared(3, steps=200)
+    window = plots.smoothing_window(200)
+    losses = np.stack([run["losses"] for run in data.ok["fused"]]).astype(float)
+    left, right = plots.convergence(data).axes
+    (line,) = artists(left, "fused")
+    half = window // 2
+    assert window % 2 == 1 and len(line.get_xdata()) == 200 - window + 1
+    assert line.get_xdata()[0] == (half + 1) * 2048
+    middle = losses[:, 50 - half : 50 + half + 1].mean(axis=1)
+    assert line.get_ydata()[50 - half] == pytest.approx(middle.mean())
+    low, high = middle.mean() - middle.std(ddof=1), middle.mean() + middle.std(ddof=1)
+    assert band_edges(artists(left, "fused band")[0], 51 * 2048) == pytest.approx((low, high))
+    seconds = np.stack([run["step_seconds"] for run in data.ok["fused"]]).astype(float)
+    expected = seconds.cumsum(axis=1).mean(axis=0)[half]
+    assert artists(right, "fused")[0].get_xdata()[0] == pytest.approx(expected)
+    assert f"({window} steps" in caption(plots.convergence(data))
+
+
+def test_smoothing_a_straight_line_changes_nothing_and_leaves_no_lag():
+    line = np.arange(50.0)[None]
+    np.testing.assert_allclose(plots.smooth(line, 7), line[:, 3:-3])
+
+
+def test_an_arm_looks_the_same_in_every_figure():
+    data = prepared(3, (*THREE, "published"))
+    for draw in plots.FIGURES.values():
+        for legend in draw(data).legends:
+            for handle in legend.legend_handles:
+                style = data.styles[handle.get_label()]
+                assert (to_hex(handle.get_color()).upper(), handle.get_marker()) == (
+                    style.color,
+                    style.marker,
+                )
+    looks = [data.styles[arm] for arm in data.arms]
+    for part in ("color", "marker", "linestyle"):
+        assert len({getattr(look, part) for look in looks}) == 4
+
+
+def test_styles_do_not_depend_on_which_other_arms_are_there():
+    alone, together = plots.arm_styles(["window"]), plots.arm_styles(["odd", "window", "fused"])
+    assert alone["window"] == together["window"] == plots.STYLES["window"]
+    assert together["odd"] not in plots.STYLES.values()
+
+
+@pytest.mark.parametrize(
+    "arms, expected",
+    [
+        (("window", "fused", "baseline"), ("baseline", "window", "fused")),
+        (("window", "fused"), ("fused", "window")),
+        (("published", "window"), ("window", "published")),
+        (("zebra", "window", "apple"), ("window", "apple", "zebra")),
+    ],
+)
+def test_the_reference_comes_first(arms, expected):
+    assert plots.ordered(arms) == expected
+
+
+def test_partial_experiments_carry_a_visible_mark_and_complete_ones_do_not():
+    data = plots.prepare(*partial())
+    for draw in plots.FIGURES.values():
+        fig = draw(data)
+        assert fig.get_suptitle() == "partial: 7/15 trainings"
+    assert not plots.summary(prepared(2)).get_suptitle()
+
+
+def test_missing_memory_is_said_and_the_rest_is_drawn():
+    data = plots.prepare(*without_memory())
+    for ax in plots.memory_quality(data).axes:
+        assert "not measured" in ax.texts[0].get_text()
+    assert not plots.metrics_comparison(data).axes[1].patches
+    assert plots.metrics_comparison(data).axes[0].patches
+    assert "Not measured in every run: peak memory." in caption(plots.per_run(data))
+
+
+def test_no_notebook_setting_changes(experiment):
+    import matplotlib as mpl
+
+    before = mpl.rcParams.copy()
+    plots.summary(plots.prepare(*experiment))
+    assert mpl.rcParams == before and mpl.pyplot.get_fignums() == []
+
+
+def test_equal_data_give_equal_bytes(tmp_path, monkeypatch):
+    monkeypatch.setitem(plots.LOOK, "savefig.dpi", 40)
+    for folder in ("a", "b"):
+        for name in ("2_final_losses", "9_summary"):
+            plots.save_figure(plots.FIGURES[name](prepared(2)), tmp_path / folder, name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_command_line_writes_ten_png_and_ten_pdf_and_lists_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(plots.LOOK, "savefig.dpi", 40)  # speed: resolution is not at stake here
+    path, _ = save_metrics(*make_experiment(2, ("window",)), tmp_path)
+    assert plots.main([str(path), str(tmp_path / "new" / "plots")]) == 0
+    listed = capsys.readouterr().out.split()
+    found = sorted(str(p) for p in (tmp_path / "new" / "plots").iterdir())
+    assert sorted(listed) == found and len(found) == 20
+    for number in range(1, 11):
+        assert sum(f"/{number}_" in name for name in found) == 2
+    for name in found:
+        with open(name, "rb") as file:
+            assert file.read(4) == (b"%PDF" if name.endswith("pdf") else b"\x89PNG")
+
+
+def broken_file(tmp_path, kind):
+    path = tmp_path / "results.npz"
+    if kind == "foreign":
+        np.savez(path, a=np.zeros(3))
+    elif kind == "damaged":
+        save_metrics(*make_experiment(1), tmp_path, "results")
+        path.write_bytes(path.read_bytes()[:300])
+    elif kind == "nothing ok":
+        experiment = with_status(make_experiment(1, ("window",)), "window", 0, "diverged")
+        save_metrics(*experiment, tmp_path, "results")
+    elif kind == "empty":
+        save_metrics({}, {}, tmp_path, "results")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "foreign", "damaged", "nothing ok", "empty"])
+def test_bad_files_are_one_line_on_stderr_and_exit_2(tmp_path, capsys, kind):
+    assert plots.main([str(broken_file(tmp_path, kind)), str(tmp_path / "plots")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+    assert not (tmp_path / "plots").exists()
+
+
+def test_unwritable_folder_is_one_line_and_exit_2(tmp_path, capsys):
+    path, _ = save_metrics(*make_experiment(1), tmp_path)
+    (tmp_path / "plots").write_text("in the way")
+    assert plots.main([str(path), str(tmp_path / "plots")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and "plots" in shown and shown.count("\n") == 1
+
+
+def test_no_good_run_is_a_metrics_error_that_counts_them():
+    experiment = with_status(make_experiment(1, ("window",)), "window", 0, "diverged")
+    with pytest.raises(MetricsError, match="1 diverged"):
+        plots.prepare(*experiment)
+
+
+def test_help_shows_defaults_and_an_example(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        plots.main(["--help"])
+    text = capsys.readouterr().out
+    assert exit_.value.code == 0 and "example:" in text
+    assert "output/experiment_results.npz" in text and "plots/" in text
