@@ -27,7 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from metrics_utils import ARM_ORDER, MetricsError, atomic_write, load_experiment
+from metrics_utils import MetricsError, atomic_write, load_experiment, ordered_arms
 from significance import ALPHA, mean_interval, paired_ratio
 
 WIDTH = 7.2  # inches: two columns of a paper
@@ -196,7 +196,7 @@ def arm_styles(arms):
 
 def ordered(arms):
     """The arms, reference first: baseline, else fused, else the first known one."""
-    known = [arm for arm in ARM_ORDER if arm in arms] + sorted(set(arms) - set(ARM_ORDER))
+    known = ordered_arms(arms)
     reference = next((arm for arm in ("baseline", "fused") if arm in known), known[0])
     return (reference, *(arm for arm in known if arm != reference))
 
@@ -614,6 +614,13 @@ def cross(ax, x, y, style, arm):
     mean_point(ax, x.center, y, style, arm, xerr=x.error)
 
 
+def occupied(x, y):
+    """Places (points, 2) that an arm's dots and the ends of its cross take."""
+    ends = [(end, y.center) for end in (x.low, x.high) if end is not None]
+    ends += [(x.center, end) for end in (y.low, y.high) if end is not None]
+    return np.concatenate([np.stack([x.values, y.values], axis=1), np.reshape(ends, (-1, 2))])
+
+
 def scatter_panel(ax, data, metrics, estimate, direction):
     """Each arm's cloud with its cross; ``estimate`` is ``absolute`` or ``relative``."""
     clouds = {arm: tuple(estimate(data, arm, metric) for metric in metrics) for arm in data.arms}
@@ -625,7 +632,7 @@ def scatter_panel(ax, data, metrics, estimate, direction):
     if metrics[0] is MEMORY:
         shown = data.arms if as_measured else data.arms[1:]
         label_identical(ax, {a: clouds[a][0] for a in shown}, " MB" if as_measured else "×")
-    points = np.concatenate([np.stack([x.values, y.values], axis=1) for x, y in clouds.values()])
+    points = np.concatenate([occupied(x, y) for x, y in clouds.values()])
     better_arrow(ax, points, direction)
     for axis, metric in zip((ax.xaxis, ax.yaxis), metrics, strict=True):
         axis.set_label_text(axis_label(metric) if as_measured else relative_name(data, metric))

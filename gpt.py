@@ -24,14 +24,14 @@ def published_attention(q, k, v):
 
     The same function as ``causal_dense_attention``; only the work around the mask differs: every
     layer builds it again on the host, copies it to the device, multiplies the scores by it and
-    then writes minus infinity by indexed assignment.
+    then writes minus infinity wherever a score is 0 (a causal score of exactly 0 would go too).
     """
     seq_len, head_dim = q.shape[1], q.shape[3]
     mask = torch.tril(torch.ones(seq_len, seq_len)).to(q.device)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, S, D)
     scores = (q @ k.transpose(-2, -1)) / head_dim**0.5  # (B, H, S, S)
     scores = scores * mask
-    scores[:, :, mask == 0] = float("-inf")
+    scores[scores == 0] = float("-inf")
     return (scores.softmax(dim=-1) @ v).transpose(1, 2)  # (B, S, H, D)
 
 

@@ -421,7 +421,7 @@ def _heading_lines(metrics, metadata):
     return [
         title,
         "=" * len(title),
-        f"{config['preset']} preset, {config['runs']} runs of {len(config['arms'])} arms on "
+        f"{config['preset']} preset, {config['runs']} x {len(config['arms'])} trainings on "
         f"{world['device_name']}, torch {world['torch']}, {config['dtype']}, {compiled}",
         f"model: d_model {config['d_model']}, {config['n_heads']} heads, {config['layers']} layers,"
         f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}; window_size "

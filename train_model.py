@@ -108,7 +108,7 @@ PRESETS = {
         "n_heads": 4,
         "layers": 2,
         "max_steps": 60,
-        "lr": 2e-3,
+        "lr": 1e-3,
         "warmup_steps": 10,
         "val_batches": 8,
     },

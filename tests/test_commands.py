@@ -1,0 +1,104 @@
+"""Every command of the README, as a person types it: a process of its own in an empty folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = "--runs 1 --max-steps 2 --seq-len 32 --d-model 16 --n-heads 2 --layers 1 --batch-size 2"
+SMALL += " --window-size 8 --device cpu"
+
+
+def run(command, folder, **environment):
+    """Run ``python <command>`` of this project in ``folder``."""
+    script, *arguments = command.split()
+    return subprocess.run(
+        [sys.executable, ROOT / script, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    """A folder in which text was prepared and a small experiment run, by command."""
+    folder = tmp_path_factory.mktemp("experiment")
+    text = "".join(f"def f{i}(x):\n    return x * {i} + {i % 7}\n\n" for i in range(600))
+    (folder / "source.py").write_text(text)
+    prepared = run("prepare_data.py source.py --seq-len 32 --vocab-size 300", folder)
+    trained = run(f"main.py {SMALL}", folder)
+    return folder, prepared, trained
+
+
+def test_prepare_and_main(experiment):
+    folder, prepared, trained = experiment
+    assert prepared.returncode == 0, prepared.stderr
+    assert "rows of 33" in prepared.stdout
+    assert trained.returncode == 0, trained.stderr
+    report = (folder / "output" / "improved_comparison_results.txt").read_text(encoding="utf-8")
+    assert trained.stdout == report + "\n"
+    assert "sequence length 32" in report
+    # no terminal: plain lines, no bars
+    assert trained.stderr.count("run 1/1 ") == 3 and "\r" not in trained.stderr
+    names = {path.name for path in (folder / "output").iterdir()}
+    assert {"experiment_results.npz", "window_model_weights.pt", "tokenizer.json"} <= names
+    assert len(list((folder / "plots").glob("*.png"))) == 10
+    with np.load(folder / "output" / "experiment_results.npz", allow_pickle=False) as file:
+        assert file["window_peak_memory_mb"][0] > 0  # of a real child process
+
+
+def test_plots_again_without_torch(experiment):
+    folder, *_ = experiment
+    (folder / "without" / "torch").mkdir(parents=True)
+    (folder / "without" / "torch" / "__init__.py").write_text("raise ImportError('not needed')")
+    done = run("create_model_plots.py", folder, PYTHONPATH=str(folder / "without"))
+    assert done.returncode == 0, done.stderr
+    done = run("create_model_plots.py output/experiment_results.npz other", folder)
+    assert done.returncode == 0, done.stderr
+    for path in (folder / "plots").iterdir():
+        assert (folder / "other" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_analysis_of_one_configuration(tmp_path):
+    done = run("analyze_hyperparameters.py 96 4", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "23,296" in done.stdout and (tmp_path / "plots" / "config_w96_d4.png").is_file()
+
+
+def test_the_pattern_draws_itself(tmp_path):
+    done = run("window_attention.py", tmp_path)
+    assert done.returncode == 0 and done.stdout.count("\n") == 25
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["main.py", "prepare_data.py", "create_model_plots.py", "analyze_hyperparameters.py"],
+)
+def test_help_and_wrong_options(tmp_path, script):
+    done = run(f"{script} --help", tmp_path)
+    assert done.returncode == 0 and "usage" in done.stdout and "example" in done.stdout
+    done = run(f"{script} --no-such-option", tmp_path)
+    assert done.returncode == 2 and "--no-such-option" in done.stderr
+    assert "Traceback" not in done.stderr and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "main.py --data missing/folder.npy --n-heads 5",
+        "prepare_data.py no/such/file.txt",
+        "create_model_plots.py no/such/file.npz",
+        "analyze_hyperparameters.py 0 4",
+        "analyze_hyperparameters.py 96",
+    ],
+)
+def test_bad_input_is_one_clear_message_without_traceback(tmp_path, command):
+    done = run(command, tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and done.stderr.strip()
