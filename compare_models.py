@@ -194,8 +194,11 @@ class Progress:
             self.current.close()
         self.whole.close()
 
-    def seconds_left(self):
-        """What the trainings not yet started will take, from measured times where there are any."""
+    def seconds_left(self, under_way=()):
+        """Seconds that the waiting trainings will take, from measured times where there are any.
+
+        under_way: {arm: share of a training still to come}.
+        """
         means = {
             arm: float(np.mean(self.measured[arm] or self.seconds[arm]))
             for arm in self.waiting
@@ -204,7 +207,10 @@ class Progress:
         if not means:
             return None
         typical = float(np.mean(list(means.values())))
-        return sum(n * means.get(arm, typical) for arm, n in self.waiting.items())
+        return sum(
+            (n + dict(under_way).get(arm, 0)) * means.get(arm, typical)
+            for arm, n in self.waiting.items()
+        )
 
     def start(self, run, arm):
         """A training begins; returns the callback for ``train_model.train``."""
@@ -217,18 +223,21 @@ class Progress:
             position=1,
             leave=False,
         )
-        self.whole.set_postfix_str(f"left about {self._left()}", refresh=False)
+        self.whole.set_postfix_str(f"about {self._left()} left", refresh=False)
 
         def advance(steps_done, loss):
             self.whole.update(1)
             self.current.update(1)
             if loss is not None:
+                left = self._left(arm, 1 - steps_done / self.steps)
                 self.current.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+                self.whole.set_postfix_str(f"about {left} left, loss {loss:.4f}", refresh=False)
 
         return advance
 
-    def _left(self):
-        left = self.seconds_left()
+    def _left(self, arm=None, share=0.0):
+        """The time left in words, with ``share`` of a training of ``arm`` that is under way."""
+        left = self.seconds_left({arm: share} if arm else {})
         return "?" if left is None else format_seconds(left)
 
     def finish(self, run, arm, metrics):
@@ -244,7 +253,7 @@ class Progress:
             )
         else:
             result = f"{metrics['status'].replace('_', ' ')}: {metrics['message']}"
-        say(f"run {run + 1}/{self.runs} {arm}: {result}; left about {self._left()}")
+        say(f"run {run + 1}/{self.runs} {arm}: {result}; about {self._left()} left")
 
 
 def say(text):

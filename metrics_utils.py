@@ -326,7 +326,8 @@ def _p_value(p):
 
 
 def _interval(ratio):
-    return "-" if ratio.low is None else f"[{ratio.low:.4f}, {ratio.high:.4f}]"
+    """A ratio's interval, or in its place why there is none."""
+    return ratio.note if ratio.low is None else f"[{ratio.low:.4f}, {ratio.high:.4f}]"
 
 
 def _contrast_row(metrics, arm, reference, outcome):
@@ -347,13 +348,12 @@ def _contrast_row(metrics, arm, reference, outcome):
         _p_value(ratio.p),
         t_test,
         effect,
-        ratio.note,
     ]
 
 
 def _contrast_lines(metrics, arm, reference, meaning):
     header = ["", "improvement", "ratio", f"{LEVEL:.0%} interval", "paired p"]
-    header += ["two-sample t-test", "Cohen's d", ""]
+    header += ["two-sample t-test", "Cohen's d"]
     rows = [_contrast_row(metrics, arm, reference, outcome) for outcome in OUTCOMES]
     rows = [row for row in rows if row is not None]
     if not rows:
@@ -457,10 +457,11 @@ def format_report(metrics, metadata):
     parts.append(_decomposition_lines(metrics, metadata))
     parts.append(
         [
-            f"improvement: of the mean, positive where the first arm is lower. ratio: first arm / "
-            f"second, geometric mean over runs, with the {LEVEL:.0%} interval and p of the paired",
-            "t-test on log ratios. two-sample t-test and Cohen's d: as published, unpaired. "
-            f"alpha = {ALPHA}; no correction for the number of tests.",
+            "improvement: of the mean, positive where the first arm is lower. ratio: first arm over",
+            f"second, geometric mean over runs, with the {LEVEL:.0%} interval and p of the paired "
+            "t-test on logs.",
+            "two-sample t-test and Cohen's d: as published, unpaired. "
+            f"alpha = {ALPHA}, no correction for the number of tests.",
         ]
     )
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"

@@ -88,9 +88,9 @@ def paired_ratio(x, reference, level=LEVEL):
     log_ratio = np.log(x / reference)
     ratio = float(np.exp(log_ratio.mean()))
     if x.size < 2:
-        return Ratio(ratio, None, None, None, 1, "one run: no test, no interval")
+        return Ratio(ratio, None, None, None, 1, "one run: no test")
     if _no_spread(log_ratio, scale=1.0):
-        return Ratio(ratio, None, None, None, x.size, "the same ratio in every run: no test")
+        return Ratio(ratio, None, None, None, x.size, "same in every run")
     test = stats.ttest_1samp(log_ratio, 0.0)
     interval = test.confidence_interval(level)
     low, high = math.exp(interval.low), math.exp(interval.high)
