@@ -160,7 +160,7 @@ def _flag(name):
 def resolve_device(name):
     """The torch.device that ``name`` means; ValueError where this machine has no such device."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -169,7 +169,7 @@ def resolve_device(name):
         raise ValueError(f"--device {name}: only cpu and cuda are measured here")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} such GPUs")
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 # --- the pieces of a training ------------------------------------------------------------------
@@ -272,6 +272,8 @@ class Trainer:
     def __init__(self, config, arm, rows, vocab_size, device, seed):
         self.config, self.arm, self.rows = config, arm, rows
         self.device, self.seed = device, seed
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # events and streams are those of the current device
         self.model = build_model(config, arm, vocab_size, device, seed)
         self.optimizer = make_optimizer(self.model, config)
         self.loss = next_token_loss
