@@ -42,8 +42,9 @@ from train_model import (
     release_memory,
     resolve_device,
     train,
+    validation_rows,
 )
-from window_attention import density
+from window_attention import attended_pairs, causal_pairs, choose_evaluation, density
 
 EXIT_FAILED, EXIT_USAGE, EXIT_RUNS_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 WEIGHTS_NAME = "window_model_weights.pt"
@@ -180,6 +181,7 @@ class Progress:
             desc="experiment",
             unit="step",
             disable=None,
+            mininterval=0.5,  # drawing takes host time that belongs to the training
             position=0,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps "
             "[{elapsed}{postfix}]",
@@ -220,12 +222,16 @@ class Progress:
             desc=f"run {run + 1}/{self.runs} {arm}",
             unit="step",
             disable=None,
+            mininterval=0.5,
             position=1,
             leave=False,
         )
-        self.whole.set_postfix_str(f"about {self._left()} left", refresh=False)
+        self.whole.set_postfix_str(f"about {self._left(arm, 1.0)} left", refresh=False)
+
+        self.advanced = 0
 
         def advance(steps_done, loss):
+            self.advanced = steps_done
             self.whole.update(1)
             self.current.update(1)
             if loss is not None:
@@ -242,9 +248,10 @@ class Progress:
 
     def finish(self, run, arm, metrics):
         """A training ended: one line that says how."""
+        steps_shown = self.advanced
         self.current.close()
         self.current = None
-        self.whole.update(self.steps - metrics["total_steps"])
+        self.whole.update(self.steps - steps_shown)
         self.measured[arm].append(metrics["wall_time"])
         if metrics["status"] == "ok":
             result = (
@@ -266,8 +273,11 @@ def say(text):
 
 
 def ensure_data(path):
-    """Prepare the default corpus where ``path`` does not exist yet, and say so."""
-    if Path(path).exists():
+    """Prepare the default corpus where the default file is missing, and say so.
+
+    A file that the user named is never made up: load_dataset says that it is missing.
+    """
+    if Path(path).exists() or path != ExperimentConfig.data:
         return
     say(f"{path} is missing: preparing it from the Python standard library's own source")
     say(describe(prepare_data(output=path)))
@@ -325,6 +335,7 @@ def save_window_weights(model, config, dataset, output_dir):
 
 def describe_experiment(config, dataset, device):
     """The metadata that is known before the first training; every random choice is in ``plan``."""
+    pattern = (config.seq_len, config.window_size, config.dilation)
     return {
         "status": "partial",
         "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -335,17 +346,20 @@ def describe_experiment(config, dataset, device):
             "path": str(config.data),
             "train_rows": len(dataset.train),
             "val_rows": len(dataset.held_out),
-            "val_rows_used": min(
-                len(dataset.held_out),
-                config.val_batches * config.batch_size or len(dataset.held_out),
-            ),
+            "val_rows_used": len(validation_rows(config, len(dataset.held_out))),
             "split": "the last 5 % of the rows are held out and never trained on",
             "vocab_size": dataset.vocab_size,
+        },
+        "pattern": {
+            "density": density(*pattern),
+            "attended_pairs": attended_pairs(*pattern),
+            "causal_pairs": causal_pairs(config.seq_len),
+            "evaluation": choose_evaluation(*pattern),
         },
         "steps": planned_steps(config, len(dataset.train)),
         "memory_measure": "torch.cuda.max_memory_allocated, reset after the warm-up"
         if device.type == "cuda"
-        else f"resident growth of a fresh process that trains {MEMORY_STEPS} steps",
+        else f"resident growth of a fresh process that trains {MEMORY_STEPS} eager steps",
     }
 
 
@@ -353,11 +367,15 @@ def run_experiment(config, dataset=None, estimates=None):
     """Train every arm in every run and save after every training.
 
     Returns ``(metrics, metadata)`` as metrics_utils keeps them.  Files go to
-    ``config.output_dir``; a stop at any moment leaves there what was finished.
+    ``config.output_dir``, where an earlier experiment's are moved aside; a stop at any moment
+    leaves there what was finished.
     """
     device = resolve_device(config.device)
     if dataset is None:
         dataset = load_dataset(config.data, config.seq_len, config.batch_size)
+    moved = move_aside(config.output_dir)
+    if moved is not None:
+        say(f"an earlier experiment's files are now in {moved}")
     metadata = describe_experiment(config, dataset, device)
     metrics = {arm: [] for arm in config.arms}
     estimates = estimates or dict.fromkeys(config.arms)
@@ -429,8 +447,9 @@ def build_parser():
         help="paper: the published experiment; long: S 4096 in compiled bfloat16; laptop: small "
         "and short (default: paper with CUDA, laptop without)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    switch = {"action": "store_true", "default": False}
+    parser.add_argument("--dry-run", help="print the plan and a time estimate, no more", **switch)
+    parser.add_argument("--debug", help="show the traceback of an error", **switch)
     groups = {}
     for item in fields(ExperimentConfig):
         if "group" not in item.metadata:
@@ -468,8 +487,10 @@ def introduce(config, dataset, device, estimates):
     steps = planned_steps(config, len(dataset.train))
     tokens = config.batch_size * config.seq_len
     kept = density(config.seq_len, config.window_size, config.dilation)
-    model = build_model(config, "fused", dataset.vocab_size, torch.device("meta"), seed=0)
+    with torch.device("meta"):  # shapes alone, no memory
+        model = build_model(config, "fused", dataset.vocab_size, torch.device("meta"), seed=0)
     parameters = sum(p.numel() for p in model.parameters())
+    used = len(validation_rows(config, len(dataset.held_out)))
     seconds = [s for s in estimates.values() if s is not None]
     total = config.runs * sum(seconds)
     compiled = "eager" if config.compile == "none" else f"torch.compile ({config.compile})"
@@ -482,7 +503,7 @@ def introduce(config, dataset, device, estimates):
         f"causal pairs\n"
         f"  a training: {steps:,} steps of {tokens:,} tokens "
         f"({steps * config.batch_size / len(dataset.train):.2f} passes over {len(dataset.train):,}"
-        f" rows); validation on {len(dataset.held_out):,} held-out rows\n"
+        f" rows); validation on {used:,} of {len(dataset.held_out):,} held-out rows\n"
         f"  roughly {format_seconds(total)} in all, and a few seconds for the plots"
     )
     for arm, estimate in estimates.items():
@@ -495,25 +516,38 @@ def introduce(config, dataset, device, estimates):
         )
 
 
-def run_command(arguments):
-    """What ``python main.py`` does once its arguments are parsed; returns the exit code."""
+def prepare_experiment(arguments):
+    """Everything that can be wrong with options, folders and data, before hours of training.
+
+    Returns the configuration and the dataset; raises ValueError or OSError.
+    """
     config = config_from(arguments)
-    device = torch.device(config.device)
-    check_writable(config.output_dir, config.plots_dir)
     ensure_data(config.data)
     dataset = load_dataset(config.data, config.seq_len, config.batch_size)
-    estimates = {arm: estimate_seconds(config, arm, dataset, device) for arm in config.arms}
-    introduce(config, dataset, device, estimates)
-    if getattr(arguments, "dry_run", False):
-        return 0
-    moved = move_aside(config.output_dir)
-    if moved is not None:
-        say(f"an earlier experiment's files are now in {moved}")
+    if not arguments.dry_run:
+        check_writable(config.output_dir, config.plots_dir)
+    return config, dataset
+
+
+def print_plan(config):
+    """The order of the arms and the seed of every run, on stdout."""
+    plan = make_plan(config)
+    for run, (order, seed) in enumerate(zip(plan["orders"], plan["seeds"], strict=True)):
+        print(f"run {run + 1}: {', '.join(order)} (seed {seed})")
+
+
+def run_and_report(config, dataset, estimates):
+    """The experiment, its report on stdout and in a file, and its plots; returns the exit code."""
     try:
         metrics, metadata = run_experiment(config, dataset, estimates)
+        return report_results(config, metrics, metadata)
     except KeyboardInterrupt:
         say(f"interrupted: {_kept(config)}")
         return EXIT_INTERRUPTED
+
+
+def report_results(config, metrics, metadata):
+    """Write and print the report and draw the plots; returns the exit code."""
     report_path, report = write_report(metrics, metadata, config.output_dir)
     print(report, flush=True)
     paths = [Path(config.output_dir) / f"{RESULTS_NAME}.npz", report_path]
@@ -535,15 +569,36 @@ def _kept(config):
 
 def main(argv=None):
     """The command line of the experiment; returns the exit code (see --help)."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+    arguments = build_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
+            stream.reconfigure(errors="replace")
     try:
-        return run_command(arguments)
+        try:
+            config, dataset = prepare_experiment(arguments)
+        except ValueError as error:
+            return _complain(error, arguments, EXIT_USAGE)
+        device = torch.device(config.device)
+        estimates = {arm: estimate_seconds(config, arm, dataset, device) for arm in config.arms}
+        introduce(config, dataset, device, estimates)
+        if arguments.dry_run:
+            print_plan(config)
+            return 0
+        return run_and_report(config, dataset, estimates)
+    except OSError as error:
+        return _complain(error, arguments, EXIT_FAILED)
     except KeyboardInterrupt:
         say("interrupted before the first training")
         return EXIT_INTERRUPTED
-    except (ValueError, OSError) as error:
-        if getattr(arguments, "debug", False):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, ValueError) else EXIT_FAILED
+
+
+def _complain(error, arguments, code):
+    """One line for an error, or its traceback with --debug; returns ``code``."""
+    if arguments.debug:
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

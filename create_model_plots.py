@@ -27,7 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from metrics_utils import MetricsError, atomic_write, load_experiment, ordered_arms
+from metrics_utils import CONTRASTS, MetricsError, atomic_write, load_experiment, ordered_arms
 from significance import ALPHA, mean_interval, paired_ratio
 
 WIDTH = 7.2  # inches: two columns of a paper
@@ -115,7 +115,6 @@ VAL_LOSS = Metric("val_loss", "validation loss", *LOSS_WORDS)
 SPEED = Metric("tokens_per_second", "speed", "tokens/s")
 METRICS = (TIME, MEMORY, TRAIN_LOSS, VAL_LOSS)
 LOSSES = (TRAIN_LOSS, VAL_LOSS)
-CONTRASTS = (("window", "fused"), ("fused", "baseline"), ("window", "baseline"))
 PARTS = {  # of a training's wall time; "training" takes the arm's colour
     "warmup_time": {"label": "warm-up", "facecolor": "0.35"},
     "compile_time": {"label": "compile", "facecolor": "0.65", "hatch": "////"},
@@ -210,7 +209,7 @@ def describe_setting(metadata):
         ("w = {}", config.get("window_size")),
         ("d = {}", config.get("dilation")),
         ("{}", config.get("dtype")),
-        ("git {:.12}", environment.get("git_revision")),
+        ("git {}", environment.get("git_revision")),
     )
     facts = [form.format(value) for form, value in known if value is not None]
     return ", ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts)
@@ -814,9 +813,9 @@ def per_run(data):
 
 def contrasts(data):
     """(arm, reference) pairs of the summary: the three questions, then further arms."""
-    asked = [pair for pair in CONTRASTS if set(pair) <= set(data.arms)]
-    further = [(arm, data.reference) for arm in data.arms[1:]]
-    return asked + [pair for pair in further if pair not in asked]
+    asked = [(arm, base) for arm, base, _ in CONTRASTS if {arm, base} <= set(data.arms)]
+    known = {arm for pair in asked for arm in pair}
+    return asked + [(arm, data.reference) for arm in data.arms[1:] if arm not in known]
 
 
 def forest_panel(ax, data, metric, pairs):

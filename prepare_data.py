@@ -36,6 +36,7 @@ TEXT_SUFFIXES = {
 # Beside the library itself these hold installed packages, compiled files and its test suite.
 NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 DOCUMENTS_AT_ONCE, TOKENS_AT_ONCE = 64, 2**22
+LARGEST_VOCABULARY = 2**24  # of a user's own array; more is padding or an id gone wrong
 
 
 class DataError(ValueError):
@@ -333,6 +334,11 @@ def load_dataset(path=DEFAULT_PATH, seq_len=None, batch_size=1):
     count = rows.size // width
     _check_enough(path, count, width - 1, batch_size)
     vocab_size = _vocab_size(path, rows)
+    if vocab_size > LARGEST_VOCABULARY:
+        raise DataError(
+            f"{path}: has token {vocab_size - 1:,}, which would make a vocabulary of as many: "
+            f"number the tokens from 0, at most {LARGEST_VOCABULARY:,} of them"
+        )
     if width != rows.shape[1]:
         rows = rows.reshape(-1)[: count * width].reshape(count, width)
     split = count - _held_out_rows(count)

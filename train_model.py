@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -37,6 +37,7 @@ UNTIMED_STEPS = 3  # before each training: kernels loaded, code compiled, alloca
 MEMORY_STEPS = 2  # steps of the child process that measures memory on a CPU
 GRADIENT_CLIP = 1.0
 FINAL_LR_SHARE = 0.1
+KILLED = "exit code -9"  # of a process that the system ended, as it does for want of memory
 LOSS_BLOCK = 50  # losses stay on the device and are fetched this many at a time
 
 
@@ -208,6 +209,12 @@ def planned_steps(config, train_rows):
     return config.max_steps or train_rows // config.batch_size
 
 
+def validation_rows(config, held_out):
+    """Indices of the held-out rows that the validation uses: all, or some evenly spread."""
+    used = min(held_out, config.val_batches * config.batch_size or held_out)
+    return np.linspace(0, held_out - 1, used).round().astype(int)
+
+
 def batches(rows, batch_size, steps, seed):
     """Yield ``steps`` batches of row arrays (batch_size, S + 1), shuffled anew in every pass."""
     per_pass = len(rows) // batch_size
@@ -253,8 +260,7 @@ def release_memory(device):
     """Leave nothing of one training behind for the next: garbage, caches, compiled code."""
     gc.collect()
     clear_mask_cache()
-    if "torch._dynamo" in sys.modules:  # nothing was compiled before; importing it takes seconds
-        torch.compiler.reset()
+    torch.compiler.reset()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     synchronize(device)
@@ -318,8 +324,7 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, held_out):
         """Mean loss in nats per token over the held-out rows, dropout off, always eager."""
-        limit = self.config.val_batches * self.config.batch_size or len(held_out)
-        rows = held_out[:limit]
+        rows = held_out[validation_rows(self.config, len(held_out))]
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.eval()
         for start in range(0, len(rows), self.config.batch_size):
@@ -423,20 +428,21 @@ def _training_metrics(config, losses, step_seconds, seconds):
         "total_steps": steps,
         "total_tokens": tokens,
         "training_time": seconds,
-        "tokens_per_second": tokens / seconds,
         "losses": losses,
         "tokens_seen": np.arange(1, steps + 1, dtype=np.int64) * (tokens // steps),
         "step_seconds": np.array(step_seconds, dtype=np.float32),
     }
     if np.isfinite(losses).all():
+        metrics["tokens_per_second"] = tokens / seconds
         metrics["final_loss"] = float(losses[-1])
         metrics["avg_loss_last_100"] = float(losses[-100:].mean(dtype=np.float64))
     return metrics
 
 
 def is_out_of_memory(error):
-    """True for CUDA's out-of-memory error and for the CPU allocator's, which has no class."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """True for every form in which CUDA, its libraries or the system say that memory ran out."""
+    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED", KILLED)
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
 def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: None):
@@ -509,9 +515,11 @@ def _resident_mb(peak):
 def child_peak_memory_mb(config, arm, vocab_size, seed):
     """Growth of resident memory in MB while a fresh process trains the arm for a few steps.
 
-    The tokens are random: memory depends on how many there are, not on which.  NaN where the
-    system does not tell; raises MemoryError's RuntimeError where the child ran out of memory.
+    The tokens are random: memory depends on how many there are, not on which.  The steps are
+    eager ones, for a compiler's own memory would hide the model's.  NaN where the system does not
+    tell; RuntimeError where the child failed (see ``is_out_of_memory``).
     """
+    config = replace(config, compile="none")
     job = {"config": asdict(config), "arm": arm, "vocab_size": vocab_size, "seed": seed}
     job["threads"] = torch.get_num_threads()
     folder = str(Path(__file__).resolve().parent)

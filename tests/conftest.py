@@ -81,7 +81,14 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
         },
         "plan": {"orders": [list(arms)] * runs, "seeds": [1000 + r for r in range(runs)]},
         "environment": {"device_name": "2-core CPU", "torch": "2.13.0", "git_revision": None},
-        "data": {"path": "training_data.npy", "train_rows": 100, "val_rows": 6, "vocab_size": 512},
+        "data": {
+            "path": "training_data.npy",
+            "train_rows": 100,
+            "val_rows": 6,
+            "val_rows_used": 4,
+            "vocab_size": 512,
+        },
+        "pattern": {"density": 0.385, "evaluation": "masked"},
         "memory_measure": "resident growth of a fresh process",
     }
     return metrics, metadata

@@ -128,7 +128,7 @@ def test_saved_weights_rebuild_the_first_runs_window_model(workplace):
     trainer = Trainer(config, "window", dataset.train, dataset.vocab_size, torch.device("cpu"), 0)
     trainer.model.load_state_dict(weights)
     run = load_metrics("output/experiment_results.json")["window"][0]
-    assert trainer.evaluate(dataset.held_out[:2]) == pytest.approx(run["val_loss"], rel=1e-6)
+    assert trainer.evaluate(dataset.held_out[[0, -1]]) == pytest.approx(run["val_loss"], rel=1e-6)
 
 
 def test_the_same_command_gives_the_same_losses_and_moves_the_old_results(workplace, capsys):
@@ -162,11 +162,21 @@ def test_sequence_length_is_recut_from_the_same_tokens(workplace):
     assert metadata["data"]["train_rows"] + metadata["data"]["val_rows"] == 60 * 25 // 50
 
 
-def test_dry_run_trains_nothing(workplace, capsys):
-    assert run_main("--dry-run") == 0
+def test_dry_run_prints_the_plan_and_writes_nothing(workplace, capsys):
+    assert run_main("--dry-run --runs 2") == 0
     printed = capsys.readouterr()
-    assert printed.out == "" and "roughly" in printed.err
-    assert contents("output") == []
+    plan = make_plan(make_config(runs=2))
+    for run in range(2):
+        order = ", ".join(plan["orders"][run])
+        assert f"run {run + 1}: {order} (seed {plan['seeds'][run]})" in printed.out
+    assert "roughly" in printed.err
+    assert contents(workplace) == ["training_data.npy"]
+
+
+def test_a_data_file_that_was_named_is_never_made_up(workplace, capsys):
+    assert run_main("--data other/tokens.npy") == 2
+    assert "tokens.npy" in capsys.readouterr().err
+    assert contents(workplace) == ["training_data.npy"]
 
 
 def break_training(monkeypatch, arm, fail):
@@ -234,6 +244,24 @@ def test_ctrl_c_keeps_what_was_finished(workplace, monkeypatch, capsys):
     ).replace("/", os.sep)
     metrics, metadata = load_experiment("output/experiment_results.npz")
     assert len(launched(metrics)) == 2 and metadata["status"] == "partial"
+
+
+def test_ctrl_c_while_plotting_keeps_everything(workplace, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_models, "create_all_plots", interrupt)
+    assert run_main("--runs 1") == 130
+    assert "interrupted: 3 of 3 trainings are kept" in capsys.readouterr().err
+
+
+def test_a_bug_is_not_called_a_wrong_option(workplace, monkeypatch):
+    def fail(*_):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(compare_models, "write_report", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        run_main("--runs 1")
 
 
 def test_ctrl_c_before_the_first_training(workplace, monkeypatch, capsys):
@@ -307,7 +335,7 @@ def test_bad_data_gets_one_line_and_exit_code_2(workplace, capsys, array, words)
     assert run_main() == 2
     printed = capsys.readouterr()
     assert "training_data.npy" in printed.err and words in printed.err
-    assert printed.err.count("\n") == 1 and contents("output") == []
+    assert printed.err.count("\n") == 1 and contents(workplace) == ["training_data.npy"]
 
 
 def test_a_file_where_the_output_folder_should_be(workplace, capsys):
@@ -353,6 +381,7 @@ def test_time_left_uses_each_arms_own_time(capsys):
     with Progress(config, steps=5, estimates={"window": 100.0, "fused": None}) as progress:
         assert progress.seconds_left() == 600  # the unknown arm is taken as a typical one
         progress.start(0, "window")
+        assert progress._left("window", 0.5) == format_seconds(100 * 2.5 + 100 * 3)
         outcome = {"status": "ok", "wall_time": 10.0, "total_steps": 5}
         outcome |= {"training_time": 9.0, "peak_memory_mb": 3.0, "final_loss": 2.0, "val_loss": 2.1}
         progress.finish(0, "window", outcome)

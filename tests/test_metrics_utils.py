@@ -149,6 +149,7 @@ def test_a_mutated_file_is_refused_or_right(tmp_path, which):
         ("a.json", b"\xff\xfe\x00", "damaged"),
         ("a.json", b'{"metrics": {}, "metadata": {"schema_version": 99}}', "schema_version 99"),
         ("a.json", b'{"metrics": {}, "metadata": {}}', "schema_version None"),
+        ("a.json", b'{"metrics": {}, "metadata": {"config": "x"}}', "is not a table"),
         ("a.json", b'{"metrics": {"x": [{}]}, "metadata": {"schema_version": 1}}', "missing run"),
     ],
 )
@@ -222,8 +223,16 @@ def test_report_figures_recomputed_with_scipy(experiment):
     assert f"{stats.gmean(x) / stats.gmean(ref):.4f}" in line
     assert f"[{low:.4f}, {high:.4f}]" in line
     assert f"{paired.pvalue:.2g}" in line
-    assert f"t {published.statistic:.2f}, p {published.pvalue:.2g}" in line
+    assert f"t {published.statistic:.2f}, p {published.pvalue:.2g}*" in line
     assert f"{d:.2f}" in line
+
+
+def test_a_loss_of_zero_costs_its_row_and_not_the_report(experiment):
+    metrics, metadata = experiment
+    for run in metrics["window"]:
+        run["val_loss"] = 0.0
+    report = format_report(metrics, metadata)
+    assert "a value is not positive" in report and "Where the speed comes from" in report
 
 
 def test_decomposition_multiplies_up(experiment):
@@ -241,8 +250,9 @@ def slower_window(metrics, factor):
 @pytest.mark.parametrize(
     ("factor", "words"),
     [
-        (1.5, "Sparsity brought no speed at sequence length 1,024: window took 50"),
-        (0.995, "significant, but below 1%"),
+        (1.5, "Sparsity brought no speed worth the name at sequence length 1,024: window took 50"),
+        (0.995, "Sparsity brought no speed worth the name"),
+        (1.0, "Sparsity brought no speed worth the name"),
         (0.5, "Sparsity made training faster"),
     ],
 )
@@ -268,7 +278,7 @@ def test_one_run_is_reported_without_any_test():
     assert "nan" not in report.lower() and "± " not in report.split("improvement: of")[0].replace(
         "Mean ± standard", ""
     )
-    assert "No speed from sparsity is shown at sequence length 1,024" in report
+    assert "What sparsity does to the time at sequence length 1,024 is not shown" in report
 
 
 def test_without_the_control_the_report_says_what_is_missing():
