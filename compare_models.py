@@ -44,7 +44,7 @@ from train_model import (
     train,
     validation_rows,
 )
-from window_attention import attended_pairs, causal_pairs, choose_evaluation, density
+from window_attention import attended_pairs, attention_plan, causal_pairs, density
 
 EXIT_FAILED, EXIT_USAGE, EXIT_RUNS_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 WEIGHTS_NAME = "window_model_weights.pt"
@@ -354,7 +354,9 @@ def describe_experiment(config, dataset, device):
             "density": density(*pattern),
             "attended_pairs": attended_pairs(*pattern),
             "causal_pairs": causal_pairs(config.seq_len),
-            "evaluation": choose_evaluation(*pattern),
+            "evaluation": config.window_attention
+            if config.window_attention != "auto"
+            else attention_plan(*pattern, device.type).evaluation,
         },
         "steps": planned_steps(config, len(dataset.train)),
         "memory_measure": "torch.cuda.max_memory_allocated, reset after the warm-up"
@@ -470,6 +472,8 @@ def config_from(arguments):
     if "arms" in chosen:
         chosen["arms"] = tuple(chosen["arms"])
     device = resolve_device(chosen.get("device", "auto"))
+    if chosen.get("window_attention") == "split" and device.type != "cpu":
+        raise ValueError(f"--window-attention split runs on a CPU, not on {device}: choose auto")
     preset = getattr(arguments, "preset", None) or ("paper" if device.type == "cuda" else "laptop")
     return make_config(preset, **{**chosen, "device": str(device)})
 

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
-from window_attention import check_pattern, clear_mask_cache
+from window_attention import EVALUATIONS, check_pattern, clear_mask_cache
 
-# arm -> (model class, attention).  ``window`` takes its evaluation from the configuration.
+# arm -> (model class, attention); ``window`` takes its evaluation from the configuration
 ARMS = {
     "baseline": (GPTModel, "dense"),
-    "window": (GPTWindowModel, "auto"),
+    "window": (GPTWindowModel, None),
     "fused": (GPTModel, "fused"),
     "published": (GPTModel, "published"),
 }
@@ -86,6 +86,9 @@ class ExperimentConfig:
     layers: int = _option(8, "model", "decoder blocks")
     window_size: int = _option(96, "pattern", "near keys before each token")
     dilation: int = _option(4, "pattern", "every how many tokens a far key; 0: none")
+    window_attention: str = _option(
+        "auto", "pattern", "how the window arm evaluates the pattern", choices=EVALUATIONS
+    )
     data: str = _option("training_data.npy", "files", "rows of tokens; prepared when missing")
     output_dir: str = _option("output", "files", "folder of results, report and weights")
     plots_dir: str = _option("plots", "files", "folder of the ten figures")
@@ -144,6 +147,7 @@ def check_config(config):
     for name, value, choices in (
         ("--dtype", config.dtype, DTYPES),
         ("--compile", config.compile, COMPILE_MODES),
+        ("--window-attention", config.window_attention, EVALUATIONS),
     ):
         if value not in choices:
             raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
@@ -182,6 +186,7 @@ def build_model(config, arm, vocab_size, device, seed):
     pattern = {}
     if model_class is GPTWindowModel:
         pattern = {"window_size": config.window_size, "dilation": config.dilation}
+        attention = config.window_attention
     torch.manual_seed(seed)
     model = model_class(
         config.d_model,
