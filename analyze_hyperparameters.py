@@ -572,6 +572,9 @@ def main(argv=None):
     for path, write in _writers(analyses, report, args.output_dir, args.plots_dir):
         try:
             write()
+        except KeyboardInterrupt:
+            print("interrupted: the files listed are written", file=sys.stderr)
+            return 130
         except OSError as error:
             occupied = isinstance(error, FileExistsError | NotADirectoryError)
             reason = f"{path.parent} is not a folder" if occupied else error.strerror or error

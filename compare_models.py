@@ -29,7 +29,7 @@ from metrics_utils import (
     to_json,
     write_report,
 )
-from prepare_data import describe, load_dataset, prepare_data
+from prepare_data import DEFAULT_PATH, TOKENIZER_NAME, describe, load_dataset, prepare_data
 from train_model import (
     MEMORY_STEPS,
     PRESETS,
@@ -152,7 +152,7 @@ def estimate_seconds(config, arm, dataset, device):
         del trainer
         release_memory(device)
     step = rest / 2
-    held_out = config.val_batches or len(dataset.held_out) // config.batch_size
+    held_out = len(validation_rows(config, len(dataset.held_out))) / config.batch_size
     # a validation batch is a forward pass, a third of a step
     seconds = first + step * (planned_steps(config, len(dataset.train)) + 3 + held_out / 3)
     if device.type == "cpu":
@@ -277,17 +277,22 @@ def ensure_data(path):
 
     A file that the user named is never made up: load_dataset says that it is missing.
     """
-    if Path(path).exists() or path != ExperimentConfig.data:
+    if os.path.lexists(path) or path != DEFAULT_PATH:
         return
     say(f"{path} is missing: preparing it from the Python standard library's own source")
     say(describe(prepare_data(output=path)))
 
 
-def move_aside(output_dir):
-    """Move an earlier experiment's files into a folder of their own; returns it, or None."""
+def move_aside(output_dir, data):
+    """Move an earlier experiment's files into a folder of their own; returns it, or None.
+
+    ``data``, where it lies in the same folder, keeps its tokenizer.
+    """
     output_dir = Path(output_dir)
-    names = (f"{RESULTS_NAME}.npz", f"{RESULTS_NAME}.json", REPORT_NAME)
-    names += (WEIGHTS_NAME, WEIGHTS_CONFIG_NAME, "tokenizer.json")
+    names = [f"{RESULTS_NAME}.npz", f"{RESULTS_NAME}.json", REPORT_NAME, WEIGHTS_NAME]
+    names += [WEIGHTS_CONFIG_NAME]
+    if Path(data).resolve().parent != output_dir.resolve():
+        names.append(TOKENIZER_NAME)
     old = [output_dir / name for name in names if (output_dir / name).exists()]
     if not old:
         return None
@@ -308,9 +313,9 @@ def save_window_weights(model, config, dataset, output_dir):
     output_dir = Path(output_dir)
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     atomic_write(output_dir / WEIGHTS_NAME, lambda file: torch.save(weights, file))
-    tokenizer = Path(config.data).resolve().parent / "tokenizer.json"
+    tokenizer = Path(config.data).resolve().parent / TOKENIZER_NAME
     if tokenizer.is_file():
-        atomic_write(output_dir / "tokenizer.json", lambda file: file.write(tokenizer.read_bytes()))
+        atomic_write(output_dir / TOKENIZER_NAME, lambda file: file.write(tokenizer.read_bytes()))
     arguments = {
         "d_model": config.d_model,
         "n_heads": config.n_heads,
@@ -323,7 +328,7 @@ def save_window_weights(model, config, dataset, output_dir):
     content = {
         "model": "GPTWindowModel",
         "arguments": arguments,
-        "tokenizer": "tokenizer.json" if tokenizer.is_file() else None,
+        "tokenizer": TOKENIZER_NAME if tokenizer.is_file() else None,
         "weights": WEIGHTS_NAME,
     }
     text = to_json(content, indent=1)
@@ -375,7 +380,7 @@ def run_experiment(config, dataset=None, estimates=None):
     device = resolve_device(config.device)
     if dataset is None:
         dataset = load_dataset(config.data, config.seq_len, config.batch_size)
-    moved = move_aside(config.output_dir)
+    moved = move_aside(config.output_dir, config.data)
     if moved is not None:
         say(f"an earlier experiment's files are now in {moved}")
     metadata = describe_experiment(config, dataset, device)
@@ -481,9 +486,15 @@ def config_from(arguments):
 def check_writable(*folders):
     """Raise OSError before hours of training for a folder that could not take the results."""
     for folder in map(Path, folders):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"{folder} cannot be written ({error.strerror}): choose another --output-dir or "
+                "--plots-dir"
+            ) from None
 
 
 def introduce(config, dataset, device, estimates):
@@ -553,11 +564,11 @@ def run_and_report(config, dataset, estimates):
 def report_results(config, metrics, metadata):
     """Write and print the report and draw the plots; returns the exit code."""
     report_path, report = write_report(metrics, metadata, config.output_dir)
-    print(report, flush=True)
     paths = [Path(config.output_dir) / f"{RESULTS_NAME}.npz", report_path]
     finished_well = [run for run in launched(metrics) if run["status"] == "ok"]
     if finished_well:
         paths += create_all_plots(metrics, metadata, config.plots_dir)
+    print(report, flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
     return 0 if len(finished_well) == len(launched(metrics)) else EXIT_RUNS_FAILED
 

@@ -59,6 +59,7 @@ LOOK = {
     "lines.markersize": 5,
     "hatch.linewidth": 0.5,
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # a $ in the name of an arm or a device is a $
     "savefig.dpi": 300,
 }
 
@@ -971,6 +972,9 @@ def main(argv=None):
     except OSError as error:
         print(f"error: {args.plots_dir}: cannot be written: {error.strerror}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the figures finished so far are written", file=sys.stderr)
+        return 130
     print(*paths, sep="\n")
     return 0
 

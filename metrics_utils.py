@@ -493,5 +493,6 @@ def write_report(metrics, metadata, output_dir, name=REPORT_NAME):
     """Write ``format_report`` into ``output_dir``; returns the path and the text."""
     text = format_report(metrics, metadata)
     path = Path(output_dir) / name
-    atomic_write(path, lambda file: file.write(text.encode()))
+    # a path may hold what UTF-8 cannot say
+    atomic_write(path, lambda file: file.write(text.encode(errors="backslashreplace")))
     return path, text

@@ -209,6 +209,8 @@ def prepare_data(
     Returns a ``Prepared``; raises DataError, and then leaves all files as they were.
     """
     paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if "" in paths:
+        raise DataError("an empty PATH: give a text file or a folder")
     output = Path(output)
     tokenizer_path = (output.parent / TOKENIZER_NAME).resolve()
     _check_range("--seq-len", seq_len, 1)
@@ -306,10 +308,9 @@ def _held_out_rows(rows):
 
 
 def _check_enough(path, rows, seq_len, batch_size):
-    needed = batch_size
-    while needed - _held_out_rows(needed) < batch_size:
-        needed += 1
-    if rows < needed:
+    if rows - _held_out_rows(rows) < batch_size:
+        needed = math.ceil(batch_size / (1 - HELD_OUT_SHARE))
+        needed += needed - _held_out_rows(needed) < batch_size  # the held-out share rounds up
         raise DataError(
             f"{path}: {rows:,} rows at --seq-len {seq_len:,}, {needed:,} needed for a batch of "
             f"{batch_size:,} and the held-out rows: prepare more text, or take a smaller --seq-len "
@@ -378,6 +379,9 @@ def main(argv=None):
     except DataError as error:
         print(f"prepare_data.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
+from prepare_data import DEFAULT_PATH
 from window_attention import EVALUATIONS, check_pattern, clear_mask_cache
 
 # arm -> (model class, attention); ``window`` takes its evaluation from the configuration
@@ -37,6 +38,7 @@ UNTIMED_STEPS = 3  # before each training: kernels loaded, code compiled, alloca
 MEMORY_STEPS = 2  # steps of the child process that measures memory on a CPU
 GRADIENT_CLIP = 1.0
 FINAL_LR_SHARE = 0.1
+LARGEST_OPTION = 2**31 - 1
 KILLED = "exit code -9"  # of a process that the system ended, as it does for want of memory
 LOSS_BLOCK = 50  # losses stay on the device and are fetched this many at a time
 
@@ -89,7 +91,7 @@ class ExperimentConfig:
     window_attention: str = _option(
         "auto", "pattern", "how the window arm evaluates the pattern", choices=EVALUATIONS
     )
-    data: str = _option("training_data.npy", "files", "rows of tokens; prepared when missing")
+    data: str = _option(DEFAULT_PATH, "files", "rows of tokens; prepared when missing")
     output_dir: str = _option("output", "files", "folder of results, report and weights")
     plots_dir: str = _option("plots", "files", "folder of the ten figures")
 
@@ -133,15 +135,24 @@ def check_config(config):
     least = {"max_steps": 0, "warmup_steps": 0, "val_batches": 0, "seed": 0, "dilation": 0}
     for item in fields(config):
         value = getattr(config, item.name)
-        if item.type in (int, "int") and value < least.get(item.name, 1):
+        if item.type is not int:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{_flag(item.name)} must be a whole number, got {value!r}")
+        if value < least.get(item.name, 1):
             raise ValueError(
                 f"{_flag(item.name)} must be at least {least.get(item.name, 1)}, got {value}"
             )
-    if not (math.isfinite(config.lr) and config.lr > 0):
+        if value > LARGEST_OPTION:
+            raise ValueError(
+                f"{_flag(item.name)} must be at most {LARGEST_OPTION:,}, got {value:,}"
+            )
+    if not isinstance(config.lr, float | int) or not (math.isfinite(config.lr) and config.lr > 0):
         raise ValueError(f"--lr must be a positive number, got {config.lr}")
     if config.d_model % config.n_heads:
         raise ValueError(
-            f"--d-model {config.d_model} is not divisible by --n-heads {config.n_heads}"
+            f"--d-model {config.d_model} is not divisible by --n-heads {config.n_heads}: "
+            "choose a multiple of it"
         )
     check_pattern(config.window_size, config.dilation)
     for name, value, choices in (

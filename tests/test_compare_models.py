@@ -150,10 +150,18 @@ def test_move_aside_never_overwrites(tmp_path):
         path = tmp_path / "experiment_results.npz"
         path.write_text(content)
         os.utime(path, (0, 0))
-        names.append(move_aside(tmp_path))
+        names.append(move_aside(tmp_path, "elsewhere/data.npy"))
     kept = [(folder / "experiment_results.npz").read_text() for folder in names]
     assert kept == ["one", "two", "three"]
-    assert move_aside(tmp_path) is None
+    assert move_aside(tmp_path, "elsewhere/data.npy") is None
+
+
+def test_data_in_the_output_folder_keeps_its_tokenizer(workplace):
+    Path("tokenizer.json").write_text("{}")
+    for _ in range(2):
+        assert run_main("--runs 1 --arms window --output-dir .") == 0
+    assert Path("tokenizer.json").read_text() == "{}"
+    assert load_metrics("experiment_results.npz")["window"][0]["status"] == "ok"
 
 
 def test_sequence_length_is_recut_from_the_same_tokens(workplace):

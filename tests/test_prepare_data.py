@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -459,3 +460,27 @@ def test_help_gives_defaults_and_an_example(capsys):
     assert stop.value.code == 0 and "example: python prepare_data.py" in text
     for default in ("256", "10000", "training_data.npy", "Python's standard library"):
         assert f"default: {default})" in text
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 18, 19, 20, 21, 57, 1000])
+def test_the_least_number_of_rows_is_exact(tmp_path, batch_size):
+    """One row fewer than the message asks for is refused, and as many as it asks for are taken."""
+    path = tmp_path / "rows.npy"
+    np.save(path, np.ones((1, 4), np.uint16))
+    with pytest.raises(DataError) as refusal:
+        load_dataset(path, batch_size=batch_size)
+    needed = int(re.search(r"([\d,]+) needed", str(refusal.value))[1].replace(",", ""))
+    np.save(path, np.ones((needed - 1, 4), np.uint16))
+    with pytest.raises(DataError):
+        load_dataset(path, batch_size=batch_size)
+    np.save(path, np.ones((needed, 4), np.uint16))
+    assert len(load_dataset(path, batch_size=batch_size).train) >= batch_size
+
+
+def test_a_vocabulary_beyond_reason_and_an_empty_path_are_refused(tmp_path):
+    path = tmp_path / "rows.npy"
+    np.save(path, np.full((50, 4), 2**32 - 1, np.uint32))
+    with pytest.raises(DataError, match="4,294,967,295"):
+        load_dataset(path)
+    with pytest.raises(DataError, match="an empty PATH"):
+        prepare_data([""], output=tmp_path / "out.npy")

@@ -280,6 +280,7 @@ def test_training_with_split_and_with_dense_gives_the_same_losses():
         ((4096, 96, 4, "cuda"), "masked"),
         ((4096, 96, 1, "cpu"), "masked"),
         ((4096, 5000, 4, "cpu"), "masked"),
+        ((4096, 2000, 4, "cpu"), "masked"),
     ],
 )
 def test_the_plan_names_its_choice_and_why(arguments, evaluation):
