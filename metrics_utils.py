@@ -431,6 +431,14 @@ def _decomposition_lines(metrics, metadata):
     ]
 
 
+def _pattern_line(config, pattern):
+    line = f"pattern: window_size {config['window_size']}, dilation {config['dilation']}"
+    if pattern is None:  # a file from before it was recorded
+        return line
+    kept = f"{pattern['density']:.1%} of the causal pairs"
+    return f"{line}, {kept}, evaluated as {pattern['evaluation']}"
+
+
 def _heading_lines(metrics, metadata):
     config, data = metadata["config"], metadata["data"]
     world = metadata["environment"]
@@ -443,9 +451,7 @@ def _heading_lines(metrics, metadata):
         f"{world['device_name']}, torch {world['torch']}, {config['dtype']}, {compiled}",
         f"model: d_model {config['d_model']}, {config['n_heads']} heads, {config['layers']} layers,"
         f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}",
-        f"pattern: window_size {config['window_size']}, dilation {config['dilation']}, "
-        f"{metadata['pattern']['density']:.1%} of the causal pairs, evaluated as "
-        f"{metadata['pattern']['evaluation']}",
+        _pattern_line(config, metadata.get("pattern")),
         f"data: {data['path']}, {data['train_rows']:,} rows for training, the last "
         f"{data['val_rows']:,} held out, {data['val_rows_used']:,} of them used for validation; "
         f"batches of {config['batch_size']}",
