@@ -7,10 +7,7 @@ pair by pair.  ``python main.py`` runs it from the command line; ``run_experimen
 import argparse
 import itertools
 import os
-import platform
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from create_model_plots import create_all_plots
+from machine import check_writable, describe_environment, is_out_of_memory, resolve_device
 from metrics_utils import (
     REPORT_NAME,
     RESULTS_NAME,
@@ -31,16 +29,15 @@ from metrics_utils import (
 )
 from prepare_data import DEFAULT_PATH, TOKENIZER_NAME, describe, load_dataset, prepare_data
 from train_model import (
+    DTYPES,
     MEMORY_STEPS,
     PRESETS,
     ExperimentConfig,
     Trainer,
     build_model,
-    is_out_of_memory,
     make_config,
     planned_steps,
     release_memory,
-    resolve_device,
     train,
     validation_rows,
 )
@@ -87,54 +84,6 @@ def make_plan(config):
 
 
 # --- what surrounds the experiment -------------------------------------------------------------
-
-
-def _git_revision():
-    """The commit of this checkout, with + where files differ from it; None outside a checkout."""
-    folder = Path(__file__).resolve().parent
-    try:
-        revision, changes = (
-            subprocess.run(
-                ["git", "-C", folder, *words],
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=10,
-            ).stdout.strip()
-            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return revision + ("+" if changes else "")
-
-
-def _cpu_name():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def describe_environment(device):
-    """The versions and the device that a result belongs to, as a JSON-like dict."""
-    cuda = device.type == "cuda"
-    threads = torch.get_num_threads()
-    return {
-        "device_name": torch.cuda.get_device_name(device)
-        if cuda
-        else f"{_cpu_name()} ({threads} threads)",
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if cuda else None,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "threads": threads,
-        "logical_cpus": os.cpu_count(),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "git_revision": _git_revision(),
-    }
 
 
 def estimate_seconds(config, arm, dataset, device):
@@ -361,7 +310,7 @@ def describe_experiment(config, dataset, device):
             "causal_pairs": causal_pairs(config.seq_len),
             "evaluation": config.window_attention
             if config.window_attention != "auto"
-            else attention_plan(*pattern, device.type).evaluation,
+            else attention_plan(*pattern, DTYPES[config.dtype], device).evaluation,
         },
         "steps": planned_steps(config, len(dataset.train)),
         "memory_measure": "torch.cuda.max_memory_allocated, reset after the warm-up"
@@ -477,24 +426,8 @@ def config_from(arguments):
     if "arms" in chosen:
         chosen["arms"] = tuple(chosen["arms"])
     device = resolve_device(chosen.get("device", "auto"))
-    if chosen.get("window_attention") == "split" and device.type != "cpu":
-        raise ValueError(f"--window-attention split runs on a CPU, not on {device}: choose auto")
     preset = getattr(arguments, "preset", None) or ("paper" if device.type == "cuda" else "laptop")
     return make_config(preset, **{**chosen, "device": str(device)})
-
-
-def check_writable(*folders):
-    """Raise OSError before hours of training for a folder that could not take the results."""
-    for folder in map(Path, folders):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise OSError(
-                f"{folder} cannot be written ({error.strerror}): choose another --output-dir or "
-                "--plots-dir"
-            ) from None
 
 
 def introduce(config, dataset, device, estimates):

@@ -4,15 +4,11 @@ Knows nothing of arms in comparison, orders or files; compare_models.py does tha
 """
 
 import gc
-import json
 import math
-import subprocess
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +16,7 @@ from torch.nn import functional as F
 
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
+from machine import growth_in_child, is_out_of_memory, synchronize
 from prepare_data import DEFAULT_PATH
 from window_attention import EVALUATIONS, check_pattern, clear_mask_cache
 
@@ -39,7 +36,6 @@ MEMORY_STEPS = 2  # steps of the child process that measures memory on a CPU
 GRADIENT_CLIP = 1.0
 FINAL_LR_SHARE = 0.1
 LARGEST_OPTION = 2**31 - 1
-KILLED = "exit code -9"  # of a process that the system ended, as it does for want of memory
 LOSS_BLOCK = 50  # losses stay on the device and are fetched this many at a time
 
 
@@ -173,21 +169,6 @@ def _flag(name):
     return "--" + name.replace("_", "-")
 
 
-def resolve_device(name):
-    """The torch.device that ``name`` means; ValueError where this machine has no such device."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name!r}: choose auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name}: only cpu and cuda are measured here")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} such GPUs")
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-
-
 # --- the pieces of a training ------------------------------------------------------------------
 
 
@@ -267,11 +248,6 @@ def make_optimizer(model, config):
     return torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
 
 
-def synchronize(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def release_memory(device):
     """Leave nothing of one training behind for the next: garbage, caches, compiled code."""
     gc.collect()
@@ -304,7 +280,10 @@ class Trainer:
 
     def step(self, batch, lr):
         """One optimizer step on a batch of rows; returns the loss, still on the device."""
-        inputs, targets = to_device(batch, self.device)
+        return self.update(*to_device(batch, self.device), lr)
+
+    def update(self, inputs, targets, lr):
+        """The same on tokens that are on the device already, (B, S) each."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
@@ -455,12 +434,6 @@ def _training_metrics(config, losses, step_seconds, seconds):
     return metrics
 
 
-def is_out_of_memory(error):
-    """True for every form in which CUDA, its libraries or the system say that memory ran out."""
-    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED", KILLED)
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
-
-
 def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: None):
     """Train one arm from ``seed`` and measure it; returns ``(metrics, model)``.
 
@@ -507,65 +480,29 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
 
 
 # --- memory on a CPU ---------------------------------------------------------------------------
-# A process's high-water mark never falls, so one training's would leak into the next one's
-# figure: each is measured in a process of its own.
-
-
-def _resident_mb(peak):
-    """Resident memory of this process, now or at its peak, in MB; None where it cannot be read."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        line = next(s for s in status.splitlines() if s.startswith("VmHWM" if peak else "VmRSS"))
-        return int(line.split()[1]) / 1024
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource  # not on Windows
-
-        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    except ImportError:
-        return None
-    return usage / 2**20 if sys.platform == "darwin" else usage / 1024
 
 
 def child_peak_memory_mb(config, arm, vocab_size, seed):
     """Growth of resident memory in MB while a fresh process trains the arm for a few steps.
 
     The tokens are random: memory depends on how many there are, not on which.  The steps are
-    eager ones, for a compiler's own memory would hide the model's.  NaN where the system does not
-    tell; RuntimeError where the child failed (see ``is_out_of_memory``).
+    eager ones, for a compiler's own memory would hide the model's.  See ``machine.growth_in_child``
+    for NaN and RuntimeError.
     """
     config = replace(config, compile="none")
     job = {"config": asdict(config), "arm": arm, "vocab_size": vocab_size, "seed": seed}
-    job["threads"] = torch.get_num_threads()
-    folder = str(Path(__file__).resolve().parent)
-    code = f"import sys; sys.path.insert(0, {folder!r}); import train_model as t; t._memory_child()"
-    child = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the child
-    )
-    if child.returncode:
-        last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-        raise RuntimeError(f"the process that measures memory failed: {last}")
-    growth = json.loads(child.stdout.splitlines()[-1])
-    return math.nan if growth is None else growth
+    return growth_in_child("train_model", "memory_job", job)
 
 
-def _memory_child():
-    """The child's side of ``child_peak_memory_mb``: the job on stdin, the growth on stdout."""
-    job = json.load(sys.stdin)
-    job["config"]["arms"] = tuple(job["config"]["arms"])
-    config = ExperimentConfig(**job["config"])
-    torch.set_num_threads(job["threads"])
+def memory_job(config, arm, vocab_size, seed):
+    """What the child of ``child_peak_memory_mb`` measures, as a function without arguments."""
+    config = ExperimentConfig(**{**config, "arms": tuple(config["arms"])})
     shape = (config.batch_size * MEMORY_STEPS, config.seq_len + 1)
-    rows = np.random.default_rng(job["seed"]).integers(job["vocab_size"], size=shape)
-    before = _resident_mb(peak=False)
-    device = torch.device("cpu")
-    trainer = Trainer(config, job["arm"], rows, job["vocab_size"], device, job["seed"])
-    for batch in batches(rows, config.batch_size, MEMORY_STEPS, job["seed"]):
-        trainer.step(batch, config.lr)
-    after = _resident_mb(peak=True)
-    print(json.dumps(None if before is None else after - before))
+    rows = np.random.default_rng(seed).integers(vocab_size, size=shape)
+
+    def work():
+        trainer = Trainer(config, arm, rows, vocab_size, torch.device("cpu"), seed)
+        for batch in batches(rows, config.batch_size, MEMORY_STEPS, seed):
+            trainer.step(batch, config.lr)
+
+    return work

@@ -8,15 +8,27 @@ w window_size, d dilation.  Queries, keys and values are (B, S, H, D).
 
 import functools
 import math
+import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 EVALUATIONS = ("auto", "dense", "masked", "split")
-# Tokens from which split beats masked on a CPU.  Measured on 2 cores, torch 2.13.0, float32, B1 H4
-# D32 w96 d4, forward and backward: 4.8 against 3.8 ms at 384 tokens, 5.7 against 8.2 ms at 512.
-SPLIT_FROM = 512
+# Tokens from which split beats masked, by device type and dtype.  Measured with
+# benchmark_attention.py, forward and backward, w96 d4, split against masked, in ms.  2 CPU cores,
+# torch 2.13.0, B1 H4 D32: 4.8 to 3.8 at 384 tokens, 5.7 to 8.2 at 512.  H200, torch 2.11, B8 H16
+# D32: bfloat16 0.342 to 0.295 at 768 and 0.430 to 0.491 at 1024; float32 1.47 to 0.89 at 512 and
+# 1.87 to 1.90 at 768.  Dense was slower than masked everywhere.
+SPLIT_FROM = {
+    ("cpu", torch.float32): 512,
+    ("cpu", torch.float64): 512,
+    ("cpu", torch.bfloat16): 512,
+    ("cuda", torch.bfloat16): 1024,
+    ("cuda", torch.float16): 1024,
+    ("cuda", torch.float32): 768,
+}
 
 
 # --- the pattern -------------------------------------------------------------------------------
@@ -93,7 +105,7 @@ def is_full_causal(seq_len, window_size, dilation):
     return dilation == 1 or window_size >= seq_len - 1
 
 
-# The mask depends on four values only, so layers and steps share one tensor.  Dynamo may not trace
+# The mask depends on a few values only, so layers and steps share one tensor.  Dynamo may not trace
 # into a cache; it is told that the result is a constant of the compiled graph.
 @torch.compiler.assume_constant_result
 def cached_window_mask(seq_len, window_size, dilation, device):
@@ -101,14 +113,35 @@ def cached_window_mask(seq_len, window_size, dilation, device):
     return _mask_cache(seq_len, window_size, dilation, device)
 
 
+@torch.compiler.assume_constant_result
+def cached_window_bias(seq_len, window_size, dilation, device, dtype):
+    """The mask as what is added to the scores, 0 or minus infinity, (S, S), cached likewise.
+
+    scaled_dot_product_attention would make it from the mask again in every call.
+    """
+    return _bias_cache(seq_len, window_size, dilation, device, dtype)
+
+
 @functools.lru_cache(maxsize=8)
 def _mask_cache(seq_len, window_size, dilation, device):
     return window_mask(seq_len, window_size, dilation, device)
 
 
+@functools.lru_cache(maxsize=8)
+def _bias_cache(seq_len, window_size, dilation, device, dtype):
+    return _as_bias(window_mask(seq_len, window_size, dilation, device), dtype)
+
+
+def _as_bias(mask, dtype):
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+        ~mask, float("-inf")
+    )
+
+
 def clear_mask_cache():
     """Forget the cached masks, so that one model's masks never count as another's memory."""
     _mask_cache.cache_clear()
+    _bias_cache.cache_clear()
 
 
 # --- the evaluations ---------------------------------------------------------------------------
@@ -134,24 +167,185 @@ def fused_attention(q, k, v, mask=None):
 
 
 # --- the split evaluation ----------------------------------------------------------------------
-# Its cost follows the pairs that are attended.  The near keys are a sliding window: chunks of
-# queries against their own and the preceding keys.  The far keys of query i are i - o, i - o - d,
-# ... with o = w + d: among the tokens of one residue class modulo d that is ordinary causal
-# attention, shifted by o, so each class is one more head of length about S / d.  Both parts go to
-# PyTorch's flash kernel, which returns the log-sum-exp of the scores beside the output; with it the
-# two softmaxes are merged into one, and each part's own backward kernel, given the merged output
-# and log-sum-exp, returns its exact share of the gradients (as ring attention does, Liu et al.
-# 2023).  Folding residue classes is known from NATTEN (Hassani et al. 2023), merging by
-# log-sum-exp from Milakov & Gimelshein 2018.
+# Its cost follows the pairs that are attended.  The near keys are a sliding window.  The far keys
+# of query i are i - o, i - o - d, ... with o = w + d: among the tokens of one residue class modulo
+# d that is ordinary causal attention, shifted by o, so each class is one more head of length about
+# S / d.  Both parts go to PyTorch's own kernels, which return the log-sum-exp of the scores beside
+# the output; with it the two softmaxes are merged into one, and each part's own backward kernel,
+# given the merged output and log-sum-exp, returns its exact share of the gradients (as ring
+# attention does, Liu et al. 2023).  Folding residue classes is known from NATTEN (Hassani et al.
+# 2023), merging by log-sum-exp from Milakov & Gimelshein 2018.
 
-_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+class Kernel(NamedTuple):
+    """One of PyTorch's attention kernels, by its underscored operators.
+
+    ``forward(q, k, v, window, scale)`` -> out, lse and ``backward(gradient, q, k, v, out, lse,
+    window, scale)`` -> dq, dk, dv take pieces (N, H, length, D) with lse (N, H, length).
+    ``window=None`` is causal, aligned at the first query and key; a number w lets the last query
+    see the last w + 1 keys, the query before it those one earlier, and so on.
+    """
+
+    forward: Callable
+    backward: Callable
+    # queries of a near chunk for a window of w; None: the kernel walks a whole sequence itself
+    chunk: Callable | None
+    # the far part's keys are read up to a multiple of this: cuDNN is 4 % slower otherwise (H200)
+    multiple: int = 1
+
+
+def _window_bias(q, k, window_size):
+    """What is added to the scores of pieces q (N, H, length, D) and k: 0, or minus infinity."""
+    # kept on a CPU only: what is first made while a CUDA graph is recorded dies with the graph
+    build = _cpu_window_bias if q.device.type == "cpu" else _build_window_bias
+    return build(q.shape[2], k.shape[2], window_size, q.dtype, q.device)
+
+
+def _build_window_bias(length, keys, window_size, dtype, device):
+    query = torch.arange(keys - length, keys, device=device)[:, None]
+    key = torch.arange(-(-keys // 8) * 8, device=device)[None, :]  # CUDA reads 16 bytes at a time
+    return _as_bias(may_attend(query, key, window_size, 0), dtype)[:, :keys]
+
+
+_cpu_window_bias = functools.lru_cache(maxsize=32)(_build_window_bias)
+
+
+def _cpu_options(q, k, window):
+    if window is None:
+        return {"is_causal": True}
+    return {"attn_mask": _window_bias(q, k, window)}
+
+
+def _cpu_forward(q, k, v, window, scale):
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return operator(q, k, v, 0.0, **_cpu_options(q, k, window), scale=scale)
+
+
+def _cpu_backward(gradient, q, k, v, out, lse, window, scale):
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    options = {"is_causal": False} | _cpu_options(q, k, window)
+    return operator(gradient, q, k, v, out, lse, 0.0, **options, scale=scale)
+
+
+def _cpu_chunk(window_size):
+    """Few wasted pairs against few, large matrix products.
+
+    A power of two from a quarter of the window on, at least 32: the fastest or within 10 % of it
+    of 32 to 128 on 2 CPU cores, for windows of 16, 96 and 512.
+    """
+    return max(32, 2 ** math.ceil(math.log2(window_size / 4)))
+
+
+def _no_random_state(q):
+    """The backward operators want the dropout's random state, which nothing reads without one."""
+    return [torch.empty(0, dtype=torch.int64, device=q.device) for _ in range(2)]
+
+
+def _flash_forward(q, k, v, window, scale):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (N, length, H, D)
+    sides = {} if window is None else {"window_size_left": window, "window_size_right": 0}
+    lengths = q.shape[1], k.shape[1]
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+        q, k, v, None, None, *lengths, 0.0, window is None, False, **sides, scale=scale
+    )
+    return out.transpose(1, 2), lse
+
+
+def _flash_backward(gradient, q, k, v, out, lse, window, scale):
+    gradient, q, k, v, out = (x.transpose(1, 2) for x in (gradient, q, k, v, out))
+    sides = {} if window is None else {"window_size_left": window, "window_size_right": 0}
+    lengths = q.shape[1], k.shape[1]
+    gradients = torch.ops.aten._flash_attention_backward(
+        *(gradient, q, k, v, out, lse.contiguous(), None, None, *lengths),
+        *(0.0, window is None, *_no_random_state(q)),
+        **sides,
+        scale=scale,
+    )
+    return [x.transpose(1, 2) for x in gradients]
+
+
+def _cudnn_forward(q, k, v, window, scale):
+    assert window is None
+    if q.shape[2] == k.shape[2] == 1:  # cuDNN refuses this single case
+        return _flash_forward(q, k, v, window, scale)
+    operator = torch.ops.aten._scaled_dot_product_cudnn_attention
+    out, lse, *_ = operator(q, k, v, None, True, 0.0, True, False, scale=scale)
+    return out, lse.squeeze(-1)
+
+
+def _cudnn_backward(gradient, q, k, v, out, lse, window, scale):
+    assert window is None
+    if q.shape[2] == k.shape[2] == 1:
+        return _flash_backward(gradient, q, k, v, out, lse, window, scale)
+    return torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+        *(gradient, q, k, v, out, lse.contiguous().unsqueeze(-1), *_no_random_state(q)),
+        *(None, None, None, q.shape[2], k.shape[2], 0.0, True),
+        scale=scale,
+    )
+
+
+# The memory-efficient kernel's mask types, and the multiple to which it pads its log-sum-exp.  It
+# has a window of its own, but where there are more keys than queries its backward is wrong then
+# (torch 2.11): a bias takes its place.
+_EFFICIENT_UNMASKED, _EFFICIENT_CAUSAL, _EFFICIENT_LSE = 0, 1, 32
+
+
+def _efficient_options(q, k, window):
+    if window is None:
+        return None, _EFFICIENT_CAUSAL
+    bias = _window_bias(q, k, window)
+    return bias.expand(*q.shape[:2], *bias.shape), _EFFICIENT_UNMASKED
+
+
+def _efficient_forward(q, k, v, window, scale):
+    bias, mask = _efficient_options(q, k, window)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (N, length, H, D)
+    out, lse, *_ = torch.ops.aten._efficient_attention_forward(
+        q, k, v, bias, None, None, None, None, 0.0, mask, True, scale=scale
+    )
+    return out.transpose(1, 2), lse[:, :, : q.shape[1]]
+
+
+def _efficient_backward(gradient, q, k, v, out, lse, window, scale):
+    bias, mask = _efficient_options(q, k, window)
+    gradient, q, k, v, out = (x.transpose(1, 2) for x in (gradient, q, k, v, out))
+    lse = F.pad(lse, (0, -lse.shape[-1] % _EFFICIENT_LSE), value=math.inf)
+    dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
+        *(gradient, q, k, v, bias, out, None, None, q.shape[1], k.shape[1], lse, 0.0),
+        *(*_no_random_state(q), mask, False),
+        scale=scale,
+    )
+    return [x.transpose(1, 2) for x in (dq, dk, dv)]
+
+
+def _efficient_chunk(window_size):
+    """As for the CPU, but no smaller than the kernel's blocks of 64."""
+    return max(64, _cpu_chunk(window_size))
+
+
+KERNELS = {
+    "cpu": Kernel(_cpu_forward, _cpu_backward, _cpu_chunk),
+    "flash": Kernel(_flash_forward, _flash_backward, None),
+    "cudnn": Kernel(_cudnn_forward, _cudnn_backward, None, multiple=64),
+    "efficient": Kernel(_efficient_forward, _efficient_backward, _efficient_chunk),
+}
+# (near, far) for a device type and a dtype, the fastest first; the first that works is taken.
+CHOICES = {
+    ("cpu", torch.float64): [("cpu", "cpu")],
+    ("cpu", torch.float32): [("cpu", "cpu")],
+    ("cpu", torch.bfloat16): [("cpu", "cpu")],
+    ("cpu", torch.float16): [("cpu", "cpu")],
+    ("cuda", torch.bfloat16): [("flash", "cudnn"), ("flash", "flash")],
+    ("cuda", torch.float16): [("flash", "cudnn"), ("flash", "flash")],
+    ("cuda", torch.float32): [("efficient", "efficient")],
+}
+CUDA_HEAD_DIM = 8  # CUDA kernels take multiples: other head dimensions are padded with zeros
 
 
 class Part(NamedTuple):
-    """Some queries and their keys as ``count`` equal pieces, (count, H, length, D), all views.
+    """Some queries and their keys as ``count`` equal pieces, all views of the sequence.
 
-    Piece n has the positions query + n * hop + t * stride, t = 0 .. length - 1, against the keys
+    Piece n has the queries query + n * hop + t * stride, t = 0 .. length - 1, against the keys
     key + n * hop + t * stride, t = 0 .. keys - 1.
     """
 
@@ -164,18 +358,8 @@ class Part(NamedTuple):
     stride: int
 
 
-def chunk_length(window_size):
-    """Queries in a near chunk: few wasted pairs against few, large matrix products.
-
-    A power of two from a quarter of the window on, at least 32: the fastest or within 10 % of it
-    of 32 to 128 on 2 CPU cores, for windows of 16, 96 and 512.
-    """
-    return max(32, 2 ** math.ceil(math.log2(window_size / 4)))
-
-
-def near_parts(seq_len, window_size):
+def near_parts(seq_len, window_size, chunk):
     """The sliding window as parts: a head that has no full window before it, chunks, a rest."""
-    chunk = chunk_length(window_size)
     back = -(-window_size // chunk) * chunk  # keys before a chunk, whole chunks of them
     count, rest = divmod(seq_len - back, chunk)
     if count < 1:
@@ -187,87 +371,172 @@ def near_parts(seq_len, window_size):
     return parts
 
 
-def far_parts(seq_len, window_size, dilation):
-    """The dilated keys as parts, a piece for each residue class; some are one token longer."""
-    offset = window_size + dilation
-    if dilation == 0 or seq_len <= offset:
-        return []
-    length, longer = divmod(seq_len - offset, dilation)
-    parts = [Part(offset, 0, longer, 1, length + 1, length + 1, dilation)]
-    first = (offset + longer, longer)
-    parts.append(Part(*first, dilation - longer, 1, length, length, dilation))
-    return [part for part in parts if part.count and part.length]
+def far_parts(queries, keys, dilation, multiple=1):
+    """Query t against the keys t, t - d, t - 2d ...: a piece for each residue class modulo d.
+
+    ``queries`` and ``keys`` count the tokens there are.  Where d does not divide the queries, some
+    classes are one longer: two parts, and nothing is padded.  Where it does, keys that the causal
+    mask hides are added up to a ``multiple`` in each class, as far as there are any.
+    """
+    # no divmod: torch.compile knows none for lengths that vary
+    length, longer = queries // dilation, queries % dilation
+    if not longer:
+        padded = min(-(-length // multiple) * multiple, keys // dilation)
+        return [Part(0, 0, dilation, 1, length, padded, dilation)]
+    parts = [Part(0, 0, longer, 1, length + 1, length + 1, dilation)]
+    if length:
+        parts.append(Part(longer, longer, dilation - longer, 1, length, length, dilation))
+    return parts
 
 
-def _pieces(x, batch, first, count, length, part):
-    """View (count, H, length, ...) of x (B, S, H, ...): the part's pieces from ``first`` on."""
-    step = x.stride(1)
-    return x.as_strided(
-        (count, x.shape[2], length, *x.shape[3:]),
-        (part.hop * step, x.stride(2), part.stride * step, *x.stride()[3:]),
-        x.storage_offset() + batch * x.stride(0) + first * step,
-    )
+def _keys_read(parts):
+    """How many of the first keys the far parts read together."""
+    return sum(part.count * part.keys for part in parts)
 
 
-def _queries(x, batch, part):
-    return _pieces(x, batch, part.query, part.count, part.length, part)
+def _folds(part, *tensors):
+    """Can the pieces of all batches be seen as heads of one (B, count * H, length, D)?
+
+    The next piece must lie where the next head would: H head strides on, one token.
+    """
+    one_token = all(x.stride(1) == x.shape[2] * x.stride(2) for x in tensors)
+    return part.count == 1 or (part.hop == 1 and one_token)
 
 
-def _keys(x, batch, part):
-    return _pieces(x, batch, part.key, part.count, part.keys, part)
+def _pieces(x, part, first, length, folded):
+    """Views of x (B, S, H, D), the part's pieces from position ``first`` on.
+
+    [(B, count * H, length, D)] where ``folded``, else a (count, H, length, D) for each batch.
+    """
+    B, _, H, D = x.shape
+    batch, token, head, last = x.stride()
+    start = x.storage_offset() + first * token
+    if folded:
+        shape, strides = (B, part.count * H, length, D), (batch, head, part.stride * token, last)
+        return [x.as_strided(shape, strides, start)]
+    shape, strides = (part.count, H, length, D), (part.hop * token, head, part.stride * token, last)
+    return [x.as_strided(shape, strides, start + b * batch) for b in range(B)]
 
 
-def _add_keys(x, batch, part, gradient):
-    """Add the gradients of a part's keys to x; pieces that overlap are added hop by hop."""
-    hop = part.hop if part.keys > part.length and part.count > 1 else part.keys
-    for start in range(0, part.keys, hop):
-        target = _pieces(x, batch, part.key + start * part.stride, part.count, hop, part)
-        target.add_(gradient[:, :, start : start + hop])
+def _lse_pieces(lse, part, folded):
+    """The same for lse (B, H, S): [(B, count, H, length)], or (count, H, length) for each batch."""
+    B, H, _ = lse.shape
+    batch, head, token = lse.stride()
+    shape = (B, part.count, H, part.length)
+    strides = (batch, part.hop * token, head, part.stride * token)
+    pieces = lse.as_strided(shape, strides, lse.storage_offset() + part.query * token)
+    return [pieces] if folded else list(pieces)
 
 
-@functools.lru_cache(maxsize=32)
-def _window_bias(part, window_size, dtype):
-    """What is added to a near part's scores, (length, keys): 0, or minus infinity outside."""
-    query = torch.arange(part.length)[:, None] + part.query - part.key
-    allowed = may_attend(query, torch.arange(part.keys)[None, :], window_size, 0)
-    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+def _in_order(pieces, batches, heads):
+    """Results of equally long residue classes as (B, tokens, H, D), in the order of the tokens."""
+    folded = pieces.reshape(batches, -1, *pieces.shape[2:])  # (B, count * H, length, D)
+    return folded.transpose(1, 2).reshape(batches, -1, heads, pieces.shape[3])
 
 
-def _parts_with_options(seq_len, window_size, dilation, dtype):
-    """Every part with the kernel's options for it, and whether it is a near one."""
-    for part in near_parts(seq_len, window_size):
-        # the same chunk at another place has the same bias
-        here = part._replace(query=part.query - part.key, key=0, count=1)
-        bias = _window_bias(here, window_size, dtype)
-        yield part, {"is_causal": False, "attn_mask": bias}, True
-    for part in far_parts(seq_len, window_size, dilation):
-        yield part, {"is_causal": True}, False
+def _in_one_launch(parts, q, *others):
+    """Is a single call of the kernel enough, whose results are then the whole results?"""
+    return len(parts) == 1 and (q.shape[0] == 1 or _folds(parts[0], q, *others))
 
 
-@torch.library.custom_op("window_attention::split", mutates_args=())
-def _split(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window_size: int, dilation: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output (B, S, H, D) and log-sum-exp (B, S, H) of the scores over near and far keys."""
-    out, lse = _empty_results(q)
-    q, k, v = _unit_stride(q, k, v)
-    for part, options, near in _parts_with_options(q.shape[1], window_size, dilation, q.dtype):
-        for batch in range(q.shape[0]):
-            views = _queries(q, batch, part), _keys(k, batch, part), _keys(v, batch, part)
-            part_out, part_lse = _flash_cpu(*views, 0.0, **options)
-            here, lse_here = _queries(out, batch, part), _queries(lse, batch, part)
-            if near:
-                here.copy_(part_out)
-                lse_here.copy_(part_lse)
-            else:  # queries without far keys are in no far part, so no lse is infinite here
-                weight = torch.sigmoid(part_lse - lse_here).unsqueeze(-1)
-                here.lerp_(part_out, weight.to(here.dtype))
-                lse_here.copy_(torch.logaddexp(lse_here, part_lse))
+def _forward_parts(q, k, v, parts, kernel, window, scale, results):
+    """Fill the results out (B, S, H, D) and lse (B, H, S) part by part."""
+    out, lse = results
+    for part in parts:
+        folded = _folds(part, q, k, v, out)
+        for *qkv, out_piece, lse_piece in zip(
+            _pieces(q, part, part.query, part.length, folded),
+            _pieces(k, part, part.key, part.keys, folded),
+            _pieces(v, part, part.key, part.keys, folded),
+            _pieces(out, part, part.query, part.length, folded),
+            _lse_pieces(lse, part, folded),
+            strict=True,
+        ):
+            part_out, part_lse = kernel.forward(*qkv, window, scale)
+            out_piece.copy_(part_out)
+            lse_piece.copy_(part_lse.reshape(lse_piece.shape))
     return out, lse
 
 
-@torch.library.custom_op("window_attention::split_backward", mutates_args=())
-def _split_backward(
+def _add_keys(x, part, batch, folded, gradient):
+    """Add a piece's gradients of the keys to x (B, S, H, D); pieces that overlap hop by hop."""
+    hop = part.hop if part.keys > part.length and part.count > 1 else part.keys
+    for start in range(0, part.keys, hop):
+        first = part.key + start * part.stride
+        target = _pieces(x, part, first, hop, folded)[batch]
+        target.add_(gradient[:, :, start : start + hop])
+
+
+def _backward_parts(gradient, q, k, v, out, lse, parts, kernel, window, scale, results):
+    """Fill the results dq (B, S, H, D) part by part, and add to dk and dv."""
+    dq, dk, dv = results
+    for part in parts:
+        folded = _folds(part, gradient, q, k, v, out, *results)
+        pieces = zip(
+            *(_pieces(x, part, part.query, part.length, folded) for x in (gradient, q, out, dq)),
+            *(_pieces(x, part, part.key, part.keys, folded) for x in (k, v)),
+            _lse_pieces(lse, part, folded),
+            strict=True,
+        )
+        for n, (g_piece, q_piece, out_piece, dq_piece, k_piece, v_piece, part_lse) in enumerate(
+            pieces
+        ):
+            part_dq, part_dk, part_dv = kernel.backward(
+                *(g_piece, q_piece, k_piece, v_piece, out_piece),
+                *(part_lse.reshape(q_piece.shape[:3]), window, scale),
+            )
+            dq_piece.copy_(part_dq)
+            _add_keys(dk, part, n, folded, part_dk)
+            _add_keys(dv, part, n, folded, part_dv)
+    return dq, dk, dv
+
+
+def _empty_results(q):
+    """Contiguous room for an output like q (B, S, H, D) and its log-sum-exp (B, H, S)."""
+    B, S, H, _ = q.shape
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty((B, H, S), dtype=lse_dtype)
+
+
+def _readable(x):
+    """x where the kernels can read it in place, else a copy.
+
+    They want the last dimension contiguous; CUDA kernels load 16 bytes at a time and know no
+    stride of 0.
+    """
+    if x.is_cuda:
+        offsets = (x.data_ptr(), *(n * x.element_size() for n in x.stride()[:-1]))
+        if any(n % 16 for n in offsets) or 0 in x.stride():
+            return x.clone(memory_format=torch.contiguous_format)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _foldable(*tensors):
+    """Tensors whose residue classes one CUDA launch can take, else copies.
+
+    On a CPU, a call for each batch costs less than the copies.
+    """
+    if tensors[0].is_cuda and tensors[0].shape[0] > 1:
+        return [x if x.stride(1) == x.shape[2] * x.stride(2) else x.contiguous() for x in tensors]
+    return tensors
+
+
+@torch.library.custom_op("window_attention::near", mutates_args=())
+def _near(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window_size: int, scale: float, kernel: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sliding-window attention: out (B, S, H, D) and log-sum-exp (B, H, S)."""
+    run = KERNELS[kernel]
+    q, k, v = map(_readable, (q, k, v))
+    if run.chunk is None:
+        out, lse = run.forward(*(x.transpose(1, 2) for x in (q, k, v)), window_size, scale)
+        return out.transpose(1, 2).contiguous(), lse
+    parts = near_parts(q.shape[1], window_size, run.chunk(window_size))
+    return _forward_parts(q, k, v, parts, run, window_size, scale, _empty_results(q))
+
+
+@torch.library.custom_op("window_attention::near_backward", mutates_args=())
+def _near_backward(
     gradient: torch.Tensor,
     q: torch.Tensor,
     k: torch.Tensor,
@@ -275,72 +544,222 @@ def _split_backward(
     out: torch.Tensor,
     lse: torch.Tensor,
     window_size: int,
-    dilation: int,
+    scale: float,
+    kernel: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k and v, (B, S, H, D) each: the near part's and the far part's, added."""
-    dq, _ = _empty_results(q)
-    dk, dv = torch.zeros_like(dq), torch.zeros_like(dq)
-    gradient, q, k, v = _unit_stride(gradient, q, k, v)
-    for part, options, near in _parts_with_options(q.shape[1], window_size, dilation, q.dtype):
-        for batch in range(q.shape[0]):
-            of_queries = [_queries(x, batch, part) for x in (gradient, q, out, lse)]
-            of_keys = [_keys(x, batch, part) for x in (k, v)]
-            part_dq, part_dk, part_dv = _flash_cpu_backward(
-                *of_queries[:2], *of_keys, *of_queries[2:], 0.0, **options
-            )
-            # every query is in one near part, which is therefore the first to write it
-            target = _queries(dq, batch, part)
-            target.copy_(part_dq) if near else target.add_(part_dq)
-            _add_keys(dk, batch, part, part_dk)
-            _add_keys(dv, batch, part, part_dv)
-    return dq, dk, dv
+    """The near part's share of dq, dk and dv, (B, S, H, D) each; out and lse are the merged."""
+    run = KERNELS[kernel]
+    gradient, q, k, v, out = map(_readable, (gradient, q, k, v, out))
+    if run.chunk is None:
+        pieces = (x.transpose(1, 2) for x in (gradient, q, k, v, out))
+        return tuple(
+            x.transpose(1, 2).contiguous() for x in run.backward(*pieces, lse, window_size, scale)
+        )
+    parts = near_parts(q.shape[1], window_size, run.chunk(window_size))
+    results = q.new_empty(q.shape), q.new_zeros(q.shape), q.new_zeros(q.shape)
+    return _backward_parts(gradient, q, k, v, out, lse, parts, run, window_size, scale, results)
 
 
-def _empty_results(q):
-    """Contiguous room for an output like q (B, S, H, D) and its log-sum-exp (B, S, H)."""
-    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=lse_dtype)
+@torch.library.custom_op("window_attention::far", mutates_args=())
+def _far(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dilation: int, scale: float, kernel: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dilated causal attention: out (B, M, H, D) and log-sum-exp (B, H, M).
+
+    Query t of q (B, M, H, D) attends to the keys t, t - d, t - 2d, ... of k and v (B, >= M, H, D).
+    """
+    run = KERNELS[kernel]
+    q, k, v = _foldable(*map(_readable, (q, k, v)))
+    parts = far_parts(q.shape[1], k.shape[1], dilation, run.multiple)
+    if not _in_one_launch(parts, q, k, v):
+        return _forward_parts(q, k, v, parts, run, None, scale, _empty_results(q))
+    (part,), (B, M, H, _) = parts, q.shape
+    folded = _folds(part, q, k, v)
+    out, lse = run.forward(
+        _pieces(q, part, 0, part.length, folded)[0],
+        *(_pieces(x, part, 0, part.keys, folded)[0] for x in (k, v)),
+        *(None, scale),
+    )
+    lse = lse.reshape(B, part.count, H, part.length).permute(0, 2, 3, 1)
+    return _in_order(out, B, H).contiguous(), lse.reshape(B, H, M)
 
 
-def _unit_stride(*tensors):
-    """The kernel wants the last dimension contiguous; what is not is copied."""
-    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+@torch.library.custom_op("window_attention::far_backward", mutates_args=())
+def _far_backward(
+    gradient: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    dilation: int,
+    scale: float,
+    kernel: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The far part's share of dq (B, M, H, D) and, for the keys it reads, of dk and dv."""
+    run = KERNELS[kernel]
+    gradient, q, k, v, out = _foldable(*map(_readable, (gradient, q, k, v, out)))
+    parts = far_parts(q.shape[1], k.shape[1], dilation, run.multiple)
+    if not _in_one_launch(parts, gradient, q, k, v, out):
+        dk, dv = (x.new_zeros(_rows(x, _keys_read(parts))) for x in (k, v))
+        results = q.new_empty(q.shape), dk, dv
+        return _backward_parts(gradient, q, k, v, out, lse, parts, run, None, scale, results)
+    (part,), (B, _, H, _) = parts, q.shape
+    folded = _folds(part, gradient, q, k, v, out)
+    of_queries = [_pieces(x, part, 0, part.length, folded)[0] for x in (gradient, q, out)]
+    of_keys = [_pieces(x, part, 0, part.keys, folded)[0] for x in (k, v)]
+    lse = _lse_pieces(lse, part, folded)[0].reshape(of_queries[0].shape[:3])
+    gradients = run.backward(*of_queries[:2], *of_keys, of_queries[2], lse, None, scale)
+    return tuple(_in_order(x, B, H).contiguous() for x in gradients)
 
 
-@_split.register_fake
-def _(q, k, v, window_size, dilation):
+def _rows(x, count):
+    """The shape of x (B, S, H, D) with ``count`` tokens."""
+    return x.shape[0], count, *x.shape[2:]
+
+
+@_near.register_fake
+@_far.register_fake
+def _(q, k, v, reach, scale, kernel):
     return _empty_results(q)
 
 
-@_split_backward.register_fake
-def _(gradient, q, k, v, out, lse, window_size, dilation):
+@_near_backward.register_fake
+def _(gradient, q, k, v, out, lse, window_size, scale, kernel):
     return tuple(q.new_empty(q.shape) for _ in range(3))
 
 
-def _save_for_backward(ctx, inputs, output):
-    *qkv, ctx.window_size, ctx.dilation = inputs
-    ctx.save_for_backward(*qkv, *output)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, gradient, gradient_of_lse):
-    if gradient is None:
-        return (None,) * 5
-    pattern = ctx.window_size, ctx.dilation
-    return *_split_backward(gradient, *ctx.saved_tensors, *pattern), None, None
+@_far_backward.register_fake
+def _(gradient, q, k, v, out, lse, dilation, scale, kernel):
+    parts = far_parts(q.shape[1], k.shape[1], dilation, KERNELS[kernel].multiple)
+    keys = _rows(k, _keys_read(parts))
+    return q.new_empty(q.shape), k.new_empty(keys), v.new_empty(keys)
 
 
 def _no_second_derivative(ctx, *gradients):
     raise RuntimeError("split attention has no second derivative: choose dense for double backward")
 
 
-_split.register_autograd(_backward, setup_context=_save_for_backward)
-_split_backward.register_autograd(_no_second_derivative)
+_near_backward.register_autograd(_no_second_derivative)
+_far_backward.register_autograd(_no_second_derivative)
 
 
-def split_attention(q, k, v, window_size, dilation):
-    """The pattern at a cost that follows its pairs; q, k, v and the result are (B, S, H, D)."""
-    return _split(q, k, v, window_size, dilation)[0]
+def _merge(near_out, far_out, difference):
+    """near_out becomes the mean of both, weighted by the sigmoid of the log-sum-exps' difference.
+
+    near_out, far_out: (B, M, H, D); difference: far minus near, (B, M, H, 1), in float32 or more.
+    """
+    if near_out.dtype == difference.dtype:
+        near_out.lerp_(far_out, difference.sigmoid())
+    elif torch.compiler.is_compiling():  # one kernel, which keeps float32 inside
+        near_out.copy_(near_out.float().lerp(far_out.float(), difference.sigmoid()))
+    else:
+        # A weight close to 1 would lose in 16 bits what is left for the other part.  So each row
+        # starts from the part with the larger weight, and the smaller one is rounded.
+        smaller = (-difference.abs()).sigmoid().to(near_out.dtype)
+        from_near = difference <= 0
+        near_out.lerp_(far_out, smaller.where(from_near, 0))
+        torch.lerp(far_out, near_out, smaller.masked_fill_(from_near, 1), out=near_out)
+
+
+class SplitAttention(torch.autograd.Function):
+    """Near and far part, merged; what torch.compile can fuse stands outside the operators."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, window_size, dilation, scale, near_kernel, far_kernel):
+        # copies, where there are any, take the place of the inputs in the backward pass too
+        q, k, v = _foldable(q, k, v)
+        out, lse = _near(q, k, v, window_size, scale, near_kernel)
+        offset = window_size + dilation
+        if dilation and offset < q.shape[1]:
+            # queries without far keys stay out of the merge: their log-sum-exp would be infinite
+            late, late_lse = out[:, offset:], lse[:, :, offset:]
+            far_out, far_lse = _far(q[:, offset:], k, v, dilation, scale, far_kernel)
+            _merge(late, far_out, (far_lse - late_lse).transpose(1, 2).unsqueeze(-1))
+            late_lse.copy_(torch.logaddexp(late_lse, far_lse))
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.pattern = window_size, dilation
+        ctx.options = (scale, near_kernel), (scale, far_kernel)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        q, k, v, out, lse = ctx.saved_tensors
+        window_size, dilation = ctx.pattern
+        near, far = ctx.options
+        dq, dk, dv = _near_backward(gradient, q, k, v, out, lse, window_size, *near)
+        offset = window_size + dilation
+        if dilation and offset < q.shape[1]:
+            late = gradient[:, offset:], q[:, offset:], k, v, out[:, offset:], lse[:, :, offset:]
+            far_dq, far_dk, far_dv = _far_backward(*late, dilation, *far)
+            dq[:, offset:] += far_dq
+            dk[:, : far_dk.shape[1]] += far_dk
+            dv[:, : far_dv.shape[1]] += far_dv
+        return dq, dk, dv, None, None, None, None, None
+
+
+def split_attention(q, k, v, window_size, dilation, kernels):
+    """The pattern at a cost that follows its pairs; q, k, v and the result are (B, S, H, D).
+
+    kernels: the names of the near and the far kernel in ``KERNELS``, see ``split_kernels``.
+    """
+    head_dim = q.shape[-1]
+    missing = -head_dim % CUDA_HEAD_DIM if q.is_cuda else 0
+    if missing:
+        q, k, v = (F.pad(x, (0, missing)) for x in (q, k, v))
+    window_size = min(window_size, q.shape[1])
+    out = SplitAttention.apply(q, k, v, window_size, dilation, head_dim**-0.5, *kernels)
+    return out[..., :head_dim] if missing else out
+
+
+@torch.compiler.assume_constant_result
+def split_kernels(device, dtype, head_dim):
+    """The names of the fastest (near, far) kernels that work here, or None after one warning.
+
+    Each choice is tried on a small example against dense attention, once in a process, for
+    PyTorch's underscored operators may change with its version and depend on the device.
+    """
+    return _split_kernels(device, dtype, head_dim)
+
+
+@functools.cache
+def _split_kernels(device, dtype, head_dim):
+    problem = f"no kernel is known for {dtype} on {device.type}"
+    for kernels in CHOICES.get((device.type, dtype), []):
+        problem = _problem_with(kernels, device, dtype, head_dim)
+        if problem is None:
+            return kernels
+    warnings.warn(
+        f"split attention does not work here ({problem}): masked takes its place", stacklevel=2
+    )
+    return None
+
+
+def _problem_with(kernels, device, dtype, head_dim):
+    """What speaks against using a (near, far) pair of kernels here, in words, or None."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn((4, 1, 76, 2, head_dim), generator=generator, device="cpu")
+    quiet = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), quiet:
+        *qkv, upstream = numbers.to(device, dtype)
+        mask = window_mask(76, 20, 7, device)
+        results = []
+        try:
+            for attend in (
+                lambda q, k, v: split_attention(q, k, v, 20, 7, kernels),
+                lambda q, k, v: dense_attention(q, k, v, mask),
+            ):
+                exact = torch.float64 if results else dtype
+                leaves = [x.to(exact).requires_grad_() for x in qkv]
+                out = attend(*leaves)
+                results.append((out, *torch.autograd.grad(out, leaves, upstream.to(exact))))
+        except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+            return str(error).strip().splitlines()[0]
+    largest = 10 * torch.finfo(dtype).eps
+    for mine, reference in zip(*results, strict=True):
+        if not (mine - reference).norm() <= largest * reference.norm():
+            return f"{' and '.join(kernels)} give other results than dense attention"
+    return None
 
 
 # --- the choice --------------------------------------------------------------------------------
@@ -361,17 +780,23 @@ class Plan(NamedTuple):
     reason: str
 
 
-def attention_plan(seq_len, window_size, dilation, device_type):
-    """The ``Plan`` of ``auto`` for a length, a pattern and a device type (cpu or cuda)."""
+def attention_plan(seq_len, window_size, dilation, dtype=torch.float32, device="cpu"):
+    """The ``Plan`` of ``auto``: what it picks for a length, a pattern, a dtype and a device.
+
+    device: a torch.device or its type, "cpu" or "cuda"; it need not be there.
+    """
+    check_pattern(window_size, dilation)
+    device_type = torch.device(device).type
     if is_full_causal(seq_len, window_size, dilation):
         return Plan("masked", "the pattern leaves out no pair: full causal attention")
-    if device_type != "cpu":
-        return Plan("masked", "split runs on a CPU only")
-    if seq_len < SPLIT_FROM:
-        return Plan("masked", f"below {SPLIT_FROM} tokens masked was measured to be faster")
+    least = SPLIT_FROM.get((device_type, dtype))
+    if least is None:
+        return Plan("masked", f"split has no kernel for {str(dtype)[6:]} on {device_type}")
+    if seq_len < least:
+        return Plan("masked", f"below {least} tokens masked was measured to be faster")
     if 3 * window_size > seq_len:
         return Plan("masked", "a window over a third of the sequence leaves little to skip")
-    return Plan("split", f"from {SPLIT_FROM} tokens on split was measured to be faster")
+    return Plan("split", f"from {least} tokens on split was measured to be faster")
 
 
 def window_attention(q, k, v, window_size, dilation, evaluation="auto"):
@@ -379,24 +804,37 @@ def window_attention(q, k, v, window_size, dilation, evaluation="auto"):
 
     q, k, v: (B, S, H, D), any floating dtype, on one device.  Returns (B, S, H, D).
     evaluation: ``dense`` (textbook), ``masked`` (scaled_dot_product_attention with the cached
-    mask), ``split`` (cost follows the attended pairs; CPU) or ``auto`` (see ``attention_plan``);
-    all give the same result within rounding.
-    Raises ValueError for window_size < 1, dilation < 0, an unknown evaluation, or split on a
-    device that it does not run on.
+    mask), ``split`` (cost follows the attended pairs) or ``auto`` (see ``attention_plan``); all
+    give the same result within rounding.  Inside torch.autocast all compute in its dtype, as
+    scaled_dot_product_attention does.
+    Raises ValueError for window_size < 1, dilation < 0, an unknown evaluation, or split where
+    PyTorch has no kernels for it.
     """
     check_pattern(window_size, dilation)
     check_evaluation(evaluation)
-    seq_len = q.shape[1]
-    if evaluation == "auto":
-        evaluation = attention_plan(seq_len, window_size, dilation, q.device.type).evaluation
-    if evaluation == "split":
-        if q.device.type != "cpu":
-            raise ValueError(f"split attention runs on a CPU, not on {q.device}: choose masked")
-        return split_attention(q, k, v, window_size, dilation)
-    if evaluation == "masked" and is_full_causal(seq_len, window_size, dilation):
+    seq_len, device = q.shape[1], q.device
+    if torch.is_autocast_enabled(device.type) and q.dtype != torch.float64:
+        q, k, v = (x.to(torch.get_autocast_dtype(device.type)) for x in (q, k, v))
+    planned = evaluation == "auto"
+    if planned:
+        evaluation = attention_plan(seq_len, window_size, dilation, q.dtype, device).evaluation
+    if evaluation == "split" and q.numel():
+        head_dim = q.shape[-1]
+        kernels = split_kernels(device, q.dtype, head_dim)
+        if kernels is not None:
+            return split_attention(q, k, v, window_size, dilation, kernels)
+        if not planned:
+            raise ValueError(
+                f"split attention has no kernel for {q.dtype} with head_dim {head_dim} on "
+                f"{device}: choose masked"
+            )
+    if evaluation == "dense":
+        mask = cached_window_mask(seq_len, window_size, dilation, device)
+        return dense_attention(q, k, v, mask)
+    if is_full_causal(seq_len, window_size, dilation):
         return fused_attention(q, k, v)
-    mask = cached_window_mask(seq_len, window_size, dilation, q.device)
-    return (dense_attention if evaluation == "dense" else fused_attention)(q, k, v, mask)
+    bias = cached_window_bias(seq_len, window_size, dilation, device, q.dtype)
+    return fused_attention(q, k, v, bias)
 
 
 def draw_pattern(seq_len, window_size, dilation):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import train_model
+from machine import resolve_device
 from metrics_utils import NUMBERS, SERIES, TEXTS
 from train_model import (
     ARMS,
@@ -21,7 +22,6 @@ from train_model import (
     next_token_loss,
     planned_steps,
     release_memory,
-    resolve_device,
     train,
 )
 

@@ -1,0 +1,125 @@
+"""Split attention on a GPU: every kernel that can serve it, against float64 attention."""
+
+import pytest
+import torch
+
+from gpt_win import GPTWindowModel
+from window_attention import (
+    CHOICES,
+    dense_attention,
+    fused_attention,
+    split_attention,
+    split_kernels,
+    window_attention,
+    window_mask,
+)
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CASES = [  # B, S, H, D, w, d
+    (1, 1, 1, 8, 1, 1),
+    (2, 257, 3, 64, 96, 4),  # classes of two lengths
+    (2, 292, 4, 64, 96, 4),  # equal classes: one launch
+    (1, 1024, 2, 32, 96, 4),
+    (3, 500, 2, 64, 33, 0),
+    (2, 700, 2, 24, 200, 16),
+    (2, 130, 2, 64, 126, 3),  # a single query has a far key
+    (1, 90, 2, 64, 200, 7),
+    (1, 333, 2, 20, 17, 400),  # head_dim is padded
+    (2, 1000, 2, 128, 10, 1),
+]
+
+
+def errors(attend, qkv, upstream, reference):
+    """Relative errors of out, dq, dk and dv."""
+    leaves = [x.detach().requires_grad_() for x in qkv]
+    out = attend(*leaves)
+    values = [out, *torch.autograd.grad(out, leaves, upstream)]
+    return [
+        ((value.double() - expected).norm() / (expected.norm() + 1e-9)).item()
+        for value, expected in zip(values, reference, strict=True)
+    ]
+
+
+def reference_of(qkv, upstream, mask):
+    leaves = [x.detach().double().requires_grad_() for x in qkv]
+    out = dense_attention(*leaves, mask)
+    return [out, *torch.autograd.grad(out, leaves, upstream.double())]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "fused projection", "heads first"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_kernel_equals_dense_in_float64(case, dtype, layout):
+    B, S, H, D, window_size, dilation = case
+    generator = torch.Generator("cuda").manual_seed(S)
+    numbers = torch.randn(4, B, S, H, D, generator=generator, device="cuda").to(dtype)
+    *qkv, upstream = numbers
+    if layout == "fused projection":
+        qkv = torch.stack(qkv, dim=2).unbind(2)
+    elif layout == "heads first":
+        qkv = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in qkv]
+    reference = reference_of(qkv, upstream, window_mask(S, window_size, dilation, "cuda"))
+    full_reference = reference_of(qkv, upstream, window_mask(S, 1, 1, "cuda"))
+    full = errors(fused_attention, qkv, upstream, full_reference)
+    for kernels in CHOICES["cuda", dtype]:
+        mine = errors(
+            lambda q, k, v, kernels=kernels: split_attention(
+                q, k, v, window_size, dilation, kernels
+            ),
+            qkv,
+            upstream,
+            reference,
+        )
+        if dtype == torch.float32:
+            assert max(mine) < 1e-5, (kernels, mine)
+        else:
+            pairs = list(zip(mine, full, strict=True))[:: 3 if S == 1 else 1]  # dq and dk are 0
+            assert all(a < 1e-2 and a <= 1.5 * b for a, b in pairs), (kernels, pairs)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("seq_len", [1021, 1024])
+def test_compiled_as_one_graph(seq_len, mode):
+    torch.manual_seed(0)
+    model = GPTWindowModel(128, 2, 2, 50, seq_len, 96, 4, "split", dropout=0.0).cuda()
+    tokens = torch.randint(50, (2, seq_len), device="cuda")
+
+    def loss_of(forward):
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = forward(tokens).float().square().mean()
+        loss.backward()
+        return loss.item(), model.layers[0].mha.qkv.grad.clone()
+
+    expected, gradient = loss_of(model)
+    compiled = torch.compile(model, fullgraph=True, mode=mode)
+    for _ in range(3):
+        loss, compiled_gradient = loss_of(compiled)
+        assert loss == pytest.approx(expected, rel=1e-2)
+        assert (compiled_gradient - gradient).norm() < 5e-2 * gradient.norm()
+
+
+def test_autocast_takes_float32_and_the_best_kernels_are_found():
+    q, k, v = torch.randn(3, 1, 2048, 2, 64, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        assert window_attention(q, k, v, 96, 4, "split").dtype == torch.bfloat16
+    device = torch.device("cuda", torch.cuda.current_device())
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert split_kernels(device, dtype, 64) in CHOICES["cuda", dtype]
+    with pytest.raises(ValueError, match="split attention has no kernel"):
+        window_attention(*torch.randn(3, 1, 64, 2, 8, device="cuda").double(), 8, 4, "split")
+
+
+@pytest.mark.parametrize("case", ["huge", "one key", "equal"])
+def test_extreme_logits_stay_finite(case):
+    qkv = torch.randn(1, 600, 3, 2, 64, device="cuda")
+    if case == "huge":
+        qkv[:, :, :2] *= 100
+    elif case == "one key":
+        qkv[:, 7, 1] *= 1e4
+    else:
+        qkv[:, :, :2] = 1.0
+    qkv = qkv.bfloat16().requires_grad_()
+    out = window_attention(*qkv.unbind(2), 20, 5, "split")
+    out.sum().backward()
+    assert torch.isfinite(out).all() and torch.isfinite(qkv.grad).all()
