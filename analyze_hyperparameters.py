@@ -18,12 +18,19 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import seaborn as sns
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
 from metrics_utils import atomic_write
-from window_attention import causal_pairs, is_full_causal, may_attend, near_far_pairs
+from window_attention import (
+    attention_plan,
+    causal_pairs,
+    is_full_causal,
+    may_attend,
+    near_far_pairs,
+)
 
 CONFIGURATIONS = ((128, 4), (128, 2), (96, 4), (96, 6), (80, 4), (80, 6), (64, 4), (64, 8))
 SEQ_LEN, D_MODEL, LAYERS, VOCAB_SIZE = 256, 512, 8, 10_000
@@ -175,6 +182,19 @@ def _remarks(analyses):
     yield "What a pattern does to the loss, these counts cannot tell."
 
 
+def _plans(analyses):
+    """How window_attention's ``auto`` evaluates the patterns, on a CPU and with CUDA."""
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+        patterns = {}
+        for a in analyses:
+            plan = attention_plan(a.seq_len, a.window_size, a.dilation, dtype, device)
+            patterns.setdefault(plan, []).append(a.label)
+        for plan, labels in patterns.items():
+            which = "" if len(patterns) == 1 else f" for {', '.join(labels)}"
+            kind = str(dtype).removeprefix("torch.")
+            yield f"{device}, {kind}: {plan.evaluation}{which} ({plan.reason})"
+
+
 def describe_model(a):
     """Length and model of an analysis in one line."""
     shape = f"seq_len {a.seq_len:,}, d_model {a.d_model:,}, {a.layers:,} layers"
@@ -204,6 +224,9 @@ These are estimates from FLOP counts: an upper bound that kernels, memory traffi
 do not reach, and only for an evaluation that skips the pairs it does not need.
 `python main.py` measures.
 {chr(10).join(_remarks(analyses))}
+
+What --window-attention auto takes:
+{chr(10).join(_plans(analyses))}
 """
 
 

@@ -137,6 +137,14 @@ def test_an_analysis_is_frozen():
 # --- the report --------------------------------------------------------------------------------
 
 
+def test_report_says_how_auto_evaluates_the_patterns_and_why():
+    report = hyper.format_report([analyze_pattern(w, 4, seq_len=2048) for w in (96, 1000)])
+    for device in ("cpu, float32", "cuda, bfloat16"):
+        assert f"{device}: split for w=96 d=4 (from " in report
+        assert f"{device}: masked for w=1000 d=4 (a window over a third" in report
+    assert "cpu, float32: masked (below" in hyper.format_report([analyze_pattern(96, 4)])
+
+
 def test_report_calls_the_speedups_estimates_and_names_the_sparsest():
     analyses = [analyze_pattern(w, d) for w, d in hyper.CONFIGURATIONS]
     report = hyper.format_report(analyses)
