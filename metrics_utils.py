@@ -303,7 +303,7 @@ def _mean_std(values, digits):
     return f"{values.mean():,.{digits}f} ± {values.std(ddof=1):,.{digits}f}"
 
 
-def _table(rows):
+def text_table(rows):
     """Rows of texts as aligned lines, the first column to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
@@ -321,7 +321,7 @@ def format_summary(metrics):
         ended_well = sum(run["status"] == "ok" for run in metrics[arm])
         cells = [_mean_std(ok_values(metrics, arm, key), digits) for key, _, _, digits in OUTCOMES]
         rows.append([arm, str(ended_well), *cells])
-    return "\n".join(_table(rows))
+    return "\n".join(text_table(rows))
 
 
 def print_metrics_summary(metrics):
@@ -373,7 +373,7 @@ def _contrast_lines(metrics, arm, reference, meaning):
     rows = [row for row in rows if row is not None]
     if not rows:
         return [f"{arm} against {reference}: no run in which both ended well, so no comparison."]
-    return [f"{arm} against {reference} ({meaning})", *_table([header, *rows])]
+    return [f"{arm} against {reference} ({meaning})", *text_table([header, *rows])]
 
 
 def describe_time(ratio, arm, reference):

@@ -1,0 +1,256 @@
+"""The benchmark measures what it says: by its own arithmetic, and only what is right."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import benchmark_attention as bench
+from benchmark_attention import AttentionBenchmark, Case, Peer, Unavailable
+from train_model import make_config
+from window_attention import density, fused_attention, window_attention
+
+CPU = torch.device("cpu")
+CASE = Case(1, 64, 2, 8, 10, 3, "float32", "cpu")
+TINY = ["--device", "cpu", "--heads", "2", "--head-dim", "8", "--rounds", "2"]
+STEP = [*TINY, "--step", "--layers", "1", "--compile", "none", "--seq-lens", "16"]
+
+
+def folders(tmp_path):
+    return ["--output-dir", str(tmp_path / "out"), "--plots-dir", str(tmp_path / "plots")]
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """One benchmark over two lengths and all kinds of peers, without memory."""
+    names = ["split", "dense", "flash", "cudnn", "xformers", "local-attention"]
+    benchmark = AttentionBenchmark(names, CPU, rounds=3, memory=False)
+    for seq_len in (32, 64):
+        benchmark.measure(Case(1, seq_len, 2, 8, 10, 3, "float32", "cpu"))
+    return benchmark
+
+
+def test_every_peer_is_timed_or_skipped_with_a_reason(measured):
+    timed = {(r["peer"], r["seq_len"], r["direction"]) for r in measured.records}
+    skipped = {(s["peer"], s["seq_len"], s["direction"]) for s in measured.skipped}
+    assert not timed & skipped and len(timed | skipped) == 6 * 2 * 2
+    assert {"split", "dense", "flash"} <= {peer for peer, *_ in timed}
+    assert all(s["reason"] for s in measured.skipped)
+    reasons = {s["peer"]: s["reason"] for s in measured.skipped}
+    assert "no such kernel" in reasons["cudnn"]
+
+
+def test_ratios_follow_from_the_samples_of_the_same_length_and_direction(measured):
+    for record in measured.records:
+        same = [
+            r
+            for r in measured.records
+            if (r["seq_len"], r["direction"]) == (record["seq_len"], record["direction"])
+        ]
+        full = min(np.median(r["samples_ms"]) for r in same if r["attends"] == "all keys")
+        assert len(record["samples_ms"]) == 3 and min(record["samples_ms"]) > 0
+        assert record["median_ms"] == pytest.approx(np.median(record["samples_ms"]))
+        assert record["ratio_to_best_full"] == pytest.approx(full / record["median_ms"])
+        if record["attends"] == "near + far":
+            kept = density(record["seq_len"], 10, 3)
+            assert record["share_of_limit"] == pytest.approx(kept * record["ratio_to_best_full"])
+        else:
+            assert math.isnan(record["share_of_limit"])
+
+
+def test_the_table_has_a_line_for_each_and_the_picture_a_line_and_the_limit(measured):
+    table = bench.format_attention(measured.records, measured.skipped)
+    for text in ("S 32 (B1 H2 D8, w10 d3, float32)", "split ", "near + far", "all keys"):
+        assert text in table
+    assert "skipped: cudnn at S 32 64: " in table
+    figure = bench.plot_scaling(measured.records, "title")
+    for axis, direction in zip(figure.axes, bench.DIRECTIONS, strict=True):
+        here = [r for r in measured.records if r["direction"] == direction]
+        labels = {line.get_label(): line for line in axis.get_lines()}
+        assert len(labels) == len({r["peer"] for r in here}) + 1
+        limit = next(line for label, line in labels.items() if label.startswith("limit"))
+        full = [r["median_ms"] for r in here if r["attends"] == "all keys"]
+        kept = [density(n, 10, 3) for n in (32, 64)]
+        np.testing.assert_allclose(limit.get_ydata(), np.multiply(full, kept))
+
+
+@pytest.mark.parametrize("name", ["split", "masked", "dense", "flash"])
+def test_the_check_passes_what_is_exact(name):
+    assert bench.error_of(name, CASE) < 1e-5
+
+
+def test_the_check_refuses_a_peer_that_computes_something_else(monkeypatch):
+    off_by_one = Peer(
+        bench.PATTERN,
+        lambda case: lambda q, k, v: window_attention(q, k, v, case.window_size + 1, case.dilation),
+    )
+    monkeypatch.setitem(bench.PEERS, "split", off_by_one)
+    with pytest.raises(Unavailable, match="gives other results than textbook attention"):
+        bench.error_of("split", CASE)
+    benchmark = AttentionBenchmark(["split"], CPU, rounds=1, memory=False)
+    benchmark.measure(CASE)
+    assert not benchmark.records and len(benchmark.skipped) == 2
+
+
+def test_a_peer_whose_code_fails_does_not_end_the_others(monkeypatch):
+    def broken(case):
+        raise KeyError("its own bug")
+
+    monkeypatch.setitem(bench.PEERS, "dense", Peer(bench.PATTERN, broken))
+    benchmark = AttentionBenchmark(["dense", "masked"], CPU, rounds=1, memory=False)
+    benchmark.measure(CASE)
+    assert {r["peer"] for r in benchmark.records} == {"masked"}
+    assert {s["reason"] for s in benchmark.skipped} == {"KeyError: 'its own bug'"}
+
+
+def test_without_a_backward_pass_the_forward_pass_is_still_timed(monkeypatch):
+    def forward_only(case):
+        def attend(q, k, v):
+            if q.requires_grad:
+                raise NotImplementedError("training is not supported")
+            return fused_attention(q, k, v)
+
+        return attend
+
+    monkeypatch.setitem(bench.PEERS, "flash", Peer(bench.ALL_KEYS, forward_only))
+    benchmark = AttentionBenchmark(["flash"], CPU, rounds=1, memory=False)
+    benchmark.measure(CASE)
+    assert [r["direction"] for r in benchmark.records] == ["forward"]
+    assert benchmark.skipped[0]["reason"] == "NotImplementedError: training is not supported"
+
+
+def test_what_is_out_of_proportion_is_not_tried(monkeypatch):
+    benchmark = AttentionBenchmark(["dense"], CPU, rounds=1, memory=False)
+    monkeypatch.setattr(bench, "free_memory", lambda device: 1e6)
+    benchmark.measure(Case(1, 512, 8, 8, 10, 3, "float32", "cpu"))
+    assert not benchmark.records and "GB are free" in benchmark.skipped[0]["reason"]
+    benchmark = AttentionBenchmark(["flash"], CPU, rounds=1, max_seconds=1e-9, memory=False)
+    for seq_len in (16, 32):
+        benchmark.measure(Case(1, seq_len, 2, 8, 10, 3, "float32", "cpu"))
+    assert {r["seq_len"] for r in benchmark.records} == {16}
+    assert "--max-seconds" in benchmark.skipped[0]["reason"]
+
+
+def test_every_round_takes_every_work_in_turn(monkeypatch):
+    monkeypatch.setitem(bench.SAMPLE_SECONDS, "cpu", 1e-9)  # one call a sample
+    calls = []
+    works = {name: lambda name=name: calls.append(name) for name in "abc"}
+    samples = bench.timed_in_rounds(works, CPU, rounds=4)
+    assert {name: len(seconds) for name, seconds in samples.items()} == dict.fromkeys("abc", 4)
+    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab" + "abc"
+
+
+def test_memory_is_that_of_one_forward_and_backward_pass():
+    large = Case(1, 1024, 4, 32, 10, 3, "float32", "cpu")
+    dense = bench.peak_memory_mb("dense", large, None)
+    flash = bench.peak_memory_mb("flash", large, None)
+    # the scores of dense attention alone are 16 MB, kept several times over
+    assert dense > 32 > flash > 0
+    assert math.isnan(bench.peak_memory_mb("split-compiled", large, None))
+
+
+def test_the_command_writes_table_json_and_picture(tmp_path, capsys):
+    arguments = [*TINY, "--seq-lens", "16", "32", "--peers", "split", "flash", "--no-memory"]
+    assert bench.main([*arguments, *folders(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "S 32 (B1 H2 D8, w96 d4, float32)" in captured.out
+    saved = json.loads((tmp_path / "out" / "attention_benchmark.json").read_text())
+    assert len(saved["records"]) == 2 * 2 * 2 and saved["environment"]["torch"]
+    assert saved["options"]["seq_lens"] == ["16", "32"]
+    assert (tmp_path / "plots" / "attention_scaling.png").stat().st_size > 10_000
+
+
+def test_steps_of_the_arms_are_timed_side_by_side(tmp_path, capsys):
+    arms = ["--arms", "window", "fused", "--window-attention", "masked", "split"]
+    assert bench.main([*STEP, *arms, *folders(tmp_path)]) == 0
+    saved = json.loads((tmp_path / "out" / "step_benchmark.json").read_text())
+    records = {r["arm"]: r for r in saved["records"]}
+    assert list(records) == ["window (masked)", "window (split)", "fused"]
+    fused = np.median(records["fused"]["samples_ms"])
+    for record in records.values():
+        ratio = fused / np.median(record["samples_ms"])
+        assert record["fused_over_this"] == pytest.approx(ratio)
+    assert "window (split)" in capsys.readouterr().out
+
+
+def test_a_step_that_fails_is_reported_and_the_others_go_on(monkeypatch):
+    original = bench._step_of
+
+    def step_of(config, arm, *rest):
+        if arm == "window":
+            raise RuntimeError("out of memory")
+        return original(config, arm, *rest)
+
+    monkeypatch.setattr(bench, "_step_of", step_of)
+    sizes = {"d_model": 16, "n_heads": 2, "layers": 1, "seq_len": 16, "batch_size": 1}
+    config = make_config("paper", device="cpu", **sizes)
+    records, skipped = bench.measure_steps(config, ["none"], ["auto"], CPU, rounds=1)
+    assert [r["arm"] for r in records] == ["baseline", "fused"]
+    assert skipped[0]["arm"] == "window (auto)" and skipped[0]["reason"] == "out of memory"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seq-lens", "x"], "--seq-lens must be whole numbers, got 'x'"),
+        (["--seq-lens", "0"], "--seq-lens must be at least 1, got 0"),
+        (["--heads", "-1"], "--heads must be at least 1, got -1"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--max-seconds", "nan"], "--max-seconds must be a positive number, got nan"),
+        (["--window-size", "0"], "window_size must be at least 1, got 0"),
+        (["--device", "tpu"], "--device"),
+        (["--step", "--dtype", "float16"], "--dtype"),
+    ],
+)
+def test_wrong_options_are_named_and_end_with_2(tmp_path, capsys, arguments, words):
+    code = bench.main(["--device", "cpu", *arguments, *folders(tmp_path)])
+    error = capsys.readouterr().err
+    assert code == 2 and words in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_ends_with_1_before_anything_is_timed(tmp_path, capsys):
+    (tmp_path / "out").write_text("a file")
+    assert bench.main([*TINY, "--seq-lens", "8", *folders(tmp_path)]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_interruption_keeps_the_finished_lengths(tmp_path, monkeypatch, capsys):
+    original = AttentionBenchmark.measure
+
+    def measure(self, case):
+        if case.seq_len == 32:
+            raise KeyboardInterrupt
+        original(self, case)
+
+    monkeypatch.setattr(AttentionBenchmark, "measure", measure)
+    arguments = [*TINY, "--seq-lens", "16", "32", "--peers", "flash", "--no-memory"]
+    assert bench.main([*arguments, *folders(tmp_path)]) == 130
+    saved = json.loads((tmp_path / "out" / "attention_benchmark.json").read_text())
+    assert {r["seq_len"] for r in saved["records"]} == {16}
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_the_reason():
+    with pytest.raises(Unavailable, match="cannot import no_such_package"):
+        bench._package("no_such_package")
+    with pytest.raises(Unavailable, match="multiple of 16 heads, not 2"):
+        bench.PEERS["nsa"].make(CASE)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_the_work_is_recorded_as_a_graph_and_its_tensors_stay():
+    device = torch.device("cuda", 0)
+    case = Case(1, 256, 2, 64, 32, 4, "bfloat16", "cuda:0")
+    results = {}
+    for name in ("split", "cudnn"):
+        work = bench.work_of(bench.PEERS[name].make(case), case, bench.TRAINING)
+        results[name], how = bench.as_cuda_graph(work, device)
+        assert how == "CUDA graph"
+        del work
+    torch.cuda.empty_cache()
+    samples = bench.timed_in_rounds(results, device, 3)
+    assert all(0 < s < 1 for seconds in samples.values() for s in seconds)
+    assert bench.peak_memory_mb("split", case, lambda: torch.ones(2**20, device=device)) == 4
