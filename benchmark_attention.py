@@ -17,8 +17,10 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +32,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
@@ -422,9 +424,11 @@ def _reason(error):
     lines = str(error).strip().splitlines() or [""]
     if lines[0].startswith("No viable backend"):
         return "scaled_dot_product_attention has no such kernel here"
-    # a compiler's message says in its middle what it met
-    line = next((line.strip() for line in lines if "not support" in line), lines[0])
-    return f"{type(error).__name__}: {line}"[:160]
+    # a compiler's message quotes in its middle what it met
+    quoted = re.search(r"(\w+)\(['\"](.*not support[^.'\"]*)", str(error))
+    if quoted:
+        return ": ".join(quoted.groups())
+    return f"{type(error).__name__}: {lines[0]}"[:160]
 
 
 def say(text):
@@ -485,7 +489,7 @@ class AttentionBenchmark:
         needed, free = least_memory(name, case), free_memory(self.device)
         if needed > MEMORY_SHARE * free:
             raise Unavailable(
-                f"needs {needed / 1e9:,.0f} GB or more, {free / 1e9:,.0f} GB are free"
+                f"needs {needed / 1e9:,.0f} GB and some room, {free / 1e9:,.0f} GB are free"
             )
         shorter, seconds = self._seconds.get((name, direction), (case.seq_len, 0))
         expected = seconds * (case.seq_len / shorter) ** 2
@@ -732,13 +736,17 @@ def plot_scaling(records, title):
         limit = _limits(here)
         if limit:
             label = "limit: best full kernel x pairs kept"
-            axis.plot(*zip(*limit, strict=True), color="black", ls="--", lw=1, label=label)
+            look = {"color": "black", "ls": "--", "lw": 1, "markersize": 9}
+            look |= {"marker": "_"} if len(limit) == 1 else {}
+            axis.plot(*zip(*limit, strict=True), **look, label=label)
         axis.set(xscale="log", yscale="log", title=direction, xlabel="sequence length S (tokens)")
         lengths = sorted({r["seq_len"] for r in here})
         turned = 30 if len(lengths) > 5 else 0
         axis.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=turned)
         axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _decades(here) < 2 else (1,)))
         axis.yaxis.set_major_formatter(lambda ms, _: EngFormatter(unit="s", sep=" ")(ms / 1e3))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("time of one call, median")
     handles = {}
     for axis in axes:
@@ -746,6 +754,12 @@ def plot_scaling(records, title):
     figure.legend(handles.values(), handles, loc="outside right center", fontsize=7)
     figure.suptitle(title, fontsize=8)
     return figure
+
+
+def _decades(records):
+    """How many powers of ten the times span."""
+    times = [r["median_ms"] for r in records]
+    return math.log10(max(times) / min(times)) if times else 0
 
 
 def _limits(records):
@@ -911,6 +925,7 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
             stream.reconfigure(errors="replace")
+    warnings.filterwarnings("ignore", module="torch|natten|xformers|fla|local_attention")
     records, skipped, code = [], [], 0
     run, name, show = run_attention, "attention_benchmark", format_attention
     if args.step:
