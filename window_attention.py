@@ -658,7 +658,7 @@ def _merge(near_out, far_out, difference):
         # starts from the part with the larger weight, and the smaller one is rounded.
         smaller = (-difference.abs()).sigmoid().to(near_out.dtype)
         from_near = difference <= 0
-        near_out.lerp_(far_out, smaller.where(from_near, 0))
+        near_out.lerp_(far_out, smaller * from_near)
         torch.lerp(far_out, near_out, smaller.masked_fill_(from_near, 1), out=near_out)
 
 
@@ -692,9 +692,9 @@ class SplitAttention(torch.autograd.Function):
         if dilation and offset < q.shape[1]:
             late = gradient[:, offset:], q[:, offset:], k, v, out[:, offset:], lse[:, :, offset:]
             far_dq, far_dk, far_dv = _far_backward(*late, dilation, *far)
-            dq[:, offset:] += far_dq
-            dk[:, : far_dk.shape[1]] += far_dk
-            dv[:, : far_dv.shape[1]] += far_dv
+            dq[:, offset:].add_(far_dq)  # += would copy the sums onto themselves
+            dk[:, : far_dk.shape[1]].add_(far_dk)
+            dv[:, : far_dv.shape[1]].add_(far_dv)
         return dq, dk, dv, None, None, None, None, None
 
 
