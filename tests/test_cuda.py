@@ -70,10 +70,11 @@ def test_every_kernel_equals_dense_in_float64(case, dtype, layout):
             upstream,
             reference,
         )
+        # A single query's dq and dk are 0, which has no relative error.
+        pairs = list(zip(mine, full, strict=True))[:: 3 if S == 1 else 1]
         if dtype == torch.float32:
-            assert max(mine) < 1e-5, (kernels, mine)
+            assert all(a < 1e-5 for a, _ in pairs), (kernels, mine)
         else:
-            pairs = list(zip(mine, full, strict=True))[:: 3 if S == 1 else 1]  # dq and dk are 0
             assert all(a < 1e-2 and a <= 1.5 * b for a, b in pairs), (kernels, pairs)
 
 
