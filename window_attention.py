@@ -581,7 +581,8 @@ def _far(
         *(None, scale),
     )
     lse = lse.reshape(B, part.count, H, part.length).permute(0, 2, 3, 1)
-    return _in_order(out, B, H).contiguous(), lse.reshape(B, H, M)
+    # a reshape alone may be a view, of other strides than torch.compile was told
+    return _in_order(out, B, H).contiguous(), lse.reshape(B, H, M).contiguous()
 
 
 @torch.library.custom_op("window_attention::far_backward", mutates_args=())
