@@ -223,8 +223,34 @@ def _cpu_forward(q, k, v, window, scale):
 
 def _cpu_backward(gradient, q, k, v, out, lse, window, scale):
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    if window is None and q.shape[2] > LONGEST_KEY_BLOCK:
+        return _causal_by_keys(operator, gradient, q, k, v, out, lse, scale)
     options = {"is_causal": False} | _cpu_options(q, k, window)
     return operator(gradient, q, k, v, out, lse, 0.0, **options, scale=scale)
+
+
+# The CPU's backward kernel works through causal attention in tiles of 512 keys by up to 256
+# queries and computes all of a tile, also what lies above the diagonal.  A call for each block of
+# keys, with the queries from the block's first key on, leaves less of that.  Measured on 2 CPU
+# cores, D32 and D64, against one call: 0.8 of the time at a length of 464, 0.9 at 1,000 and 2,000,
+# 0.95 at 4,096, and nothing gained at 232.  An eighth of the length was the best block or near it.
+SHORTEST_KEY_BLOCK, LONGEST_KEY_BLOCK = 128, 256
+
+
+def _causal_by_keys(operator, gradient, q, k, v, out, lse, scale):
+    """The causal backward pass in blocks of keys; each goes with the queries that may see it."""
+    length = k.shape[2]
+    block = min(max(length // 8, SHORTEST_KEY_BLOCK), LONGEST_KEY_BLOCK)
+    dq, dk, dv = torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)
+    for first in range(0, length, block):
+        keys, late = slice(first, first + block), slice(first, None)
+        of_queries = [x[:, :, late] for x in (gradient, q, out, lse)]
+        of_keys = [x[:, :, keys] for x in (k, v)]
+        late_dq, dk[:, :, keys], dv[:, :, keys] = operator(
+            *(*of_queries[:2], *of_keys, *of_queries[2:], 0.0, True), scale=scale
+        )
+        dq[:, :, late].add_(late_dq)
+    return dq, dk, dv
 
 
 def _cpu_chunk(window_size):
