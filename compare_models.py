@@ -1,15 +1,19 @@
 """The experiment: every arm trained in every run, in balanced random order, measured and reported.
 
 A run is a block: each arm once, from the same seed, adjacent in time, so that arms can be compared
-pair by pair.  ``python main.py`` runs it from the command line; ``run_experiment`` from a notebook.
+pair by pair.  Every finished training is on the disk before the next begins, and the same command
+goes on where a stop left off.  ``python main.py`` runs it from the command line;
+``run_experiment`` from a notebook.
 """
 
 import argparse
+import errno
 import itertools
 import os
+import shutil
 import sys
+import uuid
 from dataclasses import asdict, fields, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -17,36 +21,65 @@ import torch
 from tqdm import tqdm
 
 from create_model_plots import create_all_plots
-from machine import check_writable, describe_environment, is_out_of_memory, resolve_device
+from machine import (
+    check_writable,
+    describe_code,
+    describe_environment,
+    is_out_of_memory,
+    resolve_device,
+)
 from metrics_utils import (
+    CONTRASTS,
     REPORT_NAME,
     RESULTS_NAME,
+    SUITE_VERSION,
     atomic_write,
-    load_metrics,
+    json_sha256,
+    launched,
     save_metrics,
     to_json,
-    write_report,
+    utc_now,
 )
 from prepare_data import DEFAULT_PATH, TOKENIZER_NAME, describe, load_dataset, prepare_data
+from report import FAMILY_OUTCOMES, PRIMARY, find_warnings, split_blocks, write_report
+from run_store import (
+    StoreError,
+    Terminated,
+    differences,
+    file_sha256,
+    finishing,
+    locked,
+    move_aside,
+    read_plan,
+    read_runs,
+    set_aside,
+    terminable,
+    write_plan,
+    write_run,
+)
+from significance import ALPHA
 from train_model import (
-    DTYPES,
     MEMORY_STEPS,
     PRESETS,
     ExperimentConfig,
     Trainer,
-    build_model,
+    attention_used,
+    deterministic_algorithms,
     make_config,
+    parameter_counts,
     planned_steps,
     release_memory,
     train,
     validation_rows,
 )
-from window_attention import attended_pairs, attention_plan, causal_pairs, density
+from window_attention import attended_pairs, causal_pairs, density
 
-EXIT_FAILED, EXIT_USAGE, EXIT_RUNS_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_RUNS_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 WEIGHTS_NAME = "window_model_weights.pt"
 WEIGHTS_CONFIG_NAME = "window_model_config.json"
-NOT_CONFIG = ("preset", "dry_run", "debug")
+NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
+NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
+PLANNED = ("config.runs:", "config.seed:", "config.arms:")  # what the plan itself rests on
 
 # for the estimate before the first training; measured times take over after it
 CHILD_SECONDS = 4  # a fresh process imports torch
@@ -91,8 +124,9 @@ def estimate_seconds(config, arm, dataset, device):
     eager = replace(config, compile="none")
     trainer = None
     try:
-        trainer = Trainer(eager, arm, dataset.train, dataset.vocab_size, device, seed=0)
-        first, rest = trainer.warm_up(steps=3)
+        with deterministic_algorithms(config.deterministic):
+            trainer = Trainer(eager, arm, dataset.train, dataset.vocab_size, device, seed=0)
+            first, rest = trainer.warm_up(steps=3)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -119,14 +153,16 @@ def format_seconds(seconds):
 class Progress:
     """Two bars on stderr, experiment and current training; plain lines where it is no terminal."""
 
-    def __init__(self, config, steps, estimates):
-        self.steps, self.trainings = steps, config.runs * len(config.arms)
-        self.runs = config.runs
-        self.seconds = {arm: [] if s is None else [s] for arm, s in estimates.items()}
-        self.measured = {arm: [] for arm in config.arms}
-        self.waiting = dict.fromkeys(config.arms, config.runs)
+    def __init__(self, config, steps, estimates, done=None):
+        """done: metrics of the trainings that an earlier launch finished."""
+        done = done or {arm: [] for arm in config.arms}
+        self.steps, self.runs = steps, config.runs
+        self.seconds = {arm: [s] if (s := estimates.get(arm)) else [] for arm in config.arms}
+        self.measured = {arm: [run["wall_time"] for run in done[arm]] for arm in config.arms}
+        self.waiting = {arm: config.runs - len(done[arm]) for arm in config.arms}
         self.whole = tqdm(
-            total=self.trainings * steps,
+            total=config.runs * len(config.arms) * steps,
+            initial=len(launched(done)) * steps,
             desc="experiment",
             unit="step",
             disable=None,
@@ -232,29 +268,27 @@ def ensure_data(path):
     say(describe(prepare_data(output=path)))
 
 
-def move_aside(output_dir, data):
-    """Move an earlier experiment's files into a folder of their own; returns it, or None.
-
-    ``data``, where it lies in the same folder, keeps its tokenizer.
-    """
-    output_dir = Path(output_dir)
+def result_names(config):
+    """An experiment's files beside plan and trainings; data in the same folder keep a tokenizer."""
     names = [f"{RESULTS_NAME}.npz", f"{RESULTS_NAME}.json", REPORT_NAME, WEIGHTS_NAME]
     names += [WEIGHTS_CONFIG_NAME]
-    if Path(data).resolve().parent != output_dir.resolve():
+    if Path(config.data).resolve().parent != Path(config.output_dir).resolve():
         names.append(TOKENIZER_NAME)
-    old = [output_dir / name for name in names if (output_dir / name).exists()]
-    if not old:
-        return None
-    stamp = datetime.fromtimestamp(old[0].stat().st_mtime).strftime("%Y-%m-%d_%H-%M-%S")
-    folder = output_dir / f"earlier_{stamp}"
-    for number in itertools.count(2):
-        if not folder.exists():
-            break
-        folder = output_dir / f"earlier_{stamp}_{number}"
-    folder.mkdir()
-    for path in old:
-        path.rename(folder / path.name)
-    return folder
+    return names
+
+
+def check_space(config, parameters, steps):
+    """Raise OSError, before the first training, where the results would not fit on the disk."""
+    steps_in_all = config.runs * len(config.arms) * steps
+    # weights; every step's loss, tokens and seconds, in runs/ and twice in the results; figures
+    needed = 4 * max(parameters.values()) + 60 * steps_in_all + 30 * 2**20
+    free = shutil.disk_usage(config.output_dir).free
+    if free < needed:
+        words = (
+            f"{free / 1e6:,.0f} MB are free there, the results need about {needed / 1e6:,.0f} MB: "
+            "free some space or choose another --output-dir"
+        )
+        raise OSError(errno.ENOSPC, words, str(config.output_dir))
 
 
 def save_window_weights(model, config, dataset, output_dir):
@@ -287,17 +321,59 @@ def save_window_weights(model, config, dataset, output_dir):
 # --- the experiment ----------------------------------------------------------------------------
 
 
+def identity_of(config, dataset, environment, code):
+    """What must not change inside an experiment, for its trainings to be compared."""
+    tokenizer = Path(dataset.path).resolve().parent / TOKENIZER_NAME
+    gpu = environment.get("gpu") or {}
+    keys = ("device_name", "torch", "cuda", "cudnn")
+    return {
+        "config": {k: v for k, v in _plain(asdict(config)).items() if k not in NOT_IDENTITY},
+        "code": code["sources_sha256"],
+        "data": file_sha256(dataset.path),
+        "tokenizer": file_sha256(tokenizer),
+        "device": {key: environment.get(key) for key in keys}
+        | {key: gpu.get(key) for key in ("uuid", "driver")},
+    }
+
+
+def _plain(config):
+    """A configuration as JSON gives it back."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in config.items()}
+
+
+def declare(config):
+    """What is to be tested, fixed in the plan before the first training."""
+    contrasts = [(a, b) for a, b, _ in CONTRASTS if {a, b} <= set(config.arms)]
+    return {
+        "alpha": ALPHA,
+        "equivalence_margin": config.equivalence_margin,
+        "primary": [list(claim) for claim in PRIMARY if set(claim[:2]) <= set(config.arms)],
+        "family": [[a, b, key] for a, b in contrasts for key in FAMILY_OUTCOMES],
+    }
+
+
 def describe_experiment(config, dataset, device):
     """The metadata that is known before the first training; every random choice is in ``plan``."""
     pattern = (config.seq_len, config.window_size, config.dilation)
+    environment, code = describe_environment(device), describe_code()
+    identity = identity_of(config, dataset, environment, code)
+    used = {arm: attention_used(config, arm, device) for arm in config.arms}
     return {
-        "status": "partial",
-        "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "config": asdict(config),
-        "plan": make_plan(config),
-        "environment": describe_environment(device),
+        "experiment_id": uuid.uuid4().hex,
+        "created_at": utc_now(),
+        "suite_version": SUITE_VERSION,
+        "argv": sys.argv[1:],
+        "config": _plain(asdict(config)),
+        "config_sha256": json_sha256(identity["config"]),
+        "identity": identity,
+        "plan": make_plan(config) | declare(config),
+        "code": code,
+        "environment": environment,
         "data": {
             "path": str(config.data),
+            "sha256": identity["data"],
+            "tokenizer_sha256": identity["tokenizer"],
+            "tokens": int(dataset.train.size + dataset.held_out.size),
             "train_rows": len(dataset.train),
             "val_rows": len(dataset.held_out),
             "val_rows_used": len(validation_rows(config, len(dataset.held_out))),
@@ -308,59 +384,152 @@ def describe_experiment(config, dataset, device):
             "density": density(*pattern),
             "attended_pairs": attended_pairs(*pattern),
             "causal_pairs": causal_pairs(config.seq_len),
-            "evaluation": config.window_attention
-            if config.window_attention != "auto"
-            else attention_plan(*pattern, DTYPES[config.dtype], device).evaluation,
+            "evaluation": used["window"]["evaluation"] if "window" in used else None,
         },
+        "attention": used,
+        "parameters": parameter_counts(config, dataset.vocab_size),
         "steps": planned_steps(config, len(dataset.train)),
         "memory_measure": "torch.cuda.max_memory_allocated, reset after the warm-up"
         if device.type == "cuda"
         else f"resident growth of a fresh process that trains {MEMORY_STEPS} eager steps",
+        "launches": [],
+        "mixed": [],
     }
 
 
-def run_experiment(config, dataset=None, estimates=None):
-    """Train every arm in every run and save after every training.
+class Resumable:
+    """An experiment's folder: its plan, the trainings that are done, and those that wait.
+
+    Make one inside ``run_store.locked``.  A folder without a plan gets one.  One with a plan is
+    gone on with where configuration, data, code and device are the same; StoreError lists what
+    differs.  restart: the old files are moved aside first.  allow_mixed: go on all the same, and
+    mark the results.
+    """
+
+    def __init__(self, config, dataset, device, restart=False, allow_mixed=False):
+        self.config, self.folder = config, Path(config.output_dir)
+        if restart:
+            moved = move_aside(self.folder, result_names(config))
+            if moved is not None:
+                say(f"the old results are now in {moved}")
+        now = describe_experiment(config, dataset, device)
+        before = read_plan(self.folder)
+        if before is None:
+            self._refuse_foreign()
+        self.new = before is None
+        self.metadata = now if before is None else before
+        self.metrics, damaged = read_runs(self.folder, self.metadata)
+        self.damaged = [str(set_aside(self.folder, path)) for path, _ in damaged]
+        for (_, reason), path in zip(damaged, self.damaged, strict=True):
+            say(f"warning: {reason}; it is now {path}, and its training will be repeated")
+        changed = differences(self.metadata["identity"], now["identity"])
+        if changed:
+            self._mix(changed, allow_mixed)
+        launch = {"launch_id": uuid.uuid4().hex, "started_at": now["created_at"]}
+        launch |= {key: now[key] for key in ("argv", "code", "environment")}
+        self.launch = launch | {"differs": changed}
+
+    def _refuse_foreign(self):
+        old = [name for name in result_names(self.config)[:3] if (self.folder / name).exists()]
+        if old or (self.folder / "runs").exists():
+            raise StoreError(
+                f"{self.folder} holds results without a plan.json ({', '.join(old) or 'runs'}), of "
+                "an older version or another program: choose another --output-dir, or --restart, "
+                "which moves them aside"
+            )
+
+    def _mix(self, changed, allow_mixed):
+        about = f"{self.folder} holds another experiment, {self.progress()}; what differs:\n  "
+        about += "\n  ".join(changed) + "\n"
+        remedy = "choose another --output-dir, or --restart, which moves the old results aside"
+        if any(line.startswith(PLANNED) for line in changed):
+            raise StoreError(about + remedy)
+        if not allow_mixed:
+            raise StoreError(f"{about}{remedy}, or --allow-mixed, which goes on and marks them")
+        say("warning: --allow-mixed goes on although this differs:\n  " + "\n  ".join(changed))
+        known = self.metadata["mixed"]
+        known += [line for line in changed if line not in known]
+
+    def progress(self):
+        """How much is done, in words."""
+        return f"{len(launched(self.metrics))} of {len(self.trainings())} trainings done"
+
+    def trainings(self):
+        """(arm, place) of every planned training, in the plan's order."""
+        orders, indices = self.metadata["plan"]["orders"], itertools.count()
+        return [
+            (arm, {"run": run, "position": i, "launch_index": next(indices), "order": ",".join(o)})
+            for run, o in enumerate(orders)
+            for i, arm in enumerate(o)
+        ]
+
+    def waiting(self):
+        """The planned trainings that are not done."""
+        done = {(arm, run["run"]) for arm, runs in self.metrics.items() for run in runs}
+        return [(arm, place) for arm, place in self.trainings() if (arm, place["run"]) not in done]
+
+    def begin(self):
+        """Note this launch in the plan; from now on the folder holds the experiment."""
+        self.metadata["launches"].append(self.launch)
+        write_plan(self.folder, self.metadata)
+
+    def finished(self, arm, run):
+        """Save a finished training, and the results that follow from all of them."""
+        run = write_run(self.folder, self.metadata["experiment_id"], arm, run)
+        self.metrics[arm] = sorted([*self.metrics[arm], run], key=lambda run: run["run"])
+        self.save_results()
+
+    def save_results(self):
+        """Write ``experiment_results`` anew from the trainings; returns what is in it."""
+        content = self.metadata | {"status": "partial" if self.waiting() else "complete"}
+        content["split_blocks"] = split_blocks(self.metrics)
+        content["set_aside"] = self.damaged
+        content["warnings"] = find_warnings(self.metrics, content)
+        save_metrics(self.metrics, content, self.folder)
+        return self.metrics, content
+
+
+def run_experiment(config, dataset=None, restart=False, allow_mixed=False, introduce=None):
+    """Train every arm in every run, each saved before the next, and go on where a stop left off.
 
     Returns ``(metrics, metadata)`` as metrics_utils keeps them.  Files go to
-    ``config.output_dir``, where an earlier experiment's are moved aside; a stop at any moment
-    leaves there what was finished.
+    ``config.output_dir``; see ``Resumable`` for a folder that holds results already.
+    ``introduce(resumable)`` is called before the first training; it may return estimates,
+    {arm: seconds}.
     """
     device = resolve_device(config.device)
     if dataset is None:
         dataset = load_dataset(config.data, config.seq_len, config.batch_size)
-    moved = move_aside(config.output_dir, config.data)
-    if moved is not None:
-        say(f"an earlier experiment's files are now in {moved}")
-    metadata = describe_experiment(config, dataset, device)
-    metrics = {arm: [] for arm in config.arms}
-    estimates = estimates or dict.fromkeys(config.arms)
-    launches = itertools.count()
-    orders, seeds = metadata["plan"]["orders"], metadata["plan"]["seeds"]
-    with Progress(config, metadata["steps"], estimates) as progress:
-        for run, (order, seed) in enumerate(zip(orders, seeds, strict=True)):
-            for position, arm in enumerate(order):
-                place = {"run": run, "position": position, "launch_index": next(launches)}
-                place["order"] = ",".join(order)
-                callback = progress.start(run, arm)
-                release_memory(device)
-                result, model = train(config, arm, dataset, seed, device, callback)
+    with locked(config.output_dir):
+        resumable = Resumable(config, dataset, device, restart, allow_mixed)
+        if waiting := resumable.waiting():
+            check_space(config, resumable.metadata["parameters"], resumable.metadata["steps"])
+            estimates = (introduce and introduce(resumable)) or {}
+            resumable.begin()
+            train_waiting(resumable, waiting, dataset, device, estimates)
+        return resumable.save_results()
+
+
+def train_waiting(resumable, waiting, dataset, device, estimates):
+    """Train what waits, in the plan's order; every finished training is saved at once."""
+    config, metadata = resumable.config, resumable.metadata
+    launch_id, previous_arm = resumable.launch["launch_id"], ""
+    with Progress(config, metadata["steps"], estimates, resumable.metrics) as progress:
+        for arm, place in waiting:
+            run = place["run"]
+            callback = progress.start(run, arm)
+            release_memory(device)
+            seed = metadata["plan"]["seeds"][run]
+            result, model = train(config, arm, dataset, seed, device, callback)
+            result |= place | {"launch_id": launch_id, "previous_arm": previous_arm}
+            with finishing():
                 if arm == "window" and run == 0 and model is not None:
                     save_window_weights(model, config, dataset, config.output_dir)
-                del model
-                release_memory(device)
-                metrics[arm].append(place | result)
-                if len(launched(metrics)) == len(orders) * len(config.arms):
-                    metadata["status"] = "complete"
-                save_metrics(metrics, metadata, config.output_dir)
-                progress.finish(run, arm, result)
-    return metrics, metadata
-
-
-def launched(metrics):
-    """All trainings so far, in the order in which they were started."""
-    runs = [run for runs in metrics.values() for run in runs]
-    return sorted(runs, key=lambda run: run["launch_index"])
+                resumable.finished(arm, result)
+            previous_arm = arm
+            del model
+            release_memory(device)
+            progress.finish(run, arm, result)
 
 
 # --- the command line --------------------------------------------------------------------------
@@ -392,8 +561,10 @@ def build_parser():
         "  python main.py --preset long --runs 3      where sparsity can pay (CUDA)\n"
         "  python main.py --window-size 64 --dilation 8 --output-dir out/64_8 --plots-dir "
         "out/64_8\n\n"
-        "exit codes: 0 done, 1 a file could not be written, 2 wrong options or data, 3 done but "
-        "a training diverged or ran out of memory, 130 interrupted",
+        "every finished training is kept: after a stop the same command goes on from there\n\n"
+        "exit codes: 0 done, 1 a file could not be written, 2 wrong options or data or a folder "
+        "that holds another experiment, 3 done but a training diverged or ran out of memory, 130 "
+        "interrupted, 143 terminated",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
@@ -405,6 +576,15 @@ def build_parser():
     )
     switch = {"action": "store_true", "default": False}
     parser.add_argument("--dry-run", help="print the plan and a time estimate, no more", **switch)
+    parser.add_argument(
+        "--restart", help="move the results in --output-dir aside and start anew", **switch
+    )
+    parser.add_argument(
+        "--allow-mixed",
+        help="go on with an experiment although configuration, data, code or device differ; the "
+        "results are marked",
+        **switch,
+    )
     parser.add_argument("--debug", help="show the traceback of an error", **switch)
     groups = {}
     for item in fields(ExperimentConfig):
@@ -413,8 +593,8 @@ def build_parser():
         title = item.metadata["group"]
         group = groups.setdefault(title, None) or parser.add_argument_group(title)
         groups[title] = group
-        options = {"type": type(item.default)} if not isinstance(item.default, tuple) else {}
-        options |= item.metadata["argparse"]
+        typed = isinstance(item.default, str | int | float) and not isinstance(item.default, bool)
+        options = ({"type": type(item.default)} if typed else {}) | item.metadata["argparse"]
         text = f"{item.metadata['help']} {_default_text(item.name, item.default)}"
         group.add_argument(f"--{item.name.replace('_', '-')}", help=text, **options)
     return parser
@@ -430,25 +610,24 @@ def config_from(arguments):
     return make_config(preset, **{**chosen, "device": str(device)})
 
 
-def introduce(config, dataset, device, estimates):
-    """Say what is about to happen, and roughly how long it will take."""
+def introduce(config, dataset, device, parameters, estimates, waiting):
+    """Say what is about to happen, and roughly how long it will take.
+
+    waiting: {arm: trainings}; estimates: {arm: seconds of one training, or None: too big}.
+    """
     steps = planned_steps(config, len(dataset.train))
     tokens = config.batch_size * config.seq_len
     kept = density(config.seq_len, config.window_size, config.dilation)
-    with torch.device("meta"):  # shapes alone, no memory
-        model = build_model(config, "fused", dataset.vocab_size, torch.device("meta"), seed=0)
-    parameters = sum(p.numel() for p in model.parameters())
     used = len(validation_rows(config, len(dataset.held_out)))
-    seconds = [s for s in estimates.values() if s is not None]
-    total = config.runs * sum(seconds)
+    total = sum(waiting[arm] * seconds for arm, seconds in estimates.items() if seconds)
     compiled = "eager" if config.compile == "none" else f"torch.compile ({config.compile})"
     say(
         f"{config.preset} preset on {describe_environment(device)['device_name']}: "
         f"{config.runs} runs x {len(config.arms)} arms ({', '.join(config.arms)}), "
         f"{config.dtype}, {compiled}\n"
-        f"  model: {parameters / 1e6:.1f} M parameters, sequence length {config.seq_len:,}; "
-        f"window_size {config.window_size}, dilation {config.dilation} keep {kept:.1%} of the "
-        f"causal pairs\n"
+        f"  model: {max(parameters.values()) / 1e6:.1f} M parameters, sequence length "
+        f"{config.seq_len:,}; window_size {config.window_size}, dilation {config.dilation} keep "
+        f"{kept:.1%} of the causal pairs\n"
         f"  a training: {steps:,} steps of {tokens:,} tokens "
         f"({steps * config.batch_size / len(dataset.train):.2f} passes over {len(dataset.train):,}"
         f" rows); validation on {used:,} of {len(dataset.held_out):,} held-out rows\n"
@@ -464,6 +643,15 @@ def introduce(config, dataset, device, estimates):
         )
 
 
+def estimate_and_introduce(config, dataset, device, parameters, waiting):
+    """``introduce`` with times measured now; returns them, {arm: seconds or None}."""
+    estimates = {
+        arm: estimate_seconds(config, arm, dataset, device) for arm in config.arms if waiting[arm]
+    }
+    introduce(config, dataset, device, parameters, estimates, waiting)
+    return estimates
+
+
 def prepare_experiment(arguments):
     """Everything that can be wrong with options, folders and data, before hours of training.
 
@@ -472,26 +660,58 @@ def prepare_experiment(arguments):
     config = config_from(arguments)
     ensure_data(config.data)
     dataset = load_dataset(config.data, config.seq_len, config.batch_size)
+    if config.window_attention == "split" and "window" in config.arms:
+        attention_used(config, "window", torch.device(config.device))  # ValueError without kernels
     if not arguments.dry_run:
         check_writable(config.output_dir, config.plots_dir)
     return config, dataset
 
 
-def print_plan(config):
-    """The order of the arms and the seed of every run, on stdout."""
+def dry_run(config, dataset):
+    """Say what would be done, and how long it would take; the plan goes to stdout."""
+    device = torch.device(config.device)
+    parameters = parameter_counts(config, dataset.vocab_size)
+    waiting = dict.fromkeys(config.arms, config.runs)
+    estimate_and_introduce(config, dataset, device, parameters, waiting)
+    before = read_plan(config.output_dir)
+    if before is not None:
+        identity = identity_of(config, dataset, describe_environment(device), describe_code())
+        changed = differences(before["identity"], identity)
+        done = len(launched(read_runs(config.output_dir, before)[0]))
+        answer = "would be refused, something differs" if changed else f"would go on after {done}"
+        say(f"  {config.output_dir} holds an experiment, {done} trainings done: this {answer}")
     plan = make_plan(config)
     for run, (order, seed) in enumerate(zip(plan["orders"], plan["seeds"], strict=True)):
         print(f"run {run + 1}: {', '.join(order)} (seed {seed})")
 
 
-def run_and_report(config, dataset, estimates):
+def run_and_report(config, dataset, arguments):
     """The experiment, its report on stdout and in a file, and its plots; returns the exit code."""
+
+    def begin(resumable):
+        if not resumable.new:
+            say(f"resuming: {resumable.progress()}")
+        waiting = dict.fromkeys(config.arms, 0)
+        for arm, _ in resumable.waiting():
+            waiting[arm] += 1
+        device, parameters = torch.device(config.device), resumable.metadata["parameters"]
+        return estimate_and_introduce(config, dataset, device, parameters, waiting)
+
+    options = {"restart": arguments.restart, "allow_mixed": arguments.allow_mixed}
     try:
-        metrics, metadata = run_experiment(config, dataset, estimates)
+        metrics, metadata = run_experiment(config, dataset, **options, introduce=begin)
         return report_results(config, metrics, metadata)
-    except KeyboardInterrupt:
-        say(f"interrupted: {_kept(config)}")
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        say(f"{_stopped(stop)}: {_kept(config)}")
+        return _exit_code(stop)
+
+
+def _stopped(stop):
+    return "terminated" if isinstance(stop, Terminated) else "interrupted"
+
+
+def _exit_code(stop):
+    return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
 
 
 def report_results(config, metrics, metadata):
@@ -507,12 +727,16 @@ def report_results(config, metrics, metadata):
 
 
 def _kept(config):
-    """What an interrupted experiment leaves, in words."""
-    path = Path(config.output_dir) / f"{RESULTS_NAME}.npz"
-    if not path.exists():
+    """What an interrupted experiment leaves, in words, and how to go on."""
+    plan = read_plan(config.output_dir)
+    done = launched(read_runs(config.output_dir, plan)[0]) if plan else ()
+    if not done:
         return "no training had been finished, so nothing was kept"
-    done = len(launched(load_metrics(path)))
-    return f"{done} of {config.runs * len(config.arms)} trainings are kept in {path}"
+    total = len(plan["plan"]["orders"]) * len(plan["config"]["arms"])
+    return (
+        f"{len(done)} of {total} trainings are kept in {config.output_dir}; the same command goes "
+        "on from there"
+    )
 
 
 def main(argv=None):
@@ -521,30 +745,33 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
             stream.reconfigure(errors="replace")
-    try:
+    with terminable():
         try:
-            config, dataset = prepare_experiment(arguments)
-        except ValueError as error:
+            try:
+                config, dataset = prepare_experiment(arguments)
+            except ValueError as error:
+                return _complain(error, arguments, EXIT_USAGE)
+            if arguments.dry_run:
+                dry_run(config, dataset)
+                return 0
+            return run_and_report(config, dataset, arguments)
+        except StoreError as error:
             return _complain(error, arguments, EXIT_USAGE)
-        device = torch.device(config.device)
-        estimates = {arm: estimate_seconds(config, arm, dataset, device) for arm in config.arms}
-        introduce(config, dataset, device, estimates)
-        if arguments.dry_run:
-            print_plan(config)
-            return 0
-        return run_and_report(config, dataset, estimates)
-    except OSError as error:
-        return _complain(error, arguments, EXIT_FAILED)
-    except KeyboardInterrupt:
-        say("interrupted before the first training")
-        return EXIT_INTERRUPTED
+        except OSError as error:
+            return _complain(error, arguments, EXIT_FAILED)
+        except KeyboardInterrupt as stop:
+            say(f"{_stopped(stop)} before the first training")
+            return _exit_code(stop)
 
 
 def _complain(error, arguments, code):
     """One line for an error, or its traceback with --debug; returns ``code``."""
     if arguments.debug:
         raise error
-    print(f"error: {error}", file=sys.stderr)
+    words = error
+    if isinstance(error, OSError) and error.filename is not None:
+        words = f"{error.filename}: {error.strerror}"
+    print(f"error: {words}", file=sys.stderr)
     return code
 
 

@@ -17,6 +17,7 @@ import sys
 import textwrap
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -25,16 +26,33 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.path import Path as MarkerPath
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from metrics_utils import CONTRASTS, MetricsError, atomic_write, load_experiment, ordered_arms
-from significance import ALPHA, mean_interval, paired_ratio
+from metrics_utils import (
+    CONTRASTS,
+    PRACTICAL_SHARE,
+    MetricsError,
+    atomic_write,
+    declared_margin,
+    load_experiment,
+    ordered_arms,
+    throttled,
+)
+from significance import ALPHA, mean_interval, non_inferiority, paired_ratio
 
 WIDTH = 7.2  # inches: two columns of a paper
 DRAWN_POINTS = 1000  # a line is at most this many points; 7.2 inches show no more
 VIOLIN_FROM = 30  # runs; the density of fewer points is invented shape
 CAPTION_COLUMNS = 134  # characters of 7 pt in WIDTH
 FAILED = {"marker": "X", "ms": 6, "color": "black", "ls": "none", "zorder": 6}
+LETTER_T = MarkerPath([(-1, 1), (1, 1), (0, 1), (0, -1)], [1, 2, 1, 2])  # "$T$" needs math text
+THROTTLED = {"marker": LETTER_T, "ms": 6, "mew": 1.8, "fillstyle": "none", "zorder": 6}
+THROTTLED |= {"color": "black", "ls": "none"}
+STOP = {"color": "black", "ls": (0, (3, 2)), "lw": 0.9, "zorder": 6}
+# told apart in gray print too: one is plain, the other hatched
+MARGIN = {"facecolor": "#F5DC8C", "edgecolor": "none", "zorder": 0.5}
+SMALL = {"facecolor": "0.95", "edgecolor": "0.75", "lw": 0, "hatch": "////", "zorder": 0.5}
 NEUTRAL = "0.45"
 MEAN = {"markeredgecolor": "black", "markersize": 6, "capsize": 2.5, "zorder": 5}
 JOIN = {"color": NEUTRAL, "lw": 0.5, "alpha": 0.5, "zorder": 1, "label": "_pair"}
@@ -143,6 +161,7 @@ class Experiment:
     styles: dict
     setting: str  # device, sizes and revision, for the captions
     partial: str  # "partial: 7/20 trainings", or "" when complete
+    margin: float | None = None  # of equivalence, in nats of validation loss, where declared
 
     @property
     def reference(self):
@@ -243,6 +262,7 @@ def prepare(metrics, metadata):
         styles=arm_styles(metrics),
         setting=describe_setting(metadata),
         partial=partial_mark(metrics, metadata),
+        margin=declared_margin(metadata),
     )
 
 
@@ -271,6 +291,18 @@ def relative(data, arm, metric):
     return Estimate(x - base, interval.mean, interval.low, interval.high)
 
 
+def t_band(values):
+    """Pointwise 95 % t interval of the mean over the rows of (R, points): (2, points)."""
+    intervals = [mean_interval(point) for point in values.T]
+    return np.array([[i.low for i in intervals], [i.high for i in intervals]])
+
+
+def margin_span(data, base):
+    """The equivalence margin around ``base``'s mean validation loss, as a span of ratios."""
+    share = data.margin / data.values(base, VAL_LOSS, paired=True).mean()
+    return max(1 - share, 0.01), 1 + share  # a log axis has no 0
+
+
 def table(runs, key):
     """A series of all these runs, (R, steps), up to the shortest."""
     steps = min(run["total_steps"] for run in runs)
@@ -297,6 +329,15 @@ def number(value):
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
 
 
+def mean_text(estimate):
+    """A mean and half its interval: 1,502 ± 1.6."""
+    half = 0 if estimate.error is None else estimate.error[0, 0]
+    if not half or estimate.identical:
+        return number(estimate.center)
+    half = f"{half:#.2g}".rstrip(".") if half < 99.5 else f"{half:,.0f}"
+    return f"{number(estimate.center)} ± {half}"
+
+
 def minus(text):
     return text.replace("-", "−")
 
@@ -318,6 +359,16 @@ def verdict(ratio, metric):
     if ratio.p is None:
         words += ", one run" if ratio.n == 1 else " in every run"
     return words
+
+
+def loss_verdict(data, arm, base):
+    """The validation loss against the declared margin, in words; without one, the ratio's."""
+    ratio = compare(data, arm, base, VAL_LOSS)[0]
+    if data.margin is None or ratio.n == 1:
+        return verdict(ratio, VAL_LOSS)
+    x, reference = (data.values(a, VAL_LOSS, paired=True) for a in (arm, base))
+    words = non_inferiority(x, reference, data.margin).verdict
+    return f"{words} (margin {data.margin:g} nats)" if words == "not worse" else words
 
 
 # --- parts of figures --------------------------------------------------------------------------
@@ -413,16 +464,21 @@ def shade(ax, x, low, high, style, arm):
     ax.fill_between(x, low, high, color=style.color, alpha=0.2, lw=0, label=f"{arm} band")
 
 
-def band_of_runs(ax, x, losses, style, arm, faint):
-    """Bold mean, ± 1 standard deviation over the runs, and ``faint`` curves (k, steps) behind."""
+def band_of_runs(ax, x, losses, style, arm):
+    """Bold mean over the runs (R, steps) in its pointwise t band, thin single runs behind.
+
+    Returns what the bold line, its band and the runs reach at each drawn point.
+    """
     at = drawn(len(x))
-    mean = losses.mean(axis=0)
-    thin = {"lw": 0.3, "alpha": 0.25, "label": f"_{arm} run", "rasterized": True, "zorder": 1}
-    ax.plot(x[at], faint.T[at], color=style.color, **thin)
-    if len(losses) > 1:
-        sd = losses.std(axis=0, ddof=1)
-        shade(ax, x[at], (mean - sd)[at], (mean + sd)[at], style, arm)
-    mean_line(ax, x[at], mean[at], style, arm, lw=1.2)
+    edges = losses[:, at]
+    thin = {"lw": 0.3, "alpha": 0.3, "label": f"_{arm} run", "rasterized": True, "zorder": 1}
+    ax.plot(x[at], edges.T, color=style.color, **thin)
+    mean_line(ax, x[at], edges.mean(axis=0), style, arm, lw=1.2)
+    if len(losses) == 1:
+        return edges
+    band = t_band(edges)
+    shade(ax, x[at], *band, style, arm)
+    return np.concatenate([edges, band])
 
 
 def mean_line(ax, x, y, style, arm, lw):
@@ -443,11 +499,10 @@ def difference_curve(ax, data, arm):
     at = drawn(steps)
     differences = (table(runs, "losses")[:, :steps] - table(base, "losses")[:, :steps])[:, at]
     x, style = runs[0]["tokens_seen"][at], data.styles[arm]
-    intervals = [mean_interval(step) for step in differences.T]
     edges = differences.mean(axis=0, keepdims=True)
     mean_line(ax, x, edges[0], style, arm, lw=0.8)
     if len(runs) > 1:
-        edges = np.array([[i.low for i in intervals], [i.high for i in intervals]])
+        edges = t_band(differences)
         shade(ax, x, *edges, style, arm)
     return edges
 
@@ -460,7 +515,7 @@ def training_curves(data):
     for arm in data.arms:
         losses = table(data.ok[arm], "losses")
         x = data.ok[arm][0]["tokens_seen"][: losses.shape[1]]
-        band_of_runs(top, x, losses, data.styles[arm], arm, faint=losses)
+        band_of_runs(top, x, losses, data.styles[arm], arm)
     top.set_ylabel("training loss (nats/token)")
     missing = why_missing(data, TRAIN_LOSS)
     if missing:
@@ -476,9 +531,9 @@ def training_curves(data):
     (top if missing else bottom).set_xlabel("training tokens")
     in_thousands(bottom.xaxis)
     caption = (
-        "Above: bold = mean over runs, band = ± 1 standard deviation, faint = single runs. "
-        "Below: mean paired difference (same seed and data order), band = pointwise 95 % t "
-        "interval; its vertical range fits the last 90 % of the steps."
+        "Above: bold = mean over runs, thin = single runs. Below: mean paired difference (same "
+        "seed and data order); its vertical range fits the last 90 % of the steps. Bands = 95 % t "
+        "interval of the mean, pointwise: each step by itself."
     )
     return finish(fig, data, caption)
 
@@ -503,7 +558,8 @@ def paired_differences(ax, data, metric):
         dots(ax, np.full(len(estimate.values), i), estimate.values, style, label=arm)
         mean_point(ax, i + 0.22, estimate, style, arm)
         half = "" if estimate.error is None else f"\n± {estimate.error[0, 0]:.4f}"
-        labels.append(minus(f"{arm}\n{estimate.center:+.4f}{half}"))
+        center = round(estimate.center, 4) + 0.0  # never -0.0000
+        labels.append(minus(f"{arm}\n{center:+.4f}{half}"))
     ax.axhline(0, color="black", lw=0.8)
     ax.margins(y=0.1)
     arm_ticks(ax, data, labels)
@@ -536,7 +592,7 @@ def final_losses(data):
 def ratio_bars(ax, data, metric):
     """Bars of the ratio to the reference with interval, every block's ratio, values in text."""
     for y, arm in enumerate(data.arms):
-        style, mean = data.styles[arm], absolute(data, arm, metric).center
+        style, mean = data.styles[arm], mean_text(absolute(data, arm, metric))
         ratio, estimate = compare(data, arm, data.reference, metric)
         ax.barh(y, ratio.ratio, height=0.6, color=style.color, alpha=0.5, label=arm)
         text = "1 (reference)"
@@ -547,7 +603,7 @@ def ratio_bars(ax, data, metric):
                 ratio.ratio, y, xerr=estimate.error, color="black", capsize=2.5, lw=1, zorder=5
             )
             text = ratio_text(ratio, metric.digits)
-        side_text(ax, y, f"{text}\n{number(mean)} {metric.unit}")
+        side_text(ax, y, f"{text}\n{mean} {metric.unit}")
     ax.axvline(1, color="black", lw=0.8)
     ax.set_yticks(range(len(data.arms)), data.arms)
     ax.set_ylim(len(data.arms) - 0.5, -0.5)
@@ -570,7 +626,7 @@ def metrics_comparison(data):
     caption = (
         f"Bar = geometric mean of the paired ratios to {data.reference} (= 1), "
         "whisker and brackets = 95 % t interval of the ratio (on logs), dot = one block. "
-        "Second line: the arm's mean."
+        "Second line: the arm's mean ± half its 95 % t interval."
     )
     return finish(fig, data, caption)
 
@@ -701,7 +757,7 @@ def spread(n):
 
 
 def distribution(ax, data, metric, violin):
-    """Box, points, mean, and a violin behind them where there are enough runs."""
+    """Box, points, mean with interval, and a violin behind where there are enough runs."""
     for i, arm in enumerate(data.arms):
         estimate, style = absolute(data, arm, metric), data.styles[arm]
         n = len(estimate.values)
@@ -713,8 +769,9 @@ def distribution(ax, data, metric, violin):
         box = {"widths": width, "showfliers": False, "medianprops": median}
         ax.boxplot(estimate.values, positions=[i], **box, **lines)
         dots(ax, i + (0.12 if violin else 0.3) * spread(n), estimate.values, style, label=arm)
-        mean = {"marker": "D", "ms": 4, "color": "white", "mec": "black", "zorder": 6, "ls": "none"}
-        ax.plot(i, estimate.center, **mean, label=f"{arm} mean")
+        mean = {"fmt": "D", "ms": 4, "mfc": "white", "mec": "black", "zorder": 6, "lw": 1}
+        mean |= {"ecolor": "black", "capsize": 2.5, "label": f"{arm} mean"}
+        ax.errorbar(i + 0.36, estimate.center, yerr=estimate.error, **mean)  # clear of the whiskers
     arm_ticks(ax, data)
 
 
@@ -731,8 +788,9 @@ def distributions(data):
         distribution(ax, data, metric, violin)
         ax.set_ylabel(axis_label(metric))
     caption = (
-        "Box = quartiles, black line = median, diamond = mean, whiskers = last point within 1.5 "
-        "box lengths; every run is a dot (its sideways place means nothing). "
+        "Box = quartiles, black line = median, whiskers = last point within 1.5 box lengths; "
+        "diamond and bar = mean and its 95 % t interval; every run is a dot (its sideways place "
+        "means nothing). "
     )
     caption += (
         "Violin = kernel density, cut at the data."
@@ -742,15 +800,35 @@ def distributions(data):
     return finish(fig, data, caption)
 
 
+def stops(data):
+    """[(launch before, launch after)] of the stops that cut a block in two."""
+    blocks = {}
+    for _, run in data.launches:
+        blocks.setdefault(run["run"], []).append(run)
+    pairs = [pair for runs in blocks.values() for pair in pairwise(runs)]
+    cut = [pair for pair in pairs if len({run.get("launch_id", "") for run in pair}) > 1]
+    return [(before["launch_index"], after["launch_index"]) for before, after in cut]
+
+
 def shade_blocks(ax, data):
-    """Every second block gray, and a cross at the foot of every training that failed."""
+    """Every second block gray."""
     for _, run in data.launches:
         x = run["launch_index"]
         if run["run"] % 2:
             ax.axvspan(x - 0.5, x + 0.5, color="0.94", lw=0, zorder=0)
-        if not went_well(run):
-            ax.plot(x, 0.08, transform=ax.get_xaxis_transform(), label="_failed", **FAILED)
     ax.grid(False, axis="x")
+
+
+def mark_launches(ax, data):
+    """A cross at the foot of a failed training, a T over a throttled one, a line at a stop."""
+    place = {"transform": ax.get_xaxis_transform()}
+    for _, run in data.launches:
+        if not went_well(run):
+            ax.plot(run["launch_index"], 0.08, **place, label="_failed", **FAILED)
+        if throttled(run):
+            ax.plot(run["launch_index"], 0.92, **place, label="_throttled", **THROTTLED)
+    for before, after in stops(data):
+        ax.axvline((before + after) / 2, label="_stop", **STOP)
 
 
 def time_parts(ax, data):
@@ -764,17 +842,21 @@ def time_parts(ax, data):
             look = {"facecolor": color, "lw": 0.4} | look | {"label": f"_{arm} {key}"}
             ax.bar(run["launch_index"], height, 0.8, bottom, **look)
             bottom += height
+    ax.margins(y=0.18)  # room for a mark over the bars
     parts = [Patch(**look) for look in PARTS.values() if "facecolor" in look]
     ax.legend(handles=parts, loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=4)
 
 
 def launch_panel(ax, data, metric):
-    """A metric in launch order, with every arm's mean as a line across."""
+    """A metric in launch order, with every arm's mean as a line across its interval."""
     for arm in data.arms:
-        style, mean = data.styles[arm], absolute(data, arm, metric).center
+        style, mean = data.styles[arm], absolute(data, arm, metric)
         x = [run["launch_index"] for run in data.ok[arm]]
-        dots(ax, x, data.values(arm, metric), style, alpha=0.9, label=arm)
-        ax.axhline(mean, **style.line, lw=0.9, zorder=2, label=f"{arm} mean")
+        dots(ax, x, mean.values, style, alpha=0.9, label=arm)
+        ax.axhline(mean.center, **style.line, lw=0.9, zorder=2, label=f"{arm} mean")
+        if mean.low is not None:
+            faint = {"color": style.color, "alpha": 0.12, "lw": 0, "zorder": 0.5}
+            ax.axhspan(mean.low, mean.high, **faint, label=f"{arm} interval")
     ax.set_ylabel(axis_label(metric))
     ax.margins(y=0.25)
 
@@ -783,6 +865,19 @@ def failures(data):
     failed = [(arm, run) for arm, run in data.launches if not went_well(run)]
     listed = [f"{arm} at {run['launch_index']} ({run['status']})" for arm, run in failed]
     return f" Failed: {', '.join(listed)}." if failed else ""
+
+
+def throttling(data):
+    slowed = Counter(word for _, run in data.launches for word in throttled(run))
+    listed = ", ".join(f"{word} in {n}" for word, n in slowed.items())
+    text = f" T = GPU slowed when read before or after the training ({listed})."
+    return text if slowed else ""
+
+
+def stopping(data):
+    listed = ", ".join(f"{before} and {after}" for before, after in stops(data))
+    text = f" Dashed line = a stop cut this block, resumed later: between {listed}."
+    return text if listed else ""
 
 
 @matplotlib.rc_context(LOOK)
@@ -796,6 +891,7 @@ def per_run(data):
         launch_panel(ax, data, metric)
     for ax in axes[:, 0]:
         shade_blocks(ax, data)
+        mark_launches(ax, data)
     last = axes[-1, 0]
     last.set(
         xlabel="launch (order in time)", xlim=(-0.7, data.launches[-1][1]["launch_index"] + 0.7)
@@ -805,10 +901,16 @@ def per_run(data):
     absent = ", ".join(metric.name for metric in METRICS if metric not in panels)
     caption = (
         "Shading separates blocks. Top: wall time; the coloured part is the timed training itself. "
-        f"Horizontal lines: arm means.{failures(data)}"
+        "Horizontal lines: arm means, each in the faint span of its 95 % t interval."
+        f"{failures(data)}{throttling(data)}{stopping(data)}"
     ) + (f" Not measured in every run: {absent}." if absent else "")
     lost = [arm for arm in data.styles if arm not in data.arms and arm in dict(data.launches)]
-    extra = [Line2D([], [], label="failed", **FAILED)] if failures(data) else []
+    marks = (
+        ("failed", FAILED, failures(data)),
+        ("GPU slowed", THROTTLED, throttling(data)),
+        ("stop", STOP, stopping(data)),
+    )
+    extra = [Line2D([], [], label=name, **look) for name, look, found in marks if found]
     return finish(fig, data, caption, (*data.arms, *lost), extra)
 
 
@@ -819,24 +921,56 @@ def contrasts(data):
     return asked + [(arm, data.reference) for arm in data.arms[1:] if arm not in known]
 
 
-def forest_panel(ax, data, metric, pairs):
-    """Ratios of one metric on a log axis.
+def shade_small(ax):
+    """The band of differences too small to matter, over all rows; returns its ends."""
+    span = 1 - PRACTICAL_SHARE, 1 + PRACTICAL_SHARE
+    name = f"below {100 * PRACTICAL_SHARE:g} %: too small to matter"
+    ax.axvspan(*span, **SMALL, label=f"_{name}")
+    panel_key(ax, name, SMALL)
+    return span
 
-    An equivalence margin, once an experiment declares one, is a shaded span of this axes.
-    """
-    extent = 1e-3
-    for y, (arm, base) in enumerate(pairs):
-        ratio, estimate = compare(data, arm, base, metric)
-        label = f"{arm} / {base}"
-        look = {**data.styles[arm].mark, **MEAN, "ls": "none", "label": label}
-        ax.errorbar(ratio.ratio, y, xerr=estimate.error, **look)
-        side_text(ax, y, ratio_text(ratio, metric.digits))
-        side_text(ax, y, verdict(ratio, metric), offset=105 if data.pairs > 1 else 35)
-        edges = (ratio.ratio, ratio.low or 1, ratio.high or 1)
-        extent = max(extent, *(abs(math.log(edge)) for edge in edges))
+
+def shade_margin(ax, data, pairs):
+    """The equivalence margin of each row, around its own reference; returns the spans' ends."""
+    spans = [margin_span(data, base) for _, base in pairs]
+    for y, (low, high) in enumerate(spans):
+        ax.barh(y, high - low, 0.8, low, **MARGIN, label=f"_margin {y}")
+    panel_key(ax, f"equivalence margin ± {data.margin:g} nats", MARGIN)
+    return [edge for span in spans for edge in span]
+
+
+def panel_key(ax, name, look):
+    """The key of a shade, above the text at the right of its panel."""
+    place = {"loc": "lower left", "bbox_to_anchor": (1.02, 1), "borderpad": 0, "fontsize": 7}
+    ax.legend(handles=[Patch(**look, label=name)], **place)
+
+
+def shaded(ax, data, metric, pairs):
+    """Shade what counts as no difference in this metric; returns ratios the axis must reach."""
+    if metric in (TIME, MEMORY):
+        return shade_small(ax)
+    return shade_margin(ax, data, pairs) if metric is VAL_LOSS and data.margin else ()
+
+
+def forest_row(ax, data, metric, y, pair):
+    """One ratio with its interval, in numbers and in words; returns its ends."""
+    ratio, estimate = compare(data, *pair, metric)
+    look = {**data.styles[pair[0]].mark, **MEAN, "ls": "none", "label": " / ".join(pair)}
+    ax.errorbar(ratio.ratio, y, xerr=estimate.error, **look)
+    side_text(ax, y, ratio_text(ratio, metric.digits))
+    words = loss_verdict(data, *pair) if metric is VAL_LOSS else verdict(ratio, metric)
+    side_text(ax, y, words, offset=105 if data.pairs > 1 else 35)
+    return ratio.ratio, ratio.low or 1, ratio.high or 1
+
+
+def forest_panel(ax, data, metric, pairs):
+    """Ratios of one metric on a log axis, over the shade of what counts as no difference."""
+    edges = [*shaded(ax, data, metric, pairs), math.exp(1e-3)]
+    for y, pair in enumerate(pairs):
+        edges += forest_row(ax, data, metric, y, pair)
     ax.axvline(1, color="black", lw=0.8, zorder=1)
-    ratio_axis(ax, 1.2 * extent)
-    ax.set_yticks(range(len(pairs)), [f"{arm} / {base}" for arm, base in pairs])
+    ratio_axis(ax, 1.2 * max(abs(math.log(edge)) for edge in edges))
+    ax.set_yticks(range(len(pairs)), [" / ".join(pair) for pair in pairs])
     ax.set_ylim(len(pairs) - 0.4, -0.6)
     ax.grid(False, axis="y")
 
@@ -845,11 +979,20 @@ def ratio_axis(ax, extent):
     """A log axis around 1 with plain numbers; ``extent`` in natural logs to both sides."""
     ax.set_xscale("log")
     ax.set_xlim(math.exp(-extent), math.exp(extent))
-    near = MaxNLocator(6, steps=(1, 2, 5, 10))  # 1 is then a tick
+    near = MaxNLocator(7, steps=(1, 2, 5, 10))  # 1 is then a tick
     ax.xaxis.set_major_locator(near if extent < math.log(3) else LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.5g}"))
     ax.set_xlabel("ratio (log axis)")
+
+
+def margin_caption(data):
+    if data.margin is None or data.pairs < 2 or not data.has(VAL_LOSS):
+        return ""
+    return (
+        " Validation loss instead: the 90 % t interval of the paired difference; not worse = all "
+        f"of it below + {data.margin:g} nats, worse = all above, else undecided."
+    )
 
 
 @matplotlib.rc_context(LOOK)
@@ -869,6 +1012,7 @@ def summary(data):
         "Ratio of the first arm to the second: geometric mean over blocks with 95 % t interval (on "
         "logs); left of 1 = less; each axis has its own range. Verdict: paired t-test at 5 %, not "
         "adjusted for several questions; no difference detected does not mean equal."
+        f"{margin_caption(data)}"
     )
     tested = dict.fromkeys(arm for arm, _ in pairs)
     return finish(fig, data, caption, [arm for arm in data.arms if arm in tested])
@@ -885,9 +1029,8 @@ def convergence_panel(ax, data, seconds):
         if seconds:
             x = table(data.ok[arm], "step_seconds").cumsum(axis=1).mean(axis=0)
         x = x[window // 2 :][: smoothed.shape[1]]
-        raw_mean = raw.mean(axis=0, keepdims=True)[:, window // 2 :][:, : smoothed.shape[1]]
-        band_of_runs(ax, x, smoothed, data.styles[arm], arm, faint=raw_mean)
-        late = smoothed[:, smoothed.shape[1] // 10 :]
+        reached = band_of_runs(ax, x, smoothed, data.styles[arm], arm)
+        late = reached[:, reached.shape[1] // 10 :]
         edges += [late.min(), late.max()]
     return min(edges), max(edges)
 
@@ -909,8 +1052,8 @@ def convergence(data):
     steps = min(run["total_steps"] for arm in data.arms for run in data.ok[arm])
     caption = (
         f"Bold = mean over runs of the centred moving average ({smoothing_window(steps)} steps, "
-        "each run smoothed first, full windows only), band = ± 1 standard deviation over runs, "
-        "faint = mean of the raw losses. The vertical range fits the last 90 % of the steps."
+        "each run smoothed first, full windows only), band = its 95 % t interval, pointwise: each "
+        "step by itself; thin = single runs. The vertical range fits the last 90 % of the steps."
     )
     return finish(fig, data, caption)
 

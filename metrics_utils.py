@@ -1,32 +1,37 @@
-"""Saved metrics: reading, writing, summarising and reporting them.  Needs no torch.
+"""Saved metrics: reading, writing and summarising them.  Needs no torch.
+
+    python metrics_utils.py [output/experiment_results.json]     prints the report again
 
 An experiment is two files with the same content: ``experiment_results.npz`` (numbers for programs,
 loads with ``allow_pickle=False``) and ``experiment_results.json`` (for people and other languages).
 
 In memory the metrics are ``{arm: [run, run, ...]}``, one dict a run with the keys of ``NUMBERS``,
-``TEXTS`` and ``SERIES`` below, and the metadata (configuration, plan, versions, device, data) is
-one JSON-like dict.  In the npz each number is an array over runs, ``<arm>_<name>`` (R,); each
-series is ``<arm>_<name>`` (R, steps), padded at the end where a run stopped early; ``metadata``
-holds the rest as the bytes of a JSON text.
+``TEXTS``, ``RECORDS`` and ``SERIES`` below, and the metadata (configuration, plan, code, versions,
+device, data) is one JSON-like dict.  In the npz each number is an array over runs,
+``<arm>_<name>`` (R,); each series is ``<arm>_<name>`` (R, steps), padded at the end where a run
+stopped early; ``metadata`` holds the rest as the bytes of a JSON text.
 """
 
+import errno
+import hashlib
 import json
 import math
 import os
 import struct
+import sys
 import tempfile
 import tokenize
 import zipfile
 import zlib
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
-from significance import ALPHA, LEVEL, paired_ratio, two_sample_t
-
-SCHEMA_VERSION = 1
+SCHEMA_VERSION, SUITE_VERSION = 2, "0.4.0"
 RESULTS_NAME = "experiment_results"
 REPORT_NAME = "improved_comparison_results.txt"
+TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
 ARM_ORDER = ("baseline", "window", "fused", "published")
 
 # Per run and arm.  Times in seconds, memory in MB (2**20 bytes), losses in nats per token.
@@ -54,12 +59,23 @@ TEXTS = (
     "message",  # what happened, for a run that is not ok
     "order",  # the block's arms in the order they were trained, comma separated
     "started_at",  # UTC, ISO 8601
+    "ended_at",
+    "launch_id",  # of the process that trained it: two in a block tell of a stop between them
+    "previous_arm",  # what this process had trained before, "" for nothing
 )
+RECORDS = ("device_before", "device_after")  # the device's clocks, temperature, ..., or None
+SINCE_VERSION_2 = {
+    "ended_at": "",
+    "launch_id": "",
+    "previous_arm": "",
+    "device_before": None,
+    "device_after": None,
+}
 SERIES = {"losses": np.float32, "tokens_seen": np.int64, "step_seconds": np.float32}
 
 
 # What numpy, json and zipfile raise over a truncated, mutated or foreign file.
-_DAMAGE = (
+DAMAGE = (
     ValueError,
     TypeError,
     AttributeError,
@@ -89,13 +105,17 @@ def atomic_write(path, write):
     """Write a file so that it is there whole or not at all.
 
     ``write`` gets a binary file object on a temporary file beside ``path``, which is flushed to
-    disk and renamed over ``path``; on any error the temporary file is removed and an older
-    ``path`` stays as it was.
+    disk and renamed over ``path``, and the folder flushed too, so that not even a power cut takes
+    it back; on any error the temporary file is removed and an older ``path`` stays as it was.
+    Raises OSError, with ``path`` as its file name and the remedy in its words.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
+        )
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
@@ -104,9 +124,49 @@ def atomic_write(path, write):
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private; results are not
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        flush_folder(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _explained(error, path) from None
         raise
+
+
+def flush_folder(folder):
+    """Make renames and removals in a folder survive a power cut, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+REMEDIES = {
+    errno.ENOSPC: "free some space on the disk and start again",
+    errno.EDQUOT: "free some of your quota and start again",
+    errno.EACCES: "make its folder writable or choose another one",
+    errno.EPERM: "make its folder writable or choose another one",
+    errno.EROFS: "choose a folder that is not read-only",
+    errno.EISDIR: "a folder is in its place: move that away",
+    errno.ENOTDIR: "a file is where its folder should be: move that away or choose another one",
+    errno.EEXIST: "a file is where its folder should be: move that away or choose another one",
+}
+
+
+def _explained(error, path):
+    """An OSError of writing ``path`` with the reason and the remedy in one line."""
+    remedy = REMEDIES.get(error.errno, "choose another folder")
+    words = f"cannot be written ({error.strerror or error}): {remedy}"
+    return OSError(error.errno or errno.EIO, words, str(path))
+
+
+def utc_now():
+    """The present time, UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _missing_to_none(value):
@@ -131,8 +191,28 @@ def to_json(value, indent=None):
     return json.dumps(_missing_to_none(value), indent=indent, allow_nan=False)
 
 
-def _normalised_run(run, where):
+def json_sha256(value):
+    """SHA-256 of a JSON-like value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(content):
+    """Strict JSON text of a dict with its own checksum, so that a change of it is noticed."""
+    content = _missing_to_none(content)
+    return json.dumps(content | {"sha256": json_sha256(content)}, indent=1, allow_nan=False)
+
+
+def unsealed(text):
+    """The dict of ``sealed``'s text; ValueError where it was changed since."""
+    content = json.loads(text)
+    if content.pop("sha256") != json_sha256(content):
+        raise ValueError("its checksum does not fit: it was changed after it was written")
+    return content
+
+
+def normalised_run(run, where):
     """One run's dict with every key present and of its own type; MetricsError names what is off."""
+    run = SINCE_VERSION_2 | run
     missing = [key for key in (*NUMBERS, *TEXTS, *SERIES) if key not in run]
     if missing:
         raise MetricsError(f"{where}: missing {', '.join(missing)}")
@@ -146,6 +226,10 @@ def _normalised_run(run, where):
         for key in TEXTS:
             if not isinstance(run[key], str):
                 raise TypeError(f"{key} is not a text")
+            out[key] = run[key]
+        for key in RECORDS:
+            if not isinstance(run[key], dict | None):
+                raise TypeError(f"{key} is not a table")
             out[key] = run[key]
         for key, dtype in SERIES.items():
             values = run[key]
@@ -166,7 +250,7 @@ def save_metrics(metrics, metadata, output_dir, name=RESULTS_NAME):
     Raises MetricsError where a run lacks a key.
     """
     metrics = {
-        arm: [_normalised_run(run, f"{arm} run {i}") for i, run in enumerate(runs)]
+        arm: [normalised_run(run, f"{arm} run {i}") for i, run in enumerate(runs)]
         for arm, runs in metrics.items()
     }
     metadata = {**metadata, "schema_version": SCHEMA_VERSION}
@@ -182,14 +266,14 @@ def save_metrics(metrics, metadata, output_dir, name=RESULTS_NAME):
             for row, run in zip(table, runs, strict=True):
                 row[: run["total_steps"]] = run[key]
             arrays[f"{arm}_{key}"] = table
-        texts[arm] = [{key: run[key] for key in TEXTS} for run in runs]
+        texts[arm] = [{key: run[key] for key in (*TEXTS, *RECORDS)} for run in runs]
     header = to_json({"metadata": metadata, "texts": texts}).encode()
     arrays["metadata"] = np.frombuffer(header, dtype=np.uint8)
 
     output_dir = Path(output_dir)
     npz_path, json_path = output_dir / f"{name}.npz", output_dir / f"{name}.json"
     atomic_write(npz_path, lambda file: np.savez_compressed(file, **arrays))
-    text = to_json({"metadata": metadata, "metrics": metrics}, indent=1)
+    text = sealed({"metadata": metadata, "metrics": metrics})
     atomic_write(json_path, lambda file: file.write(text.encode()))
     return npz_path, json_path
 
@@ -212,7 +296,11 @@ def _read_npz(path):
 
 
 def _read_json(path):
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    text = Path(path).read_text(encoding="utf-8")
+    sealed_since = '"sha256"' in text[-100:]  # files of the first version have no checksum
+    content = unsealed(text) if sealed_since else json.loads(text)
+    if not sealed_since and content["metadata"].get("schema_version") != 1:
+        raise ValueError("its checksum is missing")
     return content["metrics"], content["metadata"]
 
 
@@ -234,7 +322,7 @@ def load_experiment(path):
                 f"{path}: schema_version {version!r}, this suite reads up to {SCHEMA_VERSION}"
             )
         metrics = {
-            arm: [_normalised_run(run, f"{path}: {arm} run {i}") for i, run in enumerate(runs)]
+            arm: [normalised_run(run, f"{path}: {arm} run {i}") for i, run in enumerate(runs)]
             for arm, runs in metrics.items()
         }
     except MetricsError:
@@ -243,7 +331,7 @@ def load_experiment(path):
         raise MetricsError(f"{path}: cannot be read: {error.strerror or error}") from None
     except KeyError as error:
         raise MetricsError(f"{path}: not a metrics file of this suite (no {error})") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MetricsError(f"{path}: damaged or not a metrics file: {reason}") from None
     return metrics, metadata
@@ -254,7 +342,7 @@ def load_metrics(path):
     return load_experiment(path)[0]
 
 
-# --- summary and report ------------------------------------------------------------------------
+# --- summary -----------------------------------------------------------------------------------
 
 # key, words, unit, digits; for every one of them less is better
 OUTCOMES = (
@@ -271,6 +359,35 @@ CONTRASTS = (  # arm, reference, what the difference is
     ("window", "published", "mask bookkeeping, kernel and sparsity together"),
 )
 PRACTICAL_SHARE = 0.01  # a difference below 1 % is called so, significant or not
+
+
+# What nvidia-smi calls the reasons for which a GPU runs slower than it was asked to.
+THROTTLING = (
+    "sw_power_cap",
+    "hw_slowdown",
+    "sw_thermal_slowdown",
+    "hw_thermal_slowdown",
+    "hw_power_brake_slowdown",
+)
+
+
+def throttled(run):
+    """The reasons for which the device was slowing itself down before or after a training."""
+    states = [run[key] for key in RECORDS if run.get(key)]
+    reasons = {reason for state in states for reason in state.get("throttle_reasons") or ()}
+    return [reason for reason in THROTTLING if reason in reasons]
+
+
+def declared_margin(metadata):
+    """The equivalence margin written into the plan before the first run, None in older files."""
+    margin = (metadata.get("plan") or {}).get("equivalence_margin")
+    return margin if isinstance(margin, int | float) and 0 < margin < math.inf else None
+
+
+def launched(metrics):
+    """All trainings, in the order in which the plan starts them."""
+    runs = [run for runs in metrics.values() for run in runs]
+    return sorted(runs, key=lambda run: run["launch_index"])
 
 
 def ordered_arms(metrics):
@@ -329,176 +446,7 @@ def print_metrics_summary(metrics):
     print(format_summary(metrics))
 
 
-def _p_value(p):
-    return "-" if p is None else f"{p:.2g}" if p >= 1e-15 else "< 1e-15"
+if __name__ == "__main__":
+    from report import main  # it imports this file, as metrics_utils
 
-
-def _starred(p):
-    """A p-value with a mark where it is below ALPHA."""
-    return _p_value(p) + ("*" if p is not None and p < ALPHA else " ")
-
-
-def _interval(ratio):
-    """A ratio's interval, or in its place why there is none."""
-    return ratio.note if ratio.low is None else f"[{ratio.low:.4f}, {ratio.high:.4f}]"
-
-
-def _contrast_row(metrics, arm, reference, outcome):
-    """One line of a contrast's table, or None where no run gave a pair of values."""
-    key, words, *_ = outcome
-    x, ref = shared_values(metrics, (arm, reference), key)
-    if not x.size:
-        return None
-    if min(x.min(), ref.min()) <= 0:
-        return [words, "-", "-", "a value is not positive", "-", "-", "-"]
-    ratio, published = paired_ratio(x, ref), two_sample_t(x, ref)
-    improvement = 100 * (1 - x.mean() / ref.mean())
-    t_test = "-" if published.t is None else f"t {published.t:.2f}, p {_starred(published.p)}"
-    effect = "-" if published.d is None else f"{published.d:.2f}"
-    return [
-        words,
-        f"{improvement:+.2f} %",
-        f"{ratio.ratio:.4f}",
-        _interval(ratio),
-        _starred(ratio.p),
-        t_test,
-        effect,
-    ]
-
-
-def _contrast_lines(metrics, arm, reference, meaning):
-    header = ["", "improvement", "ratio", f"{LEVEL:.0%} interval", "paired p"]
-    header += ["two-sample t-test", "Cohen's d"]
-    rows = [_contrast_row(metrics, arm, reference, outcome) for outcome in OUTCOMES]
-    rows = [row for row in rows if row is not None]
-    if not rows:
-        return [f"{arm} against {reference}: no run in which both ended well, so no comparison."]
-    return [f"{arm} against {reference} ({meaning})", *text_table([header, *rows])]
-
-
-def describe_time(ratio, arm, reference):
-    """One sentence on a training-time ratio arm / reference: size, interval and what it means."""
-    change = f"{abs(1 - ratio.ratio):.2%} {'less' if ratio.ratio < 1 else 'more'} time"
-    text = f"{arm} took {change} than {reference}"
-    if ratio.low is None:
-        return f"{text} ({ratio.note})."
-    # an interval of less time, in the direction that the sentence speaks of
-    low, high = sorted((abs(1 - ratio.low), abs(1 - ratio.high)))
-    if ratio.low <= 1 <= ratio.high:
-        return (
-            f"{arm} against {reference}: no difference detected, ratio {ratio.ratio:.4f} "
-            f"[{ratio.low:.4f}, {ratio.high:.4f}] includes 1."
-        )
-    text += f" [{low:.2%}, {high:.2%}], p {_p_value(ratio.p)}"
-    if abs(1 - ratio.ratio) < PRACTICAL_SHARE:
-        text += f": significant, but below {PRACTICAL_SHARE:.0%}"
-    return text + "."
-
-
-def _sparsity_sentence(sparsity, seq_len):
-    """What the control says about sparsity itself: gained, brought nothing, or not shown."""
-    evidence = describe_time(sparsity, "window", "fused")
-    place = f"at sequence length {seq_len:,}"
-    if sparsity.low is None:
-        return f"What sparsity does to the time {place} is not shown: {evidence}"
-    if sparsity.high < 1 and 1 - sparsity.ratio >= PRACTICAL_SHARE:
-        return f"Sparsity made training faster {place}: {evidence}"
-    within = max(1 - sparsity.low, sparsity.high - 1) < PRACTICAL_SHARE
-    if sparsity.low > 1 or sparsity.high < 1 or within:
-        return f"Sparsity brought no speed worth the name {place}: {evidence}"
-    return f"No speed from sparsity is shown {place}: {evidence}"
-
-
-def _decomposition_lines(metrics, metadata):
-    """baseline / window = (baseline / fused) x (fused / window), over the runs all three ended."""
-    if not {"baseline", "window", "fused"} <= set(metrics):
-        return [
-            "No decomposition: it needs the arms baseline, window and fused. Without the control "
-            "fused, a gain of window over baseline may come from the kernel and not from sparsity."
-        ]
-    baseline, window, fused = shared_values(
-        metrics, ("baseline", "window", "fused"), "training_time"
-    )
-    if not window.size:
-        return ["No decomposition: in no run did baseline, window and fused all end well."]
-    total, kernel = paired_ratio(baseline, window), paired_ratio(baseline, fused)
-    sparsity = paired_ratio(fused, window)
-    return [
-        "Where the speed comes from (training time, geometric means over the runs)",
-        f"  window over baseline {total.ratio:.3f}x = kernel {kernel.ratio:.3f}x (fused over "
-        f"baseline) x sparsity {sparsity.ratio:.3f}x (window over fused)",
-        "  " + _sparsity_sentence(paired_ratio(window, fused), metadata["config"]["seq_len"]),
-    ]
-
-
-def _pattern_line(config, pattern):
-    line = f"pattern: window_size {config['window_size']}, dilation {config['dilation']}"
-    if pattern is None:  # a file from before it was recorded
-        return line
-    kept = f"{pattern['density']:.1%} of the causal pairs"
-    return f"{line}, {kept}, evaluated as {pattern['evaluation']}"
-
-
-def _heading_lines(metrics, metadata):
-    config, data = metadata["config"], metadata["data"]
-    world = metadata["environment"]
-    compiled = "eager" if config["compile"] == "none" else f"compiled ({config['compile']})"
-    title = "Sliding-window + dilated attention against full attention"
-    return [
-        title,
-        "=" * len(title),
-        f"{config['preset']} preset, {config['runs']} x {len(config['arms'])} trainings on "
-        f"{world['device_name']}, torch {world['torch']}, {config['dtype']}, {compiled}",
-        f"model: d_model {config['d_model']}, {config['n_heads']} heads, {config['layers']} layers,"
-        f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}",
-        _pattern_line(config, metadata.get("pattern")),
-        f"data: {data['path']}, {data['train_rows']:,} rows for training, the last "
-        f"{data['val_rows']:,} held out, {data['val_rows_used']:,} of them used for validation; "
-        f"batches of {config['batch_size']}",
-        f"peak memory: {metadata['memory_measure']}",
-    ]
-
-
-def _warning_lines(metrics, metadata):
-    lines = []
-    if metadata["status"] != "complete":
-        done = sum(len(runs) for runs in metrics.values())
-        planned = len(metadata["plan"]["orders"]) * len(metadata["config"]["arms"])
-        lines.append(f"PARTIAL: {done} of {planned} trainings.")
-    for arm in ordered_arms(metrics):
-        for run in metrics[arm]:
-            if run["status"] != "ok":
-                lines.append(f"{arm}, run {run['run'] + 1}: {run['status']}: {run['message']}")
-    if any(len(runs) == 1 for runs in metrics.values()):
-        lines.append("One run: no spread, no test. Use --runs 6 or more for both.")
-    return lines
-
-
-def format_report(metrics, metadata):
-    """The whole report as text: every arm, every contrast, and where the speed comes from."""
-    parts = [_heading_lines(metrics, metadata), _warning_lines(metrics, metadata)]
-    parts.append(["Mean ± standard deviation over the runs", *format_summary(metrics).split("\n")])
-    for arm, reference, meaning in CONTRASTS:
-        if arm in metrics and reference in metrics:
-            parts.append(_contrast_lines(metrics, arm, reference, meaning))
-    parts.append(_decomposition_lines(metrics, metadata))
-    parts.append(
-        [
-            "improvement: of the mean, positive where the first arm is lower.",
-            "ratio: first arm over second, geometric mean over runs, with the "
-            f"{LEVEL:.0%} interval and p of the paired t-test on logs.",
-            "two-sample t-test and Cohen's d: as published, unpaired. "
-            f"*: p below alpha = {ALPHA}, no correction for the number of tests.",
-            "Contrasts use the runs that both arms finished; the table of means all of an arm's.",
-        ]
-    )
-    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
-
-
-def write_report(metrics, metadata, output_dir, name=REPORT_NAME):
-    """Write ``format_report`` into ``output_dir``; returns the path and the text."""
-    text = format_report(metrics, metadata)
-    path = Path(output_dir) / name
-    # a path may hold what UTF-8 cannot say
-    atomic_write(path, lambda file: file.write(text.encode(errors="backslashreplace")))
-    return path, text
+    sys.exit(main())

@@ -3,22 +3,33 @@
 Knows nothing of arms in comparison, orders or files; compare_models.py does that.
 """
 
+import argparse
 import gc
 import math
+import os
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import datetime, timezone
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt import GPTModel
+from gpt import FULL_ATTENTION, GPTModel
 from gpt_win import GPTWindowModel
-from machine import growth_in_child, is_out_of_memory, synchronize
+from machine import device_state, growth_in_child, is_out_of_memory, synchronize
+from metrics_utils import utc_now
 from prepare_data import DEFAULT_PATH
-from window_attention import EVALUATIONS, check_pattern, clear_mask_cache
+from window_attention import (
+    EVALUATIONS,
+    attention_plan,
+    check_pattern,
+    clear_mask_cache,
+    split_kernels,
+    window_attention,
+)
 
 # arm -> (model class, attention); ``window`` takes its evaluation from the configuration
 ARMS = {
@@ -36,6 +47,7 @@ MEMORY_STEPS = 2  # steps of the child process that measures memory on a CPU
 GRADIENT_CLIP = 1.0
 FINAL_LR_SHARE = 0.1
 LARGEST_OPTION = 2**31 - 1
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 LOSS_BLOCK = 50  # losses stay on the device and are fetched this many at a time
 
 
@@ -72,6 +84,17 @@ class ExperimentConfig:
         nargs="?",
         const="default",
         choices=COMPILE_MODES,
+    )
+    equivalence_margin: float = _option(
+        0.02,
+        "experiment",
+        "largest rise of the validation loss that still counts as no loss of quality, in nats",
+    )
+    deterministic: bool = _option(
+        False,
+        "experiment",
+        "use deterministic algorithms (slower); recorded, never on by itself",
+        action=argparse.BooleanOptionalAction,
     )
     batch_size: int = _option(8, "training", "sequences in a step")
     max_steps: int = _option(0, "training", "optimizer steps of a training; 0: one pass over data")
@@ -128,23 +151,14 @@ def make_config(preset="paper", **changes):
 
 def check_config(config):
     """Raise ValueError, naming the option, its value and the remedy, for what cannot be run."""
-    least = {"max_steps": 0, "warmup_steps": 0, "val_batches": 0, "seed": 0, "dilation": 0}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if item.type is not int:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{_flag(item.name)} must be a whole number, got {value!r}")
-        if value < least.get(item.name, 1):
-            raise ValueError(
-                f"{_flag(item.name)} must be at least {least.get(item.name, 1)}, got {value}"
-            )
-        if value > LARGEST_OPTION:
-            raise ValueError(
-                f"{_flag(item.name)} must be at most {LARGEST_OPTION:,}, got {value:,}"
-            )
-    if not isinstance(config.lr, float | int) or not (math.isfinite(config.lr) and config.lr > 0):
-        raise ValueError(f"--lr must be a positive number, got {config.lr}")
+    _check_whole_numbers(config)
+    for name in ("lr", "equivalence_margin"):
+        value = getattr(config, name)
+        number = isinstance(value, float | int) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and value > 0):
+            raise ValueError(f"{_flag(name)} must be a positive number, got {value}")
+    if not isinstance(config.deterministic, bool):
+        raise ValueError(f"--deterministic must be True or False, got {config.deterministic!r}")
     if config.d_model % config.n_heads:
         raise ValueError(
             f"--d-model {config.d_model} is not divisible by --n-heads {config.n_heads}: "
@@ -165,6 +179,24 @@ def check_config(config):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
 
 
+def _check_whole_numbers(config):
+    least = {"max_steps": 0, "warmup_steps": 0, "val_batches": 0, "seed": 0, "dilation": 0}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if item.type is not int:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{_flag(item.name)} must be a whole number, got {value!r}")
+        if value < least.get(item.name, 1):
+            raise ValueError(
+                f"{_flag(item.name)} must be at least {least.get(item.name, 1)}, got {value}"
+            )
+        if value > LARGEST_OPTION:
+            raise ValueError(
+                f"{_flag(item.name)} must be at most {LARGEST_OPTION:,}, got {value:,}"
+            )
+
+
 def _flag(name):
     return "--" + name.replace("_", "-")
 
@@ -174,13 +206,17 @@ def _flag(name):
 
 def build_model(config, arm, vocab_size, device, seed):
     """The arm's model on ``device``; equal seeds give every arm the same initial weights."""
+    torch.manual_seed(seed)
+    return _new_model(config, arm, vocab_size).to(device)
+
+
+def _new_model(config, arm, vocab_size):
     model_class, attention = ARMS[arm]
     pattern = {}
     if model_class is GPTWindowModel:
         pattern = {"window_size": config.window_size, "dilation": config.dilation}
         attention = config.window_attention
-    torch.manual_seed(seed)
-    model = model_class(
+    return model_class(
         config.d_model,
         config.n_heads,
         config.layers,
@@ -189,7 +225,13 @@ def build_model(config, arm, vocab_size, device, seed):
         attention=attention,
         **pattern,
     )
-    return model.to(device)
+
+
+def parameter_counts(config, vocab_size):
+    """{arm: number of parameters} for the configuration's arms; needs no memory, draws nothing."""
+    with torch.device("meta"):  # shapes alone
+        models = {arm: _new_model(config, arm, vocab_size) for arm in config.arms}
+    return {arm: sum(p.numel() for p in model.parameters()) for arm, model in models.items()}
 
 
 def learning_rate(step, total_steps, peak, warmup_steps):
@@ -244,6 +286,25 @@ def autocast(config, device):
     return torch.autocast(device.type, dtype=DTYPES[config.dtype])
 
 
+@contextmanager
+def deterministic_algorithms(wanted):
+    """Deterministic algorithms alone inside, where ``wanted``; afterwards all is as it was."""
+    if not wanted:
+        yield
+        return
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get(CUBLAS_WORKSPACE)
+    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")  # PyTorch refuses cuBLAS without it
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        if workspace is None:
+            del os.environ[CUBLAS_WORKSPACE]
+
+
 def make_optimizer(model, config):
     return torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
 
@@ -256,6 +317,84 @@ def release_memory(device):
     if device.type == "cuda":
         torch.cuda.empty_cache()
     synchronize(device)
+
+
+# --- the attention that an arm runs ------------------------------------------------------------
+
+
+class _AttentionOperators(TorchDispatchMode):
+    """Notes the name of every attention operator that is dispatched inside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().split(".")[0]  # without the overload
+        if "attention" in name and name not in self.names:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def attention_used(config, arm, device):
+    """What an arm's attention really runs at the configuration's shapes, as a JSON-like dict.
+
+    ``evaluation``: dense, published, fused, masked or split; what ``auto`` comes to, for window.
+    ``kernels``: the names of split's near and far kernel, else None.
+    ``operators``: PyTorch's attention operators in one eager forward call.  Empty for dense and
+    published, which are not run (their scores are S x S), where memory ran out, and where
+    scaled_dot_product_attention has no fused kernel and computes plain products.
+
+    Call it between trainings: it forgets cached masks and compiled code (``release_memory``).
+    Raises ValueError where the window arm is told to use split and there are no kernels for it.
+    """
+    model_class, evaluation = ARMS[arm]
+    kernels, attend = None, FULL_ATTENTION.get(evaluation)
+    if model_class is GPTWindowModel:
+        evaluation, kernels = _window_evaluation(config, device)
+        pattern = {"window_size": config.window_size, "dilation": config.dilation}
+        attend = partial(window_attention, **pattern, evaluation=evaluation)
+    operators = []
+    if evaluation not in ("dense", "published"):
+        with deterministic_algorithms(config.deterministic):  # which rule out some kernels
+            operators = _dispatched_operators(attend, config, device)
+        release_memory(device)
+    kernels = None if kernels is None else list(kernels)
+    return {"evaluation": evaluation, "kernels": kernels, "operators": operators}
+
+
+def _window_evaluation(config, device):
+    """The evaluation that ``window_attention`` comes to, and split's kernels or None."""
+    dtype, evaluation = DTYPES[config.dtype], config.window_attention
+    pattern = (config.seq_len, config.window_size, config.dilation)
+    if evaluation == "auto":
+        evaluation = attention_plan(*pattern, dtype, device).evaluation
+    if evaluation != "split":
+        return evaluation, None
+    kernels = split_kernels(device, dtype, config.d_model // config.n_heads)
+    if kernels is None and config.window_attention == "auto":
+        return "masked", None  # its place, where split does not work
+    return evaluation, kernels
+
+
+def _dispatched_operators(attend, config, device):
+    """The attention operators of ``attend(q, k, v)`` on made-up inputs of the real shape."""
+    heads = config.n_heads, config.d_model // config.n_heads
+    shape = (config.batch_size, config.seq_len, 3, *heads)  # as the model's projection has it
+    made = {"device": device, "dtype": DTYPES[config.dtype]}
+    noted = _AttentionOperators()
+    try:
+        # a generator of its own leaves the global random state alone; gradients are wanted
+        # because PyTorch's choice of a kernel depends on them
+        generator = torch.Generator(device).manual_seed(0)
+        qkv = torch.randn(shape, generator=generator, **made, requires_grad=True)
+        with torch.enable_grad(), autocast(config, device), noted:
+            attend(*qkv.unbind(dim=2))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return []
+    return noted.names
 
 
 # --- one training ------------------------------------------------------------------------------
@@ -408,7 +547,7 @@ def _empty_metrics(seed):
         "wall_time": 0.0,
         "status": "ok",
         "message": "",
-        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started_at": utc_now(),
         "losses": np.zeros(0, dtype=np.float32),
         "tokens_seen": np.zeros(0, dtype=np.int64),
         "step_seconds": np.zeros(0, dtype=np.float32),
@@ -434,40 +573,50 @@ def _training_metrics(config, losses, step_seconds, seconds):
     return metrics
 
 
+def _measure(trainer, dataset, metrics, progress):
+    """Warm up, train and evaluate; ``metrics`` gets each figure as soon as it is known."""
+    config, device = trainer.config, trainer.device
+    first, rest = trainer.warm_up()
+    compiling = config.compile != "none"
+    metrics["compile_time"] = first if compiling else 0.0
+    metrics["warmup_time"] = rest if compiling else first + rest
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    steps = planned_steps(config, len(dataset.train))
+    losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
+    metrics |= _training_metrics(config, losses, step_seconds, seconds)
+    if device.type == "cuda":
+        metrics["peak_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+        metrics["peak_reserved_mb"] = torch.cuda.max_memory_reserved(device) / 2**20
+    if not np.isfinite(losses[-1]):
+        metrics["status"] = "diverged"
+        metrics["message"] = f"the loss became {losses[-1]} at step {len(losses)}"
+        return
+    started = time.perf_counter()
+    metrics["val_loss"] = trainer.evaluate(dataset.held_out)
+    metrics["eval_time"] = time.perf_counter() - started
+
+
 def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: None):
     """Train one arm from ``seed`` and measure it; returns ``(metrics, model)``.
 
     dataset: has ``train`` and ``held_out`` rows (N, S + 1) and ``vocab_size``.  The metrics are
-    the keys of metrics_utils.NUMBERS, TEXTS and SERIES without the place in the experiment.  A
-    loss that is not finite or memory that runs out ends the training with ``status`` diverged or
+    the keys of metrics_utils.NUMBERS, TEXTS and SERIES without the place in the experiment, and
+    ``device_before`` and ``device_after`` (see ``machine.device_state``; not in any of the times).
+    A loss that is not finite or memory that runs out ends the training with ``status`` diverged or
     out_of_memory (model None then) and a ``message``.
     """
+    before = device_state(device)
     metrics = _empty_metrics(seed)
     entered = time.perf_counter()
     trainer = None
     try:
-        if device.type == "cpu":
-            metrics["peak_memory_mb"] = child_peak_memory_mb(config, arm, dataset.vocab_size, seed)
-        trainer = Trainer(config, arm, dataset.train, dataset.vocab_size, device, seed)
-        first, rest = trainer.warm_up()
-        compiling = config.compile != "none"
-        metrics["compile_time"] = first if compiling else 0.0
-        metrics["warmup_time"] = rest if compiling else first + rest
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        steps = planned_steps(config, len(dataset.train))
-        losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
-        metrics |= _training_metrics(config, losses, step_seconds, seconds)
-        if device.type == "cuda":
-            metrics["peak_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
-            metrics["peak_reserved_mb"] = torch.cuda.max_memory_reserved(device) / 2**20
-        if not np.isfinite(losses[-1]):
-            metrics["status"] = "diverged"
-            metrics["message"] = f"the loss became {losses[-1]} at step {len(losses)}"
-        else:
-            started = time.perf_counter()
-            metrics["val_loss"] = trainer.evaluate(dataset.held_out)
-            metrics["eval_time"] = time.perf_counter() - started
+        with deterministic_algorithms(config.deterministic):
+            if device.type == "cpu":
+                memory = child_peak_memory_mb(config, arm, dataset.vocab_size, seed)
+                metrics["peak_memory_mb"] = memory
+            trainer = Trainer(config, arm, dataset.train, dataset.vocab_size, device, seed)
+            _measure(trainer, dataset, metrics, progress)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not is_out_of_memory(error):
             raise
@@ -476,6 +625,8 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
             f"out of memory on {device}: lower --batch-size, --seq-len, --d-model or --layers"
         )
     metrics["wall_time"] = time.perf_counter() - entered
+    metrics |= {"ended_at": utc_now(), "device_before": before}
+    metrics["device_after"] = device_state(device)
     return metrics, trainer.model if metrics["status"] == "ok" else None
 
 
@@ -501,8 +652,9 @@ def memory_job(config, arm, vocab_size, seed):
     rows = np.random.default_rng(seed).integers(vocab_size, size=shape)
 
     def work():
-        trainer = Trainer(config, arm, rows, vocab_size, torch.device("cpu"), seed)
-        for batch in batches(rows, config.batch_size, MEMORY_STEPS, seed):
-            trainer.step(batch, config.lr)
+        with deterministic_algorithms(config.deterministic):
+            trainer = Trainer(config, arm, rows, vocab_size, torch.device("cpu"), seed)
+            for batch in batches(rows, config.batch_size, MEMORY_STEPS, seed):
+                trainer.step(batch, config.lr)
 
     return work

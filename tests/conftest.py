@@ -1,5 +1,6 @@
 """Shared fixtures: a made-up experiment for everything that works on saved metrics."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def make_run(arm, run, position, launch_index, steps=40, seed=0, time_scale=1.0)
         "message": "",
         "order": "window,baseline,fused",
         "started_at": "2026-01-01T00:00:00+00:00",
+        "ended_at": "2026-01-01T00:00:09+00:00",
+        "launch_id": "first",
+        "previous_arm": "",
+        "device_before": None,
+        "device_after": {"load_average_1min": 0.5},
         "losses": losses,
         "tokens_seen": np.arange(1, steps + 1, dtype=np.int64) * 2048,
         "step_seconds": step_seconds,
@@ -79,7 +85,19 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
             "window_size": 96,
             "dilation": 4,
         },
-        "plan": {"orders": [list(arms)] * runs, "seeds": [1000 + r for r in range(runs)]},
+        "plan": {
+            "orders": [list(arms)] * runs,
+            "seeds": [1000 + r for r in range(runs)],
+            "alpha": 0.05,
+            "equivalence_margin": 0.02,
+            "primary": [],
+            "family": [
+                [a, b, key]
+                for a, b in (("window", "fused"), ("fused", "baseline"), ("window", "baseline"))
+                if a in arms and b in arms
+                for key in ("training_time", "peak_memory_mb", "val_loss")
+            ],
+        },
         "environment": {"device_name": "2-core CPU", "torch": "2.13.0", "git_revision": None},
         "data": {
             "path": "training_data.npy",
@@ -92,6 +110,13 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
         "memory_measure": "resident growth of a fresh process",
     }
     return metrics, metadata
+
+
+@pytest.fixture(autouse=True, scope="session")
+def imported_modules_are_no_garbage():
+    """Every training collects garbage: half a second each if it went through torch and scipy."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -1,10 +1,15 @@
 """The experiment: its plan, what it leaves on disk, and its behaviour when things go wrong."""
 
+import errno
 import itertools
 import json
 import os
+import shutil
+import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,15 +25,14 @@ from compare_models import (
     build_parser,
     config_from,
     format_seconds,
-    launched,
     main,
     make_plan,
-    move_aside,
     run_experiment,
 )
 from create_model_plots import create_all_plots
 from gpt_win import GPTWindowModel
-from metrics_utils import load_experiment, load_metrics
+from metrics_utils import launched, load_experiment, load_metrics
+from run_store import StoreError, locked
 from train_model import PRESETS, Trainer, make_config
 
 TINY = "--seq-len 24 --d-model 16 --n-heads 2 --layers 1 --batch-size 2 --max-steps 4 --device cpu"
@@ -95,9 +99,12 @@ def test_an_experiment_leaves_results_report_weights_and_plots(workplace, monkey
         "experiment_results.json",
         "experiment_results.npz",
         "improved_comparison_results.txt",
+        "plan.json",
+        "runs",
         "window_model_config.json",
         "window_model_weights.pt",
     ]
+    assert len(contents("output/runs")) == 2 * 2 * 3
     assert len(contents("plots")) == 20
     report = Path("output/improved_comparison_results.txt").read_text(encoding="utf-8")
     assert printed.out == report + "\n"  # stdout is the report and nothing else
@@ -131,35 +138,29 @@ def test_saved_weights_rebuild_the_first_runs_window_model(workplace):
     assert trainer.evaluate(dataset.held_out[[0, -1]]) == pytest.approx(run["val_loss"], rel=1e-6)
 
 
-def test_the_same_command_gives_the_same_losses_and_moves_the_old_results(workplace, capsys):
-    for _ in range(2):
-        assert run_main("--runs 2 --arms window fused") == 0
-    earlier = [name for name in contents("output") if name.startswith("earlier_")]
-    assert len(earlier) == 1 and earlier[0] in capsys.readouterr().err
-    old = load_metrics(f"output/{earlier[0]}/experiment_results.npz")
-    new = load_metrics("output/experiment_results.npz")
+def same_losses(old, new):
     for arm in old:
         for before, after in zip(old[arm], new[arm], strict=True):
             assert before["losses"].tobytes() == after["losses"].tobytes()
             assert before["val_loss"] == after["val_loss"]
+    return True
 
 
-def test_move_aside_never_overwrites(tmp_path):
-    names = []
-    for content in ("one", "two", "three"):
-        path = tmp_path / "experiment_results.npz"
-        path.write_text(content)
-        os.utime(path, (0, 0))
-        names.append(move_aside(tmp_path, "elsewhere/data.npy"))
-    kept = [(folder / "experiment_results.npz").read_text() for folder in names]
-    assert kept == ["one", "two", "three"]
-    assert move_aside(tmp_path, "elsewhere/data.npy") is None
+def test_restart_moves_the_old_results_aside_and_gives_the_same_losses(workplace, capsys):
+    for options in ("", " --restart"):
+        assert run_main("--runs 2 --arms window fused" + options) == 0
+    earlier = [name for name in contents("output") if name.startswith("earlier_")]
+    assert len(earlier) == 1 and earlier[0] in capsys.readouterr().err
+    old, about_old = load_experiment(f"output/{earlier[0]}/experiment_results.npz")
+    new, about_new = load_experiment("output/experiment_results.npz")
+    assert about_old["experiment_id"] != about_new["experiment_id"]
+    assert same_losses(old, new) and len(contents(f"output/{earlier[0]}/runs")) == 8
 
 
 def test_data_in_the_output_folder_keeps_its_tokenizer(workplace):
     Path("tokenizer.json").write_text("{}")
-    for _ in range(2):
-        assert run_main("--runs 1 --arms window --output-dir .") == 0
+    for options in ("", " --restart"):
+        assert run_main("--runs 1 --arms window --output-dir ." + options) == 0
     assert Path("tokenizer.json").read_text() == "{}"
     assert load_metrics("experiment_results.npz")["window"][0]["status"] == "ok"
 
@@ -235,23 +236,245 @@ def test_nothing_but_failures_still_ends_with_a_report(workplace, monkeypatch, c
     assert contents("plots") == []
 
 
-def test_ctrl_c_keeps_what_was_finished(workplace, monkeypatch, capsys):
-    started = []
+# --- stops and going on ------------------------------------------------------------------------
 
-    def interrupt_third(config, arm, *rest):
+
+def stop_at(monkeypatch, number, signum):
+    """Send this process a signal in the middle of its ``number``-th training; counts them."""
+    started, train = [], train_model.train
+
+    def stopped(config, arm, dataset, seed, device, progress):
         started.append(arm)
-        if len(started) == 3:
-            raise KeyboardInterrupt
-        return train_model.train(config, arm, *rest)
+        if len(started) == number:
 
-    monkeypatch.setattr(compare_models, "train", interrupt_third)
-    assert run_main("--runs 4") == 130
+            def progress(*_):
+                signal.raise_signal(signum)
+
+        return train(config, arm, dataset, seed, device, progress)
+
+    monkeypatch.setattr(compare_models, "train", stopped)
+    return started
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_stop_keeps_what_was_finished_and_the_same_command_goes_on(
+    workplace, monkeypatch, capsys, signum, code, word
+):
+    assert run_main("--runs 2 --output-dir undisturbed") == 0
+    started = stop_at(monkeypatch, 3, signum)
+    assert run_main("--runs 2") == code
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last == (
-        "interrupted: 2 of 12 trainings are kept in output/experiment_results.npz"
-    ).replace("/", os.sep)
+        f"{word}: 2 of 6 trainings are kept in output; the same command goes on from there"
+    )
     metrics, metadata = load_experiment("output/experiment_results.npz")
     assert len(launched(metrics)) == 2 and metadata["status"] == "partial"
+    assert run_main("--runs 2") == 0
+    printed = capsys.readouterr()
+    assert "resuming: 2 of 6 trainings done" in printed.err and len(started) == 3 + 4
+    assert "run 1 was cut in two by a stop" in printed.out
+    metrics, metadata = load_experiment("output/experiment_results.npz")
+    expected, about = load_experiment("undisturbed/experiment_results.npz")
+    assert same_losses(expected, metrics)
+    assert metadata["plan"] == about["plan"] and metadata["status"] == "complete"
+    assert len(metadata["launches"]) == 2 and metadata["split_blocks"] == [0]
+    assert about["split_blocks"] == [] and len(about["launches"]) == 1
+    assert not [name for name in contents("output") if name.startswith(".")]
+
+
+def test_a_complete_experiment_trains_nothing_and_reports_again(workplace, monkeypatch, capsys):
+    assert run_main("--runs 1") == 0
+    first = capsys.readouterr().out
+    Path("output/improved_comparison_results.txt").unlink()
+    Path("output/experiment_results.json").unlink()
+    monkeypatch.setattr(compare_models, "train", None)
+    monkeypatch.setattr(compare_models, "estimate_seconds", None)
+    assert run_main("--runs 1") == 0
+    assert capsys.readouterr().out == first
+    assert load_experiment("output/experiment_results.json")[1]["status"] == "complete"
+    assert Path("output/improved_comparison_results.txt").exists()
+
+
+def test_a_failed_training_is_an_outcome_and_is_not_tried_again(workplace, monkeypatch):
+    break_training(monkeypatch, "window", poison)
+    assert run_main("--runs 1") == 3
+    monkeypatch.setattr(compare_models, "train", None)
+    assert run_main("--runs 1") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--lr 1e-3", "config.lr: 0.01 before, 0.001 now"),
+        ("--equivalence-margin 0.5", "config.equivalence_margin: 0.02 before, 0.5 now"),
+        ("--dilation 2", "config.dilation: 3 before, 2 now"),
+    ],
+)
+def test_another_configuration_is_listed_and_refused(workplace, capsys, options, words):
+    assert run_main("--runs 1 --arms window fused") == 0
+    before = Path("output/experiment_results.npz").read_bytes()
+    capsys.readouterr()
+    assert run_main(f"--runs 1 --arms window fused {options}") == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: output holds another experiment")
+    for expected in (words, "2 of 2 trainings done", "--restart", "--allow-mixed", "--output-dir"):
+        assert expected in printed.err
+    assert Path("output/experiment_results.npz").read_bytes() == before
+
+
+def test_other_data_code_and_device_are_listed(workplace, monkeypatch, capsys):
+    assert run_main("--runs 1 --arms fused") == 0
+    tokens = np.load("training_data.npy")
+    tokens[0, 0] += 1
+    np.save("training_data.npy", tokens)
+    Path("tokenizer.json").write_text("{}")
+    monkeypatch.setattr(compare_models, "describe_code", lambda: {"sources_sha256": "f" * 64})
+    monkeypatch.setattr(
+        compare_models, "describe_environment", lambda _: {"device_name": "other", "torch": "9"}
+    )
+    assert run_main("--runs 1 --arms fused") == 2
+    error = capsys.readouterr().err
+    for place in ("data: ", "tokenizer: null before", "code: ", "device.device_name: ", "torch: "):
+        assert place in error
+
+
+def test_a_plan_cannot_be_changed_even_by_allow_mixed(workplace, capsys):
+    assert run_main("--runs 1 --arms fused") == 0
+    for options in ("--runs 2 --arms fused", "--runs 1 --arms window", "--runs 1 --seed 3"):
+        assert run_main(options + " --allow-mixed") == 2
+        assert "--allow-mixed" not in capsys.readouterr().err
+
+
+def test_allow_mixed_goes_on_and_marks_the_results(workplace, monkeypatch, capsys):
+    stop_at(monkeypatch, 2, signal.SIGINT)
+    assert run_main("--runs 1 --arms window fused") == 130
+    assert run_main("--runs 1 --arms window fused --lr 1e-3 --allow-mixed") == 0
+    printed = capsys.readouterr()
+    line = "config.lr: 0.01 before, 0.001 now"
+    assert line in printed.err and "MIXED" in printed.out
+    metadata = load_experiment("output/experiment_results.npz")[1]
+    assert metadata["mixed"] == [line] and line in " ".join(metadata["warnings"])
+    assert [launch["differs"] for launch in metadata["launches"]] == [[], [line]]
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz"])
+@pytest.mark.parametrize("third", range(3))
+def test_a_truncated_training_is_set_aside_and_repeated(workplace, capsys, suffix, third):
+    assert run_main("--runs 1 --arms window fused") == 0
+    expected = load_metrics("output/experiment_results.npz")
+    path = Path(f"output/runs/000_fused.{suffix}")
+    content = path.read_bytes()
+    path.write_bytes(content[: third * len(content) // 3])
+    assert run_main("--runs 1 --arms window fused") == 0
+    printed = capsys.readouterr()
+    assert "000_fused" in printed.err and "its training will be repeated" in printed.err
+    assert "a damaged file was set aside" in " ".join(printed.out.split())
+    assert same_losses(expected, load_metrics("output/experiment_results.npz"))
+    kept = Path(f"output/set_aside/000_fused_1.{suffix}").read_bytes()
+    assert kept == content[: third * len(content) // 3]
+
+
+def test_results_without_a_plan_are_not_overwritten(workplace, capsys):
+    Path("output").mkdir()
+    Path("output/experiment_results.npz").write_bytes(b"precious")
+    assert run_main("--runs 1 --arms fused") == 2
+    assert "holds results without a plan.json" in capsys.readouterr().err
+    assert Path("output/experiment_results.npz").read_bytes() == b"precious"
+    assert run_main("--runs 1 --arms fused --restart") == 0
+    (aside,) = Path("output").glob("earlier_*")
+    assert (aside / "experiment_results.npz").read_bytes() == b"precious"
+
+
+def test_a_damaged_plan_is_named_and_nothing_is_lost(workplace, capsys):
+    assert run_main("--runs 1 --arms fused") == 0
+    Path("output/plan.json").write_text("{")
+    assert run_main("--runs 1 --arms fused") == 2
+    error = capsys.readouterr().err
+    assert str(Path("output/plan.json")) in error and "--restart" in error
+    assert len(contents("output/runs")) == 2
+
+
+def test_two_experiments_in_one_folder_are_refused(workplace, capsys):
+    with locked("output"):
+        assert run_main("--runs 1 --arms fused") == 2
+    error = capsys.readouterr().err
+    assert "another experiment is writing there" in error and str(os.getpid()) in error
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "remedy"),
+    [("fsync", errno.ENOSPC, "free some space"), ("replace", errno.EACCES, "writable")],
+)
+def test_a_write_that_fails_is_named_and_nothing_is_lost(
+    workplace, monkeypatch, capsys, call, code, remedy
+):
+    """Each write of the experiment fails in turn; going on afterwards completes it."""
+    assert run_main("--runs 1 --arms window fused --output-dir undisturbed") == 0
+    expected = load_metrics("undisturbed/experiment_results.npz")
+    real, count = getattr(os, call), itertools.count()
+    failing = {"at": None}
+
+    def fail_once(*arguments):
+        if next(count) == failing["at"]:
+            raise OSError(code, os.strerror(code))
+        return real(*arguments)
+
+    monkeypatch.setattr(os, call, fail_once)
+    capsys.readouterr()
+    for at in itertools.count():
+        count, failing["at"] = itertools.count(), at
+        folder = f"case{at}"
+        if run_main(f"--runs 1 --arms window fused --output-dir {folder}") == 0:
+            break
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith(f"error: {folder}") and remedy in error
+        failing["at"] = None
+        assert run_main(f"--runs 1 --arms window fused --output-dir {folder}") == 0
+        assert same_losses(expected, load_metrics(f"{folder}/experiment_results.npz"))
+        assert not [name for name in contents(folder) if name.startswith(".")]
+        capsys.readouterr()
+    assert at > 8
+
+
+def test_too_little_space_is_said_before_the_first_training(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(compare_models, "train", None)
+    assert run_main("--runs 1") == 1
+    assert "free some space or choose another --output-dir" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_a_result(workplace, capsys):
+    Path("output/experiment_results.npz").mkdir(parents=True)
+    Path("output/experiment_results.npz/file").write_text("precious")
+    assert run_main("--runs 1 --arms fused") == 2
+    assert Path("output/experiment_results.npz/file").read_text() == "precious"
+    Path("other").mkdir()
+    Path("other/runs").write_text("")
+    assert run_main("--runs 1 --arms fused --output-dir other") == 2
+    assert "other" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_that_it_would_go_on(workplace, monkeypatch, capsys):
+    stop_at(monkeypatch, 2, signal.SIGINT)
+    assert run_main("--runs 1 --arms window fused") == 130
+    assert run_main("--runs 1 --arms window fused --dry-run") == 0
+    assert "would go on after 1" in capsys.readouterr().err
+    assert run_main("--runs 1 --arms window fused --lr 1e-3 --dry-run") == 0
+    assert "would be refused" in capsys.readouterr().err
+
+
+def test_notebook_use_raises_what_the_command_line_explains(workplace):
+    config = make_config(
+        "laptop", runs=1, seq_len=24, d_model=16, n_heads=2, layers=1, max_steps=2, arms=("fused",)
+    )
+    run_experiment(config)
+    with pytest.raises(StoreError, match=r"config\.lr"):
+        run_experiment(replace(config, lr=0.5))
+    metrics, _ = run_experiment(replace(config, lr=0.5), restart=True)
+    assert metrics["fused"][0]["total_steps"] == 2
 
 
 def test_ctrl_c_while_plotting_keeps_everything(workplace, monkeypatch, capsys):
@@ -260,7 +483,7 @@ def test_ctrl_c_while_plotting_keeps_everything(workplace, monkeypatch, capsys):
 
     monkeypatch.setattr(compare_models, "create_all_plots", interrupt)
     assert run_main("--runs 1") == 130
-    assert "interrupted: 3 of 3 trainings are kept" in capsys.readouterr().err
+    assert "interrupted: 3 of 3 trainings are kept in output" in capsys.readouterr().err
 
 
 def test_a_bug_is_not_called_a_wrong_option(workplace, monkeypatch):

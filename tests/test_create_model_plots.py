@@ -7,9 +7,10 @@ import pytest
 from conftest import make_experiment
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
+from scipy import stats
 
 import create_model_plots as plots
-from metrics_utils import MetricsError, save_metrics
+from metrics_utils import THROTTLING, MetricsError, save_metrics, throttled
 from significance import Ratio, mean_interval, paired_ratio
 
 THREE = ("baseline", "window", "fused")
@@ -56,6 +57,18 @@ def unknown_arms():
     return metrics, metadata
 
 
+def eventful():
+    """A declared margin, a stop inside block 1 and two throttled trainings."""
+    metrics, metadata = make_experiment(4)
+    metadata["plan"]["equivalence_margin"] = 0.02
+    for run in (run for runs in metrics.values() for run in runs):
+        run["launch_id"] = "before" if run["launch_index"] < 5 else "after"
+        run["device_before"], run["device_after"] = None, {"throttle_reasons": ["gpu_idle"]}
+    metrics["fused"][0]["device_after"] = {"throttle_reasons": ["sw_power_cap", "gpu_idle"]}
+    metrics["window"][2]["device_before"] = {"throttle_reasons": ["hw_slowdown", "sw_power_cap"]}
+    return metrics, metadata
+
+
 EXPERIMENTS = {
     "one run": lambda: make_experiment(1),
     "identical values": identical,
@@ -69,11 +82,25 @@ EXPERIMENTS = {
     "no memory": without_memory,
     "no complete block": unpaired,
     "unknown arms, two steps": unknown_arms,
+    "a margin, a stop and throttling": eventful,
 }
 
 
 def prepared(runs=4, arms=THREE, **options):
     return plots.prepare(*make_experiment(runs, arms, **options))
+
+
+def with_losses(*differences, margin=0.02, reference=4.0):
+    """baseline and window whose validation losses differ by ``differences``, block by block."""
+    metrics, metadata = make_experiment(len(differences), ("baseline", "window"))
+    if margin is not None:
+        metadata["plan"]["equivalence_margin"] = margin
+    else:
+        del metadata["plan"]["equivalence_margin"]
+    for base, run, difference in zip(*metrics.values(), differences, strict=True):
+        base["val_loss"] = reference + 0.1 * run["run"]
+        run["val_loss"] = base["val_loss"] + difference
+    return plots.prepare(metrics, metadata)
 
 
 def artists(ax, label):
@@ -127,7 +154,7 @@ def test_nothing_overlaps_or_leaves_the_page_whatever_the_experiment(name):
 def test_captions_say_how_many_runs_and_under_what_setting():
     for draw in plots.FIGURES.values():
         text = caption(draw(prepared()))
-        assert "n = 4 runs per arm." in text
+        assert "n = 4 runs per arm." in text and "deviation" not in text
         for fact in ("2-core CPU", "seq_len 1024", "w = 96", "d = 4", "float32"):
             assert fact in text, (draw.__name__, fact)
 
@@ -150,19 +177,27 @@ def test_one_run_has_no_bands_and_no_intervals_and_says_so():
             )
 
 
-def test_training_band_is_mean_plus_minus_one_standard_deviation():
+def t_interval(values):
+    """The textbook's 95 % t interval, from scipy itself."""
+    n = len(values)
+    return stats.t.interval(0.95, n - 1, np.mean(values), np.std(values, ddof=1) / np.sqrt(n))
+
+
+def test_training_band_is_the_pointwise_t_interval_of_the_mean_over_runs():
     data = prepared(steps=1500)
     losses = np.stack([run["losses"] for run in data.ok["window"]]).astype(float)
-    top = plots.training_curves(data).axes[0]
+    fig = plots.training_curves(data)
+    top = fig.axes[0]
     (line,), (band,) = artists(top, "window"), artists(top, "window band")
     drawn = line.get_xdata() // 2048 - 1
     assert len(drawn) == plots.DRAWN_POINTS and drawn[0] == 0 and drawn[-1] == 1499
     np.testing.assert_allclose(line.get_ydata(), losses.mean(0)[drawn])
     for step in drawn[[3, 500, 900]]:
-        sd = np.sqrt(((losses[:, step] - losses[:, step].mean()) ** 2).sum() / 3)
-        expected = losses[:, step].mean() - sd, losses[:, step].mean() + sd
+        expected = t_interval(losses[:, step])
         assert band_edges(band, (step + 1) * 2048) == pytest.approx(expected)
-    assert len(artists(top, "_window run")) == 4
+    runs = artists(top, "_window run")
+    np.testing.assert_allclose([run.get_ydata() for run in runs], losses[:, drawn])
+    assert "95 % t interval of the mean, pointwise" in caption(fig)
 
 
 def test_difference_band_is_the_paired_t_interval_with_a_zero_line():
@@ -216,7 +251,8 @@ def test_bars_and_forest_rows_are_the_paired_ratios():
 def test_bars_give_the_absolute_values_in_text():
     data = prepared()
     shown = " ".join(text.get_text() for text in plots.metrics_comparison(data).axes[1].texts)
-    assert "1,400 MB" in shown and "1,502 MB" in shown
+    half = np.ptp(t_interval([1500, 1501, 1502, 1503])) / 2
+    assert "1,400 MB" in shown and f"1,502 ± {half:.1f} MB" in shown
 
 
 @pytest.mark.parametrize(
@@ -233,6 +269,84 @@ def test_bars_give_the_absolute_values_in_text():
 )
 def test_verdicts_name_only_what_the_test_found(ratio, metric, words):
     assert plots.verdict(Ratio(*ratio), metric) == words
+
+
+@pytest.mark.parametrize(
+    "differences, words",
+    [
+        ((0.001, 0.004, -0.002, 0.003), "not worse (margin 0.02 nats)"),
+        ((-0.3, -0.31, -0.29, -0.3), "not worse (margin 0.02 nats)"),
+        ((0.05, 0.06, 0.055, 0.05), "worse"),
+        ((0.01, 0.03, 0.02, 0.015), "undecided"),
+        ((0.0, 0.025), "undecided"),
+        ((0.0125, 0.0165, 0.0105, 0.0195), "not worse (margin 0.02 nats)"),  # undecided at 95 %
+        ((0.01, 0.01, 0.01), "not worse (margin 0.02 nats)"),
+        ((0.02,), "higher loss: +0.50 %, one run"),
+    ],
+)
+def test_with_a_margin_the_verdict_on_the_loss_is_about_the_margin(differences, words):
+    data = with_losses(*differences)
+    assert plots.loss_verdict(data, "window", "baseline") == words
+    rows = plots.summary(data).axes
+    assert words in [text.get_text() for text in rows[3].texts]
+    assert not [text for ax in rows[:3] for text in ax.texts if "margin" in text.get_text()]
+
+
+def test_the_closest_example_above_would_be_undecided_at_95_percent():
+    assert t_interval((0.0125, 0.0165, 0.0105, 0.0195))[1] > 0.02
+
+
+def test_margin_spans_lie_around_each_rows_own_reference_and_inside_the_axis():
+    data = plots.prepare(*eventful())
+    fig = plots.summary(data)
+    ax = fig.axes[3]
+    for y, (_, base) in enumerate(plots.contrasts(data)):
+        reference = data.values(base, plots.VAL_LOSS).mean()
+        (container,) = artists(ax, f"_margin {y}")
+        box = container[0].get_bbox()
+        assert (box.x0, box.x1) == pytest.approx(
+            ((reference - 0.02) / reference, (reference + 0.02) / reference)
+        )
+        assert (box.y0, box.y1) == pytest.approx((y - 0.4, y + 0.4))
+    key = ax.get_legend().get_texts()[0].get_text()
+    assert key == "equivalence margin ± 0.02 nats" and "+ 0.02 nats" in caption(fig)
+    assert "90 % t interval" in caption(fig)
+
+
+def test_the_axis_reaches_a_margin_wider_than_every_interval():
+    ax = plots.summary(with_losses(0.001, 0.0012, 0.0011, margin=0.5)).axes[3]
+    low, high = ax.get_xlim()
+    assert low < (4.1 - 0.5) / 4.1 and high > (4.1 + 0.5) / 4.1
+
+
+def test_a_margin_larger_than_the_loss_still_draws():
+    box = artists(plots.summary(with_losses(0.1, 0.2, margin=9)).axes[3], "_margin 0")[0][0]
+    assert box.get_x() > 0
+
+
+@pytest.mark.parametrize("margin", [None, 0, -1, float("nan"), "0.02"])
+def test_without_a_margin_nothing_is_shaded_and_the_old_words_stay(margin):
+    data = with_losses(0.05, 0.06, 0.055, 0.05, margin=margin)
+    fig = plots.summary(data)
+    assert not artists(fig.axes[3], "_margin 0") and fig.axes[3].get_legend() is None
+    assert "margin" not in caption(fig) and "Validation loss instead" not in caption(fig)
+    assert "higher loss: +1.3 %" in [text.get_text() for text in fig.axes[3].texts]
+
+
+def test_the_one_percent_band_is_in_the_time_and_memory_panels_alone():
+    data = plots.prepare(*eventful())
+    name = "below 1 %: too small to matter"
+    axes = plots.summary(data).axes
+    for ax, expected in zip(axes, (True, True, False, False), strict=True):
+        bands = artists(ax, f"_{name}")
+        assert bool(bands) == expected
+        for band in bands:
+            assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((0.99, 1.01))
+            assert ax.get_xlim()[0] < 0.99 and ax.get_xlim()[1] > 1.01
+            assert ax.get_legend().get_texts()[0].get_text() == name
+            margin = artists(axes[3], "_margin 0")[0][0]
+            assert band.get_hatch() and not margin.get_hatch()
+            assert band.get_facecolor() != margin.get_facecolor()
 
 
 def test_contrasts_follow_the_arms():
@@ -293,11 +407,15 @@ def test_violins_appear_from_thirty_runs_and_every_run_is_a_point(runs, violins)
         np.testing.assert_allclose(
             artists(ax, "window")[0].get_offsets()[:, 1], data.values("window", metric)
         )
+        (mean,) = artists(ax, "window mean")
+        interval = t_interval(data.values("window", metric))
+        np.testing.assert_allclose(interval_of(mean), interval)
         for body in artists(ax, "window violin"):  # cut at the data
             heights = body.get_paths()[0].vertices[:, 1]
             values = data.values("window", metric)
             assert (heights.min(), heights.max()) == pytest.approx((values.min(), values.max()))
     assert ("No violins" in caption(fig)) == (violins == 0)
+    assert "diamond and bar = mean and its 95 % t interval" in caption(fig)
 
 
 def test_launches_are_in_order_with_stacked_times_and_a_mark_on_failures():
@@ -317,6 +435,77 @@ def test_launches_are_in_order_with_stacked_times_and_a_mark_on_failures():
     assert "window at 7 (diverged)" in caption(fig)
     for ax in fig.axes[1:]:
         assert len(artists(ax, "window")[0].get_offsets()) == 3
+
+
+def test_each_arms_mean_line_lies_in_its_t_interval():
+    data = prepared(5)
+    fig = plots.per_run(data)
+    for ax, metric in zip(fig.axes[1:], plots.METRICS, strict=True):
+        values = data.values("window", metric)
+        (line,), (span,) = artists(ax, "window mean"), artists(ax, "window interval")
+        assert line.get_ydata()[0] == pytest.approx(values.mean())
+        edges = span.get_y(), span.get_y() + span.get_height()
+        assert edges == pytest.approx(t_interval(values))
+    assert "faint span of its 95 % t interval" in caption(fig)
+    one = plots.per_run(prepared(1))
+    assert not [artist for ax in one.axes[1:] for artist in artists(ax, "window interval")]
+
+
+def legend_names(fig):
+    return [text.get_text() for legend in fig.legends for text in legend.get_texts()]
+
+
+def test_a_stop_inside_a_block_is_a_line_where_the_launch_id_changes():
+    fig = plots.per_run(plots.prepare(*eventful()))
+    for ax in fig.axes:
+        assert [list(line.get_xdata()) for line in artists(ax, "_stop")] == [[4.5, 4.5]]
+    assert "a stop cut this block, resumed later: between 4 and 5." in caption(fig)
+    assert "stop" in legend_names(fig)
+
+
+def test_an_undisturbed_experiment_has_no_marks_at_all():
+    fig = plots.per_run(prepared(2))
+    for ax in fig.axes:
+        assert not [*artists(ax, "_stop"), *artists(ax, "_throttled"), *artists(ax, "_failed")]
+    assert legend_names(fig) == list(prepared(2).arms)
+    assert not any(word in caption(fig) for word in ("stop", "slowed", "Failed"))
+
+
+@pytest.mark.parametrize("first_of_second, expected", [(0, []), (3, []), (6, []), (7, [(6, 7)])])
+def test_a_stop_between_two_blocks_cuts_none(first_of_second, expected):
+    metrics, metadata = make_experiment(3)
+    for run in (run for runs in metrics.values() for run in runs):
+        run["launch_id"] = "b" if run["launch_index"] >= first_of_second else "a"
+    assert plots.stops(plots.prepare(metrics, metadata)) == expected
+
+
+def test_a_block_begun_by_an_older_version_and_resumed_is_marked():
+    metrics, metadata = make_experiment(2)
+    metrics["fused"][1]["launch_id"] = "after"
+    data = plots.prepare(metrics, metadata)
+    assert plots.stops(data) == [(4, 5)]
+
+
+def test_throttled_trainings_and_no_others_are_marked():
+    fig = plots.per_run(plots.prepare(*eventful()))
+    for ax in fig.axes:
+        assert [list(mark.get_xdata()) for mark in artists(ax, "_throttled")] == [[2], [7]]
+    assert "(sw_power_cap in 2, hw_slowdown in 1)" in caption(fig)
+    assert "GPU slowed" in legend_names(fig)
+
+
+IDLE = {"throttle_reasons": ["gpu_idle", "applications_clocks_setting"]}
+
+
+@pytest.mark.parametrize("reading", [None, {}, {"throttle_reasons": None}, IDLE])
+def test_a_gpu_at_its_own_pace_is_not_throttled(reading):
+    assert throttled({"device_before": reading, "device_after": reading}) == []
+
+
+@pytest.mark.parametrize("word", THROTTLING)
+def test_every_word_for_a_slower_gpu_counts_before_and_after(word):
+    for key in ("device_before", "device_after"):
+        assert throttled({key: {"throttle_reasons": ["gpu_idle", word]}}) == [word]
 
 
 def test_a_failed_run_leaves_means_and_its_block_leaves_the_pairs():
@@ -345,12 +534,14 @@ def test_smoothing_is_centred_per_run_and_invents_no_edges():
     assert line.get_xdata()[0] == (half + 1) * 2048
     middle = losses[:, 50 - half : 50 + half + 1].mean(axis=1)
     assert line.get_ydata()[50 - half] == pytest.approx(middle.mean())
-    low, high = middle.mean() - middle.std(ddof=1), middle.mean() + middle.std(ddof=1)
-    assert band_edges(artists(left, "fused band")[0], 51 * 2048) == pytest.approx((low, high))
+    (band,), runs = artists(left, "fused band"), artists(left, "_fused run")
+    assert band_edges(band, 51 * 2048) == pytest.approx(t_interval(middle))
+    np.testing.assert_allclose([run.get_ydata()[50 - half] for run in runs], middle)
     seconds = np.stack([run["step_seconds"] for run in data.ok["fused"]]).astype(float)
     expected = seconds.cumsum(axis=1).mean(axis=0)[half]
     assert artists(right, "fused")[0].get_xdata()[0] == pytest.approx(expected)
-    assert f"({window} steps" in caption(plots.convergence(data))
+    text = caption(plots.convergence(data))
+    assert f"({window} steps" in text and "95 % t interval, pointwise" in text
 
 
 def test_smoothing_a_straight_line_changes_nothing_and_leaves_no_lag():

@@ -1,6 +1,10 @@
 """One training: what it measures, what it leaves behind, and what two trainings share."""
 
+import json
 import math
+import os
+from dataclasses import fields
+from datetime import datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,18 +12,23 @@ import pytest
 import torch
 
 import train_model
+import window_attention
 from machine import resolve_device
-from metrics_utils import NUMBERS, SERIES, TEXTS
+from metrics_utils import NUMBERS, RECORDS, SERIES, TEXTS
 from train_model import (
     ARMS,
     PRESETS,
+    ExperimentConfig,
     Trainer,
+    attention_used,
     batches,
     build_model,
     child_peak_memory_mb,
+    deterministic_algorithms,
     learning_rate,
     make_config,
     next_token_loss,
+    parameter_counts,
     planned_steps,
     release_memory,
     train,
@@ -27,6 +36,7 @@ from train_model import (
 
 CPU = torch.device("cpu")
 VOCABULARY = 30
+PLACE = {"run", "position", "launch_index", "order", "launch_id", "previous_arm"}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 
@@ -59,11 +69,7 @@ def test_a_training_reports_what_it_did():
     config, dataset = tiny_config(), tiny_dataset()
     seen = []
     metrics, model = train(config, "window", dataset, 7, CPU, lambda *step: seen.append(step))
-    assert set(metrics) | {"run", "position", "launch_index", "order"} == {
-        *NUMBERS,
-        *TEXTS,
-        *SERIES,
-    }
+    assert set(metrics) | PLACE == {*NUMBERS, *TEXTS, *RECORDS, *SERIES}
     assert metrics["status"] == "ok" and metrics["seed"] == 7
     assert metrics["total_steps"] == len(metrics["losses"]) == 6
     assert metrics["total_tokens"] == metrics["tokens_seen"][-1] == 6 * 2 * 24
@@ -183,6 +189,64 @@ def test_val_batches_limits_the_held_out_rows(monkeypatch):
     assert trainer.evaluate(held_out) != make_trainer().evaluate(held_out)
 
 
+class Recorder:
+    """Notes when the device's state is read and when a training reaches which stage."""
+
+    def __init__(self, monkeypatch, fail_in=None):
+        self.events, self.fail_in = [], fail_in
+        monkeypatch.setattr(train_model, "device_state", self.state)
+        for owner, name in (
+            (Trainer, "warm_up"),
+            (train_model, "timed_steps"),
+            (Trainer, "evaluate"),
+        ):
+            monkeypatch.setattr(owner, name, self.watch(name, getattr(owner, name)))
+
+    def state(self, device):
+        self.events.append("state")
+        return {"reading": self.events.count("state")}
+
+    def watch(self, name, function):
+        def watched(*arguments):
+            self.events.append(f"{name} begins")
+            if name == self.fail_in:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            result = function(*arguments)
+            self.events.append(f"{name} ends")
+            return result
+
+        return watched
+
+
+def test_the_device_is_looked_at_before_and_after_everything_that_is_timed(monkeypatch):
+    recorder = Recorder(monkeypatch)
+    metrics, _ = train(tiny_config(), "fused", tiny_dataset(), 7, CPU)
+    stages = ["warm_up", "timed_steps", "evaluate"]
+    timed = [f"{stage} {what}" for stage in stages for what in ("begins", "ends")]
+    assert recorder.events == ["state", *timed, "state"]
+    assert (metrics["device_before"], metrics["device_after"]) == ({"reading": 1}, {"reading": 2})
+
+
+@pytest.mark.parametrize("stage", ["warm_up", "timed_steps", "evaluate"])
+def test_a_training_that_fails_anywhere_has_every_key_and_its_times(monkeypatch, stage):
+    whole, _ = train(tiny_config(), "fused", tiny_dataset(), 7, CPU)
+    Recorder(monkeypatch, fail_in=stage)
+    metrics, _ = train(tiny_config(), "fused", tiny_dataset(), 7, CPU)
+    assert metrics["status"] == "out_of_memory"
+    assert set(metrics) == set(whole)
+    assert metrics["device_after"] == {"reading": 2}
+    assert metrics["wall_time"] > 0 == metrics["compile_time"] == metrics["eval_time"]
+    assert (metrics["warmup_time"] > 0) == (stage != "warm_up")
+    assert math.isnan(metrics["training_time"]) == (stage != "evaluate")
+
+
+def test_start_and_end_are_utc_and_in_order():
+    metrics, _ = train(tiny_config(), "fused", tiny_dataset(), 7, CPU)
+    started, ended = (datetime.fromisoformat(metrics[f"{k}_at"]) for k in ("started", "ended"))
+    assert started.utcoffset().total_seconds() == ended.utcoffset().total_seconds() == 0
+    assert started <= ended <= datetime.now(ended.tzinfo)
+
+
 @pytest.mark.parametrize("broken_step", [1, 4, 6])
 def test_a_loss_that_is_not_finite_ends_the_training(monkeypatch, broken_step):
     step, calls = Trainer.step, []
@@ -231,6 +295,167 @@ def test_other_errors_are_not_swallowed(monkeypatch):
     monkeypatch.setattr(Trainer, "step", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+
+
+def are_deterministic():
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_deterministic_algorithms_are_used_in_the_training_alone(monkeypatch, wanted, fails):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen, step = set(), Trainer.step
+
+    def spy(self, batch, lr):
+        seen.add(are_deterministic())
+        if fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, batch, lr)
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    config = tiny_config(deterministic=wanted)
+    metrics, _ = train(config, "window", tiny_dataset(), 7, CPU)
+    assert metrics["status"] == ("out_of_memory" if fails else "ok")
+    assert seen == {(True, False, ":4096:8") if wanted else (False, False, None)}
+    assert are_deterministic() == (False, False, None)
+
+
+def test_a_users_own_deterministic_setting_outlives_a_training(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with deterministic_algorithms(True):
+            assert are_deterministic() == (True, False, ":16:8")
+        with deterministic_algorithms(False):
+            assert are_deterministic() == (True, True, ":16:8")
+        assert are_deterministic() == (True, True, ":16:8")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_trains_deterministically(arm, device):
+    config, device = tiny_config(deterministic=True), torch.device(device)
+    first, second = (train(config, arm, tiny_dataset(), 7, device)[0] for _ in range(2))
+    assert first["losses"].tobytes() == second["losses"].tobytes()
+    assert first["val_loss"] == second["val_loss"]
+
+
+def test_the_experiment_is_not_deterministic_by_itself():
+    assert not any(make_config(preset).deterministic for preset in PRESETS)
+    assert {make_config(preset).equivalence_margin for preset in PRESETS} == {0.02}
+    groups = {f.name: f.metadata["group"] for f in fields(ExperimentConfig) if f.metadata}
+    assert groups["deterministic"] == groups["equivalence_margin"] == "experiment"
+
+
+CPU_KERNEL = "aten::_scaled_dot_product_flash_attention_for_cpu"
+NEAR, FAR = "window_attention::near", "window_attention::far"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("arm", "changes", "evaluation", "kernels", "operators"),
+    [
+        ("fused", {}, "fused", None, [CPU_KERNEL]),
+        ("baseline", {}, "dense", None, []),
+        ("published", {}, "published", None, []),
+        ("window", {}, "masked", None, [CPU_KERNEL]),
+        ("window", {"window_attention": "dense"}, "dense", None, []),
+        ("window", {"window_attention": "masked"}, "masked", None, [CPU_KERNEL]),
+        ("window", {"window_attention": "split"}, "split", ["cpu", "cpu"], [NEAR, FAR]),
+        ("window", {"seq_len": 512}, "split", ["cpu", "cpu"], [NEAR, FAR]),
+        ("window", {"seq_len": 512, "dilation": 0}, "split", ["cpu", "cpu"], [NEAR]),
+        ("window", {"seq_len": 512, "dilation": 1}, "masked", None, [CPU_KERNEL]),
+    ],
+)
+def test_the_attention_that_an_arm_runs_is_named(
+    dtype, arm, changes, evaluation, kernels, operators
+):
+    used = attention_used(tiny_config(dtype=dtype, **changes), arm, CPU)
+    assert used == {"evaluation": evaluation, "kernels": kernels, "operators": operators}
+    assert json.loads(json.dumps(used, allow_nan=False)) == used
+
+
+def test_attention_is_tried_as_the_model_calls_it(monkeypatch):
+    seen = []
+
+    def spy(q, k, v):
+        graph = torch.is_grad_enabled()
+        seen.extend((x.shape, x.dtype, x.stride(), x.requires_grad, graph) for x in (q, k, v))
+        return q
+
+    monkeypatch.setitem(train_model.FULL_ATTENTION, "fused", spy)
+    config = tiny_config(dtype="bfloat16")
+    with torch.no_grad():
+        attention_used(config, "fused", CPU)
+    trainer = Trainer(config, "fused", tiny_dataset().train, VOCABULARY, CPU, seed=7)
+    trainer.step(tiny_dataset().train[:2], 1e-3)
+    assert len(seen) == 3 + 2 * 3  # one call, then one in each of two layers
+    assert seen[:3] == seen[3:6] == seen[6:]
+    assert seen[0] == (torch.Size([2, 24, 2, 8]), torch.bfloat16, (1152, 48, 8, 1), True, True)
+
+
+def test_masked_is_named_where_auto_would_split_but_nothing_works(monkeypatch):
+    for module in (train_model, window_attention):
+        monkeypatch.setattr(module, "split_kernels", lambda *_: None)
+    used = attention_used(tiny_config(seq_len=512), "window", CPU)
+    assert used == {"evaluation": "masked", "kernels": None, "operators": [CPU_KERNEL]}
+    with pytest.raises(ValueError, match="no kernel for"):
+        attention_used(tiny_config(window_attention="split"), "window", CPU)
+
+
+def test_attention_that_does_not_fit_names_no_operator(monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setitem(train_model.FULL_ATTENTION, "fused", fail)
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    used = attention_used(tiny_config(), "fused", CPU)
+    assert used == {"evaluation": "fused", "kernels": None, "operators": []}
+    error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        attention_used(tiny_config(), "fused", CPU)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_looking_at_attention_and_parameters_leaves_no_trace(device):
+    device = torch.device(device)
+
+    def random_states():
+        on_gpus = torch.cuda.get_rng_state_all() if device.type == "cuda" else []
+        return [torch.get_rng_state(), *on_gpus]
+
+    before = random_states()
+    for arm in ARMS:
+        attention_used(tiny_config(), arm, device)
+    parameter_counts(tiny_config(), VOCABULARY)
+    assert all(torch.equal(a, b) for a, b in zip(before, random_states(), strict=True))
+    assert window_attention._bias_cache.cache_info().currsize == 0
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cuda_attention_has_a_fused_kernel(dtype):
+    device = torch.device("cuda", 0)
+    config = tiny_config(dtype=dtype, window_attention="split", seq_len=256)
+    assert attention_used(config, "fused", device)["operators"]
+    assert attention_used(config, "window", device)["operators"] == [NEAR, FAR]
+
+
+def test_parameters_are_counted_for_the_chosen_arms():
+    config = tiny_config(arms=("window", "published"))
+    expected = {
+        arm: sum(p.numel() for p in build_model(config, arm, 30, CPU, 0).parameters())
+        for arm in config.arms
+    }
+    assert parameter_counts(config, 30) == expected
+    assert list(expected) == ["window", "published"]
 
 
 def test_schedule_rises_linearly_then_falls_as_a_cosine_to_a_tenth():
@@ -330,6 +555,12 @@ def test_presets_are_valid_and_documented_sizes(preset):
         ({"runs": 2.5}, "--runs must be a whole number, got 2.5"),
         ({"max_steps": 10**20}, "--max-steps must be at most 2,147,483,647"),
         ({"lr": "x"}, "--lr must be a positive number, got x"),
+        ({"lr": True}, "--lr must be a positive number, got True"),
+        ({"equivalence_margin": 0.0}, "--equivalence-margin must be a positive number, got 0.0"),
+        ({"equivalence_margin": -1.0}, "--equivalence-margin must be a positive number, got -1.0"),
+        ({"equivalence_margin": math.nan}, "--equivalence-margin must be .* number, got nan"),
+        ({"equivalence_margin": math.inf}, "--equivalence-margin must be .* number, got inf"),
+        ({"deterministic": "yes"}, "--deterministic must be True or False, got 'yes'"),
         ({"window_attention": "fast"}, "--window-attention 'fast': choose one of auto"),
         ({"dtype": "float16"}, "--dtype 'float16': choose one of float32, bfloat16"),
         ({"compile": "fast"}, "--compile 'fast': choose one of none"),

@@ -1,0 +1,338 @@
+"""What a stop at any moment must not take: the plan, every finished training, one writer at a time.
+
+    <folder>/plan.json              the experiment's plan and identity, before its first training
+    <folder>/runs/003_window.npz    a finished training's values step by step
+    <folder>/runs/003_window.json   its numbers, and the .npz file's checksum
+
+A training counts once its .json is there, which is written last; everything else (results, report,
+plots) is made anew from these files.  Knows nothing of models or devices and needs no torch.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import signal
+import socket
+import threading
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from metrics_utils import (
+    DAMAGE,
+    SCHEMA_VERSION,
+    SERIES,
+    TEMPORARY_SUFFIX,
+    MetricsError,
+    atomic_write,
+    flush_folder,
+    normalised_run,
+    sealed,
+    unsealed,
+    utc_now,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps a second experiment out of a folder there
+    fcntl = None
+
+PLAN_NAME, RUNS_NAME, LOCK_NAME, ASIDE_NAME = "plan.json", "runs", ".lock", "set_aside"
+
+
+class StoreError(ValueError):
+    """A folder that cannot be used as it is; the message names the file and the remedy."""
+
+
+def file_sha256(path):
+    """SHA-256 of a file's bytes as hexadecimal digits, or None where there is no such file."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()
+
+
+# --- one writer --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Keep a second experiment out of ``folder`` as long as the block runs.
+
+    The lock is the operating system's, on the file .lock: it ends with the process, however that
+    ends, so a .lock that a killed one left behind keeps nobody out.  Raises StoreError where
+    another process holds it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK_NAME
+    handle = _locked_file(path)
+    try:
+        _remove_leftovers(folder)
+        yield
+    finally:
+        if fcntl is not None:
+            path.unlink(missing_ok=True)  # while the lock is held: nobody else's file
+        os.close(handle)
+
+
+def _locked_file(path):
+    """A handle of the lock file, locked, with the holder's name inside."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # the holder before may have removed the file between our opening and locking it
+                if not path.exists() or os.fstat(handle).st_ino != path.stat().st_ino:
+                    os.close(handle)
+                    continue
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": utc_now()}
+            os.ftruncate(handle, 0)
+            os.write(handle, json.dumps(holder).encode())
+            return handle
+        except BlockingIOError:
+            holder = os.read(handle, 1000).decode(errors="replace")
+            os.close(handle)
+            raise StoreError(
+                f"{path.parent}: another experiment is writing there ({_holder_words(holder)}): "
+                "wait for it or choose another --output-dir"
+            ) from None
+
+
+def _holder_words(text):
+    try:
+        holder = json.loads(text)
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "it has just started"
+
+
+def _remove_leftovers(folder):
+    """Remove the temporary files of writes that a killed process began."""
+    for place in (folder, folder / RUNS_NAME):
+        for path in place.glob(f".*{TEMPORARY_SUFFIX}"):
+            path.unlink(missing_ok=True)
+
+
+# --- stops -------------------------------------------------------------------------------------
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception: what handles Ctrl-C handles it too."""
+
+
+def _terminate(signum, frame):
+    raise Terminated
+
+
+@contextlib.contextmanager
+def terminable():
+    """SIGTERM raises Terminated inside the block, as Ctrl-C raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def finishing():
+    """Ctrl-C and SIGTERM wait for the end of the block, a second one does not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers, waiting = {}, []
+
+    def restore():
+        while handlers:
+            signal.signal(*handlers.popitem())
+
+    def wait(signum, frame):
+        waiting.append(signum)
+        if len(waiting) > 1:
+            restore()
+            signal.raise_signal(signum)
+
+    for signum in STOP_SIGNALS:
+        handlers[signum] = signal.signal(signum, wait)
+    try:
+        yield
+    finally:
+        restore()
+    if waiting:
+        signal.raise_signal(waiting[0])
+
+
+# --- the plan ----------------------------------------------------------------------------------
+
+
+def write_plan(folder, metadata):
+    """Write the experiment's metadata as ``plan.json``, whole or not at all."""
+    text = sealed({**metadata, "schema_version": SCHEMA_VERSION})
+    atomic_write(Path(folder) / PLAN_NAME, lambda file: file.write(text.encode()))
+
+
+def read_plan(folder):
+    """The metadata of ``plan.json``; None where there is none, StoreError where it is damaged."""
+    path = Path(folder) / PLAN_NAME
+    try:
+        metadata = unsealed(path.read_bytes())
+        orders, seeds = metadata["plan"]["orders"], metadata["plan"]["seeds"]
+        whole = len(orders) == len(seeds) and isinstance(metadata["identity"], dict)
+        if not whole or not isinstance(metadata["experiment_id"], str):
+            raise ValueError("it is incomplete")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror}): make it readable") from None
+    except (*DAMAGE, KeyError) as error:
+        raise StoreError(
+            f"{path}: damaged ({type(error).__name__}: {error}): restore it, or move this "
+            "experiment's files aside with --restart"
+        ) from None
+    if metadata.get("schema_version") != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: schema_version {metadata.get('schema_version')!r}, this suite goes on with "
+            f"{SCHEMA_VERSION} only: use the suite that wrote it, or --restart"
+        )
+    return metadata
+
+
+def differences(before, now, path=""):
+    """Where two JSON-like dicts differ, a line for each place: "config.lr: 0.1 before, 0.2 now"."""
+    lines = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{path}{key}.")
+        elif old != new:
+            lines.append(f"{path}{key}: {_short(old)} before, {_short(new)} now")
+    return lines
+
+
+def _short(value):
+    """A checksum by its first digits, anything else as it is."""
+    text = json.dumps(value)
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else text
+
+
+# --- finished trainings ------------------------------------------------------------------------
+
+
+def run_paths(folder, arm, run):
+    """The .npz and the .json of a training."""
+    name = f"{run:03d}_{arm}"
+    return tuple(Path(folder) / RUNS_NAME / f"{name}.{suffix}" for suffix in ("npz", "json"))
+
+
+def write_run(folder, experiment_id, arm, run):
+    """Write a finished training; it counts from the moment at which its .json is in place.
+
+    Returns the run as ``read_runs`` would give it back; MetricsError where it lacks a key.
+    """
+    run = normalised_run(run, f"{arm} run {run['run']}")
+    arrays_path, path = run_paths(folder, arm, run["run"])
+    series = {key: run[key] for key in SERIES}
+    atomic_write(arrays_path, lambda file: np.savez_compressed(file, **series))
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "experiment_id": experiment_id,
+        "arm": arm,
+        "arrays": arrays_path.name,
+        "arrays_sha256": file_sha256(arrays_path),
+        "run": {key: value for key, value in run.items() if key not in SERIES},
+    }
+    text = sealed(content)
+    atomic_write(path, lambda file: file.write(text.encode()))
+    return run
+
+
+def _read_run(path, metadata):
+    """A training's arm and run from its .json; MetricsError says what is wrong with it."""
+    try:
+        content = unsealed(path.read_bytes())
+        arrays_path = path.with_suffix(".npz")
+        if content["experiment_id"] != metadata["experiment_id"]:
+            raise MetricsError(f"{path}: of another experiment")
+        if file_sha256(arrays_path) != content["arrays_sha256"]:
+            raise MetricsError(f"{arrays_path}: not the file that was written with {path.name}")
+        with np.load(arrays_path, allow_pickle=False) as arrays:
+            series = {key: arrays[key] for key in SERIES}
+        arm, run = content["arm"], normalised_run(content["run"] | series, str(path))
+        order = metadata["plan"]["orders"][run["run"]]
+        planned = order[run["position"]] == arm and run["order"] == ",".join(order)
+        if not planned or run["seed"] != metadata["plan"]["seeds"][run["run"]]:
+            raise MetricsError(f"{path}: not what the plan says")
+        if run_paths(path.parent.parent, arm, run["run"])[1].name != path.name:
+            raise MetricsError(f"{path}: holds another training, {arm} of run {run['run'] + 1}")
+    except (*DAMAGE, KeyError, OSError) as error:
+        if isinstance(error, MetricsError):
+            raise
+        raise MetricsError(f"{path}: damaged ({type(error).__name__}: {error})") from None
+    return arm, run
+
+
+def read_runs(folder, metadata):
+    """The finished trainings of an experiment as metrics, {arm: [run, ...]}, and what is damaged.
+
+    metadata: of ``read_plan``.  The second result holds ``(json path, reason)`` of every file that
+    cannot be trusted; an .npz without its .json is a training that was stopped while it was being
+    written, and is passed over.
+    """
+    metrics = {arm: [] for arm in metadata["config"]["arms"]}
+    damaged = []
+    for path in sorted((Path(folder) / RUNS_NAME).glob("*.json")):
+        try:
+            arm, run = _read_run(path, metadata)
+            metrics[arm].append(run)
+        except MetricsError as error:
+            damaged.append((path, str(error)))
+    return {arm: sorted(runs, key=lambda run: run["run"]) for arm, runs in metrics.items()}, damaged
+
+
+def set_aside(folder, path):
+    """Move a damaged training's files into ``set_aside`` beside ``runs``; returns the new .json."""
+    aside = Path(folder) / ASIDE_NAME
+    aside.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        moved = aside / f"{path.stem}_{number}.json"
+        if not moved.exists() and not moved.with_suffix(".npz").exists():
+            break
+    for suffix in (".json", ".npz"):
+        if path.with_suffix(suffix).exists():
+            path.with_suffix(suffix).rename(moved.with_suffix(suffix))
+    flush_folder(path.parent)
+    return moved
+
+
+def move_aside(folder, names):
+    """Move an earlier experiment's files into a folder of their own; returns it, or None."""
+    folder = Path(folder)
+    old = [folder / name for name in (PLAN_NAME, RUNS_NAME, ASIDE_NAME, *names)]
+    old = [path for path in old if path.exists()]
+    if not old:
+        return None
+    stamp = datetime.fromtimestamp(old[0].stat().st_mtime).strftime("%Y-%m-%d_%H-%M-%S")
+    for number in itertools.count(1):
+        aside = folder / (f"earlier_{stamp}" + (f"_{number}" if number > 1 else ""))
+        if not aside.exists():
+            break
+    aside.mkdir()
+    # the plan goes first: without it, what a stop leaves half moved is never taken for the new
+    for path in old:
+        path.rename(aside / path.name)
+    flush_folder(folder)
+    return aside

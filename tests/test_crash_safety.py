@@ -1,0 +1,34 @@
+"""No stop at any moment loses more than the training under way, or leaves anything half written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HARNESS = Path(__file__).with_name("crash_harness.py")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def harness(mode, folder):
+    done = subprocess.run(
+        [sys.executable, HARNESS, mode, folder], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_ended_at_any_write_the_experiment_goes_on_to_the_same_results(tmp_path):
+    """Every change of the disk in turn is where the process ends, before it is made."""
+    result = harness("writes", tmp_path)
+    assert result["failures"] == []
+    assert len(result["statuses"]) > 30 and set(result["statuses"]) == {77}
+
+
+def test_killed_at_random_calls_the_experiment_goes_on_to_the_same_results(tmp_path):
+    """SIGKILL at 20 function calls, drawn by a seed from all that an experiment makes."""
+    result = harness("kills", tmp_path)
+    assert result["failures"] == []
+    assert result["statuses"] == [-9] * 20

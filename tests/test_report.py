@@ -1,0 +1,384 @@
+"""The report: every figure can be recomputed, every sentence follows from the figures."""
+
+import itertools
+import math
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, make_experiment
+from scipy import stats
+
+from metrics_utils import save_metrics
+from report import (
+    describe_change,
+    find_warnings,
+    format_report,
+    main,
+    split_blocks,
+    write_report,
+)
+from significance import Ratio, paired_ratio
+
+
+def flat(report):
+    """A report's text without its line breaks."""
+    return " ".join(report.split())
+
+
+def column(metrics, arm, key):
+    return np.array([run[key] for run in metrics[arm]])
+
+
+def lines_of(report, title):
+    """The lines of the contrast's table whose title begins so."""
+    lines = report.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(title))
+    return lines[start : lines.index("", start)]
+
+
+def test_report_figures_recomputed_with_scipy(experiment):
+    metrics, metadata = experiment
+    table = lines_of(format_report(metrics, metadata), "window against baseline")
+    line, more = (line for line in table if line.startswith("training time"))
+    x, ref = (column(metrics, arm, "training_time") for arm in ("window", "baseline"))
+    published, logs = stats.ttest_ind(x, ref), np.log(x / ref)
+    paired = stats.ttest_rel(np.log(x), np.log(ref))
+    low, high = np.exp(paired.confidence_interval(0.95))
+    d = (x.mean() - ref.mean()) / math.sqrt((x.var(ddof=1) + ref.var(ddof=1)) / 2)
+    assert f"{100 * (ref.mean() - x.mean()) / ref.mean():+.2f} %" in line
+    assert f"{stats.gmean(x) / stats.gmean(ref):.4f}" in line
+    assert f"[{low:.4f}, {high:.4f}]" in line
+    assert f"{paired.pvalue:.2g}" in line
+    assert f"t {published.statistic:.2f}, p {published.pvalue:.2g}*" in more
+    assert f"{d:.2f}" in more
+    assert f"{logs.mean() / logs.std(ddof=1):.2f}" in more
+    assert f"{2 / 2 ** len(logs):.2g}" in more  # every log ratio has the same sign
+
+
+def test_adjusted_p_is_holms_over_the_declared_family(experiment):
+    metrics, metadata = experiment
+    metadata["plan"]["family"] = [
+        ["window", "fused", "training_time"],
+        ["window", "fused", "val_loss"],
+    ]
+    pairs = [
+        [column(metrics, a, key) for a in ("window", "fused")]
+        for key in ("training_time", "val_loss")
+    ]
+    time_p, loss_p = (stats.ttest_rel(*np.log(pair)).pvalue for pair in pairs)
+    assert time_p < loss_p
+    report = format_report(metrics, metadata)
+    rows = lines_of(report, "window against fused")
+    assert f"{2 * time_p:.2g}*" in rows[2] and f"{max(loss_p, 2 * time_p):.2g}" in rows[5]
+    assert "(Holm, 2 tests)" in " ".join(report.split())
+    # outside the family there is a p and no adjusted one
+    assert lines_of(report, "fused against baseline")[2].split()[-2] == "-"
+
+
+def test_a_loss_of_zero_costs_its_row_and_not_the_report(experiment):
+    metrics, metadata = experiment
+    for run in metrics["window"]:
+        run["val_loss"] = 0.0
+    report = format_report(metrics, metadata)
+    assert "a value is not positive" in report and "Where the speed comes from" in report
+
+
+def test_decomposition_multiplies_up(experiment):
+    report = format_report(*experiment)
+    total, kernel, sparsity = map(float, re.findall(r"(\d+\.\d{3})x", report))
+    assert total == pytest.approx(kernel * sparsity, rel=2e-3)
+    assert "Sparsity made training faster at sequence length 1,024" in flat(report)
+
+
+def slower_window(metrics, factor):
+    for run, fused in zip(metrics["window"], metrics["fused"], strict=True):
+        run["training_time"] = fused["training_time"] * factor * (1 + 1e-4 * run["run"])
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (1.5, "Sparsity brought no speed worth the name at sequence length 1,024: window took 50"),
+        (0.995, "Sparsity brought no speed worth the name"),
+        (1.0, "Sparsity brought no speed worth the name"),
+        (0.5, "Sparsity made training faster"),
+    ],
+)
+def test_the_verdict_follows_the_figures(experiment, factor, words):
+    metrics, metadata = experiment
+    slower_window(metrics, factor)
+    report = flat(format_report(metrics, metadata))
+    assert words in report
+    assert ("made training faster" in report) == (factor == 0.5)
+
+
+def test_no_verdict_without_a_difference(experiment):
+    metrics, metadata = experiment
+    for i, run in enumerate(metrics["window"]):
+        run["training_time"] = metrics["fused"][i]["training_time"] * (1 + 0.1 * (-1) ** i)
+    report = format_report(metrics, metadata)
+    report = flat(report)
+    assert "No speed from sparsity is shown" in report and "no difference detected" in report
+
+
+def test_one_run_is_reported_without_any_test():
+    report = format_report(*make_experiment(runs=1))
+    assert "One run: no spread, no test." in report
+    assert "nan" not in report.lower() and "± " not in report.split("improvement: of")[0].replace(
+        "Mean ± standard", ""
+    )
+    assert "What sparsity does to the time at sequence length 1,024 is not shown" in report
+
+
+def test_without_the_control_the_report_says_what_is_missing():
+    report = format_report(*make_experiment(arms=("baseline", "window")))
+    assert "No decomposition: it needs the arms baseline, window and fused" in report
+
+
+def test_runs_that_failed_are_named_and_left_out(experiment):
+    metrics, metadata = experiment
+    metrics["baseline"][1] |= {"status": "out_of_memory", "message": "out of memory on cuda"}
+    metrics["baseline"][1]["training_time"] = math.nan
+    metadata["status"] = "partial"
+    report = format_report(metrics, metadata)
+    assert "baseline, run 2: out_of_memory: out of memory on cuda" in report
+    assert "PARTIAL: 12 of 12 trainings." in report
+    kept = [0, 2, 3]
+    x, ref = (column(metrics, arm, "training_time")[kept] for arm in ("window", "baseline"))
+    assert f"{paired_ratio(x, ref).ratio:.4f}" in report
+    for run in metrics["baseline"]:
+        run["status"] = "diverged"
+    assert "no run in which both ended well" in format_report(metrics, metadata)
+
+
+def test_no_figure_is_fixed_text():
+    """Every number of the report's tables follows from the data: change the data, all change."""
+    reports = [format_report(*make_experiment(seed=seed)) for seed in (0, 1)]
+    rows = [[line for line in r.splitlines() if line.startswith("training time")] for r in reports]
+    for one, other in zip(*rows, strict=True):
+        assert not set(re.findall(r"\d+\.\d{4}", one)) & set(re.findall(r"\d+\.\d{4}", other))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (Ratio(0.8, 0.78, 0.82, 1e-9, 10), "took 20.00% less time than b [18.00%, 22.00%], p 1e"),
+        (Ratio(1.25, 1.2, 1.3, 1e-99, 10), "took 25.00% more time than b [20.00%, 30.00%], p < 1e"),
+        (Ratio(0.99, 0.9, 1.1, 0.7, 10), "no difference detected, ratio 0.9900"),
+        (Ratio(0.9, None, None, None, 1, "one run: no test"), "10.00% less time than b (one run"),
+    ],
+)
+def test_sentences_on_time(ratio, words):
+    assert words in describe_change(ratio, "a", "b")
+
+
+def test_write_report(tmp_path, experiment):
+    path, text = write_report(*experiment, tmp_path)
+    assert path.name == "improved_comparison_results.txt"
+    assert path.read_text(encoding="utf-8") == text == format_report(*experiment)
+
+
+# --- quality -----------------------------------------------------------------------------------
+
+
+def with_losses(experiment, differences):
+    """The validation loss of window is that of fused plus these, run by run."""
+    metrics, metadata = experiment
+    for run, fused, difference in zip(
+        metrics["window"], metrics["fused"], differences, strict=True
+    ):
+        run["val_loss"] = fused["val_loss"] + difference
+    return metrics, metadata
+
+
+def quality_of(metrics, metadata):
+    text = flat(format_report(metrics, metadata))
+    return text[text.index("Quality: ") : text.index("Not shown", text.index("Quality: "))]
+
+
+@pytest.mark.parametrize(
+    ("center", "spread", "words", "equivalence"),
+    [
+        (0.0, 0.005, "window is not worse than fused by the margin of 0.02 nats", "equivalent"),
+        (-0.2, 0.005, "window is not worse than fused by the margin of 0.02 nats", "different"),
+        (0.2, 0.005, "window is worse than fused by more than the margin", "different"),
+        (0.01, 0.2, "whether window is worse than fused by 0.02 nats is undecided", "undecided"),
+    ],
+)
+def test_quality_is_a_claim_with_three_answers(center, spread, words, equivalence):
+    differences = center + spread * np.array([-1, 1, -0.5, 0.5, 0, 0.8, -0.8, 0.1])
+    metrics, metadata = with_losses(make_experiment(8), differences)
+    text = quality_of(metrics, metadata)
+    assert words in text and f"Equivalence within ±0.02: {equivalence}" in text
+    e = column(metrics, "window", "val_loss") - column(metrics, "fused", "val_loss")
+    low, high = stats.ttest_1samp(e, 0).confidence_interval(0.9)
+    assert f"held-out loss {e.mean():+.4f} nats" in text
+    assert f"upper bound {high:+.4f}" in text and f"[{low:+.4f}, {high:+.4f}]" in text
+    percent = 100 * e.mean() / column(metrics, "fused", "val_loss").mean()
+    assert f"({percent:+.2f} %, perplexity {100 * math.expm1(e.mean()):+.2f} %)" in text
+    needed = re.search(r"About (\d+) runs would decide it", text)
+    assert bool(needed) == (equivalence == "undecided")
+    assert needed is None or int(needed[1]) > 8
+
+
+def test_the_same_losses_need_no_test():
+    text = quality_of(*with_losses(make_experiment(4), [0.0] * 4))
+    assert "not worse" in text and "the same difference in every run" in text and "nan" not in text
+
+
+def test_faster_and_not_worse_needs_both():
+    spread = [0.001, -0.001, 0.002, 0.0]
+    good = flat(format_report(*with_losses(make_experiment(4), spread)))
+    assert "Faster and not worse: of window against fused this is shown." in good
+    worse = flat(format_report(*with_losses(make_experiment(4), [0.5 + s for s in spread])))
+    assert "this is not shown (not worse is missing)" in worse
+    metrics, metadata = with_losses(make_experiment(4), spread)
+    slower_window(metrics, 1.5)
+    assert "this is not shown (faster is missing)" in flat(format_report(metrics, metadata))
+
+
+def test_older_files_declare_no_margin_and_get_no_quality_claim(experiment):
+    metrics, metadata = experiment
+    del metadata["plan"]["equivalence_margin"], metadata["plan"]["family"]
+    report = flat(format_report(metrics, metadata))
+    assert "Quality:" not in report and "(Holm, 8 tests)" in report  # one ratio has no spread
+
+
+# --- warnings ----------------------------------------------------------------------------------
+
+
+def test_a_clean_experiment_has_no_warning():
+    assert find_warnings(*make_experiment(6)) == []
+
+
+def test_few_runs_are_warned_that_the_exact_test_cannot_reach_its_level():
+    for runs, p in ((2, "0.5"), (5, "0.0625")):
+        warnings = " ".join(find_warnings(*make_experiment(runs)))
+        assert f"{runs} runs: the exact tests cannot go below p {p}" in warnings
+    assert "exact tests" not in " ".join(find_warnings(*make_experiment(6)))
+
+
+def damage(metrics, name):
+    if name == "noise":
+        for i, run in enumerate(metrics["window"]):
+            run["training_time"] *= 1 + 0.2 * (-1) ** i
+    elif name == "far":
+        metrics["fused"][2]["training_time"] *= 3
+    elif name == "hot":
+        metrics["fused"][1]["device_after"] = {"throttle_reasons": ["hw_slowdown"]}
+    elif name == "busy":
+        metrics["window"][3]["device_before"] = {"other_processes": 2}
+    elif name == "split":
+        metrics["window"][4]["launch_id"] = "second"
+    elif name == "failed":
+        for run in (metrics["window"][0], metrics["fused"][5]):
+            run |= {"status": "diverged", "message": "the loss became nan at step 3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("noise", "window: the training time varies by 2"),
+        ("far", "fused: one training took 1"),
+        ("hot", "fused, run 2: the device slowed itself down (hw_slowdown)"),
+        ("busy", "window, run 4: other processes were using the device"),
+        ("split", "run 5 was cut in two by a stop"),
+        ("failed", "2 trainings failed"),
+    ],
+)
+def test_what_a_reader_must_know_is_warned_of(name, words):
+    metrics, metadata = make_experiment(6)
+    damage(metrics, name)
+    assert any(words in warning for warning in find_warnings(metrics, metadata))
+    assert words in flat(format_report(metrics, metadata)).replace("- ", "-")
+
+
+def test_mixed_and_repeated_trainings_are_named():
+    metrics, metadata = make_experiment(6)
+    metadata |= {"mixed": ["config.lr: 0.1 before, 0.2 now"], "set_aside": ["a/b.json"]}
+    report = flat(format_report(metrics, metadata))
+    assert "MIXED" in report and "config.lr: 0.1 before, 0.2 now" in report and "a/b.json" in report
+
+
+def test_a_block_is_split_when_two_launches_trained_it(experiment):
+    metrics, _ = experiment
+    assert split_blocks(metrics) == []
+    metrics["fused"][2]["launch_id"] = metrics["fused"][3]["launch_id"] = "second"
+    for arm in metrics:
+        metrics[arm][3]["launch_id"] = "second"
+    assert split_blocks(metrics) == [2]
+
+
+# --- order, drift, outliers --------------------------------------------------------------------
+
+
+def interleaved(runs=12):
+    """An experiment whose arms come in every order, and so after every other arm."""
+    metrics, metadata = make_experiment(runs)
+    previous = ""
+    for run, order in zip(range(runs), itertools.cycle(itertools.permutations(metrics))):
+        for place, arm in enumerate(order):
+            metrics[arm][run] |= {"position": place, "launch_index": 3 * run + place}
+            metrics[arm][run]["previous_arm"] = previous
+            previous = arm
+    return metrics, metadata
+
+
+def test_a_position_effect_is_estimated_and_taken_out():
+    metrics, metadata = interleaved()
+    for runs in metrics.values():
+        for run in runs:
+            run["training_time"] *= math.exp(0.05 * run["position"])
+    text = flat(format_report(metrics, metadata))
+    found = re.search(r"position, window against fused: one place later \+(\d\.\d+) %", text)
+    assert float(found[1]) == pytest.approx(5, abs=0.5)
+    adjusted = re.search(
+        r"window against fused: .*? adjusted for it the time ratio is (\d\.\d+)", text
+    )
+    assert float(adjusted[1]) == pytest.approx(0.9, abs=0.01)
+
+
+def test_drift_over_the_experiment_is_estimated():
+    metrics, metadata = interleaved()
+    for runs in metrics.values():
+        for run in runs:
+            run["training_time"] *= math.exp(0.01 * run["launch_index"])
+    text = flat(format_report(metrics, metadata))
+    drift = re.search(r"from one training to the next \+(\d\.\d+) % \[", text)
+    assert float(drift[1]) == pytest.approx(1, abs=0.1)
+    assert "carry-over: after baseline" in text
+
+
+def test_an_outlying_run_is_named_and_kept():
+    metrics, metadata = make_experiment(8)
+    metrics["window"][2]["training_time"] *= 1.5
+    text = flat(format_report(metrics, metadata))
+    assert "window run 3 training time" in text.split("none dropped): ")[1]
+    assert f"{column(metrics, 'window', 'training_time').mean():.2f} ±" in text
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def test_the_report_is_printed_again_from_either_file_without_torch(tmp_path, experiment):
+    (tmp_path / "torch.py").write_text("raise ImportError('not needed')")
+    report = format_report(*experiment)
+    for path in save_metrics(*experiment, tmp_path):
+        done = subprocess.run(
+            [sys.executable, ROOT / "metrics_utils.py", path],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == report + "\n"
+
+
+def test_a_file_that_is_no_result_is_one_line_and_exit_code_2(tmp_path, capsys):
+    assert main([str(tmp_path / "nothing.json")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
