@@ -33,11 +33,10 @@ from metrics_utils import (
     REPORT_NAME,
     RESULTS_NAME,
     SUITE_VERSION,
-    atomic_write,
+    file_sha256,
     json_sha256,
     launched,
     save_metrics,
-    to_json,
     utc_now,
 )
 from prepare_data import DEFAULT_PATH, TOKENIZER_NAME, describe, load_dataset, prepare_data
@@ -46,7 +45,6 @@ from run_store import (
     StoreError,
     Terminated,
     differences,
-    file_sha256,
     finishing,
     locked,
     move_aside,
@@ -72,11 +70,10 @@ from train_model import (
     train,
     validation_rows,
 )
+from weights import WEIGHTS_CONFIG_NAME, WEIGHTS_NAME, save_window_weights
 from window_attention import attended_pairs, causal_pairs, density
 
 EXIT_FAILED, EXIT_USAGE, EXIT_RUNS_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
-WEIGHTS_NAME = "window_model_weights.pt"
-WEIGHTS_CONFIG_NAME = "window_model_config.json"
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 PLANNED = ("config.runs:", "config.seed:", "config.arms:")  # what the plan itself rests on
@@ -291,14 +288,8 @@ def check_space(config, parameters, steps):
         raise OSError(errno.ENOSPC, words, str(config.output_dir))
 
 
-def save_window_weights(model, config, dataset, output_dir):
-    """The window model's state_dict, and beside it what is needed to build it and to decode."""
-    output_dir = Path(output_dir)
-    weights = {name: value.cpu() for name, value in model.state_dict().items()}
-    atomic_write(output_dir / WEIGHTS_NAME, lambda file: torch.save(weights, file))
-    tokenizer = Path(config.data).resolve().parent / TOKENIZER_NAME
-    if tokenizer.is_file():
-        atomic_write(output_dir / TOKENIZER_NAME, lambda file: file.write(tokenizer.read_bytes()))
+def save_window_model(model, config, dataset):
+    """The window model's weights in the output folder, with what rebuilds it and decodes."""
     arguments = {
         "d_model": config.d_model,
         "n_heads": config.n_heads,
@@ -308,14 +299,9 @@ def save_window_weights(model, config, dataset, output_dir):
         "window_size": config.window_size,
         "dilation": config.dilation,
     }
-    content = {
-        "model": "GPTWindowModel",
-        "arguments": arguments,
-        "tokenizer": TOKENIZER_NAME if tokenizer.is_file() else None,
-        "weights": WEIGHTS_NAME,
-    }
-    text = to_json(content, indent=1)
-    atomic_write(output_dir / WEIGHTS_CONFIG_NAME, lambda file: file.write(text.encode()))
+    tokenizer = Path(config.data).resolve().parent / TOKENIZER_NAME
+    tokenizer = tokenizer if tokenizer.is_file() else None
+    save_window_weights(model, arguments, tokenizer, config.output_dir)
 
 
 # --- the experiment ----------------------------------------------------------------------------
@@ -524,7 +510,7 @@ def train_waiting(resumable, waiting, dataset, device, estimates):
             result |= place | {"launch_id": launch_id, "previous_arm": previous_arm}
             with finishing():
                 if arm == "window" and run == 0 and model is not None:
-                    save_window_weights(model, config, dataset, config.output_dir)
+                    save_window_model(model, config, dataset)
                 resumable.finished(arm, result)
             previous_arm = arm
             del model

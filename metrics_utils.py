@@ -191,6 +191,18 @@ def to_json(value, indent=None):
     return json.dumps(_missing_to_none(value), indent=indent, allow_nan=False)
 
 
+def file_sha256(path):
+    """SHA-256 of a file's bytes as hexadecimal digits, or None where there is no such file."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()
+
+
 def json_sha256(value):
     """SHA-256 of a JSON-like value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,6 @@ plots) is made anew from these files.  Knows nothing of models or devices and ne
 """
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -28,6 +27,7 @@ from metrics_utils import (
     TEMPORARY_SUFFIX,
     MetricsError,
     atomic_write,
+    file_sha256,
     flush_folder,
     normalised_run,
     sealed,
@@ -45,18 +45,6 @@ PLAN_NAME, RUNS_NAME, LOCK_NAME, ASIDE_NAME = "plan.json", "runs", ".lock", "set
 
 class StoreError(ValueError):
     """A folder that cannot be used as it is; the message names the file and the remedy."""
-
-
-def file_sha256(path):
-    """SHA-256 of a file's bytes as hexadecimal digits, or None where there is no such file."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    except FileNotFoundError:
-        return None
-    return digest.hexdigest()
 
 
 # --- one writer --------------------------------------------------------------------------------

@@ -30,10 +30,10 @@ from compare_models import (
     run_experiment,
 )
 from create_model_plots import create_all_plots
-from gpt_win import GPTWindowModel
 from metrics_utils import launched, load_experiment, load_metrics
 from run_store import StoreError, locked
 from train_model import PRESETS, Trainer, make_config
+from weights import load_window_model
 
 TINY = "--seq-len 24 --d-model 16 --n-heads 2 --layers 1 --batch-size 2 --max-steps 4 --device cpu"
 TINY += " --window-size 5 --dilation 3 --warmup-steps 2 --val-batches 1 --lr 1e-2"
@@ -124,10 +124,8 @@ def test_an_experiment_leaves_results_report_weights_and_plots(workplace, monkey
 
 def test_saved_weights_rebuild_the_first_runs_window_model(workplace):
     assert run_main("--runs 1 --arms window") == 0
-    about = json.loads(Path("output/window_model_config.json").read_text())
-    weights = torch.load("output/window_model_weights.pt", weights_only=True)
-    model = GPTWindowModel(**about["arguments"])
-    model.load_state_dict(weights)
+    model = load_window_model("output/window_model_weights.pt")
+    weights = model.state_dict()
     config = make_config(
         seq_len=24, d_model=16, n_heads=2, layers=1, batch_size=2, window_size=5, dilation=3
     )

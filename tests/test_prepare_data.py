@@ -319,6 +319,22 @@ def test_damaged_header_is_refused_or_read_but_never_crashes(tmp_path, place, da
         assert "\n" not in str(error)
 
 
+def test_mutated_data_is_refused_or_read_but_never_crashes(tmp_path):
+    """100 of them; a token that was changed into another valid one cannot be told."""
+    path = save(tmp_path, np.random.default_rng(0).integers(300, size=(50, 5)).astype(np.uint16))
+    data, rng = path.read_bytes(), np.random.default_rng(1)
+    for _ in range(100):
+        mutated = bytearray(data)
+        for place in rng.integers(min(len(data), 400), size=rng.integers(1, 5)):
+            mutated[place] = rng.integers(256)
+        path.write_bytes(mutated)
+        try:
+            dataset = load_dataset(path)
+            assert max(dataset.train.max(), dataset.held_out.max()) < dataset.vocab_size
+        except DataError as error:
+            assert "\n" not in str(error)
+
+
 class Bomb:
     """Creates a file when it is unpickled."""
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, make_experiment
 
-from metrics_utils import SERIES, json_sha256, sealed, unsealed
+from metrics_utils import SERIES, file_sha256, json_sha256, sealed, unsealed
 from run_store import (
     StoreError,
     Terminated,
     differences,
-    file_sha256,
     finishing,
     locked,
     move_aside,

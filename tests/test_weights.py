@@ -1,0 +1,123 @@
+"""Saved weights: the same model comes back, or a clear refusal, and nothing is ever executed."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpt_win import GPTWindowModel
+from metrics_utils import sealed, unsealed
+from weights import WeightsError, load_window_model, save_window_weights
+
+ARGUMENTS = {"d_model": 8, "n_heads": 2, "layers": 1, "vocab_size": 11, "max_seq_len": 9}
+ARGUMENTS |= {"window_size": 3, "dilation": 2}
+TOKENS = torch.arange(9)[None]
+
+
+@pytest.fixture
+def stored(tmp_path):
+    torch.manual_seed(1)
+    model = GPTWindowModel(**ARGUMENTS).eval()
+    save_window_weights(model, ARGUMENTS, None, tmp_path)
+    return tmp_path / "window_model_weights.pt", model
+
+
+def test_the_same_model_comes_back(stored, tmp_path):
+    path, model = stored
+    again = load_window_model(path)
+    assert torch.equal(again(TOKENS), model(TOKENS)) and not again.training
+    assert (again.window_size, again.dilation) == (3, 2)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "tokenizer.json").write_text("{}")
+    save_window_weights(model, ARGUMENTS, tmp_path / "source" / "tokenizer.json", tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text() == "{}"
+
+
+def refused(path):
+    with pytest.raises(WeightsError) as caught:
+        load_window_model(path)
+    message = str(caught.value)
+    assert "\n" not in message and str(path.parent) in message
+    return message
+
+
+def test_missing_files_are_named(stored):
+    path, _ = stored
+    content = path.read_bytes()
+    path.unlink()
+    assert "no such file" in refused(path)
+    path.write_bytes(content)
+    path.with_name("window_model_config.json").unlink()
+    assert "window_model_config.json: no such file" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["window_model_weights.pt", "window_model_config.json"])
+def test_mutated_files_are_refused_or_right(stored, name):
+    path, model = stored
+    target = path.with_name(name)
+    content = target.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        mutated = bytearray(content)
+        for place in rng.integers(len(content), size=rng.integers(1, 4)):
+            mutated[place] = rng.integers(256)
+        target.write_bytes(mutated)
+        try:
+            again = load_window_model(path)
+        except WeightsError as error:
+            assert "\n" not in str(error)
+        else:
+            assert torch.equal(again(TOKENS), model(TOKENS))
+
+
+def with_checksum(path):
+    """The config as if it had been written with whatever is now at ``path``."""
+    config = path.with_name("window_model_config.json")
+    about = unsealed(config.read_text())
+
+    about["weights_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    config.write_text(sealed(about))
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+def test_code_in_a_file_is_not_executed(stored, tmp_path, kind):
+    path, _ = stored
+    bomb = {"fc_out.weight": Bomb(tmp_path / "executed")}
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(bomb, protocol=2))
+    else:
+        torch.save(bomb, path)
+    with_checksum(path)
+    assert "no weights of this suite" in refused(path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [{}, {"a": torch.zeros(3)}, [1, 2], torch.zeros(2)])
+def test_foreign_weights_are_refused(stored, content):
+    path, _ = stored
+    torch.save(content, path)
+    with_checksum(path)
+    assert "no weights of this suite" in refused(path)
+
+
+def test_arguments_that_fit_no_model_are_refused(stored):
+    path, _ = stored
+    config = path.with_name("window_model_config.json")
+    about = unsealed(config.read_text())
+    for arguments in ({}, ARGUMENTS | {"d_model": 9}, ARGUMENTS | {"what": 1}, [1]):
+        config.write_text(sealed(about | {"arguments": arguments}))
+        assert "no weights of this suite" in refused(path)
+    for text in ("", "[]", "{}", sealed({"weights": "x"})):
+        config.write_text(text)
+        assert "damaged" in refused(path)
