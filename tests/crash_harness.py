@@ -5,6 +5,7 @@ reads it.  Python and torch are imported once: every experiment is a fork of thi
 hundred of them take seconds.
 """
 
+import builtins
 import gc
 import json
 import os
@@ -62,21 +63,56 @@ def new_folder(parent, name):
 # --- moments -----------------------------------------------------------------------------------
 
 
+class HalfWritten:
+    """A file whose first write is a moment too: what it was given gets only half to the disk."""
+
+    def __init__(self, file, is_the_end):
+        self.file, self.is_the_end, self.written = file, is_the_end, False
+
+    def write(self, data):
+        if not self.written and self.is_the_end():
+            self.file.write(data[: len(data) // 2])
+            self.file.flush()
+            os._exit(ENDED)
+        self.written = True
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.file.close()
+
+
 def end_at_write(number):
     """Patch this process to end before its ``number``-th change of the disk; counts them."""
     seen = {"changes": 0}
 
+    def is_the_end():
+        seen["changes"] += 1
+        return seen["changes"] == number
+
     def counted(change):
         def wrapper(*args, **options):
-            seen["changes"] += 1
-            if seen["changes"] == number:
+            if is_the_end():
                 os._exit(ENDED)
             return change(*args, **options)
 
         return wrapper
 
+    def opened(open_file):
+        def wrapper(file, mode="r", *args, **options):
+            found = open_file(file, mode, *args, **options)
+            return HalfWritten(found, is_the_end) if "w" in mode else found
+
+        return wrapper
+
     for name in ("fsync", "replace", "rename", "unlink", "mkdir"):
         setattr(os, name, counted(getattr(os, name)))
+    os.fdopen, builtins.open = opened(os.fdopen), opened(builtins.open)
     return seen
 
 
