@@ -45,6 +45,7 @@ from run_store import (
     StoreError,
     Terminated,
     differences,
+    files_aside,
     finishing,
     locked,
     move_aside,
@@ -383,7 +384,7 @@ def describe_experiment(config, dataset, device):
     }
 
 
-class Resumable:
+class StoredExperiment:
     """An experiment's folder: its plan, the trainings that are done, and those that wait.
 
     Make one inside ``run_store.locked``.  A folder without a plan gets one.  One with a plan is
@@ -405,18 +406,18 @@ class Resumable:
         self.new = before is None
         self.metadata = now if before is None else before
         self.metrics, damaged = read_runs(self.folder, self.metadata)
-        self.damaged = [str(set_aside(self.folder, path)) for path, _ in damaged]
-        for (_, reason), path in zip(damaged, self.damaged, strict=True):
-            say(f"warning: {reason}; it is now {path}, and its training will be repeated")
-        changed = differences(self.metadata["identity"], now["identity"])
-        if changed:
-            self._mix(changed, allow_mixed)
+        self.changed = differences(self.metadata["identity"], now["identity"])
+        if self.changed:
+            self._mix(allow_mixed)
+        for path, reason in damaged:
+            moved = set_aside(self.folder, path)
+            say(f"warning: {reason}; it is now {moved}, and its training will be repeated")
         launch = {"launch_id": uuid.uuid4().hex, "started_at": now["created_at"]}
         launch |= {key: now[key] for key in ("argv", "code", "environment")}
-        self.launch = launch | {"differs": changed}
+        self.launch = launch | {"differs": self.changed}
 
     def _refuse_foreign(self):
-        old = [name for name in result_names(self.config)[:3] if (self.folder / name).exists()]
+        old = [name for name in result_names(self.config)[:5] if (self.folder / name).exists()]
         if old or (self.folder / "runs").exists():
             raise StoreError(
                 f"{self.folder} holds results without a plan.json ({', '.join(old) or 'runs'}), of "
@@ -424,17 +425,16 @@ class Resumable:
                 "which moves them aside"
             )
 
-    def _mix(self, changed, allow_mixed):
+    def _mix(self, allow_mixed):
+        listed = "\n  ".join(self.changed)
         about = f"{self.folder} holds another experiment, {self.progress()}; what differs:\n  "
-        about += "\n  ".join(changed) + "\n"
+        about += f"{listed}\n"
         remedy = "choose another --output-dir, or --restart, which moves the old results aside"
-        if any(line.startswith(PLANNED) for line in changed):
+        if any(line.startswith(PLANNED) for line in self.changed):
             raise StoreError(about + remedy)
         if not allow_mixed:
             raise StoreError(f"{about}{remedy}, or --allow-mixed, which goes on and marks them")
-        say("warning: --allow-mixed goes on although this differs:\n  " + "\n  ".join(changed))
-        known = self.metadata["mixed"]
-        known += [line for line in changed if line not in known]
+        say(f"warning: --allow-mixed goes on although this differs:\n  {listed}")
 
     def progress(self):
         """How much is done, in words."""
@@ -456,6 +456,8 @@ class Resumable:
 
     def begin(self):
         """Note this launch in the plan; from now on the folder holds the experiment."""
+        known = self.metadata["mixed"]
+        known += [line for line in self.changed if line not in known]
         self.metadata["launches"].append(self.launch)
         write_plan(self.folder, self.metadata)
 
@@ -469,7 +471,7 @@ class Resumable:
         """Write ``experiment_results`` anew from the trainings; returns what is in it."""
         content = self.metadata | {"status": "partial" if self.waiting() else "complete"}
         content["split_blocks"] = split_blocks(self.metrics)
-        content["set_aside"] = self.damaged
+        content["set_aside"] = files_aside(self.folder)
         content["warnings"] = find_warnings(self.metrics, content)
         save_metrics(self.metrics, content, self.folder)
         return self.metrics, content
@@ -479,28 +481,28 @@ def run_experiment(config, dataset=None, restart=False, allow_mixed=False, intro
     """Train every arm in every run, each saved before the next, and go on where a stop left off.
 
     Returns ``(metrics, metadata)`` as metrics_utils keeps them.  Files go to
-    ``config.output_dir``; see ``Resumable`` for a folder that holds results already.
-    ``introduce(resumable)`` is called before the first training; it may return estimates,
+    ``config.output_dir``; see ``StoredExperiment`` for a folder that holds results already.
+    ``introduce(stored)`` is called before the first training; it may return estimates,
     {arm: seconds}.
     """
     device = resolve_device(config.device)
     if dataset is None:
         dataset = load_dataset(config.data, config.seq_len, config.batch_size)
     with locked(config.output_dir):
-        resumable = Resumable(config, dataset, device, restart, allow_mixed)
-        if waiting := resumable.waiting():
-            check_space(config, resumable.metadata["parameters"], resumable.metadata["steps"])
-            estimates = (introduce and introduce(resumable)) or {}
-            resumable.begin()
-            train_waiting(resumable, waiting, dataset, device, estimates)
-        return resumable.save_results()
+        stored = StoredExperiment(config, dataset, device, restart, allow_mixed)
+        if waiting := stored.waiting():
+            check_space(config, stored.metadata["parameters"], stored.metadata["steps"])
+            estimates = (introduce and introduce(stored)) or {}
+            stored.begin()
+            train_waiting(stored, waiting, dataset, device, estimates)
+        return stored.save_results()
 
 
-def train_waiting(resumable, waiting, dataset, device, estimates):
+def train_waiting(stored, waiting, dataset, device, estimates):
     """Train what waits, in the plan's order; every finished training is saved at once."""
-    config, metadata = resumable.config, resumable.metadata
-    launch_id, previous_arm = resumable.launch["launch_id"], ""
-    with Progress(config, metadata["steps"], estimates, resumable.metrics) as progress:
+    config, metadata = stored.config, stored.metadata
+    launch_id, previous_arm = stored.launch["launch_id"], ""
+    with Progress(config, metadata["steps"], estimates, stored.metrics) as progress:
         for arm, place in waiting:
             run = place["run"]
             callback = progress.start(run, arm)
@@ -511,7 +513,7 @@ def train_waiting(resumable, waiting, dataset, device, estimates):
             with finishing():
                 if arm == "window" and run == 0 and model is not None:
                     save_window_model(model, config, dataset)
-                resumable.finished(arm, result)
+                stored.finished(arm, result)
             previous_arm = arm
             del model
             release_memory(device)
@@ -606,6 +608,8 @@ def introduce(config, dataset, device, parameters, estimates, waiting):
     kept = density(config.seq_len, config.window_size, config.dilation)
     used = len(validation_rows(config, len(dataset.held_out)))
     total = sum(waiting[arm] * seconds for arm, seconds in estimates.items() if seconds)
+    left = sum(waiting.values())
+    scope = "in all" if left == config.runs * len(config.arms) else f"for the {left} that are left"
     compiled = "eager" if config.compile == "none" else f"torch.compile ({config.compile})"
     say(
         f"{config.preset} preset on {describe_environment(device)['device_name']}: "
@@ -617,7 +621,7 @@ def introduce(config, dataset, device, parameters, estimates, waiting):
         f"  a training: {steps:,} steps of {tokens:,} tokens "
         f"({steps * config.batch_size / len(dataset.train):.2f} passes over {len(dataset.train):,}"
         f" rows); validation on {used:,} of {len(dataset.held_out):,} held-out rows\n"
-        f"  roughly {format_seconds(total)} in all, and a few seconds for the plots"
+        f"  roughly {format_seconds(total)} {scope}, and a few seconds for the plots"
     )
     for arm, estimate in estimates.items():
         if estimate is None:
@@ -674,13 +678,13 @@ def dry_run(config, dataset):
 def run_and_report(config, dataset, arguments):
     """The experiment, its report on stdout and in a file, and its plots; returns the exit code."""
 
-    def begin(resumable):
-        if not resumable.new:
-            say(f"resuming: {resumable.progress()}")
+    def begin(stored):
+        if not stored.new:
+            say(f"resuming: {stored.progress()}")
         waiting = dict.fromkeys(config.arms, 0)
-        for arm, _ in resumable.waiting():
+        for arm, _ in stored.waiting():
             waiting[arm] += 1
-        device, parameters = torch.device(config.device), resumable.metadata["parameters"]
+        device, parameters = torch.device(config.device), stored.metadata["parameters"]
         return estimate_and_introduce(config, dataset, device, parameters, waiting)
 
     options = {"restart": arguments.restart, "allow_mixed": arguments.allow_mixed}

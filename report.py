@@ -172,6 +172,8 @@ def _evidence(compared, family_size):
     text = f" Paired t-test on log ratios, {compared.ratio.n} runs"
     if compared.adjusted is not None:
         text += f"; adjusted p {_p_value(compared.adjusted)} (Holm, {family_size} tests)"
+        if compared.ratio.p < ALPHA <= compared.adjusted:
+            text += ", which is not significant among so many"
     return text + "."
 
 
@@ -533,8 +535,8 @@ def _history_warnings(metrics, metadata):
             f"run {run + 1} was cut in two by a stop: its arms were not trained next to one "
             "another, so what drifts may not cancel in it."
         )
-    for path in metadata.get("set_aside", ()):
-        yield f"a damaged file was set aside ({path}) and its training repeated."
+    for name in metadata.get("set_aside", ()):
+        yield f"a damaged file was set aside (set_aside/{name}) and its training repeated."
 
 
 def _failure_warnings(metrics):

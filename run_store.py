@@ -306,6 +306,11 @@ def set_aside(folder, path):
     return moved
 
 
+def files_aside(folder):
+    """The names of the trainings' files that were ever set aside in this folder."""
+    return sorted(path.name for path in (Path(folder) / ASIDE_NAME).glob("*.json"))
+
+
 def move_aside(folder, names):
     """Move an earlier experiment's files into a folder of their own; returns it, or None."""
     folder = Path(folder)

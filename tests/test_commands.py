@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import analyze_hyperparameters
+import benchmark_attention
 import compare_models
 import create_model_plots
 import prepare_data
+import report
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--runs 1 --max-steps 2 --seq-len 32 --d-model 16 --n-heads 2 --layers 1 --batch-size 2"
@@ -69,6 +71,19 @@ def test_plots_again_without_torch(experiment):
         assert (folder / "other" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_the_report_again(experiment):
+    folder, _, trained = experiment
+    done = run("metrics_utils.py", folder)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout == trained.stdout
+
+
+def test_the_same_command_again_trains_nothing(experiment):
+    folder, _, trained = experiment
+    done = run(f"main.py {SMALL}", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == trained.stdout and "run 1/1" not in done.stderr
+
+
 def test_analysis_of_one_configuration(tmp_path):
     done = run("analyze_hyperparameters.py 96 4", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -85,6 +100,8 @@ SCRIPTS = {
     "prepare_data.py": prepare_data,
     "create_model_plots.py": create_model_plots,
     "analyze_hyperparameters.py": analyze_hyperparameters,
+    "benchmark_attention.py": benchmark_attention,
+    "metrics_utils.py": report,
 }
 
 
@@ -101,7 +118,11 @@ def test_help_and_wrong_options(tmp_path, monkeypatch, capsys, script):
 
 
 def test_bad_input_is_one_clear_message_and_exit_code_2(tmp_path):
-    for command in ("main.py --n-heads 5", "create_model_plots.py no/such/file.npz"):
+    for command in (
+        "main.py --n-heads 5",
+        "create_model_plots.py no/such/file.npz",
+        "metrics_utils.py no/such/file.json",
+    ):
         done = run(command, tmp_path)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -375,6 +375,24 @@ def test_a_truncated_training_is_set_aside_and_repeated(workplace, capsys, suffi
     assert kept == content[: third * len(content) // 3]
 
 
+def test_a_refused_start_changes_nothing_and_a_repeated_training_stays_on_record(workplace, capsys):
+    assert run_main("--runs 1 --arms window fused") == 0
+    broken = Path("output/runs/000_fused.json")
+    broken.write_text("{")
+    assert run_main("--runs 1 --arms window fused --lr 1e-3") == 2
+    assert broken.read_text() == "{" and not Path("output/set_aside").exists()
+    for _ in range(2):  # the second start finds nothing damaged any more
+        assert run_main("--runs 1 --arms window fused") == 0
+        metadata = load_experiment("output/experiment_results.npz")[1]
+        assert metadata["set_aside"] == ["000_fused_1.json"]
+
+
+def test_allow_mixed_marks_nothing_where_nothing_is_trained(workplace):
+    assert run_main("--runs 1 --arms fused") == 0
+    assert run_main("--runs 1 --arms fused --lr 1e-3 --allow-mixed") == 0
+    assert load_experiment("output/experiment_results.npz")[1]["mixed"] == []
+
+
 def test_results_without_a_plan_are_not_overwritten(workplace, capsys):
     Path("output").mkdir()
     Path("output/experiment_results.npz").write_bytes(b"precious")
