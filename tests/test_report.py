@@ -185,7 +185,7 @@ def test_write_report(tmp_path, experiment):
 def test_a_p_that_does_not_survive_the_adjustment_is_said_so(experiment):
     metrics, metadata = experiment
     for i, run in enumerate(metrics["window"]):
-        run["training_time"] = metrics["fused"][i]["training_time"] * (0.97 + 0.012 * (i % 2))
+        run["training_time"] = metrics["fused"][i]["training_time"] * (0.97 + 0.02 * (i % 2))
     x, ref = (column(metrics, arm, "training_time") for arm in ("window", "fused"))
     assert 0.01 < stats.ttest_rel(np.log(x), np.log(ref)).pvalue < 0.05
     text = flat(format_report(metrics, metadata))
