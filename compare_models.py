@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from create_model_plots import create_all_plots
+from create_model_plots import FIGURES, create_all_plots
 from machine import (
     check_writable,
     describe_code,
@@ -33,15 +33,28 @@ from metrics_utils import (
     REPORT_NAME,
     RESULTS_NAME,
     SUITE_VERSION,
+    MetricsError,
+    explained,
     file_sha256,
     json_sha256,
     launched,
+    load_experiment,
+    pairs_of,
     save_metrics,
     utc_now,
 )
 from prepare_data import DEFAULT_PATH, TOKENIZER_NAME, describe, load_dataset, prepare_data
-from report import FAMILY_OUTCOMES, PRIMARY, find_warnings, split_blocks, write_report
+from report import (
+    FAMILY_OUTCOMES,
+    PRIMARY,
+    find_warnings,
+    split_blocks,
+    tests_of,
+    write_report,
+)
 from run_store import (
+    ASIDE_NAME,
+    RUNS_NAME,
     StoreError,
     Terminated,
     differences,
@@ -51,6 +64,8 @@ from run_store import (
     move_aside,
     read_plan,
     read_runs,
+    remove_leftovers,
+    run_paths,
     set_aside,
     terminable,
     write_plan,
@@ -77,7 +92,11 @@ from window_attention import attended_pairs, causal_pairs, density
 EXIT_FAILED, EXIT_USAGE, EXIT_RUNS_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
-PLANNED = ("config.runs:", "config.seed:", "config.arms:")  # what the plan itself rests on
+# what the plan rests on, and what makes curves of other steps: never to be mixed
+PLANNED = tuple(
+    f"config.{name}:"
+    for name in ("runs", "seed", "arms", "equivalence_margin", "seq_len", "batch_size", "max_steps")
+)
 
 # for the estimate before the first training; measured times take over after it
 CHILD_SECONDS = 4  # a fresh process imports torch
@@ -266,10 +285,18 @@ def ensure_data(path):
     say(describe(prepare_data(output=path)))
 
 
+OWN_NAMES = (
+    f"{RESULTS_NAME}.npz",
+    f"{RESULTS_NAME}.json",
+    REPORT_NAME,
+    WEIGHTS_NAME,
+    WEIGHTS_CONFIG_NAME,
+)
+
+
 def result_names(config):
     """An experiment's files beside plan and trainings; data in the same folder keep a tokenizer."""
-    names = [f"{RESULTS_NAME}.npz", f"{RESULTS_NAME}.json", REPORT_NAME, WEIGHTS_NAME]
-    names += [WEIGHTS_CONFIG_NAME]
+    names = list(OWN_NAMES)
     if Path(config.data).resolve().parent != Path(config.output_dir).resolve():
         names.append(TOKENIZER_NAME)
     return names
@@ -278,8 +305,9 @@ def result_names(config):
 def check_space(config, parameters, steps):
     """Raise OSError, before the first training, where the results would not fit on the disk."""
     steps_in_all = config.runs * len(config.arms) * steps
-    # weights; every step's loss, tokens and seconds, in runs/ and twice in the results; figures
-    needed = 4 * max(parameters.values()) + 60 * steps_in_all + 30 * 2**20
+    # weights; every step's loss, tokens and seconds as text and compressed, the old results beside
+    # the new while they are written; figures
+    needed = 4 * max(parameters.values()) + 120 * steps_in_all + 30 * 2**20
     free = shutil.disk_usage(config.output_dir).free
     if free < needed:
         words = (
@@ -312,14 +340,14 @@ def identity_of(config, dataset, environment, code):
     """What must not change inside an experiment, for its trainings to be compared."""
     tokenizer = Path(dataset.path).resolve().parent / TOKENIZER_NAME
     gpu = environment.get("gpu") or {}
-    keys = ("device_name", "torch", "cuda", "cudnn")
+    keys = ("device_name", "torch", "cuda", "cudnn", "float32_matmul_precision", "variables")
     return {
         "config": {k: v for k, v in _plain(asdict(config)).items() if k not in NOT_IDENTITY},
         "code": code["sources_sha256"],
         "data": file_sha256(dataset.path),
         "tokenizer": file_sha256(tokenizer),
         "device": {key: environment.get(key) for key in keys}
-        | {key: gpu.get(key) for key in ("uuid", "driver")},
+        | {key: gpu.get(key) for key in ("uuid", "driver", "tf32_matmul", "tf32_cudnn")},
     }
 
 
@@ -349,7 +377,6 @@ def describe_experiment(config, dataset, device):
         "experiment_id": uuid.uuid4().hex,
         "created_at": utc_now(),
         "suite_version": SUITE_VERSION,
-        "argv": sys.argv[1:],
         "config": _plain(asdict(config)),
         "config_sha256": json_sha256(identity["config"]),
         "identity": identity,
@@ -390,10 +417,10 @@ class StoredExperiment:
     Make one inside ``run_store.locked``.  A folder without a plan gets one.  One with a plan is
     gone on with where configuration, data, code and device are the same; StoreError lists what
     differs.  restart: the old files are moved aside first.  allow_mixed: go on all the same, and
-    mark the results.
+    mark the results.  argv: the command line, for the record.
     """
 
-    def __init__(self, config, dataset, device, restart=False, allow_mixed=False):
+    def __init__(self, config, dataset, device, restart=False, allow_mixed=False, argv=None):
         self.config, self.folder = config, Path(config.output_dir)
         if restart:
             moved = move_aside(self.folder, result_names(config))
@@ -403,26 +430,49 @@ class StoredExperiment:
         before = read_plan(self.folder)
         if before is None:
             self._refuse_foreign()
-        self.new = before is None
+        self.new, self.steps = before is None, now["steps"]
         self.metadata = now if before is None else before
         self.metrics, damaged = read_runs(self.folder, self.metadata)
-        self.changed = differences(self.metadata["identity"], now["identity"])
+        self.changed = what_differs(self.metadata, now["identity"])
         if self.changed:
             self._mix(allow_mixed)
+        self._refuse_lost(damaged)
         for path, reason in damaged:
             moved = set_aside(self.folder, path)
             say(f"warning: {reason}; it is now {moved}, and its training will be repeated")
-        launch = {"launch_id": uuid.uuid4().hex, "started_at": now["created_at"]}
-        launch |= {key: now[key] for key in ("argv", "code", "environment")}
+        launch = {"launch_id": uuid.uuid4().hex, "started_at": now["created_at"], "argv": argv}
+        launch |= {key: now[key] for key in ("config", "code", "environment", "attention")}
         self.launch = launch | {"differs": self.changed}
 
     def _refuse_foreign(self):
-        old = [name for name in result_names(self.config)[:5] if (self.folder / name).exists()]
-        if old or (self.folder / "runs").exists():
+        names = [*OWN_NAMES]
+        # an empty folder is what a write that failed leaves
+        names += [name for name in (RUNS_NAME, ASIDE_NAME) if not empty(self.folder / name)]
+        old = [name for name in names if os.path.lexists(self.folder / name)]
+        if old:
             raise StoreError(
-                f"{self.folder} holds results without a plan.json ({', '.join(old) or 'runs'}), of "
+                f"{self.folder} holds results without a plan.json ({', '.join(old)}), of "
                 "an older version or another program: choose another --output-dir, or --restart, "
                 "which moves them aside"
+            )
+
+    def _refuse_lost(self, damaged):
+        """Results that hold more trainings than runs/ are their last copy: never overwrite them."""
+        try:
+            metrics, metadata = load_experiment(self.folder / f"{RESULTS_NAME}.json")
+        except MetricsError:
+            return
+        if metadata.get("experiment_id") != self.metadata["experiment_id"]:
+            return
+        known = {run_paths("", arm, run["run"])[1].stem for arm, run in pairs_of(self.metrics)}
+        known |= {path.stem for path, _ in damaged}
+        known |= {name.rsplit("_", 1)[0] for name in files_aside(self.folder)}
+        held = {run_paths("", arm, run["run"])[1].stem for arm, run in pairs_of(metrics)}
+        if lost := sorted(held - known):
+            raise StoreError(
+                f"{self.folder / RUNS_NAME} lacks trainings that {RESULTS_NAME}.json holds "
+                f"({', '.join(lost)}): put them back, choose another --output-dir, or --restart, "
+                "which moves the old results aside"
             )
 
     def _mix(self, allow_mixed):
@@ -458,6 +508,7 @@ class StoredExperiment:
         """Note this launch in the plan; from now on the folder holds the experiment."""
         known = self.metadata["mixed"]
         known += [line for line in self.changed if line not in known]
+        check_writable(self.folder / RUNS_NAME)
         self.metadata["launches"].append(self.launch)
         write_plan(self.folder, self.metadata)
 
@@ -467,46 +518,83 @@ class StoredExperiment:
         self.metrics[arm] = sorted([*self.metrics[arm], run], key=lambda run: run["run"])
         self.save_results()
 
-    def save_results(self):
-        """Write ``experiment_results`` anew from the trainings; returns what is in it."""
+    def next_index(self, planned):
+        """The launch index of the next training: its place in time, also where it is repeated."""
+        done = [run["launch_index"] for run in launched(self.metrics)]
+        return max(planned, 1 + max(done, default=-1))
+
+    def save_results(self, with_tests=False):
+        """Write ``experiment_results`` anew from the trainings; returns what is in it.
+
+        with_tests: the contrasts' tests too, which take a second where there are many runs.
+        """
         content = self.metadata | {"status": "partial" if self.waiting() else "complete"}
         content["split_blocks"] = split_blocks(self.metrics)
         content["set_aside"] = files_aside(self.folder)
         content["warnings"] = find_warnings(self.metrics, content)
+        if with_tests:
+            content["tests"] = tests_of(self.metrics, content)
         save_metrics(self.metrics, content, self.folder)
         return self.metrics, content
 
 
-def run_experiment(config, dataset=None, restart=False, allow_mixed=False, introduce=None):
+def empty(folder):
+    """Is there an empty folder, or nothing at all?"""
+    return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def what_differs(metadata, identity):
+    """Lines on what differs from an experiment's identity, in what is known of both."""
+    both = metadata["identity"], identity
+    if any(one["device"].get("driver") is None for one in both):
+        # nvidia-smi may once take too long to answer
+        both = [one | {"device": one["device"] | {"driver": None}} for one in both]
+    return differences(*both)
+
+
+def run_experiment(
+    config,
+    dataset=None,
+    restart=False,
+    allow_mixed=False,
+    before=lambda stored: None,
+    after=lambda metrics, metadata: None,
+    argv=None,
+):
     """Train every arm in every run, each saved before the next, and go on where a stop left off.
 
     Returns ``(metrics, metadata)`` as metrics_utils keeps them.  Files go to
     ``config.output_dir``; see ``StoredExperiment`` for a folder that holds results already.
-    ``introduce(stored)`` is called before the first training; it may return estimates,
-    {arm: seconds}.
+    ``before(stored)`` is called before the first training and may return estimates, {arm:
+    seconds}; ``after(metrics, metadata)`` at the end, while the folder is still locked.
     """
     device = resolve_device(config.device)
+    config = replace(config, device=str(device))
     if dataset is None:
         dataset = load_dataset(config.data, config.seq_len, config.batch_size)
-    with locked(config.output_dir):
-        stored = StoredExperiment(config, dataset, device, restart, allow_mixed)
+    # PyTorch looks for cuBLAS' setting at its first use: the mode must be on from the start
+    with deterministic_algorithms(config.deterministic), locked(config.output_dir, OWN_NAMES):
+        stored = StoredExperiment(config, dataset, device, restart, allow_mixed, argv)
         if waiting := stored.waiting():
-            check_space(config, stored.metadata["parameters"], stored.metadata["steps"])
-            estimates = (introduce and introduce(stored)) or {}
+            check_space(config, stored.metadata["parameters"], stored.steps)
+            estimates = before(stored) or {}
             stored.begin()
             train_waiting(stored, waiting, dataset, device, estimates)
-        return stored.save_results()
+        results = stored.save_results(with_tests=True)
+        after(*results)
+        return results
 
 
 def train_waiting(stored, waiting, dataset, device, estimates):
     """Train what waits, in the plan's order; every finished training is saved at once."""
     config, metadata = stored.config, stored.metadata
     launch_id, previous_arm = stored.launch["launch_id"], ""
-    with Progress(config, metadata["steps"], estimates, stored.metrics) as progress:
+    with Progress(config, stored.steps, estimates, stored.metrics) as progress:
         for arm, place in waiting:
             run = place["run"]
             callback = progress.start(run, arm)
             release_memory(device)
+            place["launch_index"] = stored.next_index(place["launch_index"])
             seed = metadata["plan"]["seeds"][run]
             result, model = train(config, arm, dataset, seed, device, callback)
             result |= place | {"launch_id": launch_id, "previous_arm": previous_arm}
@@ -598,34 +686,25 @@ def config_from(arguments):
     return make_config(preset, **{**chosen, "device": str(device)})
 
 
-def introduce(config, dataset, device, parameters, estimates, waiting):
-    """Say what is about to happen, and roughly how long it will take.
-
-    waiting: {arm: trainings}; estimates: {arm: seconds of one training, or None: too big}.
-    """
+def introduce(config, dataset, device, parameters):
+    """Say what is about to happen."""
     steps = planned_steps(config, len(dataset.train))
     tokens = config.batch_size * config.seq_len
     kept = density(config.seq_len, config.window_size, config.dilation)
     used = len(validation_rows(config, len(dataset.held_out)))
-    total = sum(waiting[arm] * seconds for arm, seconds in estimates.items() if seconds)
-    left = sum(waiting.values())
-    scope = "in all" if left == config.runs * len(config.arms) else f"for the {left} that are left"
     compiled = "eager" if config.compile == "none" else f"torch.compile ({config.compile})"
     say(
         f"{config.preset} preset on {describe_environment(device)['device_name']}: "
-        f"{config.runs} runs x {len(config.arms)} arms ({', '.join(config.arms)}), "
+        f"{config.runs} run{'s' * (config.runs > 1)} x {len(config.arms)} "
+        f"arm{'s' * (len(config.arms) > 1)} ({', '.join(config.arms)}), "
         f"{config.dtype}, {compiled}\n"
         f"  model: {max(parameters.values()) / 1e6:.1f} M parameters, sequence length "
         f"{config.seq_len:,}; window_size {config.window_size}, dilation {config.dilation} keep "
         f"{kept:.1%} of the causal pairs\n"
         f"  a training: {steps:,} steps of {tokens:,} tokens "
         f"({steps * config.batch_size / len(dataset.train):.2f} passes over {len(dataset.train):,}"
-        f" rows); validation on {used:,} of {len(dataset.held_out):,} held-out rows\n"
-        f"  roughly {format_seconds(total)} {scope}, and a few seconds for the plots"
+        f" rows); validation on {used:,} of {len(dataset.held_out):,} held-out rows"
     )
-    for arm, estimate in estimates.items():
-        if estimate is None:
-            say(f"  {arm} ran out of memory when tried: its trainings will probably fail")
     if config.warmup_steps >= steps:
         say(
             f"  note: the learning rate is still rising at the end: --warmup-steps "
@@ -634,11 +713,24 @@ def introduce(config, dataset, device, parameters, estimates, waiting):
 
 
 def estimate_and_introduce(config, dataset, device, parameters, waiting):
-    """``introduce`` with times measured now; returns them, {arm: seconds or None}."""
+    """``introduce``, and roughly how long it will take, from steps that are timed now.
+
+    waiting: {arm: trainings}.  Returns {arm: seconds of one training, or None: too big}.
+    """
+    introduce(config, dataset, device, parameters)
     estimates = {
         arm: estimate_seconds(config, arm, dataset, device) for arm in config.arms if waiting[arm]
     }
-    introduce(config, dataset, device, parameters, estimates, waiting)
+    total = sum(waiting[arm] * seconds for arm, seconds in estimates.items() if seconds)
+    left = sum(waiting.values())
+    scope = "in all" if left == config.runs * len(config.arms) else f"for the {left} that are left"
+    say(
+        f"  roughly {format_seconds(total)} {scope}, if the machine stays as busy as it is now, "
+        "and a few seconds for the plots"
+    )
+    for arm, estimate in estimates.items():
+        if estimate is None:
+            say(f"  {arm} ran out of memory when tried: its trainings will probably fail")
     return estimates
 
 
@@ -651,34 +743,46 @@ def prepare_experiment(arguments):
     ensure_data(config.data)
     dataset = load_dataset(config.data, config.seq_len, config.batch_size)
     if config.window_attention == "split" and "window" in config.arms:
-        attention_used(config, "window", torch.device(config.device))  # ValueError without kernels
+        with deterministic_algorithms(config.deterministic):
+            attention_used(config, "window", torch.device(config.device))  # ValueError if it can't
     if not arguments.dry_run:
         check_writable(config.output_dir, config.plots_dir)
     return config, dataset
 
 
-def dry_run(config, dataset):
+def dry_run(config, dataset, restart=False, allow_mixed=False):
     """Say what would be done, and how long it would take; the plan goes to stdout."""
     device = torch.device(config.device)
     parameters = parameter_counts(config, dataset.vocab_size)
     waiting = dict.fromkeys(config.arms, config.runs)
-    estimate_and_introduce(config, dataset, device, parameters, waiting)
+    with deterministic_algorithms(config.deterministic):
+        estimate_and_introduce(config, dataset, device, parameters, waiting)
+        identity = identity_of(config, dataset, describe_environment(device), describe_code())
     before = read_plan(config.output_dir)
     if before is not None:
-        identity = identity_of(config, dataset, describe_environment(device), describe_code())
-        changed = differences(before["identity"], identity)
+        changed = what_differs(before, identity)
         done = len(launched(read_runs(config.output_dir, before)[0]))
-        answer = "would be refused, something differs" if changed else f"would go on after {done}"
-        say(f"  {config.output_dir} holds an experiment, {done} trainings done: this {answer}")
+        answer = f"go on after {done}"
+        if restart:
+            answer = "move it aside"
+        elif changed:
+            answer = f"{answer} and mark the results" if allow_mixed else "refuse"
+            answer += ", for this differs:\n    " + "\n    ".join(changed)
+        say(
+            f"  {config.output_dir} holds an experiment, {done} trainings done; without --dry-run "
+            f"this command would {answer}"
+        )
     plan = make_plan(config)
     for run, (order, seed) in enumerate(zip(plan["orders"], plan["seeds"], strict=True)):
         print(f"run {run + 1}: {', '.join(order)} (seed {seed})")
 
 
-def run_and_report(config, dataset, arguments):
+def run_and_report(config, dataset, arguments, argv):
     """The experiment, its report on stdout and in a file, and its plots; returns the exit code."""
+    codes, began = [], []
 
     def begin(stored):
+        began.append(True)
         if not stored.new:
             say(f"resuming: {stored.progress()}")
         waiting = dict.fromkeys(config.arms, 0)
@@ -687,12 +791,17 @@ def run_and_report(config, dataset, arguments):
         device, parameters = torch.device(config.device), stored.metadata["parameters"]
         return estimate_and_introduce(config, dataset, device, parameters, waiting)
 
+    def report(metrics, metadata):
+        if metadata["launches"] and not began:
+            say(f"complete: all {len(launched(metrics))} trainings are done; reporting them again")
+        codes.append(report_results(config, metrics, metadata))
+
     options = {"restart": arguments.restart, "allow_mixed": arguments.allow_mixed}
     try:
-        metrics, metadata = run_experiment(config, dataset, **options, introduce=begin)
-        return report_results(config, metrics, metadata)
+        run_experiment(config, dataset, **options, before=begin, after=report, argv=argv)
+        return codes[0]
     except KeyboardInterrupt as stop:
-        say(f"{_stopped(stop)}: {_kept(config)}")
+        say(f"{_stopped(stop)}: {_kept(config, arguments.restart)}")
         return _exit_code(stop)
 
 
@@ -710,22 +819,25 @@ def report_results(config, metrics, metadata):
     paths = [Path(config.output_dir) / f"{RESULTS_NAME}.npz", report_path]
     finished_well = [run for run in launched(metrics) if run["status"] == "ok"]
     if finished_well:
+        figures = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
+        remove_leftovers(config.plots_dir, figures)
         paths += create_all_plots(metrics, metadata, config.plots_dir)
     print(report, flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
     return 0 if len(finished_well) == len(launched(metrics)) else EXIT_RUNS_FAILED
 
 
-def _kept(config):
+def _kept(config, restarted):
     """What an interrupted experiment leaves, in words, and how to go on."""
     plan = read_plan(config.output_dir)
     done = launched(read_runs(config.output_dir, plan)[0]) if plan else ()
     if not done:
         return "no training had been finished, so nothing was kept"
     total = len(plan["plan"]["orders"]) * len(plan["config"]["arms"])
+    command = "the same command without --restart" if restarted else "the same command"
     return (
-        f"{len(done)} of {total} trainings are kept in {config.output_dir}; the same command goes "
-        "on from there"
+        f"{len(done)} of {total} trainings are kept in {config.output_dir}; {command} goes on from "
+        "there"
     )
 
 
@@ -742,9 +854,11 @@ def main(argv=None):
             except ValueError as error:
                 return _complain(error, arguments, EXIT_USAGE)
             if arguments.dry_run:
-                dry_run(config, dataset)
+                dry_run(config, dataset, arguments.restart, arguments.allow_mixed)
                 return 0
-            return run_and_report(config, dataset, arguments)
+            return run_and_report(
+                config, dataset, arguments, sys.argv[1:] if argv is None else argv
+            )
         except StoreError as error:
             return _complain(error, arguments, EXIT_USAGE)
         except OSError as error:
@@ -760,6 +874,7 @@ def _complain(error, arguments, code):
         raise error
     words = error
     if isinstance(error, OSError) and error.filename is not None:
+        error = explained(error, error.filename)
         words = f"{error.filename}: {error.strerror}"
     print(f"error: {words}", file=sys.stderr)
     return code

@@ -31,6 +31,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from metrics_utils import (
     CONTRASTS,
+    DAMAGE,
     PRACTICAL_SHARE,
     MetricsError,
     atomic_write,
@@ -38,6 +39,7 @@ from metrics_utils import (
     load_experiment,
     ordered_arms,
     throttled,
+    unfit,
 )
 from significance import ALPHA, mean_interval, non_inferiority, paired_ratio
 
@@ -129,7 +131,7 @@ class Metric:
 TIME = Metric("training_time", "training time", "s", "faster", "slower")
 MEMORY = Metric("peak_memory_mb", "peak memory", "MB", "less memory", "more memory")
 LOSS_WORDS = ("nats/token", "lower loss", "higher loss", 4)
-TRAIN_LOSS = Metric("avg_loss_last_100", "training loss, last 100 steps", *LOSS_WORDS)
+TRAIN_LOSS = Metric("avg_loss_last_100", "training loss, last ≤ 100 steps", *LOSS_WORDS)
 VAL_LOSS = Metric("val_loss", "validation loss", *LOSS_WORDS)
 SPEED = Metric("tokens_per_second", "speed", "tokens/s")
 METRICS = (TIME, MEMORY, TRAIN_LOSS, VAL_LOSS)
@@ -174,6 +176,12 @@ class Experiment:
     def values(self, arm, metric, paired=False):
         runs = (self.paired if paired else self.ok)[arm]
         return np.array([run[metric.key] for run in runs], dtype=np.float64)
+
+    def pair(self, arm, base, metric):
+        """The metric over the blocks in which both arms went well, aligned: as in the report."""
+        runs = [{run["run"]: run[metric.key] for run in self.ok[a]} for a in (arm, base)]
+        shared = sorted(set(runs[0]) & set(runs[1]))
+        return [np.array([of[block] for block in shared], dtype=np.float64) for of in runs]
 
     def has(self, metric):
         """Whether every ok run has this metric (memory is not measurable everywhere)."""
@@ -236,12 +244,14 @@ def describe_setting(metadata):
 
 
 def partial_mark(metrics, metadata):
+    """What must be seen on every figure: that trainings are missing, or of several kinds."""
+    mixed = "mixed: trainings that differ" if metadata.get("mixed") else ""
     if metadata.get("status") != "partial":
-        return ""
+        return mixed
     arms = (metadata.get("config") or {}).get("arms") or metrics
     total = len((metadata.get("plan") or {}).get("orders") or ()) * len(arms)
     done = sum(len(runs) for runs in metrics.values())
-    return f"partial: {done}/{total or '?'} trainings"
+    return f"partial: {done}/{total or '?'} trainings" + (f"; {mixed}" if mixed else "")
 
 
 def prepare(metrics, metadata):
@@ -277,7 +287,7 @@ def absolute(data, arm, metric):
 
 def compare(data, arm, reference, metric):
     """Ratio arm / reference of a metric, block by block: ``(Ratio, Estimate)``."""
-    x, base = (data.values(a, metric, paired=True) for a in (arm, reference))
+    x, base = data.pair(arm, reference, metric)
     ratio = paired_ratio(x, base)
     return ratio, Estimate(x / base, ratio.ratio, ratio.low, ratio.high)
 
@@ -286,7 +296,7 @@ def relative(data, arm, metric):
     """To the reference, block by block: the difference of a loss, the ratio of anything else."""
     if metric not in LOSSES:
         return compare(data, arm, data.reference, metric)[1]
-    x, base = (data.values(a, metric, paired=True) for a in (arm, data.reference))
+    x, base = data.pair(arm, data.reference, metric)
     interval = mean_interval(x - base)
     return Estimate(x - base, interval.mean, interval.low, interval.high)
 
@@ -297,9 +307,9 @@ def t_band(values):
     return np.array([[i.low for i in intervals], [i.high for i in intervals]])
 
 
-def margin_span(data, base):
+def margin_span(data, arm, base):
     """The equivalence margin around ``base``'s mean validation loss, as a span of ratios."""
-    share = data.margin / data.values(base, VAL_LOSS, paired=True).mean()
+    share = data.margin / data.pair(arm, base, VAL_LOSS)[1].mean()
     return max(1 - share, 0.01), 1 + share  # a log axis has no 0
 
 
@@ -366,7 +376,7 @@ def loss_verdict(data, arm, base):
     ratio = compare(data, arm, base, VAL_LOSS)[0]
     if data.margin is None or ratio.n == 1:
         return verdict(ratio, VAL_LOSS)
-    x, reference = (data.values(a, VAL_LOSS, paired=True) for a in (arm, base))
+    x, reference = data.pair(arm, base, VAL_LOSS)
     words = non_inferiority(x, reference, data.margin).verdict
     return f"{words} (margin {data.margin:g} nats)" if words == "not worse" else words
 
@@ -393,6 +403,7 @@ def count_runs(data):
     text += ": no bands, no intervals." if most == 1 else "."
     if data.pairs and set(counts.values()) != {data.pairs}:
         text += f" Paired: {data.pairs} block{'s' * (data.pairs > 1)} complete in every arm."
+        text += " Ratios: blocks complete in their two arms."
     failed = sum(not went_well(run) for _, run in data.launches)
     return text + (f" Left out: {failed} failed (see the per-run figure)." if failed else "")
 
@@ -932,7 +943,7 @@ def shade_small(ax):
 
 def shade_margin(ax, data, pairs):
     """The equivalence margin of each row, around its own reference; returns the spans' ends."""
-    spans = [margin_span(data, base) for _, base in pairs]
+    spans = [margin_span(data, *pair) for pair in pairs]
     for y, (low, high) in enumerate(spans):
         ax.barh(y, high - low, 0.8, low, **MARGIN, label=f"_margin {y}")
     panel_key(ax, f"equivalence margin ± {data.margin:g} nats", MARGIN)
@@ -1113,7 +1124,10 @@ def main(argv=None):
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {args.plots_dir}: cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except (*DAMAGE, KeyError, ArithmeticError) as error:
+        print(f"error: {unfit(args.results, error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: the figures finished so far are written", file=sys.stderr)

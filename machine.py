@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 KILLED = "exit code -9"  # of a process that the system ended, as it does for want of memory
+CHANGES = ("status", "--porcelain", "--untracked-files=no")  # results and figures are untracked
 COMMAND_SECONDS = 10  # that git or nvidia-smi may take before their answer counts as unknown
 FOLDER = Path(__file__).resolve().parent
 # The files that can change what a training gives, in the order in which they are hashed.
@@ -95,7 +96,7 @@ def _git(folder, *words):
 def _git_revision(folder=FOLDER):
     """The commit of this checkout, with + where files differ from it; None outside a checkout."""
     revision = _git(folder, "rev-parse", "--short=12", "HEAD")
-    changes = _git(folder, "status", "--porcelain")
+    changes = _git(folder, *CHANGES)
     if revision is None or changes is None:
         return None
     return revision.decode().strip() + ("+" if changes else "")
@@ -104,15 +105,15 @@ def _git_revision(folder=FOLDER):
 def describe_code(folder=FOLDER):
     """Which code a result belongs to, as a JSON-like dict; None for what is not known.
 
-    ``revision``, ``branch`` (None where no branch is checked out), ``dirty`` (files differ from the
-    revision, or are not known to git) and ``diff_sha256`` (of ``git diff HEAD``, where dirty) are
+    ``revision``, ``branch`` (None where no branch is checked out), ``dirty`` (files that git
+    knows differ from the revision) and ``diff_sha256`` (of ``git diff HEAD``, where dirty) are
     None outside a checkout; ``sources_sha256`` is known everywhere.
     """
     code = dict.fromkeys(("revision", "branch", "dirty", "diff_sha256"))
     revision = _git(folder, "rev-parse", "HEAD")
     if revision is not None:
         branch = _git(folder, "symbolic-ref", "--quiet", "--short", "HEAD")
-        changes = _git(folder, "status", "--porcelain")
+        changes = _git(folder, *CHANGES)
         code["revision"] = revision.decode().strip()
         code["branch"] = branch.decode(errors="replace").strip() if branch else None
         code["dirty"] = None if changes is None else bool(changes)
@@ -121,7 +122,7 @@ def describe_code(folder=FOLDER):
 
 
 def _diff_sha256(folder):
-    diff = _git(folder, "diff", "HEAD")
+    diff = _git(folder, "diff", "--no-ext-diff", "--no-textconv", "--binary", "HEAD")
     return None if diff is None else hashlib.sha256(diff).hexdigest()
 
 
@@ -227,7 +228,7 @@ def _describe_gpu(device):
         "count": torch.cuda.device_count(),
         "capability": f"{properties.major}.{properties.minor}",
         "memory_mb": properties.total_memory / 2**20,
-        "driver": None if uuid is None else _driver_version(uuid),
+        "driver": _driver_version(),
         "tf32_matmul": _setting(lambda: torch.backends.cuda.matmul.allow_tf32),
         "tf32_cudnn": _setting(lambda: torch.backends.cudnn.allow_tf32),
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
@@ -303,13 +304,16 @@ def gpu_uuid(device):
     return str(uuid) if str(uuid).startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
 
 
-def _nvidia_smi(uuid, query):
-    """What nvidia-smi answers about one GPU: a list of texts for each line.
+def _nvidia_smi(query, uuid=None):
+    """What nvidia-smi answers about one GPU, or all: a list of texts for each line.
 
     Raises OSError or subprocess.SubprocessError where it is missing, fails or takes too long.
     """
     done = subprocess.run(
-        ["nvidia-smi", f"--id={uuid}", query, "--format=csv,noheader,nounits"],
+        [
+            *("nvidia-smi", query, "--format=csv,noheader,nounits"),
+            *([] if uuid is None else [f"--id={uuid}"]),
+        ],
         capture_output=True,
         text=True,
         errors="replace",
@@ -321,9 +325,9 @@ def _nvidia_smi(uuid, query):
 
 
 @functools.cache  # a driver stays while a process lives, and a hanging nvidia-smi costs time once
-def _driver_version(uuid):
+def _driver_version():
     try:
-        return _nvidia_smi(uuid, "--query-gpu=driver_version")[0][0]
+        return _nvidia_smi("--query-gpu=driver_version")[0][0]  # the same for every GPU
     except (OSError, subprocess.SubprocessError, IndexError):
         return None
 
@@ -353,7 +357,7 @@ def _gpu_state(uuid):
     for reasons in REASON_FIELDS:
         fields = (*GPU_NUMBERS.values(), reasons)
         try:
-            rows = _nvidia_smi(uuid, f"--query-gpu={','.join(fields)}")
+            rows = _nvidia_smi(f"--query-gpu={','.join(fields)}", uuid)
         except subprocess.CalledProcessError:  # as for a field that this driver does not know
             continue
         if [len(row) for row in rows] == [len(fields)]:
@@ -366,7 +370,7 @@ def _gpu_state(uuid):
 def _other_processes(uuid):
     """How many compute processes besides this one are on a GPU, or None where that is unknown."""
     try:
-        listed = {row[0] for row in _nvidia_smi(uuid, "--query-compute-apps=pid")}
+        listed = {row[0] for row in _nvidia_smi("--query-compute-apps=pid", uuid)}
     except (OSError, subprocess.SubprocessError):
         return None
     # where this process is not listed (it has not used the GPU yet, or a container hides the

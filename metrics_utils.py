@@ -63,6 +63,7 @@ TEXTS = (
     "launch_id",  # of the process that trained it: two in a block tell of a stop between them
     "previous_arm",  # what this process had trained before, "" for nothing
 )
+STATUSES = ("ok", "diverged", "out_of_memory")
 RECORDS = ("device_before", "device_after")  # the device's clocks, temperature, ..., or None
 SINCE_VERSION_2 = {
     "ended_at": "",
@@ -112,7 +113,7 @@ def atomic_write(path, write):
     path = Path(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, temporary = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
         )
@@ -129,8 +130,17 @@ def atomic_write(path, write):
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _explained(error, path) from None
+            raise explained(error, path) from None
         raise
+
+
+def make_folder(folder):
+    """Make a folder and its parents, so that they survive a power cut too."""
+    folder = Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        flush_folder(path.parent)
 
 
 def flush_folder(folder):
@@ -157,8 +167,10 @@ REMEDIES = {
 }
 
 
-def _explained(error, path):
+def explained(error, path):
     """An OSError of writing ``path`` with the reason and the remedy in one line."""
+    if "cannot be" in str(error.strerror):
+        return error
     remedy = REMEDIES.get(error.errno, "choose another folder")
     words = f"cannot be written ({error.strerror or error}): {remedy}"
     return OSError(error.errno or errno.EIO, words, str(path))
@@ -214,6 +226,12 @@ def sealed(content):
     return json.dumps(content | {"sha256": json_sha256(content)}, indent=1, allow_nan=False)
 
 
+def write_sealed(path, content):
+    """Write ``sealed(content)``, whole or not at all."""
+    text = sealed(content)
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
 def unsealed(text):
     """The dict of ``sealed``'s text; ValueError where it was changed since."""
     content = json.loads(text)
@@ -232,6 +250,8 @@ def normalised_run(run, where):
     try:
         for key, kind in NUMBERS.items():
             value = run[key]
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise TypeError(f"{key} is {value!r}, not a number")
             out[key] = math.nan if value is None and kind is float else kind(value)
             if kind is int and out[key] != value:
                 raise ValueError(f"{key} is {value}, not a whole number")
@@ -239,6 +259,8 @@ def normalised_run(run, where):
             if not isinstance(run[key], str):
                 raise TypeError(f"{key} is not a text")
             out[key] = run[key]
+        if out["status"] not in STATUSES or min(out["run"], out["launch_index"]) < 0:
+            raise ValueError("status, run or launch_index is none of this suite's")
         for key in RECORDS:
             if not isinstance(run[key], dict | None):
                 raise TypeError(f"{key} is not a table")
@@ -285,8 +307,7 @@ def save_metrics(metrics, metadata, output_dir, name=RESULTS_NAME):
     output_dir = Path(output_dir)
     npz_path, json_path = output_dir / f"{name}.npz", output_dir / f"{name}.json"
     atomic_write(npz_path, lambda file: np.savez_compressed(file, **arrays))
-    text = sealed({"metadata": metadata, "metrics": metrics})
-    atomic_write(json_path, lambda file: file.write(text.encode()))
+    write_sealed(json_path, {"metadata": metadata, "metrics": metrics})
     return npz_path, json_path
 
 
@@ -322,9 +343,9 @@ def load_experiment(path):
     Raises MetricsError, which names the file and what is wrong with it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MetricsError(f"{path}: no such file (python main.py writes one)")
     try:
+        if not path.is_file():
+            raise MetricsError(f"{path}: no such file (python main.py writes one)")
         metrics, metadata = (_read_json if path.suffix == ".json" else _read_npz)(path)
         if not all(isinstance(metadata.get(key, {}), dict) for key in _SECTIONS):
             raise MetricsError(f"{path}: damaged: one of {', '.join(_SECTIONS)} is not a table")
@@ -337,6 +358,9 @@ def load_experiment(path):
             arm: [normalised_run(run, f"{path}: {arm} run {i}") for i, run in enumerate(runs)]
             for arm, runs in metrics.items()
         }
+        for arm, runs in metrics.items():
+            if len({run["run"] for run in runs}) < len(runs):
+                raise MetricsError(f"{path}: damaged: holds a training of {arm} twice")
     except MetricsError:
         raise
     except OSError as error:
@@ -345,8 +369,15 @@ def load_experiment(path):
         raise MetricsError(f"{path}: not a metrics file of this suite (no {error})") from None
     except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "pickle" in reason:  # numpy goes on to say how it could be loaded all the same
+            reason = "it is no archive of arrays, or holds objects, which are never loaded"
         raise MetricsError(f"{path}: damaged or not a metrics file: {reason}") from None
     return metrics, metadata
+
+
+def unfit(path, error):
+    """Words for a file that loads, and lacks something or holds what this suite never writes."""
+    return f"{path}: incomplete or not of this suite ({type(error).__name__}: {error})"
 
 
 def load_metrics(path):
@@ -360,7 +391,7 @@ def load_metrics(path):
 OUTCOMES = (
     ("training_time", "training time", "s", 2),
     ("peak_memory_mb", "peak memory", "MB", 1),
-    ("avg_loss_last_100", "loss, last 100 steps", "nats", 4),
+    ("avg_loss_last_100", "loss, last ≤ 100 steps", "nats", 4),
     ("val_loss", "validation loss", "nats", 4),
 )
 CONTRASTS = (  # arm, reference, what the difference is
@@ -394,6 +425,11 @@ def declared_margin(metadata):
     """The equivalence margin written into the plan before the first run, None in older files."""
     margin = (metadata.get("plan") or {}).get("equivalence_margin")
     return margin if isinstance(margin, int | float) and 0 < margin < math.inf else None
+
+
+def pairs_of(metrics):
+    """(arm, run) of every training."""
+    return [(arm, run) for arm, runs in metrics.items() for run in runs]
 
 
 def launched(metrics):

@@ -8,8 +8,10 @@ significance.py.
 
 import argparse
 import math
+import os
 import sys
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ import numpy as np
 
 from metrics_utils import (
     CONTRASTS,
+    DAMAGE,
     OUTCOMES,
     PRACTICAL_SHARE,
     REPORT_NAME,
@@ -32,6 +35,7 @@ from metrics_utils import (
     shared_values,
     text_table,
     throttled,
+    unfit,
 )
 from significance import (
     ALPHA,
@@ -42,6 +46,7 @@ from significance import (
     holm,
     non_inferiority,
     outlying,
+    paired_difference,
     paired_ratio,
     smallest_p,
     trend,
@@ -58,6 +63,9 @@ PRIMARY = (  # what an experiment is made for, declared in its plan
 SPARSITY = ("window", "fused", "training_time")
 COLUMNS = 100
 NOISY_SHARE, FAR_SHARE = 0.10, 0.50  # of the mean: pyperf's limits for calling runs unstable
+FAR_OUT = 3.0  # interquartile ranges (Tukey 1977)
+LARGEST_LOSS = 50  # nats of difference beyond which a perplexity is no number for people
+SLOW_SHARE = 0.10  # by which the first training must be slower than the slowest other
 
 
 # --- words for numbers -------------------------------------------------------------------------
@@ -132,12 +140,32 @@ def compare(metrics, metadata):
 
 # --- the claims --------------------------------------------------------------------------------
 
+EVERY_PAIR = ("dense", "masked")  # evaluations that compute the left-out pairs too
+NO_SPARSITY = "This says nothing about sparsity, for both arms compute every pair."
 NOT_SHOWN = {
-    "sparsity alone": "Not shown: that it would be so at another length, pattern, model or device.",
-    "the kernel": "Not shown: anything about sparsity, for both arms compute every pair.",
-    "the mask bookkeeping": "Not shown: anything about sparsity, for both arms compute every pair.",
+    "sparsity alone": "This does not show that it would be so at another length, pattern, model or "
+    "device.",
+    "the kernel": NO_SPARSITY,
+    "the mask bookkeeping": NO_SPARSITY,
 }
-NOT_THE_REASON = "Not shown: that sparsity is the reason, for the kernel differs too."
+NOT_THE_REASON = "This does not show that sparsity is the reason, for the kernel differs too."
+
+
+def window_evaluation(metadata):
+    """How the window arm evaluated its pattern, or None where the file does not say."""
+    chosen = metadata["config"].get("window_attention")
+    found = (metadata.get("pattern") or {}).get("evaluation")
+    return found or (chosen if chosen != "auto" else None)
+
+
+def not_shown(meaning, evaluation):
+    """What a contrast leaves open, in a sentence."""
+    if meaning == "sparsity alone" and evaluation in EVERY_PAIR:
+        return (
+            "This does not show what sparsity can bring, for the window was evaluated as "
+            f"{evaluation}, which computes every pair."
+        )
+    return NOT_SHOWN.get(meaning, NOT_THE_REASON)
 
 
 def describe_change(ratio, arm, reference, what="time"):
@@ -151,7 +179,7 @@ def describe_change(ratio, arm, reference, what="time"):
     if ratio.low <= 1 <= ratio.high:
         return (
             f"{arm} against {reference}: no difference detected, ratio {ratio.ratio:.4f} "
-            f"[{ratio.low:.4f}, {ratio.high:.4f}] includes 1."
+            f"[{ratio.low:.4f}, {ratio.high:.4f}] includes 1, p {_p_value(ratio.p)}."
         )
     # an interval of less time, in the direction that the sentence speaks of
     low, high = sorted((abs(1 - ratio.low), abs(1 - ratio.high)))
@@ -165,11 +193,12 @@ def _family_size(found):
     return sum(compared.adjusted is not None for compared in found.values())
 
 
-def _evidence(compared, family_size):
+def _evidence(compared, family_size, primary=False):
     """The test behind a ratio and its p among the family's, in words."""
     if compared.ratio.p is None:
         return ""
-    text = f" Paired t-test on log ratios, {compared.ratio.n} runs"
+    text = " Primary," if primary else ""
+    text += f" {'p' if primary else 'P'}aired t-test on log ratios, {compared.ratio.n} runs"
     if compared.adjusted is not None:
         text += f"; adjusted p {_p_value(compared.adjusted)} (Holm, {family_size} tests)"
         if compared.ratio.p < ALPHA <= compared.adjusted:
@@ -177,25 +206,33 @@ def _evidence(compared, family_size):
     return text + "."
 
 
-def ratio_claims(metrics, found):
+def primary_of(metadata):
+    """The claims that the plan declares as what the experiment is for."""
+    declared = metadata.get("plan", {}).get("primary")
+    return PRIMARY if declared is None else [tuple(claim) for claim in declared]
+
+
+def ratio_claims(metrics, metadata, found):
     """A sentence for time and for memory of every contrast: size, interval, test, limits.
 
     The time of window against fused is left to ``_decomposition`` where that can be made.
     """
     claims = []
-    family_size = _family_size(found)
+    primary, evaluation = primary_of(metadata), window_evaluation(metadata)
     for arm, reference, meaning in contrasts_of(metrics):
         for key, what in (("training_time", "time"), ("peak_memory_mb", "memory")):
-            place = (arm, reference, key)
-            if place not in found or (place == SPARSITY and "baseline" in metrics):
+            place, title = (arm, reference, key), f"{what.capitalize()} ({meaning}): "
+            if place == SPARSITY and "baseline" in metrics and place in found:
+                continue
+            if place not in found:
+                claims.append(f"{title}no claim, for no run gave both arms' {what}.")
                 continue
             compared = found[place]
             claims.append(
-                f"{what.capitalize()} ({meaning}): "
+                title
                 + describe_change(compared.ratio, arm, reference, what)
-                + _evidence(compared, family_size)
-                + " "
-                + NOT_SHOWN.get(meaning, NOT_THE_REASON)
+                + _evidence(compared, _family_size(found), (*place, "ratio") in primary)
+                + f" {not_shown(meaning, evaluation)}"
             )
     return claims
 
@@ -206,10 +243,12 @@ def describe_quality(x, reference, margin, arm, name):
     Non-inferiority first, equivalence beside it; the difference in nats, percent and perplexity.
     """
     claim = non_inferiority(x, reference, margin)
-    size = (
-        f"held-out loss {claim.mean:+.4f} nats ({100 * claim.mean / reference.mean():+.2f} %, "
-        f"perplexity {100 * math.expm1(claim.mean):+.2f} %)"
-    )
+    size = f"validation loss {abs(claim.mean):.4f} nats {'lower' if claim.mean < 0 else 'higher'}"
+    if reference.mean() > 0 and abs(claim.mean) < LARGEST_LOSS:
+        size += (
+            f" ({100 * claim.mean / reference.mean():+.2f} %, "
+            f"perplexity {100 * math.expm1(claim.mean):+.2f} %)"
+        )
     words = {
         "not worse": f"{arm} is not worse than {name} by the margin of {margin:g} nats",
         "worse": f"{arm} is worse than {name} by more than the margin of {margin:g} nats",
@@ -220,8 +259,9 @@ def describe_quality(x, reference, margin, arm, name):
         text += f" ({claim.note})."
     else:
         text += (
-            f", one-sided {LEVEL:.0%} upper bound {claim.upper:+.4f}, p "
+            f", at most {claim.upper:+.4f} (one-sided {LEVEL:.0%} bound), p "
             f"{_p_value(claim.p_not_worse)} (non-inferiority, paired t-test, {claim.n} runs)."
+            " Primary, so not adjusted."
         )
         text += (
             f" Equivalence within ±{margin:g}: {claim.equivalence}, {2 * LEVEL - 1:.0%} interval "
@@ -233,7 +273,9 @@ def describe_quality(x, reference, margin, arm, name):
     return text
 
 
-QUALITY_LIMITS = "Not shown: that it stays so with longer training, other data or a larger model."
+QUALITY_LIMITS = (
+    "This does not show that it stays so with longer training, other data or a larger model."
+)
 
 
 def quality_claims(metrics, metadata):
@@ -241,14 +283,14 @@ def quality_claims(metrics, metadata):
     margin, claims = declared_margin(metadata), []
     if margin is None:
         return claims
-    for arm, reference, kind, test in PRIMARY:
+    for arm, reference, key, test in primary_of(metadata):
         if test == "ratio" or not {arm, reference} <= set(metrics):
             continue
-        x, ref = shared_values(metrics, (arm, reference), kind)
+        x, ref = shared_values(metrics, (arm, reference), key)
+        words = f"{arm} against {reference}: no claim, for no run ended well in both."
         if x.size:
-            claims.append(
-                f"Quality: {describe_quality(x, ref, margin, arm, reference)} {QUALITY_LIMITS}"
-            )
+            words = f"{describe_quality(x, ref, margin, arm, reference)} {QUALITY_LIMITS}"
+        claims.append(f"Quality: {words}")
     return claims
 
 
@@ -259,29 +301,41 @@ def both_claim(metrics, metadata, found):
         return []
     ratio = found[SPARSITY].ratio
     x, ref = shared_values(metrics, ("window", "fused"), "val_loss")
-    if ratio.p is None or not x.size:
+    if not x.size:
         return []
-    faster = ratio.p < ALPHA and ratio.ratio < 1
-    not_worse = non_inferiority(x, ref, margin).verdict == "not worse"
-    words = "is shown" if faster and not_worse else "is not shown"
-    missing = [w for w, shown in (("faster", faster), ("not worse", not_worse)) if not shown]
-    reason = f" ({' and '.join(missing)} is missing)" if missing else ""
+    quality = non_inferiority(x, ref, margin)
+    faster = ratio.p is not None and ratio.p < ALPHA and ratio.ratio < 1
+    parts = (
+        ("faster", faster, f"time ratio {ratio.ratio:.4f} {_interval(ratio)}", ratio.p),
+        ("not worse", quality.verdict == "not worse", "validation loss", quality.p_not_worse),
+    )
+    words = "is shown" if all(shown for _, shown, *_ in parts) else "is not shown"
+    missing = [name for name, shown, *_ in parts if not shown]
+    reason = " (neither part is)" if len(missing) == 2 else ""
+    if len(missing) == 1:
+        reason = f" ({missing[0]} is not)"
+    evidence = "; ".join(f"{what}, p {_p_value(p)}" for _, _, what, p in parts)
     return [
-        f"Faster and not worse: of window against fused this {words}{reason}. Each part is tested "
-        f"at {ALPHA}; a claim that needs both needs no correction (intersection-union)."
+        f"Faster and not worse: of window against fused this {words}{reason}: {evidence}. Each "
+        f"part counts at {ALPHA}; a claim that needs both needs no correction "
+        f"(intersection-union). {not_shown('sparsity alone', window_evaluation(metadata))}"
     ]
 
 
-def _sparsity_sentence(sparsity, seq_len):
+def _sparsity_sentence(sparsity, seq_len, evaluation=None):
     """What the control says about sparsity itself: gained, brought nothing, or not shown."""
     evidence = describe_change(sparsity, "window", "fused")
     place = f"at sequence length {seq_len:,}"
+    if evaluation in EVERY_PAIR:
+        return f"The pattern as a mask, which spares no pair, {place}: {evidence}"
     if sparsity.low is None:
         return f"What sparsity does to the time {place} is not shown: {evidence}"
     if sparsity.high < 1 and 1 - sparsity.ratio >= PRACTICAL_SHARE:
         return f"Sparsity made training faster {place}: {evidence}"
     within = max(1 - sparsity.low, sparsity.high - 1) < PRACTICAL_SHARE
-    if sparsity.low > 1 or sparsity.high < 1 or within:
+    if sparsity.low > 1 and sparsity.ratio - 1 >= PRACTICAL_SHARE:
+        return f"Sparsity made training slower {place}: {evidence}"
+    if sparsity.low > 1 or within:
         return f"Sparsity brought no speed worth the name {place}: {evidence}"
     return f"No speed from sparsity is shown {place}: {evidence}"
 
@@ -296,19 +350,27 @@ def _decomposition(metrics, metadata, found):
     baseline, window, fused = shared_values(
         metrics, ("baseline", "window", "fused"), "training_time"
     )
-    if not window.size:
+    if not positive(window, np.concatenate([baseline, fused])):
         return ["No decomposition: in no run did baseline, window and fused all end well."]
-    total, kernel = paired_ratio(baseline, window), paired_ratio(baseline, fused)
-    sparsity, compared = paired_ratio(fused, window), found[SPARSITY]
+    pairs = ((baseline, window), (baseline, fused), (fused, window))
+    total, kernel, sparsity = (_times(paired_ratio(*pair)) for pair in pairs)
+    compared, evaluation = found[SPARSITY], window_evaluation(metadata)
+    name = "mask" if evaluation in EVERY_PAIR else "sparsity"
     return [
-        f"Where the speed comes from: window over baseline {total.ratio:.3f}x = kernel "
-        f"{kernel.ratio:.3f}x (fused over baseline) x sparsity {sparsity.ratio:.3f}x (window over "
-        "fused), geometric means over the runs that all three finished.",
-        _sparsity_sentence(compared.ratio, metadata["config"]["seq_len"])
-        + _evidence(compared, _family_size(found))
-        + " "
-        + NOT_SHOWN["sparsity alone"],
+        f"Where the speed comes from: window is {total} as fast as baseline = kernel {kernel} "
+        f"(fused against baseline) x {name} {sparsity} (window against fused; below 1: slower), "
+        f"geometric means over the {baseline.size} runs that all three finished; the tests of each "
+        "are below.",
+        _sparsity_sentence(compared.ratio, metadata["config"]["seq_len"], evaluation)
+        + _evidence(compared, _family_size(found), (*SPARSITY, "ratio") in primary_of(metadata))
+        + f" {not_shown('sparsity alone', evaluation)}",
     ]
+
+
+def _times(ratio):
+    """A speed-up with its interval."""
+    interval = "" if ratio.low is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
+    return f"{ratio.ratio:.3f}x{interval}"
 
 
 def claims_of(metrics, metadata, found):
@@ -317,8 +379,24 @@ def claims_of(metrics, metadata, found):
         *_decomposition(metrics, metadata, found),
         *quality_claims(metrics, metadata),
         *both_claim(metrics, metadata, found),
-        *ratio_claims(metrics, found),
+        *ratio_claims(metrics, metadata, found),
     ]
+
+
+def tests_of(metrics, metadata):
+    """Every test of the report as a JSON-like list, so that the results carry them."""
+    margin, tests = declared_margin(metadata), []
+    for (arm, reference, key), compared in compare(metrics, metadata).items():
+        test = {"arm": arm, "reference": reference, "outcome": key, **asdict(compared.ratio)}
+        test |= {"adjusted_p": compared.adjusted}
+        test["two_sample"] = asdict(two_sample_t(compared.x, compared.reference))
+        if key == "val_loss":
+            test["difference"] = asdict(paired_difference(compared.x, compared.reference))
+            if margin is not None:
+                claim = non_inferiority(compared.x, compared.reference, margin)
+                test["quality"] = asdict(claim)
+        tests.append(test)
+    return tests
 
 
 # --- the tables --------------------------------------------------------------------------------
@@ -334,7 +412,7 @@ def _tests_row(words, compared):
         _interval(ratio),
         _starred(ratio.p),
         _starred(adjusted),
-        _number(ratio.detectable, "{:.2%}"),
+        "> 1,000%" if (ratio.detectable or 0) > 10 else _number(ratio.detectable, "{:.2%}"),
     ]
 
 
@@ -368,12 +446,29 @@ def _contrast_lines(metrics, found, arm, reference, meaning):
     return [title, *text_table(rows), *text_table(more_rows), *notes]
 
 
+def _spread_lines(metrics):
+    """Median, median absolute deviation and extremes: what a mean does not tell."""
+    rows = [["arm"] + [f"{words} ({unit})" for _, words, unit, _ in OUTCOMES]]
+    for arm in ordered_arms(metrics):
+        cells = []
+        for key, _, _, digits in OUTCOMES:
+            x = ok_values(metrics, arm, key)
+            if x.size > 1:
+                middle = np.median(x)
+                numbers = (middle, np.median(np.abs(x - middle)), x.min(), x.max())
+                cells.append("{} ± {} ({} … {})".format(*(f"{v:,.{digits}f}" for v in numbers)))
+            else:
+                cells.append("-")
+        rows.append([arm, *cells])
+    return ["Median ± median absolute deviation (least … most)", *text_table(rows)]
+
+
 LEGEND = [
     "improvement: of the mean, positive where the first arm is lower.",
     f"ratio: first arm over second, geometric mean over runs, {LEVEL:.0%} interval and p of the "
     "paired t-test on logs.",
-    "adjusted p: Holm's, over the family that the plan declares (every contrast's time, memory and "
-    "validation loss).",
+    "adjusted p: Holm's, over the family of tests: every contrast's time, memory and validation "
+    "loss, where it has a p (declared in the plan, but for files of the first version).",
     f"detectable: the change that these runs could have detected with {POWER:.0%} power.",
     "sign-flip: exact permutation test of the log ratios. d_z: paired effect size, mean over "
     "standard deviation of them.",
@@ -386,25 +481,27 @@ LEGEND = [
 # --- order, drift, outliers --------------------------------------------------------------------
 
 
-def _per_run(metrics, key):
-    """Values, arms, runs, launch indices and previous arms of the trainings that ended well."""
+def _per_run(metrics, *arms):
+    """(training time, arm, run) of these arms' trainings that ended well, in launch order."""
     launches = [
-        (run[key], arm, run)
-        for arm in ordered_arms(metrics)
+        (run["training_time"], arm, run)
+        for arm in arms
         for run in metrics[arm]
-        if run["status"] == "ok" and run[key] > 0
+        if run["status"] == "ok" and 0 < run["training_time"] < math.inf
     ]
     launches.sort(key=lambda launch: launch[2]["launch_index"])
     return launches
 
 
-def _percent(center, low, high):
-    return f"{100 * center:+.2f} % [{100 * low:+.2f}, {100 * high:+.2f}]"
+def _percent(*logs):
+    """A log effect with its interval as percent."""
+    center, low, high = (100 * math.expm1(value) for value in logs)
+    return f"{center:+.2f} % [{low:+.2f}, {high:+.2f}]"
 
 
 def _position_line(metrics, arm, reference):
     """What coming one place later in a block does to the time of an arm against another."""
-    by_run = [{r["run"]: r for r in metrics[a] if r["status"] == "ok"} for a in (arm, reference)]
+    by_run = [{run["run"]: run for *_, run in _per_run(metrics, a)} for a in (arm, reference)]
     pairs = [(by_run[0][run], by_run[1][run]) for run in sorted(set(by_run[0]) & set(by_run[1]))]
     title = f"position, {arm} against {reference}: "
     if not pairs:
@@ -412,7 +509,8 @@ def _position_line(metrics, arm, reference):
     places = [a["position"] - b["position"] for a, b in pairs]
     fit = trend(places, [math.log(a["training_time"] / b["training_time"]) for a, b in pairs])
     if fit.low is None:
-        return f"{title}{fit.note}."
+        same = len(set(places)) == 1 and len(places) > 2
+        return title + ("the same places in every run." if same else f"{fit.note}.")
     adjusted = (math.exp(fit.intercept), math.exp(fit.intercept_low), math.exp(fit.intercept_high))
     return (
         f"{title}one place later {_percent(fit.slope, fit.low, fit.high)}; adjusted for it the "
@@ -426,7 +524,9 @@ def _drift_line(launches):
     if found.trend.low is None:
         return f"drift: {found.trend.note}."
     fit = found.trend
-    rho = "" if found.rho is None else f"; Spearman's rho {found.rho:+.2f}"
+    rho = ""
+    if found.rho is not None:
+        rho = f"; Spearman's rho {found.rho:+.2f}, p {_p_value(found.rho_p)}"
     return f"drift: from one training to the next {_percent(fit.slope, fit.low, fit.high)}{rho}."
 
 
@@ -442,14 +542,14 @@ def _carry_over_line(launches):
     return f"carry-over: {', '.join(parts)}." if parts else "carry-over: too few trainings to tell."
 
 
-def outlying_runs(metrics):
+def outlying_runs(metrics, ranges=1.5):
     """[(arm, run, outcome's words, value)] of the values outside Tukey's fences of their arm."""
     found = []
     for arm in ordered_arms(metrics):
         for key, words, *_ in OUTCOMES:
             runs = [r for r in metrics[arm] if r["status"] == "ok" and math.isfinite(r[key])]
             if runs:
-                flags = outlying([run[key] for run in runs])
+                flags = outlying([run[key] for run in runs], ranges)
                 found += [
                     (arm, run["run"], words, run[key])
                     for run, flag in zip(runs, flags, strict=True)
@@ -461,7 +561,7 @@ def outlying_runs(metrics):
 def _pairing_line(metrics, arm, reference):
     """How much of the spread of the times a block's trainings share."""
     x, ref = shared_values(metrics, (arm, reference), "training_time")
-    if x.size < 3 or np.ptp(x) == 0 or np.ptp(ref) == 0:
+    if x.size < 3 or not positive(x, ref) or np.ptp(x) == 0 or np.ptp(ref) == 0:
         return None
     share = np.corrcoef(np.log(x), np.log(ref))[0, 1]
     return (
@@ -471,7 +571,7 @@ def _pairing_line(metrics, arm, reference):
 
 def _check_lines(metrics):
     """Order, drift, carry-over and outliers of the training times: estimates, not verdicts."""
-    launches = _per_run(metrics, "training_time")
+    launches = _per_run(metrics, *ordered_arms(metrics))
     if not launches:
         return []
     lines = ["Order, drift and outliers (training time; estimates with their 95% intervals)"]
@@ -482,7 +582,7 @@ def _check_lines(metrics):
         lines.append("  " + _carry_over_line(launches))
     pairing = [_pairing_line(metrics, a, b) for a, b, _ in contrasts_of(metrics)[:3]]
     lines += ["  " + line for line in pairing if line]
-    outliers = [f"{a} run {r + 1} {words} {v:,.4g}" for a, r, words, v in outlying_runs(metrics)]
+    outliers = [f"{a} run {r + 1}: {words} {v:,.4g}" for a, r, words, v in outlying_runs(metrics)]
     lines.append(
         "  outlying (Tukey's fences; none dropped): " + ("; ".join(outliers) or "none") + "."
     )
@@ -511,9 +611,26 @@ def _spread_warnings(metrics):
                 f"{arm}: the training time varies by {deviation / mean:.0%} (standard deviation) "
                 "from run to run: is another program using the machine?"
             )
-        far = max(times.max() - mean, mean - times.min())
-        if far >= FAR_SHARE * mean:
-            yield f"{arm}: one training took {far / mean:.0%} more or less time than the mean."
+        far = max(times, key=lambda seconds: abs(seconds - mean))
+        if abs(far - mean) >= FAR_SHARE * mean:
+            words = "more" if far > mean else "less"
+            share = abs(far - mean) / mean
+            yield f"{arm}: a training took {far:.2f} s, {share:.0%} {words} than the mean."
+
+
+def _outlier_warnings(metrics):
+    for arm, run, words, value in outlying_runs(metrics, FAR_OUT):
+        yield f"{arm}, run {run + 1}: {words} {value:,.4g} is far from the others'; it is kept."
+    first = next(iter(launched(metrics)), None)
+    for arm in metrics:
+        if first is not None and any(run is first for run in metrics[arm]):
+            others = [r["training_time"] for r in metrics[arm] if r is not first]
+            others = [seconds for seconds in others if math.isfinite(seconds)]
+            if len(others) > 1 and first["training_time"] > max(others) * (1 + SLOW_SHARE):
+                yield (
+                    f"{arm}: the very first training took longer than every other: was the "
+                    "machine still busy or cold?"
+                )
 
 
 def _device_warnings(metrics):
@@ -539,13 +656,20 @@ def _history_warnings(metrics, metadata):
         yield f"a damaged file was set aside (set_aside/{name}) and its training repeated."
 
 
+def _plan_warnings(metadata):
+    alpha = metadata.get("plan", {}).get("alpha", ALPHA)
+    if alpha != ALPHA:
+        yield f"the plan declares alpha {alpha}, and this version of the suite tests at {ALPHA}."
+
+
 def _failure_warnings(metrics):
     failed = [run for run in launched(metrics) if run["status"] != "ok"]
     if len(failed) > 1:
         yield f"{len(failed)} trainings failed: with more than one, take no comparison as valid."
-    if any(len(runs) == 1 for runs in metrics.values()):
+    pairs = [shared_values(metrics, c[:2], "training_time")[0] for c in contrasts_of(metrics)]
+    blocks = min((pair.size for pair in pairs), default=0)
+    if blocks == 1:
         yield "One run: no spread, no test. Use --runs 6 or more for both."
-    blocks = min((len(ok_values(metrics, arm, "training_time")) for arm in metrics), default=0)
     if blocks >= 2 and smallest_p(blocks) >= ALPHA:
         yield (
             f"{blocks} runs: the exact tests cannot go below p {smallest_p(blocks):.4g}, so they "
@@ -556,9 +680,11 @@ def _failure_warnings(metrics):
 def find_warnings(metrics, metadata):
     """What a reader must know before the figures, a sentence each."""
     return [
+        *_plan_warnings(metadata),
         *_history_warnings(metrics, metadata),
         *_failure_warnings(metrics),
         *_spread_warnings(metrics),
+        *_outlier_warnings(metrics),
         *_device_warnings(metrics),
     ]
 
@@ -610,9 +736,10 @@ def _code_line(metadata):
 
 def _plan_line(metadata):
     margin = declared_margin(metadata)
+    plan = metadata["plan"]
     return (
         f"declared before the first run: equivalence margin {margin:g} nats of validation loss, "
-        f"alpha {ALPHA}, {len(metadata['plan']['family'])} tests in the family"
+        f"alpha {plan.get('alpha')}, {len(plan.get('family', ()))} tests in the family"
     )
 
 
@@ -646,6 +773,8 @@ def format_report(metrics, metadata):
     parts = [_heading_lines(metrics, metadata), _warning_lines(metrics, metadata)]
     parts.append(["Claims", *(line for claim in claims for line in _wrapped(claim, "   "))])
     parts.append(["Mean ± standard deviation over the runs", *format_summary(metrics).split("\n")])
+    if any(ok_values(metrics, arm, "training_time").size > 1 for arm in metrics):
+        parts.append(_spread_lines(metrics))
     for arm, reference, meaning in contrasts_of(metrics):
         parts.append(_contrast_lines(metrics, found, arm, reference, meaning))
     checks = _check_lines(metrics)
@@ -678,8 +807,19 @@ def main(argv=None):
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
             stream.reconfigure(errors="replace")
     try:
-        print(format_report(*load_experiment(args.results)))
+        report = format_report(*load_experiment(args.results))
     except MetricsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (*DAMAGE, KeyError, ArithmeticError) as error:
+        print(f"error: {unfit(args.results, error)}", file=sys.stderr)
+        return 2
+    try:
+        print(report, flush=True)
+    except BrokenPipeError:  # as of `| head`: what was read is all that was wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: the report could not be written ({error.strerror})", file=sys.stderr)
+        return 1
     return 0

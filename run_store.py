@@ -29,10 +29,11 @@ from metrics_utils import (
     atomic_write,
     file_sha256,
     flush_folder,
+    make_folder,
     normalised_run,
-    sealed,
     unsealed,
     utc_now,
+    write_sealed,
 )
 
 try:
@@ -51,9 +52,10 @@ class StoreError(ValueError):
 
 
 @contextlib.contextmanager
-def locked(folder):
+def locked(folder, names=()):
     """Keep a second experiment out of ``folder`` as long as the block runs.
 
+    names: files that the block will write there; what a killed process left of them is removed.
     The lock is the operating system's, on the file .lock: it ends with the process, however that
     ends, so a .lock that a killed one left behind keeps nobody out.  Raises StoreError where
     another process holds it.
@@ -63,7 +65,8 @@ def locked(folder):
     path = folder / LOCK_NAME
     handle = _locked_file(path)
     try:
-        _remove_leftovers(folder)
+        remove_leftovers(folder, (PLAN_NAME, *names))
+        remove_leftovers(folder / RUNS_NAME, ("[0-9]*_*.npz", "[0-9]*_*.json"))
         yield
     finally:
         if fcntl is not None:
@@ -74,12 +77,17 @@ def locked(folder):
 def _locked_file(path):
     """A handle of the lock file, locked, with the holder's name inside."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            # never through a link, which may lead to somebody's file
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            handle = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise _no_lock(path, error) from None
         try:
             if fcntl is not None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # the holder before may have removed the file between our opening and locking it
-                if not path.exists() or os.fstat(handle).st_ino != path.stat().st_ino:
+                if not _is_still(path, handle):
                     os.close(handle)
                     continue
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": utc_now()}
@@ -93,6 +101,25 @@ def _locked_file(path):
                 f"{path.parent}: another experiment is writing there ({_holder_words(holder)}): "
                 "wait for it or choose another --output-dir"
             ) from None
+        except OSError as error:
+            os.close(handle)
+            raise _no_lock(path, error) from None
+
+
+def _no_lock(path, error):
+    return OSError(
+        error.errno,
+        f"cannot be locked ({error.strerror}): remove what is there or choose another --output-dir",
+        str(path),
+    )
+
+
+def _is_still(path, handle):
+    """Is the open file the one that is at ``path`` now?"""
+    try:
+        return os.stat(path).st_ino == os.fstat(handle).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _holder_words(text):
@@ -103,11 +130,12 @@ def _holder_words(text):
         return "it has just started"
 
 
-def _remove_leftovers(folder):
-    """Remove the temporary files of writes that a killed process began."""
-    for place in (folder, folder / RUNS_NAME):
-        for path in place.glob(f".*{TEMPORARY_SUFFIX}"):
-            path.unlink(missing_ok=True)
+def remove_leftovers(folder, names):
+    """Remove the temporary files that a killed process left of writing these names (or globs)."""
+    for name in names:
+        for path in Path(folder).glob(f".{name}.*{TEMPORARY_SUFFIX}"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
 
 # --- stops -------------------------------------------------------------------------------------
@@ -154,9 +182,10 @@ def finishing():
             restore()
             signal.raise_signal(signum)
 
-    for signum in STOP_SIGNALS:
-        handlers[signum] = signal.signal(signum, wait)
     try:
+        for signum in STOP_SIGNALS:
+            handlers[signum] = signal.getsignal(signum)
+            signal.signal(signum, wait)
         yield
     finally:
         restore()
@@ -169,8 +198,7 @@ def finishing():
 
 def write_plan(folder, metadata):
     """Write the experiment's metadata as ``plan.json``, whole or not at all."""
-    text = sealed({**metadata, "schema_version": SCHEMA_VERSION})
-    atomic_write(Path(folder) / PLAN_NAME, lambda file: file.write(text.encode()))
+    write_sealed(Path(folder) / PLAN_NAME, {**metadata, "schema_version": SCHEMA_VERSION})
 
 
 def read_plan(folder):
@@ -179,13 +207,17 @@ def read_plan(folder):
     try:
         metadata = unsealed(path.read_bytes())
         orders, seeds = metadata["plan"]["orders"], metadata["plan"]["seeds"]
-        whole = len(orders) == len(seeds) and isinstance(metadata["identity"], dict)
-        if not whole or not isinstance(metadata["experiment_id"], str):
+        kinds = {"identity": dict, "config": dict, "experiment_id": str}
+        kinds |= {"launches": list, "mixed": list, "parameters": dict, "steps": int}
+        whole = all(isinstance(metadata[key], kind) for key, kind in kinds.items())
+        if len(orders) != len(seeds) or not whole:
             raise ValueError("it is incomplete")
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror}): make it readable") from None
+        raise StoreError(
+            f"{path}: cannot be read ({error.strerror}): it must be a readable file"
+        ) from None
     except (*DAMAGE, KeyError) as error:
         raise StoreError(
             f"{path}: damaged ({type(error).__name__}: {error}): restore it, or move this "
@@ -243,8 +275,7 @@ def write_run(folder, experiment_id, arm, run):
         "arrays_sha256": file_sha256(arrays_path),
         "run": {key: value for key, value in run.items() if key not in SERIES},
     }
-    text = sealed(content)
-    atomic_write(path, lambda file: file.write(text.encode()))
+    write_sealed(path, content)
     return run
 
 
@@ -266,9 +297,13 @@ def _read_run(path, metadata):
             raise MetricsError(f"{path}: not what the plan says")
         if run_paths(path.parent.parent, arm, run["run"])[1].name != path.name:
             raise MetricsError(f"{path}: holds another training, {arm} of run {run['run'] + 1}")
-    except (*DAMAGE, KeyError, OSError) as error:
-        if isinstance(error, MetricsError):
-            raise
+    except MetricsError:
+        raise
+    except OSError as error:  # of the disk or the system, and no word on the file itself
+        raise StoreError(
+            f"{path}: cannot be read ({error.strerror}): make it readable and start again"
+        ) from None
+    except (*DAMAGE, KeyError) as error:
         raise MetricsError(f"{path}: damaged ({type(error).__name__}: {error})") from None
     return arm, run
 
@@ -277,8 +312,8 @@ def read_runs(folder, metadata):
     """The finished trainings of an experiment as metrics, {arm: [run, ...]}, and what is damaged.
 
     metadata: of ``read_plan``.  The second result holds ``(json path, reason)`` of every file that
-    cannot be trusted; an .npz without its .json is a training that was stopped while it was being
-    written, and is passed over.
+    cannot be trusted (StoreError for one that cannot even be read); an .npz without its .json is
+    a training that was stopped while it was being written, and is passed over.
     """
     metrics = {arm: [] for arm in metadata["config"]["arms"]}
     damaged = []
@@ -294,7 +329,7 @@ def read_runs(folder, metadata):
 def set_aside(folder, path):
     """Move a damaged training's files into ``set_aside`` beside ``runs``; returns the new .json."""
     aside = Path(folder) / ASIDE_NAME
-    aside.mkdir(exist_ok=True)
+    make_folder(aside)
     for number in itertools.count(1):
         moved = aside / f"{path.stem}_{number}.json"
         if not moved.exists() and not moved.with_suffix(".npz").exists():
@@ -302,7 +337,8 @@ def set_aside(folder, path):
     for suffix in (".json", ".npz"):
         if path.with_suffix(suffix).exists():
             path.with_suffix(suffix).rename(moved.with_suffix(suffix))
-    flush_folder(path.parent)
+    for place in (aside, path.parent):  # first where they are, then where they no longer are
+        flush_folder(place)
     return moved
 
 
@@ -318,14 +354,26 @@ def move_aside(folder, names):
     old = [path for path in old if path.exists()]
     if not old:
         return None
-    stamp = datetime.fromtimestamp(old[0].stat().st_mtime).strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        moment = datetime.fromtimestamp(old[0].stat().st_mtime)
+    except (ValueError, OverflowError, OSError):  # a clock that was far off
+        moment = datetime.now()
+    stamp = moment.strftime("%Y-%m-%d_%H-%M-%S")
     for number in itertools.count(1):
         aside = folder / (f"earlier_{stamp}" + (f"_{number}" if number > 1 else ""))
         if not aside.exists():
             break
-    aside.mkdir()
+    make_folder(aside)
     # the plan goes first: without it, what a stop leaves half moved is never taken for the new
-    for path in old:
-        path.rename(aside / path.name)
-    flush_folder(folder)
+    try:
+        for path in old:
+            path.rename(aside / path.name)
+    except OSError:  # all or nothing
+        for path in old:
+            if (aside / path.name).exists():
+                (aside / path.name).rename(path)
+        aside.rmdir()
+        raise
+    for place in (aside, folder):
+        flush_folder(place)
     return aside

@@ -283,6 +283,11 @@ def _further_tests(d):
     }
 
 
+def _exp(log):
+    """The exponential, held at the largest number that is no infinity."""
+    return math.exp(min(log, 709.0))
+
+
 def paired_ratio(x, reference, level=LEVEL):
     """Ratio x / reference, block by block: paired t-test and interval on log ratios.
 
@@ -301,12 +306,12 @@ def paired_ratio(x, reference, level=LEVEL):
         return Ratio(ratio, None, None, None, x.size, "same in every run")
     test = stats.ttest_1samp(log_ratio, 0.0)
     interval = test.confidence_interval(level)
-    low, high = math.exp(interval.low), math.exp(interval.high)
+    low, high = _exp(interval.low), _exp(interval.high)
     detectable = detectable_effect(x.size) * log_ratio.std(ddof=1)
     return Ratio(
         *(ratio, low, high, float(test.pvalue), x.size),
         **_further_tests(log_ratio),
-        detectable=math.expm1(min(detectable, 700.0)),  # beyond it exp overflows
+        detectable=_exp(detectable) - 1,
     )
 
 
@@ -493,16 +498,13 @@ def _without_rounding(left, log):
     return np.where(np.abs(left) <= ROUNDING * max(np.abs(log).max(), 1.0), 0.0, left)
 
 
-def residuals(values, arms, blocks=None):
-    """Log values less their arm's mean, and less their block's where ``blocks`` are given.
+def residuals(values, arms):
+    """Log values less their arm's mean, one value per training.
 
-    One value per training.  Both means are fitted together, by least squares, so that a missing
-    training does no harm.  Leave the blocks out to look for drift: it is what differs between
-    them.
+    The blocks' means stay in: drift is what differs between blocks.
     """
     log = _log(values)
-    factors = (arms,) if blocks is None else (arms, blocks)
-    design = _indicators(*factors, n=log.size)
+    design = _indicators(arms, n=log.size)
     left = log - design @ np.linalg.lstsq(design, log, rcond=None)[0]
     return _without_rounding(left, log)
 
@@ -564,8 +566,10 @@ def carry_over(values, arms, blocks, previous, level=LEVEL):
     return found
 
 
-def outlying(values):
+def outlying(values, ranges=1.5):
     """Which values lie beyond 1.5 interquartile ranges of the quartiles (Tukey 1977).
+
+    Tukey calls them outside, and those beyond ``ranges=3`` far out.
 
     Flags only: a dropped run would break its pair.  With fewer than 5 values none is flagged.
     """
@@ -573,5 +577,5 @@ def outlying(values):
     if x.size < 5:
         return np.zeros(x.size, dtype=bool)
     first, third = np.percentile(x, [25, 75])
-    reach = 1.5 * (third - first) + ROUNDING * np.abs(x).max()
+    reach = ranges * (third - first) + ROUNDING * np.abs(x).max()
     return (x < first - reach) | (x > third + reach)

@@ -621,8 +621,10 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
         if not is_out_of_memory(error):
             raise
         metrics["status"] = "out_of_memory"
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         metrics["message"] = (
-            f"out of memory on {device}: lower --batch-size, --seq-len, --d-model or --layers"
+            f"out of memory on {device}: lower --batch-size, --seq-len, --d-model or --layers "
+            f"({words})"
         )
     metrics["wall_time"] = time.perf_counter() - entered
     metrics |= {"ended_at": utc_now(), "device_before": before}

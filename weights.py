@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gpt_win import GPTWindowModel
-from metrics_utils import DAMAGE, atomic_write, file_sha256, sealed, unsealed
+from metrics_utils import DAMAGE, atomic_write, file_sha256, unsealed, write_sealed
 
 WEIGHTS_NAME, WEIGHTS_CONFIG_NAME = "window_model_weights.pt", "window_model_config.json"
 
@@ -37,8 +37,7 @@ def save_window_weights(model, arguments, tokenizer, folder):
         "weights": WEIGHTS_NAME,
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
     }
-    text = sealed(about)
-    atomic_write(folder / WEIGHTS_CONFIG_NAME, lambda file: file.write(text.encode()))
+    write_sealed(folder / WEIGHTS_CONFIG_NAME, about)
 
 
 def load_window_model(path=f"output/{WEIGHTS_NAME}", device="cpu"):
@@ -47,23 +46,27 @@ def load_window_model(path=f"output/{WEIGHTS_NAME}", device="cpu"):
     path: the weights; their window_model_config.json lies in the same folder.  Raises WeightsError.
     """
     path = Path(path)
-    about = _read_config(path.with_name(WEIGHTS_CONFIG_NAME))
-    if not path.is_file():
+    about = _read_config(path.parent / WEIGHTS_CONFIG_NAME)
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
+    if found is None:
         raise WeightsError(f"{path}: no such file: python main.py writes it (arm window)")
-    if about["weights"] != path.name or file_sha256(path) != about["weights_sha256"]:
+    if about["weights"] != path.name or found != about["weights_sha256"]:
         raise WeightsError(
             f"{path}: damaged, or not the weights that {WEIGHTS_CONFIG_NAME} was written with: "
             "train them again, or name others"
         )
     try:
-        weights = torch.load(path, map_location=device, weights_only=True)
-        model = GPTWindowModel(**about["arguments"]).to(device)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        model = GPTWindowModel(**about["arguments"])
         model.load_state_dict(weights)
-    # what torch raises over foreign weights has no common class
+    # what torch raises over foreign weights has no common class, and much to say
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightsError(f"{path}: no weights of this suite ({reason[0]})") from None
-    return model.eval()
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise WeightsError(f"{path}: no weights of this suite ({reason})") from None
+    return model.to(device).eval()
 
 
 def _read_config(path):
@@ -71,6 +74,8 @@ def _read_config(path):
         about = unsealed(path.read_bytes())
         if not {"arguments", "weights", "weights_sha256"} <= set(about):
             raise ValueError("it is incomplete")
+        if about.get("model") != "GPTWindowModel":
+            raise ValueError(f"it is of another model, {about.get('model')!r}")
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file: python main.py writes it") from None
     except OSError as error:

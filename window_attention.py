@@ -746,13 +746,15 @@ def split_kernels(device, dtype, head_dim):
     Each choice is tried on a small example against dense attention, once in a process, for
     PyTorch's underscored operators may change with its version and depend on the device.
     """
-    return _split_kernels(device, dtype, head_dim)
+    return _split_kernels(device, dtype, head_dim, torch.are_deterministic_algorithms_enabled())
 
 
 @functools.cache
-def _split_kernels(device, dtype, head_dim):
+def _split_kernels(device, dtype, head_dim, deterministic):
     problem = f"no kernel is known for {dtype} on {device.type}"
     for kernels in CHOICES.get((device.type, dtype), []):
+        if deterministic and "cudnn" in kernels:
+            continue  # its backward pass has no deterministic form
         problem = _problem_with(kernels, device, dtype, head_dim)
         if problem is None:
             return kernels

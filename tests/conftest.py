@@ -1,8 +1,11 @@
 """Shared fixtures: a made-up experiment for everything that works on saved metrics."""
 
 import gc
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first use
 
 import matplotlib
 import numpy as np
@@ -90,7 +93,12 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
             "seeds": [1000 + r for r in range(runs)],
             "alpha": 0.05,
             "equivalence_margin": 0.02,
-            "primary": [],
+            "primary": [
+                [a, b, key, test]
+                for key, test in (("training_time", "ratio"), ("val_loss", "non-inferiority"))
+                for a, b in (("window", "fused"), ("window", "baseline"))
+                if a in arms and b in arms
+            ],
             "family": [
                 [a, b, key]
                 for a, b in (("window", "fused"), ("fused", "baseline"), ("window", "baseline"))
@@ -106,7 +114,7 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
             "val_rows_used": 4,
             "vocab_size": 512,
         },
-        "pattern": {"density": 0.385, "evaluation": "masked"},
+        "pattern": {"density": 0.385, "evaluation": "split"},
         "memory_measure": "resident growth of a fresh process",
     }
     return metrics, metadata

@@ -173,6 +173,12 @@ def outcome(folder):
     return found
 
 
+def committed(folder):
+    """The files of the trainings that were finished: going on must leave them as they are."""
+    runs = (Path(folder) / "output" / "runs").glob("*.json")
+    return {path: path.read_bytes() for path in runs}
+
+
 def readable(folder):
     """Whatever a stop left can be read: the results are there whole or not at all."""
     for path in (Path(folder) / "output").glob("experiment_results.*"):
@@ -188,9 +194,10 @@ def sweep(parent, runs, moments, expected):
         folder = new_folder(parent, f"case{number}")
         statuses.append(experiment(folder, runs, prepare))
         try:
-            whole = readable(folder)
+            whole, kept = readable(folder), committed(folder)
             again = experiment(folder, runs)
             same = whole and again == 0 and outcome(folder) == undisturbed
+            same &= all(path.read_bytes() == content for path, content in kept.items())
         except Exception as error:
             same, again = False, repr(error)
         if not same:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import compare_models
+import run_store
 import train_model
 from compare_models import (
     Progress,
@@ -283,6 +284,88 @@ def test_a_stop_keeps_what_was_finished_and_the_same_command_goes_on(
     assert not [name for name in contents("output") if name.startswith(".")]
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("name", ["000_", "experiment_results.npz", "window_model_weights.pt"])
+def test_a_stop_in_the_middle_of_a_write_lets_it_end(workplace, monkeypatch, name, signum, code):
+    """The signal comes inside the first rename of such a file; its training is not lost."""
+    replace, sent = os.replace, []
+
+    def stop_inside(source, target):
+        if not sent and Path(target).name.startswith(name):
+            sent.append(target)
+            signal.raise_signal(signum)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stop_inside)
+    assert run_main("--runs 1 --arms window fused") == code and sent
+    metrics = load_metrics("output/experiment_results.npz")
+    ended = {(arm, run["run"]) for arm, runs in metrics.items() for run in runs}
+    names = {Path(path).stem for path in contents("output/runs")}
+    assert names == {f"{run:03d}_{arm}" for arm, run in ended} and ended
+
+
+def test_after_a_restart_that_was_stopped_the_way_on_is_named(workplace, monkeypatch, capsys):
+    assert run_main("--runs 1 --arms window fused") == 0
+    stop_at(monkeypatch, 2, signal.SIGINT)
+    assert run_main("--runs 1 --arms window fused --restart") == 130
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the same command without --restart goes on from there" in last
+    assert run_main("--runs 1 --arms window fused") == 0
+    assert "resuming: 1 of 2 trainings done" in capsys.readouterr().err
+
+
+def test_a_repeated_training_has_its_place_in_time(workplace):
+    assert run_main("--runs 2 --arms window fused") == 0
+    metadata = load_experiment("output/experiment_results.npz")[1]
+    first = metadata["plan"]["orders"][0][0]
+    Path(f"output/runs/000_{first}.json").write_text("{")
+    assert run_main("--runs 2 --arms window fused") == 0
+    metrics = load_metrics("output/experiment_results.npz")
+    assert sorted(run["launch_index"] for run in launched(metrics)) == [1, 2, 3, 4]
+    assert metrics[first][0]["launch_index"] == 4
+
+
+def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(workplace, monkeypatch, capsys):
+    assert run_main("--runs 1 --arms fused") == 0
+
+    def fail(path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr(run_store, "file_sha256", fail)
+    assert run_main("--runs 1 --arms fused") == 2
+    assert "000_fused.json: cannot be read (Too many open files)" in capsys.readouterr().err
+    assert not Path("output/set_aside").exists()
+
+
+def test_determinism_is_on_for_the_whole_experiment_and_recorded(workplace):
+    assert run_main("--runs 1 --arms fused --deterministic") == 0
+    metadata = load_experiment("output/experiment_results.npz")[1]
+    assert metadata["config"]["deterministic"] and metadata["environment"]["deterministic"]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_results_carry_their_tests_and_what_each_launch_was(workplace):
+    assert run_main("--runs 2 --arms window fused") == 0
+    metadata = load_experiment("output/experiment_results.json")[1]
+    assert {test["outcome"] for test in metadata["tests"]} >= {"training_time", "val_loss"}
+    (launch,) = metadata["launches"]
+    assert launch["argv"] == [*TINY.split(), *["--runs", "2", "--arms", "window", "fused"]]
+    assert launch["config"]["arms"] == ["window", "fused"] and set(launch["attention"]) == {
+        "window",
+        "fused",
+    }
+
+
+def test_the_notebook_and_the_command_line_are_the_same_experiment(workplace):
+    assert run_main("--runs 1 --arms fused") == 0
+    config = config_from(build_parser().parse_args([*TINY.split(), "--runs", "1"]))
+    run_experiment(replace(config, arms=("fused",), device="auto" if no_gpu() else "cpu"))
+
+
+def no_gpu():
+    return not torch.cuda.is_available()
+
+
 def test_a_complete_experiment_trains_nothing_and_reports_again(workplace, monkeypatch, capsys):
     assert run_main("--runs 1") == 0
     first = capsys.readouterr().out
@@ -291,7 +374,8 @@ def test_a_complete_experiment_trains_nothing_and_reports_again(workplace, monke
     monkeypatch.setattr(compare_models, "train", None)
     monkeypatch.setattr(compare_models, "estimate_seconds", None)
     assert run_main("--runs 1") == 0
-    assert capsys.readouterr().out == first
+    printed = capsys.readouterr()
+    assert printed.out == first and "complete: all 3 trainings are done" in printed.err
     assert load_experiment("output/experiment_results.json")[1]["status"] == "complete"
     assert Path("output/improved_comparison_results.txt").exists()
 
@@ -318,8 +402,9 @@ def test_another_configuration_is_listed_and_refused(workplace, capsys, options,
     assert run_main(f"--runs 1 --arms window fused {options}") == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("error: output holds another experiment")
-    for expected in (words, "2 of 2 trainings done", "--restart", "--allow-mixed", "--output-dir"):
+    for expected in (words, "2 of 2 trainings done", "--restart", "--output-dir"):
         assert expected in printed.err
+    assert ("--allow-mixed" in printed.err) == ("margin" not in options)
     assert Path("output/experiment_results.npz").read_bytes() == before
 
 
@@ -341,7 +426,8 @@ def test_other_data_code_and_device_are_listed(workplace, monkeypatch, capsys):
 
 def test_a_plan_cannot_be_changed_even_by_allow_mixed(workplace, capsys):
     assert run_main("--runs 1 --arms fused") == 0
-    for options in ("--runs 2 --arms fused", "--runs 1 --arms window", "--runs 1 --seed 3"):
+    for change in ("--runs 2", "--arms window", "--seed 3", "--equivalence-margin 1"):
+        options = f"--runs 1 --arms fused {change}"
         assert run_main(options + " --allow-mixed") == 2
         assert "--allow-mixed" not in capsys.readouterr().err
 
@@ -462,6 +548,30 @@ def test_too_little_space_is_said_before_the_first_training(workplace, monkeypat
     assert "free some space or choose another --output-dir" in capsys.readouterr().err
 
 
+def test_results_are_not_overwritten_where_their_trainings_are_missing(workplace, capsys):
+    assert run_main("--runs 1 --arms window fused") == 0
+    before = Path("output/experiment_results.json").read_bytes()
+    shutil.move("output/runs", "elsewhere")
+    assert run_main("--runs 1 --arms window fused") == 2
+    error = capsys.readouterr().err
+    assert "lacks trainings that experiment_results.json holds (000_fused, 000_window)" in error
+    assert Path("output/experiment_results.json").read_bytes() == before
+    shutil.move("elsewhere", "output/runs")
+    assert run_main("--runs 1 --arms window fused") == 0
+
+
+def test_a_file_where_runs_should_be_is_found_before_the_first_training(
+    workplace, monkeypatch, capsys
+):
+    stop_at(monkeypatch, 1, signal.SIGINT)
+    assert run_main("--runs 1 --arms fused") == 130
+    shutil.rmtree("output/runs")
+    Path("output/runs").write_text("")
+    monkeypatch.setattr(compare_models, "train", None)
+    assert run_main("--runs 1 --arms fused") == 1
+    assert "runs cannot be written" in capsys.readouterr().err
+
+
 def test_a_folder_in_the_place_of_a_result(workplace, capsys):
     Path("output/experiment_results.npz").mkdir(parents=True)
     Path("output/experiment_results.npz/file").write_text("precious")
@@ -477,9 +587,17 @@ def test_a_dry_run_says_that_it_would_go_on(workplace, monkeypatch, capsys):
     stop_at(monkeypatch, 2, signal.SIGINT)
     assert run_main("--runs 1 --arms window fused") == 130
     assert run_main("--runs 1 --arms window fused --dry-run") == 0
-    assert "would go on after 1" in capsys.readouterr().err
+    assert "this command would go on after 1" in capsys.readouterr().err
     assert run_main("--runs 1 --arms window fused --lr 1e-3 --dry-run") == 0
-    assert "would be refused" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert (
+        "this command would refuse, for this differs" in refused
+        and "config.lr: 0.01 before, 0.001 now" in refused
+    )
+    assert run_main("--runs 1 --arms window fused --lr 1e-3 --dry-run --allow-mixed") == 0
+    assert "this command would go on after 1 and mark the results" in capsys.readouterr().err
+    assert run_main("--runs 1 --arms window fused --dry-run --restart") == 0
+    assert "this command would move it aside" in capsys.readouterr().err
 
 
 def test_notebook_use_raises_what_the_command_line_explains(workplace):

@@ -654,10 +654,10 @@ def test_bad_files_are_one_line_on_stderr_and_exit_2(tmp_path, capsys, kind):
     assert not (tmp_path / "plots").exists()
 
 
-def test_unwritable_folder_is_one_line_and_exit_2(tmp_path, capsys):
+def test_unwritable_folder_is_one_line_and_exit_1(tmp_path, capsys):
     path, _ = save_metrics(*make_experiment(1), tmp_path)
     (tmp_path / "plots").write_text("in the way")
-    assert plots.main([str(path), str(tmp_path / "plots")]) == 2
+    assert plots.main([str(path), str(tmp_path / "plots")]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and "plots" in shown and shown.count("\n") == 1
 

@@ -94,7 +94,7 @@ def test_the_very_gpu_is_asked_and_nothing_is_set(nvidia_smi):
     device_state(GPU)
     calls = [call.split() for call in nvidia_smi.calls()]
     assert len(calls) == 2
-    for identity, query, form in calls:
+    for query, form, identity in calls:
         assert identity == f"--id={UUID}"
         assert query.startswith("--query-") and form == "--format=csv,noheader,nounits"
 
@@ -168,13 +168,13 @@ def test_no_state_without_nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "gpu_uuid", lambda device: UUID)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert device_state(GPU) is None
-    assert machine._driver_version(UUID) is None
+    assert machine._driver_version() is None
 
 
 def test_no_state_from_an_nvidia_smi_that_fails(nvidia_smi):
     nvidia_smi.install(exit_code=9)
     assert device_state(GPU) is None
-    assert machine._driver_version(UUID) is None
+    assert machine._driver_version() is None
     assert nvidia_smi.calls()
 
 
@@ -207,7 +207,7 @@ def test_a_hanging_nvidia_smi_is_given_up_once(hanging, monkeypatch):
     monkeypatch.setattr(machine, "gpu_uuid", lambda device: UUID)
     assert device_state(GPU) is None
     assert hanging == [10]
-    assert machine._driver_version(UUID) is machine._driver_version(UUID) is None
+    assert machine._driver_version() is machine._driver_version() is None
     assert hanging == [10, 10]
 
 

@@ -188,6 +188,34 @@ def test_a_foreign_file_is_refused(tmp_path, name, content, words):
         load_experiment(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("run", 0, "twice"),
+        ("run", -1, "none of this suite's"),
+        ("launch_index", -5, "none of this suite's"),
+        ("status", "weird", "none of this suite's"),
+        ("training_time", "1e3", "training_time is '1e3', not a number"),
+        ("seed", True, "seed is True, not a number"),
+        ("device_before", [1], "device_before is not a table"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused(tmp_path, experiment, key, value, words):
+    metrics, metadata = experiment
+    path = save_metrics(metrics, metadata, tmp_path)[1]
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    content["metrics"]["window"][1][key] = value
+    path.write_text(sealed(content))
+    with pytest.raises(MetricsError, match=words):
+        load_experiment(path)
+
+
+def test_a_name_too_long_is_refused(tmp_path):
+    with pytest.raises(MetricsError, match=r"cannot be read|no such file"):
+        load_experiment(tmp_path / ("a" * 300))
+
+
 def test_a_foreign_npz_a_pickled_one_and_a_folder_are_refused(tmp_path):
     np.savez(tmp_path / "foreign.npz", a=np.arange(3))
     with pytest.raises(MetricsError, match="not a metrics file of this suite"):

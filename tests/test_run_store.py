@@ -1,14 +1,17 @@
 """The folder of an experiment: one writer, files that count only whole, stops that wait."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, make_experiment
 
+import run_store
 from metrics_utils import SERIES, file_sha256, json_sha256, sealed, unsealed
 from run_store import (
     StoreError,
@@ -31,7 +34,8 @@ from run_store import (
 def stored(tmp_path):
     """A folder with a plan and all its trainings; gives folder, metrics and metadata."""
     metrics, metadata = make_experiment(2, ("window", "fused"))
-    metadata |= {"experiment_id": "abc", "identity": {"code": "1"}}
+    metadata |= {"experiment_id": "abc", "identity": {"code": "1"}, "launches": [], "mixed": []}
+    metadata |= {"parameters": {"window": 7, "fused": 7}, "steps": 40}
     for arm, runs in metrics.items():
         for run in runs:
             run["order"] = ",".join(metadata["plan"]["orders"][run["run"]])
@@ -94,6 +98,8 @@ def change(content, name):
         content["run"]["seed"] += 1
     elif name == "another place":
         content["run"]["position"] = 1 - content["run"]["position"]
+    elif name == "another order":
+        content["run"]["order"] = "fused,window"
     elif name == "another arm":
         content["arm"] = "fused"
     elif name == "another run":
@@ -114,6 +120,7 @@ def change(content, name):
         "another experiment",
         "another seed",
         "another place",
+        "another order",
         "another arm",
         "another run",
         "no such run",
@@ -152,6 +159,7 @@ def test_mutated_trainings_are_refused_or_right(stored):
 
 
 WHOLE = {"plan": {"orders": [], "seeds": []}, "identity": {}, "experiment_id": "a"}
+WHOLE |= {"config": {}, "launches": [], "mixed": [], "parameters": {}, "steps": 3}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +169,8 @@ WHOLE = {"plan": {"orders": [], "seeds": []}, "identity": {}, "experiment_id": "
         (b"[]", "damaged"),
         (b'{"plan": {}}', "damaged"),
         (b'{"plan": {}, "sha256": "0"}', "changed after it was written"),
-        (sealed({"plan": {"orders": [], "seeds": [1]}, "identity": {}}).encode(), "incomplete"),
+        (sealed(WHOLE | {"plan": {"orders": [], "seeds": [1]}}).encode(), "incomplete"),
+        (sealed(WHOLE | {"mixed": None}).encode(), "incomplete"),
         (sealed(WHOLE | {"schema_version": 9}).encode(), "schema_version 9"),
     ],
 )
@@ -210,6 +219,41 @@ def test_checksums(tmp_path):
     assert json_sha256({"a": 1, "b": 2}) == json_sha256({"b": 2, "a": 1}) != json_sha256({"a": 1})
 
 
+def test_a_move_that_fails_is_undone(stored, monkeypatch):
+    folder, _, _ = stored
+    (folder / "report.txt").write_text("old")
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name == "report.txt":
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        return rename(path, target)
+
+    before = sorted(os.listdir(folder))
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(PermissionError):
+        move_aside(folder, ["report.txt"])
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_a_file_date_beyond_reason_does_not_keep_results_from_being_moved(stored):
+    folder, _, _ = stored
+    try:
+        os.utime(folder / "plan.json", (2**40, 2**40))
+    except OSError:
+        pytest.skip("this file system has no such dates")
+    assert move_aside(folder, []).is_dir()
+
+
+def test_a_lock_is_never_written_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="cannot be locked"), locked(tmp_path / "folder"):
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 # --- one writer --------------------------------------------------------------------------------
 
 
@@ -241,10 +285,33 @@ def test_a_lock_that_a_killed_process_left_is_no_lock(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True)
     assert done.returncode == -signal.SIGKILL and os.listdir(tmp_path) == [".lock"]
     (tmp_path / ".plan.json.abc.tmp").write_text("half")
-    (tmp_path / "mine.tmp").write_text("not ours")
-    with locked(tmp_path):
-        assert sorted(os.listdir(tmp_path)) == [".lock", "mine.tmp"]
-    assert os.listdir(tmp_path) == ["mine.tmp"]
+    (tmp_path / ".results.npz.abc.tmp").write_text("half")
+    (tmp_path / ".other.json.abc.tmp").write_text("of a program that is writing now")
+    with locked(tmp_path, ["results.npz"]):
+        assert sorted(os.listdir(tmp_path)) == [".lock", ".other.json.abc.tmp"]
+    assert os.listdir(tmp_path) == [".other.json.abc.tmp"]
+
+
+@pytest.mark.parametrize("call", ["flock", "open"])
+def test_a_lock_that_cannot_be_had_is_named(tmp_path, monkeypatch, call):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_store.fcntl if call == "flock" else os, call, fail)
+    with pytest.raises(OSError, match="cannot be locked") as caught, locked(tmp_path):
+        pass
+    assert caught.value.filename == str(tmp_path / ".lock")
+
+
+def test_what_is_moved_is_flushed_where_it_is_now(stored, monkeypatch):
+    folder, _, _ = stored
+    flushed = []
+    monkeypatch.setattr(run_store, "flush_folder", lambda path: flushed.append(Path(path).name))
+    set_aside(folder, run_paths(folder, "fused", 0)[1])
+    assert flushed == ["set_aside", "runs"]
+    flushed.clear()
+    place = move_aside(folder, [])
+    assert flushed == [place.name, folder.name]
 
 
 # --- stops -------------------------------------------------------------------------------------

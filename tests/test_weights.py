@@ -121,3 +121,17 @@ def test_arguments_that_fit_no_model_are_refused(stored):
     for text in ("", "[]", "{}", sealed({"weights": "x"})):
         config.write_text(text)
         assert "damaged" in refused(path)
+    config.write_text(sealed(about | {"model": "Other"}))
+    assert "another model, 'Other'" in refused(path)
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", "a" * 300])
+def test_names_that_are_no_files_are_refused(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError):
+        load_window_model(path)
+
+
+def test_a_device_that_is_not_there_is_not_blamed_on_the_file(stored):
+    with pytest.raises(RuntimeError, match="bogus"):
+        load_window_model(stored[0], device="bogus")
