@@ -124,3 +124,18 @@ def test_extreme_logits_stay_finite(case):
     out = window_attention(*qkv.unbind(2), 20, 5, "split")
     out.sum().backward()
     assert torch.isfinite(out).all() and torch.isfinite(qkv.grad).all()
+
+
+def test_deterministic_mode_takes_kernels_that_repeat_bitwise():
+    device = torch.device("cuda", torch.cuda.current_device())
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert "cudnn" not in split_kernels(device, torch.bfloat16, 64)
+        qkv = torch.randn(2, 700, 3, 2, 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
+        gradients = []
+        for _ in range(2):
+            out = window_attention(*qkv.unbind(2), 96, 4, "split")
+            gradients.append(torch.autograd.grad(out.square().sum(), qkv)[0])
+        assert torch.equal(*gradients)
+    finally:
+        torch.use_deterministic_algorithms(False)
