@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from create_model_plots import FIGURES, create_all_plots
 from machine import (
+    A_PATH,
     check_writable,
     describe_code,
     describe_environment,
@@ -340,13 +341,17 @@ def identity_of(config, dataset, environment, code):
     """What must not change inside an experiment, for its trainings to be compared."""
     tokenizer = Path(dataset.path).resolve().parent / TOKENIZER_NAME
     gpu = environment.get("gpu") or {}
-    keys = ("device_name", "torch", "cuda", "cudnn", "float32_matmul_precision", "variables")
+    keys = ("device_name", "torch", "cuda", "cudnn", "float32_matmul_precision")
+    # PyTorch itself sets some that name a folder, in the middle of a process
+    variables = environment.get("variables", {}).items()
+    variables = {name: value for name, value in variables if value != A_PATH}
     return {
         "config": {k: v for k, v in _plain(asdict(config)).items() if k not in NOT_IDENTITY},
         "code": code["sources_sha256"],
         "data": file_sha256(dataset.path),
         "tokenizer": file_sha256(tokenizer),
         "device": {key: environment.get(key) for key in keys}
+        | {"variables": variables}
         | {key: gpu.get(key) for key in ("uuid", "driver", "tf32_matmul", "tf32_cudnn")},
     }
 

@@ -148,6 +148,7 @@ RECORDED_VARIABLES = (
     "NVIDIA_TF32_OVERRIDE",
 )
 RECORDED_PREFIXES = ("PYTORCH_", "CUBLAS_", "TORCH")
+A_PATH = "(a path)"
 SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
 
 
@@ -157,7 +158,7 @@ def _recorded_variables():
     for name, value in os.environ.items():
         if name.startswith(RECORDED_PREFIXES) and not any(word in name for word in SECRET_WORDS):
             # folders for caches and logs would name the user
-            recorded[name] = "(a path)" if "/" in value or "\\" in value else value
+            recorded[name] = A_PATH if "/" in value or "\\" in value else value
     return dict(sorted(recorded.items()))
 
 

@@ -424,6 +424,17 @@ def test_other_data_code_and_device_are_listed(workplace, monkeypatch, capsys):
         assert place in error
 
 
+def test_a_variable_that_changes_results_is_listed_and_one_of_folders_is_not(
+    workplace, monkeypatch, capsys
+):
+    assert run_main("--runs 1 --arms fused") == 0
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/some/folder")
+    assert run_main("--runs 1 --arms fused") == 0
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert run_main("--runs 1 --arms fused") == 2
+    assert 'NVIDIA_TF32_OVERRIDE: null before, "0" now' in capsys.readouterr().err
+
+
 def test_a_plan_cannot_be_changed_even_by_allow_mixed(workplace, capsys):
     assert run_main("--runs 1 --arms fused") == 0
     for change in ("--runs 2", "--arms window", "--seed 3", "--equivalence-margin 1"):
