@@ -515,8 +515,8 @@ examples:
 
 dilation 0 means no far keys (a pure sliding window), dilation 1 is full causal attention.
 Writes hyperparameter_analysis.txt and, as png and pdf, hyperparameter_comparison and
-sparsity_speedup_tradeoff, or config_wW_dD for one configuration.
-exit code: 0 done, 2 a wrong argument or a folder that cannot be written"""
+sparsity_speedup_tradeoff, or config_wW_dD as txt, png and pdf for one configuration.
+exit code: 0 done, 1 a file could not be written, 2 a wrong argument"""
 
 
 def _whole(text):
@@ -570,10 +570,11 @@ def save_figure(figure, path):
 
 def _writers(analyses, report, output_dir, plots_dir):
     """Each path to write, with the function that writes it."""
-    path = output_dir / "hyperparameter_analysis.txt"
-    yield path, partial(atomic_write, path, lambda file: file.write(report.encode()))
     a = analyses[0]
-    figures = {f"config_w{a.window_size}_d{a.dilation}": lambda: plot_configuration(a)}
+    name = f"config_w{a.window_size}_d{a.dilation}"
+    path = output_dir / f"{'hyperparameter_analysis' if len(analyses) > 1 else name}.txt"
+    yield path, partial(atomic_write, path, lambda file: file.write(report.encode()))
+    figures = {name: lambda: plot_configuration(a)}
     if len(analyses) > 1:
         figures = {
             "hyperparameter_comparison": lambda: plot_comparison(analyses),
@@ -599,12 +600,8 @@ def main(argv=None):
             print("interrupted: the files listed are written", file=sys.stderr)
             return 130
         except OSError as error:
-            occupied = isinstance(error, FileExistsError | NotADirectoryError)
-            reason = f"{path.parent} is not a folder" if occupied else error.strerror or error
-            remedy = "choose another --output-dir or --plots-dir"
-            line = f"{parser.prog}: error: cannot write {path}: {reason}; {remedy}"
-            print(line, file=sys.stderr)
-            return 2
+            print(f"{parser.prog}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 1
         print(f"wrote {path}")
     return 0
 

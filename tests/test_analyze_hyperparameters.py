@@ -278,11 +278,11 @@ def test_wrong_arguments_end_with_usage_and_code_2(arguments, named, capsys, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_a_file_is_one_line_and_code_2(tmp_path, capsys):
+def test_a_folder_that_is_a_file_is_one_line_and_code_1(tmp_path, capsys):
     (tmp_path / "plots").write_text("in the way")
-    assert hyper.main(["8", "3", "40", *folders(tmp_path)]) == 2
+    assert hyper.main(["8", "3", "40", *folders(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert str(tmp_path / "plots") in line and "not a folder" in line and "--plots-dir" in line
+    assert str(tmp_path / "plots") in line and "a file is where its folder should be" in line
 
 
 def test_help_has_defaults_and_an_example(capsys):
