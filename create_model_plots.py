@@ -601,11 +601,17 @@ def final_losses(data):
 
 
 def ratio_bars(ax, data, metric):
-    """Bars of the ratio to the reference with interval, every block's ratio, values in text."""
+    """The ratio to the reference with interval, every block's ratio, values in text.
+
+    A bar for what may be 0, time and memory; a point for a loss, whose 0 means nothing.
+    """
     for y, arm in enumerate(data.arms):
         style, mean = data.styles[arm], mean_text(absolute(data, arm, metric))
         ratio, estimate = compare(data, arm, data.reference, metric)
-        ax.barh(y, ratio.ratio, height=0.6, color=style.color, alpha=0.5, label=arm)
+        if metric in LOSSES:
+            ax.plot(ratio.ratio, y, **style.mark, mec="black", ms=6, ls="none", zorder=6, label=arm)
+        else:
+            ax.barh(y, ratio.ratio, height=0.6, color=style.color, alpha=0.5, label=arm)
         text = "1 (reference)"
         if arm != data.reference:
             offsets = y + 0.4 * spread(len(estimate.values))
@@ -615,16 +621,19 @@ def ratio_bars(ax, data, metric):
             )
             text = ratio_text(ratio, metric.digits)
         side_text(ax, y, f"{text}\n{mean} {metric.unit}")
-    ax.axvline(1, color="black", lw=0.8)
+    ax.axvline(1, color="black", lw=0.8, zorder=1)
     ax.set_yticks(range(len(data.arms)), data.arms)
     ax.set_ylim(len(data.arms) - 0.5, -0.5)
     ax.grid(False, axis="y")
+    if metric in LOSSES:
+        ax.margins(x=0.1)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
 
 
 @matplotlib.rc_context(LOOK)
 def metrics_comparison(data):
     """3: every metric as a ratio to the reference arm, absolute values in text."""
-    fig, axes = new_figure(data, 2, 2, 1.9 + 0.62 * len(data.arms), sharex=True)
+    fig, axes = new_figure(data, 2, 2, 1.9 + 0.62 * len(data.arms), sharex="row")
     for ax, metric in zip(axes.flat, METRICS, strict=True):
         missing = why_missing(data, metric, compare=len(data.arms) > 1)
         if missing:
@@ -635,9 +644,10 @@ def metrics_comparison(data):
         ax.set_xlabel(f"ratio to {data.reference}")
         ax.tick_params(labelbottom=True)
     caption = (
-        f"Bar = geometric mean of the paired ratios to {data.reference} (= 1), "
-        "whisker and brackets = 95 % t interval of the ratio (on logs), dot = one block. "
-        "Second line: the arm's mean ± half its 95 % t interval."
+        f"Bar or outlined point = geometric mean of the paired ratios to {data.reference} (= 1), "
+        "whisker and brackets = 95 % t interval of the ratio (on logs), dot = one block; "
+        "the losses' axes show a small part around 1. Second line: the arm's mean ± half its 95 % "
+        "t interval."
     )
     return finish(fig, data, caption)
 
