@@ -215,14 +215,14 @@ def primary_of(metadata):
 def ratio_claims(metrics, metadata, found):
     """A sentence for time and for memory of every contrast: size, interval, test, limits.
 
-    The time of window against fused is left to ``_decomposition`` where that can be made.
+    The time of window against fused has a sentence of its own, ``sparsity_claims``.
     """
     claims = []
     primary, evaluation = primary_of(metadata), window_evaluation(metadata)
     for arm, reference, meaning in contrasts_of(metrics):
         for key, what in (("training_time", "time"), ("peak_memory_mb", "memory")):
             place, title = (arm, reference, key), f"{what.capitalize()} ({meaning}): "
-            if place == SPARSITY and "baseline" in metrics and place in found:
+            if place == SPARSITY and place in found:
                 continue
             if place not in found:
                 claims.append(f"{title}no claim, for no run gave both arms' {what}.")
@@ -340,7 +340,19 @@ def _sparsity_sentence(sparsity, seq_len, evaluation=None):
     return f"No speed from sparsity is shown {place}: {evidence}"
 
 
-def _decomposition(metrics, metadata, found):
+def sparsity_claims(metadata, found):
+    """The claim on the time of window against fused, whatever became of the other arms."""
+    if SPARSITY not in found:
+        return []
+    compared, evaluation = found[SPARSITY], window_evaluation(metadata)
+    return [
+        _sparsity_sentence(compared.ratio, metadata["config"]["seq_len"], evaluation)
+        + _evidence(compared, _family_size(found), (*SPARSITY, "ratio") in primary_of(metadata))
+        + f" {not_shown('sparsity alone', evaluation)}"
+    ]
+
+
+def _decomposition(metrics, metadata):
     """baseline / window = (baseline / fused) x (fused / window), over the runs all three ended."""
     if not {"baseline", "window", "fused"} <= set(metrics):
         return [
@@ -354,16 +366,12 @@ def _decomposition(metrics, metadata, found):
         return ["No decomposition: in no run did baseline, window and fused all end well."]
     pairs = ((baseline, window), (baseline, fused), (fused, window))
     total, kernel, sparsity = (_times(paired_ratio(*pair)) for pair in pairs)
-    compared, evaluation = found[SPARSITY], window_evaluation(metadata)
-    name = "mask" if evaluation in EVERY_PAIR else "sparsity"
+    name = "mask" if window_evaluation(metadata) in EVERY_PAIR else "sparsity"
     return [
         f"Where the speed comes from: window is {total} as fast as baseline = kernel {kernel} "
         f"(fused against baseline) x {name} {sparsity} (window against fused; below 1: slower), "
         f"geometric means over the {baseline.size} runs that all three finished; the tests of each "
-        "are below.",
-        _sparsity_sentence(compared.ratio, metadata["config"]["seq_len"], evaluation)
-        + _evidence(compared, _family_size(found), (*SPARSITY, "ratio") in primary_of(metadata))
-        + f" {not_shown('sparsity alone', evaluation)}",
+        "are below."
     ]
 
 
@@ -376,7 +384,8 @@ def _times(ratio):
 def claims_of(metrics, metadata, found):
     """Every claim of the report, a sentence or a few each, the most important first."""
     return [
-        *_decomposition(metrics, metadata, found),
+        *_decomposition(metrics, metadata),
+        *sparsity_claims(metadata, found),
         *quality_claims(metrics, metadata),
         *both_claim(metrics, metadata, found),
         *ratio_claims(metrics, metadata, found),

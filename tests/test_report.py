@@ -222,6 +222,16 @@ def test_every_claim_says_what_it_rests_on_and_what_it_does_not_show():
     assert sum("Primary" in claim for claim in claims) == 4
 
 
+def test_an_arm_that_never_fits_does_not_take_the_claim_on_sparsity_with_it(experiment):
+    """Where the textbook arm runs out of memory, window against fused is what there is to say."""
+    metrics, metadata = experiment
+    for run in metrics["baseline"]:
+        run |= {"status": "out_of_memory", "message": "out of memory on cuda"}
+    text = flat(format_report(metrics, metadata))
+    assert "No decomposition: in no run did baseline, window and fused all end well." in text
+    assert "Sparsity made training faster at sequence length 1,024: window took" in text
+
+
 def test_a_small_gain_that_may_be_larger_is_not_called_nothing(experiment):
     metrics, metadata = experiment
     for i, run in enumerate(metrics["window"]):
