@@ -578,7 +578,8 @@ def run_experiment(
     if dataset is None:
         dataset = load_dataset(config.data, config.seq_len, config.batch_size)
     # PyTorch looks for cuBLAS' setting at its first use: the mode must be on from the start
-    with deterministic_algorithms(config.deterministic), locked(config.output_dir, OWN_NAMES):
+    names = result_names(config)
+    with deterministic_algorithms(config.deterministic), locked(config.output_dir, names):
         stored = StoredExperiment(config, dataset, device, restart, allow_mixed, argv)
         if waiting := stored.waiting():
             check_space(config, stored.metadata["parameters"], stored.steps)

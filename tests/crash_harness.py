@@ -57,6 +57,7 @@ def new_folder(parent, name):
     folder.mkdir()
     tokens = np.random.default_rng(0).integers(20, size=(30, 13)).astype(np.uint16)
     np.save(folder / "training_data.npy", tokens)
+    (folder / "tokenizer.json").write_text("{}")  # is copied beside the weights
     return folder
 
 
