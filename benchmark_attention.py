@@ -14,7 +14,6 @@ Letters: B batch, S sequence length, H heads, D head_dim, w window_size, d dilat
 import argparse
 import gc
 import importlib
-import json
 import math
 import os
 import re
@@ -41,12 +40,13 @@ from create_model_plots import LOOK, save_figure
 from machine import (
     check_writable,
     describe_environment,
+    device_name,
     growth_in_child,
     is_out_of_memory,
     resolve_device,
     synchronize,
 )
-from metrics_utils import atomic_write, text_table
+from metrics_utils import atomic_write, text_table, to_json
 from train_model import (
     ARMS,
     COMPILE_MODES,
@@ -876,15 +876,6 @@ def _step_config(args, case):
     )
 
 
-def _clean(value):
-    """For strict JSON: NaN becomes null."""
-    if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def _save(path, args, device, records, skipped):
     """Write what there is so far, whole or not at all."""
     content = {
@@ -893,7 +884,7 @@ def _save(path, args, device, records, skipped):
         "records": records,
         "skipped": skipped,
     }
-    text = json.dumps(_clean(content), indent=1, default=str)
+    text = to_json(content, indent=1)
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
@@ -946,7 +937,7 @@ def main(argv=None):
             except KeyboardInterrupt:
                 say("interrupted: the lengths that were finished are kept")
                 code = EXIT_INTERRUPTED
-        print(describe_environment(device)["device_name"] + f", torch {torch.__version__}\n")
+        print(device_name(device) + f", torch {torch.__version__}\n")
         print(show(records, skipped), flush=True)
         written = [path] if path.exists() and records else []
         if records and not args.step:
@@ -961,7 +952,7 @@ def main(argv=None):
 def _title(records, device):
     r = records[0]
     return (
-        f"{describe_environment(device)['device_name']}, {r['dtype']}, B{r['batch_size']} "
+        f"{device_name(device)}, {r['dtype']}, B{r['batch_size']} "
         f"H{r['heads']} D{r['head_dim']}, w{r['window_size']} d{r['dilation']}"
     )
 

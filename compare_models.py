@@ -26,6 +26,7 @@ from machine import (
     check_writable,
     describe_code,
     describe_environment,
+    device_name,
     is_out_of_memory,
     resolve_device,
 )
@@ -66,7 +67,7 @@ from run_store import (
     read_plan,
     read_runs,
     remove_leftovers,
-    run_paths,
+    run_name,
     set_aside,
     terminable,
     write_plan,
@@ -329,9 +330,14 @@ def save_window_model(model, config, dataset):
         "window_size": config.window_size,
         "dilation": config.dilation,
     }
-    tokenizer = Path(config.data).resolve().parent / TOKENIZER_NAME
+    tokenizer = tokenizer_of(dataset)
     tokenizer = tokenizer if tokenizer.is_file() else None
     save_window_weights(model, arguments, tokenizer, config.output_dir)
+
+
+def tokenizer_of(dataset):
+    """Where the tokenizer of a dataset lies, if there is one: beside its file."""
+    return Path(dataset.path).resolve().parent / TOKENIZER_NAME
 
 
 # --- the experiment ----------------------------------------------------------------------------
@@ -339,7 +345,6 @@ def save_window_model(model, config, dataset):
 
 def identity_of(config, dataset, environment, code):
     """What must not change inside an experiment, for its trainings to be compared."""
-    tokenizer = Path(dataset.path).resolve().parent / TOKENIZER_NAME
     gpu = environment.get("gpu") or {}
     keys = ("device_name", "torch", "cuda", "cudnn", "float32_matmul_precision")
     # PyTorch itself sets some that name a folder, in the middle of a process
@@ -349,7 +354,7 @@ def identity_of(config, dataset, environment, code):
         "config": {k: v for k, v in _plain(asdict(config)).items() if k not in NOT_IDENTITY},
         "code": code["sources_sha256"],
         "data": file_sha256(dataset.path),
-        "tokenizer": file_sha256(tokenizer),
+        "tokenizer": file_sha256(tokenizer_of(dataset)),
         "device": {key: environment.get(key) for key in keys}
         | {"variables": variables}
         | {key: gpu.get(key) for key in ("uuid", "driver", "tf32_matmul", "tf32_cudnn")},
@@ -469,10 +474,10 @@ class StoredExperiment:
             return
         if metadata.get("experiment_id") != self.metadata["experiment_id"]:
             return
-        known = {run_paths("", arm, run["run"])[1].stem for arm, run in pairs_of(self.metrics)}
+        known = {run_name(arm, run["run"]) for arm, run in pairs_of(self.metrics)}
         known |= {path.stem for path, _ in damaged}
         known |= {name.rsplit("_", 1)[0] for name in files_aside(self.folder)}
-        held = {run_paths("", arm, run["run"])[1].stem for arm, run in pairs_of(metrics)}
+        held = {run_name(arm, run["run"]) for arm, run in pairs_of(metrics)}
         if lost := sorted(held - known):
             raise StoreError(
                 f"{self.folder / RUNS_NAME} lacks trainings that {RESULTS_NAME}.json holds "
@@ -506,7 +511,7 @@ class StoredExperiment:
 
     def waiting(self):
         """The planned trainings that are not done."""
-        done = {(arm, run["run"]) for arm, runs in self.metrics.items() for run in runs}
+        done = {(arm, run["run"]) for arm, run in pairs_of(self.metrics)}
         return [(arm, place) for arm, place in self.trainings() if (arm, place["run"]) not in done]
 
     def begin(self):
@@ -700,7 +705,7 @@ def introduce(config, dataset, device, parameters):
     used = len(validation_rows(config, len(dataset.held_out)))
     compiled = "eager" if config.compile == "none" else f"torch.compile ({config.compile})"
     say(
-        f"{config.preset} preset on {describe_environment(device)['device_name']}: "
+        f"{config.preset} preset on {device_name(device)}: "
         f"{config.runs} run{'s' * (config.runs > 1)} x {len(config.arms)} "
         f"arm{'s' * (len(config.arms) > 1)} ({', '.join(config.arms)}), "
         f"{config.dtype}, {compiled}\n"

@@ -31,15 +31,15 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from metrics_utils import (
     CONTRASTS,
-    DAMAGE,
     PRACTICAL_SHARE,
     MetricsError,
     atomic_write,
     declared_margin,
+    fitting,
     load_experiment,
     ordered_arms,
+    pairs_of,
     throttled,
-    unfit,
 )
 from significance import ALPHA, mean_interval, non_inferiority, paired_ratio
 
@@ -263,12 +263,11 @@ def prepare(metrics, metadata):
         found = ", ".join(f"{n} {status}" for status, n in statuses.items()) or "no training at all"
         raise MetricsError(f"nothing to draw: no training went well ({found})")
     blocks = set.intersection(*({run["run"] for run in runs} for runs in ok.values()))
-    launches = [(arm, run) for arm, runs in metrics.items() for run in runs]
     return Experiment(
         arms=ordered(ok),
         ok=ok,
         paired={arm: [run for run in runs if run["run"] in blocks] for arm, runs in ok.items()},
-        launches=sorted(launches, key=lambda launch: launch[1]["launch_index"]),
+        launches=sorted(pairs_of(metrics), key=lambda launch: launch[1]["launch_index"]),
         styles=arm_styles(metrics),
         setting=describe_setting(metadata),
         partial=partial_mark(metrics, metadata),
@@ -1129,16 +1128,14 @@ def parse_arguments(argv):
 def main(argv=None):
     args = parse_arguments(argv)
     try:
-        paths = create_all_plots(*load_experiment(args.results), args.plots_dir)
+        with fitting(args.results):
+            paths = create_all_plots(*load_experiment(args.results), args.plots_dir)
     except MetricsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
-    except (*DAMAGE, KeyError, ArithmeticError) as error:
-        print(f"error: {unfit(args.results, error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted: the figures finished so far are written", file=sys.stderr)
         return 130

@@ -95,11 +95,17 @@ def _git(folder, *words):
 
 def _git_revision(folder=FOLDER):
     """The commit of this checkout, with + where files differ from it; None outside a checkout."""
-    revision = _git(folder, "rev-parse", "--short=12", "HEAD")
-    changes = _git(folder, *CHANGES)
-    if revision is None or changes is None:
-        return None
-    return revision.decode().strip() + ("+" if changes else "")
+    revision, dirty = _revision(folder)
+    return None if dirty is None else revision[:12] + "+" * dirty
+
+
+def _revision(folder):
+    """The commit of this checkout and whether files differ from it, None for what is not known."""
+    revision, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, *CHANGES)
+    return (
+        None if revision is None else revision.decode().strip(),
+        None if revision is None or changes is None else bool(changes),
+    )
 
 
 def describe_code(folder=FOLDER):
@@ -110,14 +116,11 @@ def describe_code(folder=FOLDER):
     None outside a checkout; ``sources_sha256`` is known everywhere.
     """
     code = dict.fromkeys(("revision", "branch", "dirty", "diff_sha256"))
-    revision = _git(folder, "rev-parse", "HEAD")
-    if revision is not None:
+    code["revision"], code["dirty"] = _revision(folder)
+    if code["revision"] is not None:
         branch = _git(folder, "symbolic-ref", "--quiet", "--short", "HEAD")
-        changes = _git(folder, *CHANGES)
-        code["revision"] = revision.decode().strip()
         code["branch"] = branch.decode(errors="replace").strip() if branch else None
-        code["dirty"] = None if changes is None else bool(changes)
-        code["diff_sha256"] = _diff_sha256(folder) if changes else None
+        code["diff_sha256"] = _diff_sha256(folder) if code["dirty"] else None
     return code | {"sources_sha256": _sources_sha256(folder)}
 
 
@@ -236,23 +239,27 @@ def _describe_gpu(device):
     }
 
 
+def device_name(device):
+    """The GPU's name, or the CPU's with the threads that PyTorch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()} ({torch.get_num_threads()} threads)"
+
+
 def describe_environment(device):
     """The versions and the device that a result belongs to, as a JSON-like dict.
 
     None stands for what is not known.  Nothing personal is in it: no host, no user, no folder.
     """
     cuda = device.type == "cuda"
-    threads = torch.get_num_threads()
     return {
-        "device_name": torch.cuda.get_device_name(device)
-        if cuda
-        else f"{_cpu_name()} ({threads} threads)",
+        "device_name": device_name(device),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "float32_matmul_precision": _setting(torch.get_float32_matmul_precision),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "threads": threads,
+        "threads": torch.get_num_threads(),
         "cpu": _cpu_name(),
         "logical_cpus": os.cpu_count(),
         "affinity_cpus": _affinity_cpus(),

@@ -23,6 +23,7 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -375,9 +376,16 @@ def load_experiment(path):
     return metrics, metadata
 
 
-def unfit(path, error):
-    """Words for a file that loads, and lacks something or holds what this suite never writes."""
-    return f"{path}: incomplete or not of this suite ({type(error).__name__}: {error})"
+@contextmanager
+def fitting(path):
+    """MetricsError for whatever a loaded file that does not fit makes the code inside raise."""
+    try:
+        yield
+    except MetricsError:
+        raise
+    except (*DAMAGE, KeyError, ArithmeticError) as error:
+        words = f"{path}: incomplete or not of this suite ({type(error).__name__}: {error})"
+        raise MetricsError(words) from None
 
 
 def load_metrics(path):
@@ -434,8 +442,7 @@ def pairs_of(metrics):
 
 def launched(metrics):
     """All trainings, in the order in which the plan starts them."""
-    runs = [run for runs in metrics.values() for run in runs]
-    return sorted(runs, key=lambda run: run["launch_index"])
+    return sorted((run for _, run in pairs_of(metrics)), key=lambda run: run["launch_index"])
 
 
 def ordered_arms(metrics):

@@ -19,7 +19,6 @@ import numpy as np
 
 from metrics_utils import (
     CONTRASTS,
-    DAMAGE,
     OUTCOMES,
     PRACTICAL_SHARE,
     REPORT_NAME,
@@ -27,6 +26,7 @@ from metrics_utils import (
     MetricsError,
     atomic_write,
     declared_margin,
+    fitting,
     format_summary,
     launched,
     load_experiment,
@@ -35,7 +35,6 @@ from metrics_utils import (
     shared_values,
     text_table,
     throttled,
-    unfit,
 )
 from significance import (
     ALPHA,
@@ -816,12 +815,10 @@ def main(argv=None):
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
             stream.reconfigure(errors="replace")
     try:
-        report = format_report(*load_experiment(args.results))
+        with fitting(args.results):
+            report = format_report(*load_experiment(args.results))
     except MetricsError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (*DAMAGE, KeyError, ArithmeticError) as error:
-        print(f"error: {unfit(args.results, error)}", file=sys.stderr)
         return 2
     try:
         print(report, flush=True)

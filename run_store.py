@@ -61,7 +61,7 @@ def locked(folder, names=()):
     another process holds it.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / LOCK_NAME
     handle = _locked_file(path)
     try:
@@ -252,9 +252,14 @@ def _short(value):
 # --- finished trainings ------------------------------------------------------------------------
 
 
+def run_name(arm, run):
+    """What a training's files are called, without their suffix."""
+    return f"{run:03d}_{arm}"
+
+
 def run_paths(folder, arm, run):
     """The .npz and the .json of a training."""
-    name = f"{run:03d}_{arm}"
+    name = run_name(arm, run)
     return tuple(Path(folder) / RUNS_NAME / f"{name}.{suffix}" for suffix in ("npz", "json"))
 
 
@@ -295,7 +300,7 @@ def _read_run(path, metadata):
         planned = order[run["position"]] == arm and run["order"] == ",".join(order)
         if not planned or run["seed"] != metadata["plan"]["seeds"][run["run"]]:
             raise MetricsError(f"{path}: not what the plan says")
-        if run_paths(path.parent.parent, arm, run["run"])[1].name != path.name:
+        if run_name(arm, run["run"]) != path.stem:
             raise MetricsError(f"{path}: holds another training, {arm} of run {run['run'] + 1}")
     except MetricsError:
         raise

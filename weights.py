@@ -11,6 +11,7 @@ import torch
 
 from gpt_win import GPTWindowModel
 from metrics_utils import DAMAGE, atomic_write, file_sha256, unsealed, write_sealed
+from prepare_data import TOKENIZER_NAME
 
 WEIGHTS_NAME, WEIGHTS_CONFIG_NAME = "window_model_weights.pt", "window_model_config.json"
 
@@ -29,11 +30,11 @@ def save_window_weights(model, arguments, tokenizer, folder):
     atomic_write(folder / WEIGHTS_NAME, lambda file: torch.save(weights, file))
     if tokenizer is not None:
         content = Path(tokenizer).read_bytes()
-        atomic_write(folder / "tokenizer.json", lambda file: file.write(content))
+        atomic_write(folder / TOKENIZER_NAME, lambda file: file.write(content))
     about = {
         "model": "GPTWindowModel",
         "arguments": arguments,
-        "tokenizer": None if tokenizer is None else "tokenizer.json",
+        "tokenizer": None if tokenizer is None else TOKENIZER_NAME,
         "weights": WEIGHTS_NAME,
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
     }
