@@ -591,8 +591,8 @@ def final_losses(data):
         if rows == 2:
             column[1].set_ylabel(f"difference to {data.reference}\n({metric.unit})")
     caption = (
-        "A dot = one run (the mean of its last 100 steps is one value); outlined = mean and 95 % t "
-        "interval over runs."
+        "A dot = one run (the mean of its last ≤ 100 steps is one value); outlined = mean and 95 % "
+        "t interval over runs."
     )
     if rows == 2:
         caption += " Lines join a block's arms; below: paired differences, mean ± half interval."
