@@ -355,7 +355,7 @@ def test_the_experiment_is_not_deterministic_by_itself():
 
 
 CPU_KERNEL = "aten::_scaled_dot_product_flash_attention_for_cpu"
-NEAR, FAR = "window_attention::near", "window_attention::far"
+SPLIT = "window_attention::near_and_far"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -368,9 +368,9 @@ NEAR, FAR = "window_attention::near", "window_attention::far"
         ("window", {}, "masked", None, [CPU_KERNEL]),
         ("window", {"window_attention": "dense"}, "dense", None, []),
         ("window", {"window_attention": "masked"}, "masked", None, [CPU_KERNEL]),
-        ("window", {"window_attention": "split"}, "split", ["cpu", "cpu"], [NEAR, FAR]),
-        ("window", {"seq_len": 512}, "split", ["cpu", "cpu"], [NEAR, FAR]),
-        ("window", {"seq_len": 512, "dilation": 0}, "split", ["cpu", "cpu"], [NEAR]),
+        ("window", {"window_attention": "split"}, "split", ["cpu", "cpu"], [SPLIT]),
+        ("window", {"seq_len": 512}, "split", ["cpu", "cpu"], [SPLIT]),
+        ("window", {"seq_len": 512, "dilation": 0}, "split", ["cpu", "cpu"], [SPLIT]),
         ("window", {"seq_len": 512, "dilation": 1}, "masked", None, [CPU_KERNEL]),
     ],
 )
@@ -445,7 +445,7 @@ def test_cuda_attention_has_a_fused_kernel(dtype):
     device = torch.device("cuda", 0)
     config = tiny_config(dtype=dtype, window_attention="split", seq_len=256)
     assert attention_used(config, "fused", device)["operators"]
-    assert attention_used(config, "window", device)["operators"] == [NEAR, FAR]
+    assert attention_used(config, "window", device)["operators"] == [SPLIT]
 
 
 def test_parameters_are_counted_for_the_chosen_arms():
