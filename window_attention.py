@@ -20,8 +20,8 @@ EVALUATIONS = ("auto", "dense", "masked", "split")
 # Tokens from which split beats masked, by device type and dtype.  Measured with
 # benchmark_attention.py, forward and backward, w96 d4, split against masked, in ms.  2 CPU cores,
 # torch 2.13.0, B1 H4 D32: 4.8 to 3.8 at 384 tokens, 5.7 to 8.2 at 512.  H200, torch 2.11, B8 H16
-# D32: bfloat16 0.342 to 0.295 at 768 and 0.430 to 0.491 at 1024; float32 1.47 to 0.89 at 512 and
-# 1.87 to 1.90 at 768.  Dense was slower than masked everywhere.
+# D32: bfloat16 0.306 (compiled 0.240) to 0.295 at 768 and 0.384 (0.301) to 0.492 at 1024; float32
+# 1.47 to 0.89 at 512 and 1.87 to 1.90 at 768.  Dense was slower than masked everywhere.
 SPLIT_FROM = {
     ("cpu", torch.float32): 512,
     ("cpu", torch.float64): 512,
@@ -626,7 +626,8 @@ def _beside(device, one, other):
     """What both functions return; on CUDA the kernels of both may run at the same time.
 
     Neither part alone fills a GPU to its end, and the backward kernels begin and end with passes
-    that only move memory: side by side is 1.02 to 1.25 times as fast (H200, 65,536 to 256 tokens).
+    that only move memory.  The kernels of both parts side by side took 0.98 of their time one
+    after the other at 65,536 tokens (H200, D64), 0.95 at 16,384 and 0.88 at 4,096.
     """
     if device.type != "cuda":
         return one(), other()
