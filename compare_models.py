@@ -94,6 +94,8 @@ from window_attention import attended_pairs, causal_pairs, density
 EXIT_FAILED, EXIT_USAGE, EXIT_RUNS_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
+# options that experiments before them lack: no part of the identity while they change nothing
+ADDED_LATER = {"positions": "learned"}
 # what the plan rests on, and what makes curves of other steps: never to be mixed
 PLANNED = tuple(
     f"config.{name}:"
@@ -329,6 +331,7 @@ def save_window_model(model, config, dataset):
         "max_seq_len": config.seq_len,
         "window_size": config.window_size,
         "dilation": config.dilation,
+        "positions": config.positions,
     }
     tokenizer = tokenizer_of(dataset)
     tokenizer = tokenizer if tokenizer.is_file() else None
@@ -343,6 +346,12 @@ def tokenizer_of(dataset):
 # --- the experiment ----------------------------------------------------------------------------
 
 
+def identity_of_config(config):
+    """The part of a configuration that decides what is trained."""
+    chosen = _plain(asdict(config)).items()
+    return {k: v for k, v in chosen if k not in NOT_IDENTITY and (k, v) not in ADDED_LATER.items()}
+
+
 def identity_of(config, dataset, environment, code):
     """What must not change inside an experiment, for its trainings to be compared."""
     gpu = environment.get("gpu") or {}
@@ -351,7 +360,7 @@ def identity_of(config, dataset, environment, code):
     variables = environment.get("variables", {}).items()
     variables = {name: value for name, value in variables if value != A_PATH}
     return {
-        "config": {k: v for k, v in _plain(asdict(config)).items() if k not in NOT_IDENTITY},
+        "config": identity_of_config(config),
         "code": code["sources_sha256"],
         "data": file_sha256(dataset.path),
         "tokenizer": file_sha256(tokenizer_of(dataset)),
@@ -704,12 +713,13 @@ def introduce(config, dataset, device, parameters):
     kept = density(config.seq_len, config.window_size, config.dilation)
     used = len(validation_rows(config, len(dataset.held_out)))
     compiled = "eager" if config.compile == "none" else f"torch.compile ({config.compile})"
+    rotary = " with rotary positions" if config.positions == "rotary" else ""
     say(
         f"{config.preset} preset on {device_name(device)}: "
         f"{config.runs} run{'s' * (config.runs > 1)} x {len(config.arms)} "
         f"arm{'s' * (len(config.arms) > 1)} ({', '.join(config.arms)}), "
         f"{config.dtype}, {compiled}\n"
-        f"  model: {max(parameters.values()) / 1e6:.1f} M parameters, sequence length "
+        f"  model: {max(parameters.values()) / 1e6:.1f} M parameters{rotary}, sequence length "
         f"{config.seq_len:,}; window_size {config.window_size}, dilation {config.dilation} keep "
         f"{kept:.1%} of the causal pairs\n"
         f"  a training: {steps:,} steps of {tokens:,} tokens "

@@ -3,14 +3,13 @@
 Letters: B batch, S sequence length, H heads, D head_dim, C d_model (= H * D), V vocabulary.
 """
 
-from functools import partial
-
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
 from embedding import CustomEmbedding
 from linear import CustomLinear
+from rotary import check_positions, rotate
 from window_attention import cached_window_mask, dense_attention, fused_attention
 
 
@@ -46,16 +45,20 @@ class CustomMHA(nn.Module):
     """Causal multi-head self-attention (Vaswani et al. 2017), (B, S, C) -> (B, S, C).
 
     attention: ``fused`` (PyTorch's best kernel), ``dense`` (textbook) or ``published``.
+    positions: ``rotary`` turns queries and keys by their positions before any attention;
+    ``learned`` leaves them alone, for the model adds its position embeddings to its input.
     Parameters: ``qkv`` (3C, C) and ``wo`` (C, C), no biases.
     """
 
-    def __init__(self, d_model, n_heads, attention="fused"):
+    def __init__(self, d_model, n_heads, attention="fused", positions="learned"):
         super().__init__()
         if n_heads < 1 or d_model % n_heads:
             raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
         self.check_attention(attention)
+        check_positions(positions, d_model // n_heads)
         self.n_heads = n_heads
         self.attention = attention
+        self.positions = positions
         self.qkv = nn.Parameter(0.01 * torch.randn(3 * d_model, d_model))
         self.wo = nn.Parameter(0.01 * torch.randn(d_model, d_model))
 
@@ -75,6 +78,8 @@ class CustomMHA(nn.Module):
         B, S, C = x.shape
         heads = linear(x, self.qkv).view(B, S, 3, self.n_heads, C // self.n_heads)
         q, k, v = heads.unbind(dim=2)  # (B, S, H, D) each, views of one projection
+        if self.positions == "rotary":
+            q, k = rotate(q), rotate(k)
         out = self.attend(q, k, v)
         return linear(out.reshape(B, S, C), self.wo)
 
@@ -86,10 +91,12 @@ class TransformerDecoderBlock(nn.Module):
     ``mha`` takes the place of the full attention where a subclass hands one in.
     """
 
-    def __init__(self, d_model, n_heads, attention="fused", dropout=0.1, mha=None):
+    def __init__(
+        self, d_model, n_heads, attention="fused", dropout=0.1, positions="learned", mha=None
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(d_model)
-        self.mha = CustomMHA(d_model, n_heads, attention) if mha is None else mha
+        self.mha = CustomMHA(d_model, n_heads, attention, positions) if mha is None else mha
         self.norm2 = nn.LayerNorm(d_model)
         self.fc1 = CustomLinear(d_model, 4 * d_model)
         self.fc2 = CustomLinear(4 * d_model, d_model)
@@ -104,9 +111,10 @@ class GPTModel(nn.Module):
     """Decoder-only transformer with full causal attention: token ids (B, S) -> logits (B, S, V).
 
     Learned word and position embeddings, ``layers`` blocks, no final norm, an untied output layer.
-    ``make_block()`` takes the place of the full-attention block where a subclass hands one in.
-    Raises ValueError where d_model is not divisible by n_heads, for an unknown attention, and in
-    ``forward`` for a sequence longer than max_seq_len.
+    ``positions="rotary"`` has rotary positions (see rotary.py) in place of the position embeddings.
+    ``make_block(layer)`` takes the place of the full-attention block where a subclass hands one in.
+    Raises ValueError where d_model is not divisible by n_heads, for an unknown attention or
+    positions, and in ``forward`` for a sequence longer than max_seq_len.
     """
 
     def __init__(
@@ -118,15 +126,21 @@ class GPTModel(nn.Module):
         max_seq_len,
         attention="fused",
         dropout=0.1,
+        positions="learned",
         make_block=None,
     ):
         super().__init__()
         if make_block is None:
-            make_block = partial(TransformerDecoderBlock, d_model, n_heads, attention, dropout)
+            options = d_model, n_heads, attention, dropout, positions
+
+            def make_block(layer):
+                return TransformerDecoderBlock(*options)
+
         self.max_seq_len = max_seq_len
         self.word_embeddings = CustomEmbedding(vocab_size, d_model)
-        self.position_embeddings = CustomEmbedding(max_seq_len, d_model)
-        self.layers = nn.ModuleList(make_block() for _ in range(layers))
+        learned = positions == "learned"
+        self.position_embeddings = CustomEmbedding(max_seq_len, d_model) if learned else None
+        self.layers = nn.ModuleList(map(make_block, range(layers)))
         self.fc_out = CustomLinear(d_model, vocab_size)
 
     def forward(self, tokens):
@@ -135,8 +149,9 @@ class GPTModel(nn.Module):
             raise ValueError(
                 f"sequence of {seq_len} tokens is longer than max_seq_len {self.max_seq_len}"
             )
-        positions = torch.arange(seq_len, device=tokens.device)
-        x = self.word_embeddings(tokens) + self.position_embeddings(positions)  # (B, S, C)
+        x = self.word_embeddings(tokens)  # (B, S, C)
+        if self.position_embeddings is not None:
+            x = x + self.position_embeddings(torch.arange(seq_len, device=tokens.device))
         for block in self.layers:
             x = block(x)
         return self.fc_out(x)

@@ -4,8 +4,6 @@ The parameters keep their names and shapes, so a state_dict of GPTModel loads in
 and the other way round, and equal seeds give equal weights.
 """
 
-from functools import partial
-
 from gpt import CustomMHA, GPTModel, TransformerDecoderBlock
 from window_attention import check_evaluation, check_pattern, window_attention
 
@@ -16,9 +14,11 @@ class CustomWindowMHA(CustomMHA):
     attention: how to evaluate it, one of ``window_attention.EVALUATIONS``.
     """
 
-    def __init__(self, d_model, n_heads, window_size, dilation, attention="auto"):
+    def __init__(
+        self, d_model, n_heads, window_size, dilation, attention="auto", positions="learned"
+    ):
         check_pattern(window_size, dilation)
-        super().__init__(d_model, n_heads, attention)
+        super().__init__(d_model, n_heads, attention, positions)
         self.window_size = window_size
         self.dilation = dilation
 
@@ -35,8 +35,17 @@ class CustomWindowMHA(CustomMHA):
 class TransformerDecoderBlockWindow(TransformerDecoderBlock):
     """TransformerDecoderBlock with CustomWindowMHA."""
 
-    def __init__(self, d_model, n_heads, window_size, dilation, attention="auto", dropout=0.1):
-        mha = CustomWindowMHA(d_model, n_heads, window_size, dilation, attention)
+    def __init__(
+        self,
+        d_model,
+        n_heads,
+        window_size,
+        dilation,
+        attention="auto",
+        dropout=0.1,
+        positions="learned",
+    ):
+        mha = CustomWindowMHA(d_model, n_heads, window_size, dilation, attention, positions)
         super().__init__(d_model, n_heads, dropout=dropout, mha=mha)
 
 
@@ -58,16 +67,14 @@ class GPTWindowModel(GPTModel):
         dilation=4,
         attention="auto",
         dropout=0.1,
+        positions="learned",
     ):
-        make_block = partial(
-            TransformerDecoderBlockWindow,
-            d_model,
-            n_heads,
-            window_size,
-            dilation,
-            attention,
-            dropout,
-        )
-        super().__init__(d_model, n_heads, layers, vocab_size, max_seq_len, make_block=make_block)
+        options = attention, dropout, positions
+
+        def make_block(layer):
+            return TransformerDecoderBlockWindow(d_model, n_heads, window_size, dilation, *options)
+
+        sizes = d_model, n_heads, layers, vocab_size, max_seq_len
+        super().__init__(*sizes, positions=positions, make_block=make_block)
         self.window_size = window_size
         self.dilation = dilation

@@ -760,7 +760,8 @@ def _heading_lines(metrics, metadata):
         f"{config['preset']} preset, {config['runs']} x {len(config['arms'])} trainings on "
         f"{world['device_name']}, torch {world['torch']}, {config['dtype']}, {compiled}",
         f"model: d_model {config['d_model']}, {config['n_heads']} heads, {config['layers']} layers,"
-        f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}",
+        f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}"
+        + (", rotary positions" if config.get("positions") == "rotary" else ""),
         _pattern_line(config, metadata.get("pattern")),
         f"data: {data['path']}, {data['train_rows']:,} rows for training, the last "
         f"{data['val_rows']:,} held out, {data['val_rows_used']:,} of them used for validation; "

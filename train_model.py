@@ -22,6 +22,7 @@ from gpt_win import GPTWindowModel
 from machine import device_state, growth_in_child, is_out_of_memory, synchronize
 from metrics_utils import utc_now
 from prepare_data import DEFAULT_PATH
+from rotary import POSITIONS
 from window_attention import (
     EVALUATIONS,
     attention_plan,
@@ -105,6 +106,12 @@ class ExperimentConfig:
     d_model: int = _option(512, "model", "model width")
     n_heads: int = _option(16, "model", "attention heads")
     layers: int = _option(8, "model", "decoder blocks")
+    positions: str = _option(
+        "learned",
+        "model",
+        "a learned embedding of every position, or rotary ones in every attention",
+        choices=POSITIONS,
+    )
     window_size: int = _option(96, "pattern", "near keys before each token")
     dilation: int = _option(4, "pattern", "every how many tokens a far key; 0: none")
     window_attention: str = _option(
@@ -164,10 +171,17 @@ def check_config(config):
             f"--d-model {config.d_model} is not divisible by --n-heads {config.n_heads}: "
             "choose a multiple of it"
         )
+    head_dim = config.d_model // config.n_heads
+    if config.positions == "rotary" and head_dim % 2:
+        raise ValueError(
+            f"--positions rotary needs an even --d-model / --n-heads, got {config.d_model} / "
+            f"{config.n_heads} = {head_dim}: choose others"
+        )
     check_pattern(config.window_size, config.dilation)
     for name, value, choices in (
         ("--dtype", config.dtype, DTYPES),
         ("--compile", config.compile, COMPILE_MODES),
+        ("--positions", config.positions, POSITIONS),
         ("--window-attention", config.window_attention, EVALUATIONS),
     ):
         if value not in choices:
@@ -223,6 +237,7 @@ def _new_model(config, arm, vocab_size):
         vocab_size,
         config.seq_len,
         attention=attention,
+        positions=config.positions,
         **pattern,
     )
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,14 +27,15 @@ from compare_models import (
     build_parser,
     config_from,
     format_seconds,
+    identity_of_config,
     main,
     make_plan,
     run_experiment,
 )
 from create_model_plots import create_all_plots
-from metrics_utils import launched, load_experiment, load_metrics
+from metrics_utils import json_sha256, launched, load_experiment, load_metrics
 from run_store import StoreError, locked
-from train_model import PRESETS, Trainer, make_config
+from train_model import PRESETS, ExperimentConfig, Trainer, make_config
 from weights import load_window_model
 
 TINY = "--seq-len 24 --d-model 16 --n-heads 2 --layers 1 --batch-size 2 --max-steps 4 --device cpu"
@@ -87,6 +89,16 @@ def test_the_plan_follows_from_the_seed_alone():
     longer = make_plan(make_config(runs=9, seed=5))
     assert longer["seeds"][:7] == plan["seeds"] and longer["orders"][:7] == plan["orders"]
     json.dumps(plan)
+
+
+def test_options_that_were_added_later_leave_older_identities_alone():
+    _, metadata = load_experiment(ROOT / "results" / "cpu_laptop_6_runs.npz")
+    chosen = {"arms": tuple(metadata["config"]["arms"])}
+    config = ExperimentConfig(**metadata["config"] | chosen)
+    assert json_sha256(identity_of_config(config)) == metadata["config_sha256"]
+    for change in ({"positions": "rotary"},):
+        changed = identity_of_config(replace(config, **change))
+        assert json_sha256(changed) != metadata["config_sha256"]
 
 
 # --- the experiment ----------------------------------------------------------------------------

@@ -545,6 +545,8 @@ def test_presets_are_valid_and_documented_sizes(preset):
     ("changes", "words"),
     [
         ({"n_heads": 3}, "--d-model 16 is not divisible by --n-heads 3"),
+        ({"positions": "none"}, "--positions 'none': choose one of learned, rotary"),
+        ({"positions": "rotary", "d_model": 14}, "an even --d-model / --n-heads, got 14 / 2 = 7"),
         ({"window_size": 0}, "--window-size must be at least 1, got 0"),
         ({"dilation": -1}, "--dilation must be at least 0, got -1"),
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),

@@ -1,0 +1,172 @@
+"""Rotary positions against complex numbers in float64, alone and in the models."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rotary
+from gpt import GPTModel
+from gpt_win import GPTWindowModel
+from rotary import rotate
+
+SIZES = {"d_model": 24, "n_heads": 3, "layers": 2, "vocab_size": 50, "max_seq_len": 40}
+MODELS = [
+    (GPTModel, {"attention": "fused"}),
+    (GPTModel, {"attention": "dense"}),
+    (GPTModel, {"attention": "published"}),
+    (GPTWindowModel, {"attention": "dense", "window_size": 40, "dilation": 0}),
+    (GPTWindowModel, {"attention": "masked", "window_size": 3, "dilation": 1}),
+    (GPTWindowModel, {"attention": "split", "window_size": 3, "dilation": 1}),
+]
+
+
+def build(model_class=GPTModel, seed=0, **changes):
+    torch.manual_seed(seed)
+    return model_class(**{**SIZES, "positions": "rotary", **changes})
+
+
+def tokens(batch=2, seq_len=33, seed=1):
+    return torch.randint(50, (batch, seq_len), generator=torch.Generator().manual_seed(seed))
+
+
+def rotated_by_complex_numbers(x, first_position=0):
+    """One number after the other: the plane m, m + D/2 is the complex plane."""
+    x = x.double()
+    half = x.shape[-1] // 2
+    numbers = torch.complex(x[..., :half], x[..., half:])
+    for s in range(x.shape[1]):
+        for m in range(half):
+            angle = (first_position + s) / 10_000 ** (m / half)
+            numbers[:, s, :, m] *= complex(torch.tensor(1j * angle, dtype=torch.complex128).exp())
+    return torch.cat([numbers.real, numbers.imag], dim=-1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 3000), st.integers(0, 99))
+def test_rotation_equals_complex_numbers(seq_len, planes, first_position, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, seq_len, 3, 2 * planes, generator=generator, dtype=torch.float64)
+    expected = rotated_by_complex_numbers(x, first_position)
+    torch.testing.assert_close(rotate(x, first_position), expected, rtol=1e-9, atol=1e-9)
+    single = rotate(x.float(), first_position)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), expected, rtol=1e-5, atol=1e-5)
+    half = x.bfloat16()
+    rounded = rotated_by_complex_numbers(half, first_position).bfloat16()
+    torch.testing.assert_close(rotate(half, first_position), rounded, rtol=2**-7, atol=1e-5)
+
+
+def test_scores_depend_on_the_distance_alone():
+    q, k = torch.randn(2, 1, 1, 2, 16, dtype=torch.float64)
+
+    def score(query, key):
+        return (rotate(q, query) * rotate(k, key)).sum(-1)
+
+    for distance in (0, 1, 17):
+        for key in (1, 5, 1000):
+            expected = score(distance, 0)
+            torch.testing.assert_close(score(key + distance, key), expected, rtol=0, atol=1e-9)
+    assert not torch.allclose(score(1, 0), score(0, 0))
+    torch.testing.assert_close(rotate(q), q)  # position 0 turns nothing
+
+
+def test_piece_after_piece_equals_the_whole():
+    x = torch.randn(2, 37, 3, 8)
+    pieces = [rotate(x[:, i : i + n], i) for i, n in ((0, 5), (5, 1), (6, 30), (36, 1))]
+    assert torch.equal(torch.cat(pieces, dim=1), rotate(x))
+
+
+def test_an_odd_head_dim_is_named():
+    with pytest.raises(ValueError, match="rotary positions need an even head_dim, got 5"):
+        rotate(torch.zeros(1, 2, 1, 5))
+    with pytest.raises(ValueError, match="rotary positions need an even head_dim, got 5"):
+        build(d_model=15)
+    with pytest.raises(ValueError, match="unknown positions 'none': choose one of learned, rotary"):
+        build(positions="none")
+
+
+def test_there_is_no_position_table_and_equal_seeds_give_equal_weights():
+    full, window = build(), build(GPTWindowModel)
+    assert full.position_embeddings is None
+    learned = set(GPTModel(**SIZES).state_dict())
+    assert learned - set(full.state_dict()) == {"position_embeddings.weight"}
+    assert full.state_dict().keys() == window.state_dict().keys()
+    for name, value in full.state_dict().items():
+        assert torch.equal(value, window.state_dict()[name]), name
+    full = build(seed=3)
+    full.load_state_dict(window.state_dict())
+    build(GPTWindowModel, seed=4).load_state_dict(full.state_dict())
+
+
+def test_every_attention_takes_the_same_positions():
+    results = []
+    for model_class, options in MODELS:
+        model = build(model_class, dropout=0.0, **options).double()
+        logits = model(tokens())
+        logits.logsumexp(-1).sum().backward()
+        results.append((logits.detach(), model.layers[0].mha.qkv.grad))
+    for logits, gradient in results[1:]:
+        torch.testing.assert_close(logits, results[0][0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(gradient, results[0][1], rtol=1e-6, atol=1e-12)
+
+
+def test_positions_reach_the_model():
+    """One causal layer's last token sees the others as a set, but for their positions."""
+    model = build(dropout=0.0, layers=1).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(30)
+    sequence = torch.tensor([[7, 8, 9], [8, 7, 9]])
+    one, other = model(sequence)[:, -1]
+    assert not torch.allclose(one, other, rtol=1e-4)
+    model.layers[0].mha.positions = "learned"  # that is, none at all here
+    one, other = model(sequence)[:, -1]
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_as_one_graph_and_in_autocast(dtype):
+    torch.compiler.reset()
+    model = build(GPTWindowModel, dropout=0.0, window_size=5, dilation=3, attention="split")
+
+    def loss_of(forward):
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = forward(tokens()).float().logsumexp(-1).mean()
+        loss.backward()
+        return loss.item(), model.layers[0].mha.qkv.grad.clone()
+
+    expected, gradient = loss_of(model)
+    found, compiled_gradient = loss_of(torch.compile(model, fullgraph=True))
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    assert found == pytest.approx(expected, rel=tolerance)
+    assert (compiled_gradient - gradient).norm() < tolerance * gradient.norm()
+
+
+def test_tables_made_without_gradients_serve_a_training():
+    rotary._rotations.cache_clear()
+    x = torch.randn(1, 9, 2, 4)
+    with torch.inference_mode():
+        expected = rotate(x)
+    x.requires_grad_()
+    found = rotate(x)
+    assert torch.equal(found, expected)
+    found.square().sum().backward()
+    torch.testing.assert_close(x.grad, 2 * x.detach())  # a rotation keeps every length
+
+
+def test_training_learns_the_order_of_tokens():
+    model = build(GPTWindowModel, dropout=0.0, window_size=4, dilation=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    rows = torch.arange(33)[None] + torch.arange(4)[:, None]
+    losses = []
+    for _ in range(20):
+        loss = torch.nn.functional.cross_entropy(
+            model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
