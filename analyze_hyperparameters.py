@@ -23,7 +23,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
-from metrics_utils import atomic_write
+from gpt import model_flops
+from metrics_utils import MetricsError, atomic_write, fitting, pattern_of_arm
+from studies import load_study, measured_rows, recommend, with_interval
 from window_attention import (
     attention_plan,
     causal_pairs,
@@ -34,6 +36,7 @@ from window_attention import (
 
 CONFIGURATIONS = ((128, 4), (128, 2), (96, 4), (96, 6), (80, 4), (80, 6), (64, 4), (64, 8))
 SEQ_LEN, D_MODEL, LAYERS, VOCAB_SIZE = 256, 512, 8, 10_000
+DEFAULT_STUDY = Path("output/pattern_study.json")
 LARGEST = 2**40  # far beyond any use, and everything up to it fits the pictures' int64
 
 MAX_CELLS = 512  # side of a mask picture; longer sequences are drawn in square blocks of pairs
@@ -91,16 +94,6 @@ def keys_per_query(positions, window_size, dilation):
     near = np.minimum(positions, window_size) + 1
     beyond = np.maximum(np.subtract(positions, window_size), 0)
     return near, beyond // dilation if dilation else np.zeros_like(beyond)
-
-
-def model_flops(seq_len, d_model, layers, vocab_size):
-    """Forward FLOPs of everything but attention, and of attention for one pair, all layers.
-
-    A token costs in each layer 6 C^2 (qkv) + 2 C^2 (output projection) + 16 C^2 (feed-forward),
-    and 2 C V in the output layer; a pair costs 4 C in each layer (score and weighted sum).
-    """
-    per_token = layers * 24 * d_model**2 + 2 * d_model * vocab_size
-    return seq_len * per_token, 4 * d_model * layers
 
 
 def analyze_pattern(
@@ -201,8 +194,38 @@ def describe_model(a):
     return f"{shape}, vocabulary {a.vocab_size:,}"
 
 
-def format_report(analyses):
-    """The report as text; ``analyses`` (at least one) share length and model."""
+def measured_lines(content):
+    """What a study of patterns measured, as lines of the report."""
+    if content is None:
+        return [
+            "`python compare_models.py --study patterns` measures speed and quality of patterns;",
+            "`python analyze_hyperparameters.py --measured` then shows them here.",
+        ]
+    lines = [
+        f"MEASURED by --study patterns on {content['device_name']}, torch {content['torch']}; in "
+        "brackets the 95 % t",
+        "interval, paired by run.  times as fast: whole training step, over full attention in the "
+        "best kernel.",
+    ]
+    for point in content["points"]:
+        rows = [
+            ("w", "d", "sparsity", "whole est.", "times as fast", "val. loss - fused", "quality")
+        ]
+        for _, summary, gain in measured_rows(point):
+            contrast = summary["contrast"]
+            cells = str(summary["window_size"]), str(summary["dilation"])
+            cells += f"{1 - summary['density']:.2%}", f"{summary['step_limit']:.3f}x"
+            cells += with_interval(gain, "{:.3f}"), with_interval(contrast["val_loss"], "{:+.4f}")
+            rows.append((*cells, contrast["quality"]["verdict"]))
+        lines += [f"{point['positions']} positions:", _table(*rows), ""]
+    return [*lines, "Recommendation, from these measurements alone:", *recommend(content)]
+
+
+def format_report(analyses, content=None):
+    """The report as text; ``analyses`` (at least one) share length and model.
+
+    content: of a study of patterns (see studies.py), whose measurements are shown too.
+    """
     a = analyses[0]
     keys = "mean keys = near + far", "max keys = near + far"
     header = "w", "d", "density", "sparsity", "pairs", "near pairs", "far pairs", *keys
@@ -222,11 +245,12 @@ p = {a.attention_share:.2%} is attention's share of the FLOPs when it is full: a
 pattern can make the whole step more than {1 + a.flops_full / a.linear_flops:.3f}x faster.
 These are estimates from FLOP counts: an upper bound that kernels, memory traffic and launches
 do not reach, and only for an evaluation that skips the pairs it does not need.
-`python main.py` measures.
 {chr(10).join(_remarks(analyses))}
 
 What --window-attention auto takes:
 {chr(10).join(_plans(analyses))}
+
+{chr(10).join(measured_lines(content))}
 """
 
 
@@ -479,8 +503,28 @@ def _name_points(axes, analyses):
     axes.set_xlim(low, high)
 
 
-def plot_tradeoff(analyses):
-    """Sparsity against the estimated speed-up of attention and of the whole step, as a Figure."""
+def _draw_measured(axes, content, colors):
+    """Measured speed-ups with their intervals over the estimates, a colour a kind of positions."""
+    for point, color, marker in zip(content["points"], colors, "Dv", strict=False):
+        rows = measured_rows(point)
+        x = [100 * (1 - summary["density"]) for _, summary, _ in rows]
+        y = np.array([gain["mean"] for *_, gain in rows])
+        ends = [[gain[end] or gain["mean"] for *_, gain in rows] for end in ("low", "high")]
+        bars = abs(np.array(ends) - y)
+        look = {"ls": "none", "ms": 4.5, "capsize": 2, "color": color, "marker": marker}
+        label = f"measured, {point['positions']} positions"
+        axes.errorbar(x, y, yerr=bars, **look, label=label, zorder=4)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.97 * min(ends[0])), max(high, 1.05 * max(ends[1])))
+    axes.axhline(1, color="0.5", linewidth=0.8)
+    axes.legend(fontsize=7, loc="best")
+
+
+def plot_tradeoff(analyses, content=None):
+    """Sparsity against the estimated speed-up of attention and of the whole step, as a Figure.
+
+    content: of a study of patterns, whose measured speed-ups of the step are drawn over them.
+    """
     share, colors = analyses[0].attention_share, sns.color_palette("colorblind")
     with plot_style():
         figure = Figure(figsize=(7.2, 4.8), layout="constrained")
@@ -489,13 +533,18 @@ def plot_tradeoff(analyses):
         _draw_speedup(top, analyses, "attention_speedup", 1, style)
         style = {"marker": "s", "color": colors[4]}
         _draw_speedup(bottom, analyses, "step_speedup", share, style)
+        note = ESTIMATE
+        if content is not None:
+            _draw_measured(bottom, content, [colors[0], colors[3]])
+            note = f"Green and violet: estimates.  Measured: {content['device_name']}, "
+            note += "with 95 % t intervals."
         _name_points(top, analyses)
         top.set_ylabel("attention alone,\nestimated speed-up")
         bottom.set_ylabel("whole step,\nestimated speed-up")
         bottom.set_xlabel("sparsity: causal pairs left out (%)")
         sns.despine(figure)
         text = f"{describe_model(analyses[0])}.  Attention's share of the FLOPs, full: {share:.2%}."
-        _caption(figure, f"{text}\nLines: Amdahl's law.  {ESTIMATE}")
+        _caption(figure, f"{text}\nLines: Amdahl's law.  {note}")
     return figure
 
 
@@ -512,6 +561,7 @@ examples:
   python analyze_hyperparameters.py --seq-len 4096   the same at another length
   python analyze_hyperparameters.py 96 4             one configuration
   {EXAMPLE}         one configuration at 512 tokens
+  python analyze_hyperparameters.py --measured       measured patterns, and what to choose
 
 dilation 0 means no far keys (a pure sliding window), dilation 1 is full causal attention.
 Writes hyperparameter_analysis.txt and, as png and pdf, hyperparameter_comparison and
@@ -539,9 +589,37 @@ def build_parser():
     add("--d-model", metavar="C", default=D_MODEL, help="model width (default: %(default)s)")
     add("--layers", metavar="L", default=LAYERS, help="layers (default: %(default)s)")
     add("--vocab-size", metavar="V", default=VOCAB_SIZE, help="vocabulary (default: %(default)s)")
+    add(
+        "--measured",
+        nargs="?",
+        const=DEFAULT_STUDY,
+        type=Path,
+        metavar="FILE",
+        help="the patterns, length and model of a study (compare_models.py --study patterns), with "
+        f"what it measured (FILE: {DEFAULT_STUDY})",
+    )
     add("--output-dir", type=Path, default=Path("output"), help="report (default: %(default)s)")
     add("--plots-dir", type=Path, default=Path("plots"), help="pictures (default: %(default)s)")
     return parser
+
+
+def _measured_analyses(parser, args):
+    """A study's content and the analyses of its patterns, or a usage error."""
+    if args.window_size is not None or args.length is not None:
+        parser.error("--measured takes patterns and length from the study: give neither")
+    try:
+        with fitting(args.measured):
+            content = load_study(args.measured)
+            if content["study"] != "patterns":
+                raise MetricsError(f"{args.measured}: is no study of patterns")
+            config = content["config"]
+            sizes = config["seq_len"], config["d_model"], config["layers"]
+            arms = [arm for point in content["points"] for arm in point["arms"]]
+            patterns = dict.fromkeys(p for arm in arms if (p := pattern_of_arm(arm)))
+            vocab_size = content["data"]["vocab_size"]
+            return content, [analyze_pattern(*p, *sizes, vocab_size) for p in patterns]
+    except MetricsError as error:
+        parser.error(str(error))
 
 
 def _analyses(parser, args):
@@ -568,17 +646,17 @@ def save_figure(figure, path):
         atomic_write(path, lambda file: figure.savefig(file, **options))
 
 
-def _writers(analyses, report, output_dir, plots_dir):
+def _writers(analyses, content, report, output_dir, plots_dir):
     """Each path to write, with the function that writes it."""
-    a = analyses[0]
+    a, several = analyses[0], len(analyses) > 1 or content is not None
     name = f"config_w{a.window_size}_d{a.dilation}"
-    path = output_dir / f"{'hyperparameter_analysis' if len(analyses) > 1 else name}.txt"
+    path = output_dir / f"{'hyperparameter_analysis' if several else name}.txt"
     yield path, partial(atomic_write, path, lambda file: file.write(report.encode()))
     figures = {name: lambda: plot_configuration(a)}
-    if len(analyses) > 1:
+    if several:
         figures = {
             "hyperparameter_comparison": lambda: plot_comparison(analyses),
-            "sparsity_speedup_tradeoff": lambda: plot_tradeoff(analyses),
+            "sparsity_speedup_tradeoff": lambda: plot_tradeoff(analyses, content),
         }
     for name, plot in figures.items():
         figure = plot()
@@ -590,10 +668,14 @@ def main(argv=None):
     """Report, write and list the files; returns the exit code.  Wrong usage: SystemExit(2)."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    analyses = _analyses(parser, args)
-    report = format_report(analyses)
+    content = None
+    if args.measured is None:
+        analyses = _analyses(parser, args)
+    else:
+        content, analyses = _measured_analyses(parser, args)
+    report = format_report(analyses, content)
     print(report)
-    for path, write in _writers(analyses, report, args.output_dir, args.plots_dir):
+    for path, write in _writers(analyses, content, report, args.output_dir, args.plots_dir):
         try:
             write()
         except KeyboardInterrupt:

@@ -14,6 +14,7 @@ import shutil
 import sys
 import uuid
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ from report import (
     tests_of,
     write_report,
 )
+from rotary import POSITIONS
 from run_store import (
     ASIDE_NAME,
     RUNS_NAME,
@@ -74,12 +76,30 @@ from run_store import (
     write_run,
 )
 from significance import ALPHA
+from studies import (
+    DEFAULTS,
+    LENGTHS,
+    PATTERNS,
+    STUDIES,
+    STUDY_DEFAULTS,
+    format_study,
+    length_points,
+    load_study,
+    parse_pattern,
+    pattern_points,
+    plot_study,
+    save_figures,
+    save_study,
+    study_name,
+    summarize,
+)
 from train_model import (
     MEMORY_STEPS,
     PRESETS,
     ExperimentConfig,
     Trainer,
     attention_used,
+    check_config,
     deterministic_algorithms,
     make_config,
     parameter_counts,
@@ -93,6 +113,7 @@ from window_attention import attended_pairs, causal_pairs, density
 
 EXIT_FAILED, EXIT_USAGE, EXIT_RUNS_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
+NOT_CONFIG += ("study", "seq_lens", "patterns")
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 # options that experiments before them lack: no part of the identity while they change nothing
 ADDED_LATER = {"positions": "learned"}
@@ -101,6 +122,8 @@ PLANNED = tuple(
     f"config.{name}:"
     for name in ("runs", "seed", "arms", "equivalence_margin", "seq_len", "batch_size", "max_steps")
 )
+
+MOST_PERMUTED = 6  # arms whose orders are all dealt: 120 squares
 
 # for the estimate before the first training; measured times take over after it
 CHILD_SECONDS = 4  # a fresh process imports torch
@@ -116,9 +139,14 @@ def balanced_orders(arms, runs, rng):
     The permutations of the arms are dealt as Latin squares (each arm once in each place), the
     squares and the rows inside a square in random order; all are used before one comes again.  So
     no order is used more than once oftener than another, and after every len(arms) runs each arm
-    has been first, second, ... equally often.
+    has been first, second, ... equally often.  With many arms there are too many permutations to
+    deal them all: every square is then drawn anew.
     """
     size = len(arms)
+    if size > MOST_PERMUTED:
+        drawn = (arms[:1] + tuple(rng.permutation(arms[1:])) for _ in range(-(-runs // size)))
+        orders = [square[k:] + square[:k] for square in drawn for k in rng.permutation(size)]
+        return [tuple(map(str, order)) for order in orders[:runs]]
     rest = itertools.permutations(arms[1:])
     # the rotations of (first, *rest) form a Latin square, and the squares share no permutation
     squares = [[(arms[0], *tail)[k:] + (arms[0], *tail)[:k] for k in range(size)] for tail in rest]
@@ -656,7 +684,9 @@ def build_parser():
         "  python main.py --dry-run                   what it would do, and roughly how long\n"
         "  python main.py --preset long --runs 3      where sparsity can pay (CUDA)\n"
         "  python main.py --window-size 64 --dilation 8 --output-dir out/64_8 --plots-dir "
-        "out/64_8\n\n"
+        "out/64_8\n"
+        "  python main.py --study lengths             from which length on sparsity pays\n"
+        "  python main.py --study patterns            which window_size and dilation to choose\n\n"
         "every finished training is kept: after a stop the same command goes on from there\n\n"
         "exit codes: 0 done, 1 a file could not be written, 2 wrong options or data or a folder "
         "that holds another experiment, 3 done but a training diverged or ran out of memory, 130 "
@@ -682,6 +712,27 @@ def build_parser():
         **switch,
     )
     parser.add_argument("--debug", help="show the traceback of an error", **switch)
+    study = parser.add_argument_group(
+        "study",
+        "Many experiments, each in a folder of its own below --output-dir, summed up in one table "
+        "and in pictures. The defaults change: 3 runs, a constant learning rate, preset long with "
+        "CUDA, fewer steps.",
+    )
+    study.add_argument(
+        "--study",
+        choices=STUDIES,
+        help="lengths: the arms at several sequence lengths, --batch-size x --seq-len tokens in "
+        "every step; patterns: window models of many patterns against fused. Both with learned "
+        "and with rotary positions, unless --positions chooses",
+    )
+    lengths = ", ".join(f"{' '.join(map(str, x))} ({device})" for device, x in LENGTHS.items())
+    study.add_argument(
+        "--seq-lens", nargs="+", type=int, metavar="S", help=f"of the lengths (default: {lengths})"
+    )
+    patterns = " ".join(f"{w}:{d}" for w, d in PATTERNS)
+    study.add_argument(
+        "--patterns", nargs="+", metavar="W:D", help=f"of the patterns (default: {patterns})"
+    )
     groups = {}
     for item in fields(ExperimentConfig):
         if "group" not in item.metadata:
@@ -702,8 +753,32 @@ def config_from(arguments):
     if "arms" in chosen:
         chosen["arms"] = tuple(chosen["arms"])
     device = resolve_device(chosen.get("device", "auto"))
-    preset = getattr(arguments, "preset", None) or ("paper" if device.type == "cuda" else "laptop")
+    study = getattr(arguments, "study", None)
+    large = "long" if study else "paper"
+    preset = getattr(arguments, "preset", None) or (large if device.type == "cuda" else "laptop")
+    if study:
+        chosen = {**DEFAULTS, **STUDY_DEFAULTS[study, device.type], **chosen}
     return make_config(preset, **{**chosen, "device": str(device)})
+
+
+def _refuse_study_options(arguments):
+    """ValueError for options of a study that is not asked for."""
+    for option, study in (("seq_lens", "lengths"), ("patterns", "patterns")):
+        if hasattr(arguments, option) and getattr(arguments, "study", None) != study:
+            raise ValueError(f"--{option.replace('_', '-')} belongs to --study {study}")
+
+
+def points_from(arguments, config):
+    """The points of the study that parsed arguments mean; ValueError for what cannot be run."""
+    _refuse_study_options(arguments)
+    positions = (arguments.positions,) if hasattr(arguments, "positions") else POSITIONS
+    if arguments.study == "lengths":
+        lengths = getattr(arguments, "seq_lens", LENGTHS[torch.device(config.device).type])
+        return length_points(lengths, positions, config.batch_size, config.seq_len)
+    if hasattr(arguments, "arms"):
+        raise ValueError("--arms does not go with --study patterns: name --patterns")
+    patterns = [parse_pattern(text) for text in getattr(arguments, "patterns", ())] or PATTERNS
+    return pattern_points(patterns, positions)
 
 
 def introduce(config, dataset, device, parameters):
@@ -761,14 +836,32 @@ def prepare_experiment(arguments):
     Returns the configuration and the dataset; raises ValueError or OSError.
     """
     config = config_from(arguments)
+    _refuse_study_options(arguments)
     ensure_data(config.data)
     dataset = load_dataset(config.data, config.seq_len, config.batch_size)
-    if config.window_attention == "split" and "window" in config.arms:
+    if config.window_attention == "split":
         with deterministic_algorithms(config.deterministic):
-            attention_used(config, "window", torch.device(config.device))  # ValueError if it can't
+            for arm in config.arms:  # ValueError if it can't
+                attention_used(config, arm, torch.device(config.device))
     if not arguments.dry_run:
         check_writable(config.output_dir, config.plots_dir)
     return config, dataset
+
+
+def prepare_study(arguments):
+    """The same for a study: its configuration, and [(point, configuration, dataset)]."""
+    config = config_from(arguments)
+    points = points_from(arguments, config)
+    ensure_data(config.data)
+    prepared = []
+    for point in points:
+        folder = Path(config.output_dir) / study_name(arguments.study) / point.name
+        here = replace(config, **point.changes, output_dir=str(folder))
+        check_config(here)
+        prepared.append((point, here, load_dataset(here.data, here.seq_len, here.batch_size)))
+    if not arguments.dry_run:
+        check_writable(config.output_dir, config.plots_dir)
+    return config, prepared
 
 
 def dry_run(config, dataset, restart=False, allow_mixed=False):
@@ -798,19 +891,24 @@ def dry_run(config, dataset, restart=False, allow_mixed=False):
         print(f"run {run + 1}: {', '.join(order)} (seed {seed})")
 
 
+def begin_experiment(config, dataset, stored):
+    """Say what is about to be trained, and roughly how long it will take."""
+    if not stored.new:
+        say(f"resuming: {stored.progress()}")
+    waiting = dict.fromkeys(config.arms, 0)
+    for arm, _ in stored.waiting():
+        waiting[arm] += 1
+    device, parameters = torch.device(config.device), stored.metadata["parameters"]
+    return estimate_and_introduce(config, dataset, device, parameters, waiting)
+
+
 def run_and_report(config, dataset, arguments, argv):
     """The experiment, its report on stdout and in a file, and its plots; returns the exit code."""
     codes, began = [], []
 
     def begin(stored):
         began.append(True)
-        if not stored.new:
-            say(f"resuming: {stored.progress()}")
-        waiting = dict.fromkeys(config.arms, 0)
-        for arm, _ in stored.waiting():
-            waiting[arm] += 1
-        device, parameters = torch.device(config.device), stored.metadata["parameters"]
-        return estimate_and_introduce(config, dataset, device, parameters, waiting)
+        return begin_experiment(config, dataset, stored)
 
     def report(metrics, metadata):
         if metadata["launches"] and not began:
@@ -824,6 +922,47 @@ def run_and_report(config, dataset, arguments, argv):
     except KeyboardInterrupt as stop:
         say(f"{_stopped(stop)}: {_kept(config, arguments.restart)}")
         return _exit_code(stop)
+
+
+def run_study(config, prepared, arguments, argv):
+    """A study's experiments, one after the other, and what they come to; returns the exit code.
+
+    The study's file is made anew after every point, from the points that are done.
+    """
+    experiments = []
+    options = {"restart": arguments.restart, "allow_mixed": arguments.allow_mixed}
+    try:
+        for number, (point, here, dataset) in enumerate(prepared, start=1):
+            say(f"point {number} of {len(prepared)}: {point.name}")
+            if arguments.dry_run:
+                dry_run(here, dataset, **options)
+                continue
+            begin = partial(begin_experiment, here, dataset)
+            results = run_experiment(here, dataset, **options, before=begin, argv=argv)
+            write_report(*results, here.output_dir)
+            experiments.append(results)
+            path = save_study(summarize(arguments.study, experiments), config.output_dir)
+    except KeyboardInterrupt as stop:
+        command = "the same command without --restart" if arguments.restart else "the same command"
+        say(
+            f"{_stopped(stop)}: finished trainings are kept below {config.output_dir}; {command} "
+            "goes on from there"
+        )
+        return _exit_code(stop)
+    return 0 if arguments.dry_run else report_study(config, load_study(path), experiments)
+
+
+def report_study(config, content, experiments):
+    """Print a study's tables and draw its figures; returns the exit code.
+
+    Memory that ran out is a result of a study, and no failure.
+    """
+    paths = save_figures(plot_study(content), config.plots_dir)
+    print(format_study(content), flush=True)
+    path = Path(config.output_dir) / f"{study_name(content['study'])}.json"
+    say("written: " + ", ".join(str(p) for p in (path, *paths) if p.suffix != ".pdf"))
+    statuses = {run["status"] for metrics, _ in experiments for run in launched(metrics)}
+    return EXIT_RUNS_FAILED if "diverged" in statuses else 0
 
 
 def _stopped(stop):
@@ -869,17 +1008,19 @@ def main(argv=None):
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
             stream.reconfigure(errors="replace")
     with terminable():
+        argv = sys.argv[1:] if argv is None else argv
         try:
+            study = hasattr(arguments, "study")
             try:
-                config, dataset = prepare_experiment(arguments)
+                config, prepared = (prepare_study if study else prepare_experiment)(arguments)
             except ValueError as error:
                 return _complain(error, arguments, EXIT_USAGE)
+            if study:
+                return run_study(config, prepared, arguments, argv)
             if arguments.dry_run:
-                dry_run(config, dataset, arguments.restart, arguments.allow_mixed)
+                dry_run(config, prepared, arguments.restart, arguments.allow_mixed)
                 return 0
-            return run_and_report(
-                config, dataset, arguments, sys.argv[1:] if argv is None else argv
-            )
+            return run_and_report(config, prepared, arguments, argv)
         except StoreError as error:
             return _complain(error, arguments, EXIT_USAGE)
         except OSError as error:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 import sys
 import tempfile
@@ -445,10 +446,21 @@ def launched(metrics):
     return sorted((run for _, run in pairs_of(metrics)), key=lambda run: run["launch_index"])
 
 
+def arm_of_pattern(window_size, dilation):
+    """The name of the window arm with a pattern of its own: ``w96-d4``."""
+    return f"w{window_size}-d{dilation}"
+
+
+def pattern_of_arm(arm):
+    """(window_size, dilation) of an arm that is named by its pattern, else None."""
+    found = re.fullmatch(r"w(\d{1,10})-d(\d{1,10})", arm)
+    return None if found is None else tuple(map(int, found.groups()))
+
+
 def ordered_arms(metrics):
-    """The arms in their fixed order (ARM_ORDER first, then any others by name)."""
+    """The arms in their fixed order (ARM_ORDER first, then any others by pattern or name)."""
     known = [arm for arm in ARM_ORDER if arm in metrics]
-    return known + sorted(set(metrics) - set(known))
+    return known + sorted(set(metrics) - set(known), key=lambda a: (pattern_of_arm(a) or (), a))
 
 
 def ok_values(metrics, arm, key):

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpt import FULL_ATTENTION, GPTModel
 from gpt_win import GPTWindowModel
 from machine import device_state, growth_in_child, is_out_of_memory, synchronize
-from metrics_utils import utc_now
+from metrics_utils import pattern_of_arm, utc_now
 from prepare_data import DEFAULT_PATH
 from rotary import POSITIONS
 from window_attention import (
@@ -40,6 +40,7 @@ ARMS = {
     "published": (GPTModel, "published"),
 }
 DEFAULT_ARMS = ("baseline", "window", "fused")
+SCHEDULES = ("cosine", "constant")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COMPILE_MODES = ("none", "default", "reduce-overhead")
 
@@ -72,7 +73,11 @@ class ExperimentConfig:
     )
     seed: int = _option(0, "experiment", "decides orders, initial weights and batches")
     arms: tuple = _option(
-        DEFAULT_ARMS, "experiment", "which models to train", nargs="+", choices=tuple(ARMS)
+        DEFAULT_ARMS,
+        "experiment",
+        f"which models to train: {' '.join(ARMS)}, or window models of other patterns, as w64-d8",
+        nargs="+",
+        metavar="ARM",
     )
     device: str = _option("auto", "experiment", "auto, cpu, cuda or cuda:N")
     dtype: str = _option(
@@ -100,7 +105,13 @@ class ExperimentConfig:
     batch_size: int = _option(8, "training", "sequences in a step")
     max_steps: int = _option(0, "training", "optimizer steps of a training; 0: one pass over data")
     lr: float = _option(3e-4, "training", "peak learning rate of AdamW")
-    warmup_steps: int = _option(500, "training", "steps of linear warm-up before the cosine")
+    warmup_steps: int = _option(500, "training", "steps of linear warm-up")
+    schedule: str = _option(
+        "cosine",
+        "training",
+        "learning rate after the warm-up; constant makes each moment the end of a training",
+        choices=SCHEDULES,
+    )
     val_batches: int = _option(0, "training", "held-out batches for the validation loss; 0: all")
     seq_len: int = _option(256, "model", "sequence length, tokens")
     d_model: int = _option(512, "model", "model width")
@@ -120,6 +131,21 @@ class ExperimentConfig:
     data: str = _option(DEFAULT_PATH, "files", "rows of tokens; prepared when missing")
     output_dir: str = _option("output", "files", "folder of results, report and weights")
     plots_dir: str = _option("plots", "files", "folder of the ten figures")
+
+    @property
+    def pattern(self):
+        """(window_size, dilation)."""
+        return self.window_size, self.dilation
+
+    def of_arm(self, arm):
+        """The configuration and the name in ``ARMS`` that an arm's name means.
+
+        An arm that names a pattern is the window arm with that pattern.
+        """
+        pattern = pattern_of_arm(arm)
+        if pattern is None:
+            return self, arm
+        return replace(self, window_size=pattern[0], dilation=pattern[1]), "window"
 
 
 PRESETS = {
@@ -177,18 +203,24 @@ def check_config(config):
             f"--positions rotary needs an even --d-model / --n-heads, got {config.d_model} / "
             f"{config.n_heads} = {head_dim}: choose others"
         )
-    check_pattern(config.window_size, config.dilation)
+    check_pattern(*config.pattern)
     for name, value, choices in (
         ("--dtype", config.dtype, DTYPES),
         ("--compile", config.compile, COMPILE_MODES),
         ("--positions", config.positions, POSITIONS),
+        ("--schedule", config.schedule, SCHEDULES),
         ("--window-attention", config.window_attention, EVALUATIONS),
     ):
         if value not in choices:
             raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
-    unknown = [arm for arm in config.arms if arm not in ARMS]
+    unknown = [arm for arm in config.arms if arm not in ARMS and pattern_of_arm(arm) is None]
     if unknown or not config.arms:
-        raise ValueError(f"--arms {' '.join(unknown)}: choose from {', '.join(ARMS)}")
+        raise ValueError(
+            f"--arms {' '.join(unknown)}: choose from {', '.join(ARMS)}, or name a pattern, as "
+            "w64-d8 for window_size 64, dilation 8"
+        )
+    for arm in config.arms:
+        check_pattern(*(pattern_of_arm(arm) or config.pattern))
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
 
@@ -225,6 +257,7 @@ def build_model(config, arm, vocab_size, device, seed):
 
 
 def _new_model(config, arm, vocab_size):
+    config, arm = config.of_arm(arm)
     model_class, attention = ARMS[arm]
     pattern = {}
     if model_class is GPTWindowModel:
@@ -249,10 +282,12 @@ def parameter_counts(config, vocab_size):
     return {arm: sum(p.numel() for p in model.parameters()) for arm, model in models.items()}
 
 
-def learning_rate(step, total_steps, peak, warmup_steps):
-    """Linear warm-up to ``peak``, then a cosine that ends at a tenth of it."""
+def learning_rate(step, total_steps, peak, warmup_steps, schedule="cosine"):
+    """Linear warm-up to ``peak``, then a cosine that ends at a tenth of it, or ``constant``."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return peak * (FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * cosine)
@@ -363,6 +398,7 @@ def attention_used(config, arm, device):
     Call it between trainings: it forgets cached masks and compiled code (``release_memory``).
     Raises ValueError where the window arm is told to use split and there are no kernels for it.
     """
+    config, arm = config.of_arm(arm)
     model_class, evaluation = ARMS[arm]
     kernels, attend = None, FULL_ATTENTION.get(evaluation)
     if model_class is GPTWindowModel:
@@ -524,7 +560,7 @@ def timed_steps(trainer, steps, progress):
     started = time.perf_counter()
     clock = StepClock(device)
     for step, batch in enumerate(batches(trainer.rows, config.batch_size, steps, trainer.seed)):
-        lr = learning_rate(step, steps, config.lr, config.warmup_steps)
+        lr = learning_rate(step, steps, config.lr, config.warmup_steps, config.schedule)
         on_device[step] = trainer.step(batch, lr)
         clock.mark()
         fetched = None

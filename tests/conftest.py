@@ -64,7 +64,9 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
     scale = {"baseline": 1.3, "window": 0.9, "fused": 1.0, "published": 1.5}
     metrics = {
         arm: [
-            make_run(arm, run, position, run * len(arms) + position, steps, seed, scale[arm])
+            make_run(
+                arm, run, position, run * len(arms) + position, steps, seed, scale.get(arm, 1.0)
+            )
             for run in range(runs)
         ]
         for position, arm in enumerate(arms)

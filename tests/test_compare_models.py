@@ -35,6 +35,7 @@ from compare_models import (
 from create_model_plots import create_all_plots
 from metrics_utils import json_sha256, launched, load_experiment, load_metrics
 from run_store import StoreError, locked
+from studies import load_study
 from train_model import PRESETS, ExperimentConfig, Trainer, make_config
 from weights import load_window_model
 
@@ -687,6 +688,7 @@ def test_notebook_use_needs_no_command_line(workplace):
         ("--arms window window", "--arms names an arm twice"),
         ("--seq-len 5000", "at --seq-len 5,000"),
         ("--batch-size 59", "59"),
+        ("--arms sparse", "sparse"),
     ],
 )
 def test_wrong_options_get_one_line_and_exit_code_2(workplace, capsys, options, words):
@@ -698,7 +700,7 @@ def test_wrong_options_get_one_line_and_exit_code_2(workplace, capsys, options, 
 
 
 @pytest.mark.parametrize(
-    "options", ["--arms sparse", "--dtype float16", "--runs many", "--preset big", "--nonsense"]
+    "options", ["--dtype float16", "--runs many", "--preset big", "--nonsense"]
 )
 def test_options_that_argparse_refuses(workplace, capsys, options):
     with pytest.raises(SystemExit) as stop:
@@ -782,3 +784,135 @@ def test_time_left_uses_each_arms_own_time(capsys):
 )
 def test_durations_in_words(seconds, words):
     assert format_seconds(seconds) == words
+
+
+# --- studies -----------------------------------------------------------------------------------
+
+
+def study_of(name):
+    return load_study(f"output/{name}_study.json")
+
+
+def test_a_study_of_lengths_trains_sums_up_and_goes_on(workplace, capsys):
+    options = "--study lengths --seq-lens 24 12 --runs 2 --max-steps 6"
+    assert run_main(options) == 0
+    printed = capsys.readouterr()
+    assert "learned positions" in printed.out and "rotary positions" in printed.out
+    content = study_of("length")
+    places = [(p["positions"], p["seq_len"], p["batch_size"]) for p in content["points"]]
+    assert places == [(k, s, 48 // s) for k in ("learned", "rotary") for s in (12, 24)]
+    for point in content["points"]:
+        assert point["contrasts"]["window/fused"]["time"]["n"] == 2
+        metrics, metadata = load_experiment(f"{point['output_dir']}/experiment_results.npz")
+        assert metadata["config"]["schedule"] == "constant"
+        losses = [run["val_loss"] for run in metrics["fused"]]
+        assert point["arms"]["fused"]["val_loss"]["mean"] == pytest.approx(np.mean(losses))
+    assert contents("plots") == [
+        f"length_{name}.{kind}" for name in ("quality", "scaling") for kind in ("pdf", "png")
+    ]
+    shutil.rmtree("output/length_study/rotary_24")  # as if it had been stopped before
+    assert run_main(options) == 0
+    assert capsys.readouterr().err.count("run 1/2") == 3  # the arms of one point alone
+    assert [p["experiment_id"] for p in study_of("length")["points"]][:3] == [
+        p["experiment_id"] for p in content["points"]
+    ][:3]
+
+
+def test_a_study_of_patterns_compares_them_with_fused_in_one_experiment(workplace, capsys):
+    assert run_main("--study patterns --patterns 5:3 5:0 9:2 --runs 2 --positions rotary") == 0
+    (point,) = study_of("pattern")["points"]
+    assert list(point["arms"]) == ["fused", "w5-d0", "w5-d3", "w9-d2"]
+    metrics, metadata = load_experiment("output/pattern_study/rotary/experiment_results.npz")
+    assert metadata["config"]["positions"] == "rotary"
+    for order in metadata["plan"]["orders"]:
+        assert sorted(order) == sorted(point["arms"])
+    # the arm named by a pattern is the window arm with that pattern
+    settings = {k: v for k, v in metadata["config"].items() if k not in ("preset", "arms")}
+    config = make_config("laptop", **settings, arms=("window",))
+    config = replace(config, window_size=9, dilation=2, output_dir="alone")
+    alone, _ = run_experiment(config)
+    for mine, other in zip(metrics["w9-d2"], alone["window"], strict=True):
+        np.testing.assert_array_equal(mine["losses"], other["losses"])
+        assert mine["val_loss"] == other["val_loss"]
+    assert contents("plots") == ["pattern_pareto.pdf", "pattern_pareto.png"]
+    assert "times as fast" in capsys.readouterr().out or "no pattern" in capsys.readouterr().out
+
+
+def test_memory_that_runs_out_does_not_end_a_study(workplace, monkeypatch, capsys):
+    real = Trainer.step
+
+    def step(self, batch, lr):
+        if self.arm == "baseline" and self.config.seq_len == 24:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 TiB")
+        return real(self, batch, lr)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert run_main("--study lengths --seq-lens 12 24 --runs 2 --positions learned") == 0
+    assert "out of memory" in capsys.readouterr().out
+    short, long = study_of("length")["points"]
+    assert (short["arms"]["baseline"]["ok"], long["arms"]["baseline"]["out_of_memory"]) == (2, 2)
+    assert long["contrasts"]["window/fused"] is not None
+
+
+def test_an_interrupted_study_says_how_to_go_on(workplace, monkeypatch, capsys):
+    real, calls = compare_models.train, itertools.count()
+
+    def train(*args, **options):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(compare_models, "train", train)
+    options = "--study lengths --seq-lens 12 24 --runs 1 --positions learned"
+    assert run_main(options) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert len(study_of("length")["points"]) == 1  # what was done by then
+    assert run_main(options) == 0
+    assert "resuming: 1 of 3 trainings done" in capsys.readouterr().err
+    assert len(study_of("length")["points"]) == 2
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--seq-lens 12", "--seq-lens belongs to --study lengths"),
+        ("--study lengths --patterns 5:3", "--patterns belongs to --study patterns"),
+        ("--study patterns --seq-lens 12", "--seq-lens belongs to --study lengths"),
+        ("--study lengths --seq-lens 13", "does not divide the 48 tokens"),
+        ("--study patterns --patterns 5-3", "window_size:dilation"),
+        ("--study patterns --patterns 0:3", "window_size must be at least 1"),
+        ("--study patterns --arms fused window", "name --patterns"),
+        ("--arms fused w0-d3", "window_size must be at least 1"),
+        ("--schedule linear", "invalid choice"),
+    ],
+)
+def test_wrong_studies_get_one_line_before_anything_is_trained(workplace, capsys, options, words):
+    try:
+        assert run_main(options) == 2
+    except SystemExit as stop:  # argparse
+        assert stop.code == 2
+    assert words in capsys.readouterr().err
+    assert not Path("output").exists()
+
+
+def test_a_dry_run_of_a_study_trains_nothing(workplace, capsys):
+    options = "--study patterns --patterns 5:3 5:0 --runs 1 --dry-run"
+    assert run_main(options) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("run 1: ") == 2 and "point 2 of 2: rotary" in printed.err
+    assert not Path("output").exists()
+
+
+def test_a_constant_schedule_stays_at_its_peak(workplace):
+    rates = [train_model.learning_rate(step, 10, 1.0, 4, "constant") for step in range(10)]
+    assert rates == [0.25, 0.5, 0.75, 1.0, *[1.0] * 6]
+
+
+@pytest.mark.parametrize("size", [2, 3, 6, 7, 9, 12])
+def test_orders_of_many_arms_are_balanced_too(size):
+    arms = tuple(f"w{n}-d0" for n in range(1, size + 1))
+    orders = balanced_orders(arms, 2 * size, np.random.default_rng(0))
+    assert all(sorted(order) == sorted(arms) for order in orders)
+    for place in range(size):
+        assert set(Counter(order[place] for order in orders).values()) == {2}
+    assert all(type(arm) is str for order in orders for arm in order)

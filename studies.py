@@ -1,0 +1,762 @@
+"""Studies: the experiment at many sequence lengths or with many patterns, summed up.
+
+``python compare_models.py --study lengths`` and ``--study patterns`` train; every point of a study
+is an experiment with a folder of its own, which goes on after a stop like any other.  What is here
+works on their saved metrics: which points there are, the content of ``<study>_study.json``, its
+tables and its pictures.
+
+    content = summarize("lengths", [load_experiment(path) for path in paths])
+    print(format_study(content))
+    figures = plot_study(content)  # {name: Figure}
+
+Letters: S sequence length, w window_size, d dilation.
+"""
+
+import math
+import textwrap
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from create_model_plots import LOOK, MARGIN, arm_styles, save_figure, smooth
+from gpt import model_flops
+from metrics_utils import (
+    DAMAGE,
+    MetricsError,
+    arm_of_pattern,
+    ordered_arms,
+    pattern_of_arm,
+    shared_values,
+    text_table,
+    unsealed,
+    utc_now,
+    write_sealed,
+)
+from significance import mean_interval, non_inferiority, paired_difference, paired_ratio
+from window_attention import causal_pairs, density
+
+STUDIES = ("lengths", "patterns")
+LENGTHS = {"cpu": (256, 512, 1024, 2048), "cuda": (256, 1024, 4096, 16384)}
+# three windows, each alone and with far keys; the published 96, 4 among them
+PATTERNS = ((32, 0), (32, 8), (96, 0), (96, 4), (96, 16), (256, 0), (256, 8), (256, 32))
+# over a preset; a constant learning rate, so that every moment is the end of a training
+DEFAULTS = {"runs": 3, "schedule": "constant"}
+STUDY_DEFAULTS = {
+    ("lengths", "cpu"): {"batch_size": 2, "max_steps": 40},
+    ("lengths", "cuda"): {"max_steps": 300},
+    ("patterns", "cpu"): {},
+    ("patterns", "cuda"): {"max_steps": 600},
+}
+CURVE_POINTS = 40
+NO_ROOM = "out_of_memory"
+
+
+class StudyError(ValueError):
+    """A study that cannot be made or read; the message names the value or file and the remedy."""
+
+
+# --- the points --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """One experiment of a study: its folder's name, and what it changes in the configuration."""
+
+    name: str
+    changes: dict
+
+
+def length_points(lengths, positions, batch_size, seq_len):
+    """A point for each kind of positions and each length, all of batch_size x seq_len tokens."""
+    tokens = batch_size * seq_len
+    points = []
+    for kind in positions:
+        for length in sorted(set(lengths)):
+            if length < 1 or tokens % length:
+                raise StudyError(
+                    f"--seq-lens {length}: does not divide the {tokens:,} tokens of a step "
+                    "(--batch-size x --seq-len): choose lengths that do"
+                )
+            changes = {"seq_len": length, "batch_size": tokens // length, "positions": kind}
+            points.append(Point(f"{kind}_{length}", changes))
+    return points
+
+
+def pattern_points(patterns, positions):
+    """A point for each kind of positions: ``fused`` and a window arm for each pattern."""
+    arms = ("fused", *dict.fromkeys(arm_of_pattern(*pattern) for pattern in patterns))
+    return [Point(kind, {"arms": arms, "positions": kind}) for kind in positions]
+
+
+def parse_pattern(text):
+    """(window_size, dilation) of a text like ``96:4``; StudyError."""
+    window_size, colon, dilation = text.partition(":")
+    if not (colon and window_size.isdecimal() and dilation.isdecimal()):
+        raise StudyError(f"--patterns {text}: give window_size:dilation, as 96:4")
+    return int(window_size), int(dilation)
+
+
+# --- summing up --------------------------------------------------------------------------------
+
+
+def _arm_summary(runs):
+    """Means over an arm's trainings that ended well, with t intervals, and how the others ended."""
+    ok = [run for run in runs if run["status"] == "ok"]
+    summary = {"runs": len(runs), "ok": len(ok)}
+    summary |= {s: sum(r["status"] == s for r in runs) for s in (NO_ROOM, "diverged")}
+    series = {
+        "step_ms": [1e3 * run["training_time"] / run["total_steps"] for run in ok],
+        "tokens_per_second": [run["tokens_per_second"] for run in ok],
+        "peak_memory_mb": [run["peak_memory_mb"] for run in ok],
+        "val_loss": [run["val_loss"] for run in ok],
+    }
+    for name, values in series.items():
+        values = [value for value in values if math.isfinite(value)]
+        summary[name] = asdict(mean_interval(values)) if values else None
+    return summary
+
+
+def _contrast(metrics, arm, reference, margin):
+    """An arm against another, block by block; None where no block has both."""
+    pair = arm, reference
+    if not len(shared_values(metrics, pair, "training_time")[0]):
+        return None
+    contrast = {}
+    for name, key in (("time", "training_time"), ("memory", "peak_memory_mb")):
+        values = shared_values(metrics, pair, key)
+        contrast[name] = asdict(paired_ratio(*values)) if len(values[0]) else None
+    losses = shared_values(metrics, pair, "val_loss")
+    contrast["val_loss"] = asdict(paired_difference(*losses))
+    contrast["quality"] = asdict(non_inferiority(*losses, margin))
+    return contrast
+
+
+def _limits(config, pattern, vocab_size):
+    """The share of the pairs that a pattern keeps, and what that saves of a whole step's FLOPs.
+
+    step_limit: FLOPs of a step with full attention over those of a step with the pattern.
+    """
+    seq_len = config["seq_len"]
+    kept = density(seq_len, *pattern)
+    linear, per_pair = model_flops(seq_len, config["d_model"], config["layers"], vocab_size)
+    attention = per_pair * causal_pairs(seq_len)
+    return {"density": kept, "step_limit": (linear + attention) / (linear + attention * kept)}
+
+
+def summarize(study, experiments):
+    """A study's content, plain values for JSON, from its experiments' (metrics, metadata)."""
+    if not experiments:
+        raise StudyError(f"no experiment of the study of {study} has a finished training")
+    summarize_one = _length_point if study == "lengths" else _pattern_point
+    metadata = experiments[0][1]
+    environment = metadata["environment"]
+    return {
+        "study": study,
+        "created_at": utc_now(),
+        "device_name": environment["device_name"],
+        "torch": environment["torch"],
+        "data": metadata["data"],
+        "code": metadata.get("code"),
+        "config": metadata["config"],
+        "points": [summarize_one(*experiment) for experiment in experiments],
+    }
+
+
+def _place(metadata):
+    """What a point says of its experiment."""
+    config = metadata["config"]
+    keys = ("seq_len", "batch_size", "dtype", "compile", "runs", "output_dir")
+    place = {key: config[key] for key in keys}
+    place["positions"] = config.get("positions", "learned")
+    place["steps"], place["status"] = metadata["steps"], metadata["status"]
+    place["experiment_id"] = metadata["experiment_id"]
+    return place
+
+
+def _length_point(metrics, metadata):
+    config, vocab_size = metadata["config"], metadata["data"]["vocab_size"]
+    margin = metadata["plan"]["equivalence_margin"]
+    point = _place(metadata)
+    point |= _limits(config, (config["window_size"], config["dilation"]), vocab_size)
+    point["evaluation"] = metadata["pattern"]["evaluation"]
+    point["arms"] = {arm: _arm_summary(metrics[arm]) for arm in ordered_arms(metrics)}
+    pairs = [p for p in (("window", "fused"), ("window", "baseline")) if set(p) <= set(metrics)]
+    point["contrasts"] = {"/".join(p): _contrast(metrics, *p, margin) for p in pairs}
+    return point
+
+
+def _pattern_point(metrics, metadata):
+    config, vocab_size = metadata["config"], metadata["data"]["vocab_size"]
+    margin = metadata["plan"]["equivalence_margin"]
+    point = _place(metadata) | {"margin": margin}
+    arms = {}
+    for arm in ordered_arms(metrics):
+        arms[arm] = _arm_summary(metrics[arm])
+        if pattern := pattern_of_arm(arm):
+            arms[arm] |= {"window_size": pattern[0], "dilation": pattern[1]}
+            arms[arm] |= _limits(config, pattern, vocab_size)
+            arms[arm]["contrast"] = _contrast(metrics, arm, "fused", margin)
+    point["arms"] = arms
+    point["equal_seconds"] = _equal_seconds(metrics)
+    point["curves"] = _curves(metrics)
+    for name, losses in (("pareto", _val_differences), ("pareto_seconds", _equal_differences)):
+        front = pareto_front({arm: (_speed_up(arms, arm), y) for arm, y in losses(point).items()})
+        for arm in arms:
+            arms[arm][name] = arm in front
+    return point
+
+
+def _speed_up(arms, arm):
+    """How many times as fast as ``fused`` an arm trains, the geometric mean over the blocks."""
+    return 1.0 if arm == "fused" else 1 / arms[arm]["contrast"]["time"]["ratio"]
+
+
+def _val_differences(point):
+    """{arm: mean validation loss minus that of fused} at equal tokens."""
+    arms = point["arms"]
+    found = {a: s["contrast"]["val_loss"]["mean"] for a, s in arms.items() if s.get("contrast")}
+    return {"fused": 0.0} | found
+
+
+def _equal_differences(point):
+    """{arm: mean training loss minus that of fused} at equal seconds."""
+    if point["equal_seconds"] is None:
+        return {}
+    found = {a: d["mean"] for a, d in point["equal_seconds"]["differences"].items() if d}
+    return {"fused": 0.0} | found
+
+
+def pareto_front(points):
+    """The names of {name: (speed-up, loss)} that no other one beats in both; ties stay."""
+    return {
+        name
+        for name, (speed, loss) in points.items()
+        if not any(
+            (s >= speed and value <= loss) and (s > speed or value < loss)
+            for s, value in points.values()
+        )
+    }
+
+
+def _smoothed(run):
+    """A training's loss as the mean of the last steps' (a twentieth of all, at least 5)."""
+    losses = np.asarray(run["losses"], dtype=np.float64)
+    window = min(len(losses), max(5, len(losses) // 20))
+    return smooth(losses[None], window)[0], window
+
+
+def _by_run(metrics, arm):
+    return {run["run"]: run for run in metrics[arm] if run["status"] == "ok"}
+
+
+def _curves(metrics):
+    """Training loss minus that of fused over the tokens seen, with the t interval over runs."""
+    reference = _by_run(metrics, "fused")
+    curves = {}
+    for arm in ordered_arms(metrics):
+        runs = _by_run(metrics, arm)
+        shared = sorted(set(runs) & set(reference))
+        if arm == "fused" or not shared:
+            continue
+        rows = []
+        for run in shared:
+            (mine, window), (other, _) = _smoothed(runs[run]), _smoothed(reference[run])
+            rows.append(mine - other)
+        differences = np.array(rows)  # (runs, steps - window + 1)
+        chosen = np.unique(np.linspace(0, differences.shape[1] - 1, CURVE_POINTS).round())
+        chosen = chosen.astype(int)
+        bands = [asdict(mean_interval(differences[:, i])) for i in chosen]
+        tokens = runs[shared[0]]["tokens_seen"][chosen + window - 1]
+        curves[arm] = {"tokens": [int(t) for t in tokens], "smoothed_steps": window}
+        curves[arm] |= {key: [band[key] for band in bands] for key in ("mean", "low", "high")}
+    return curves
+
+
+def _equal_seconds(metrics):
+    """Training losses when every training has had the time of the fastest one, against fused.
+
+    A training's steps count as equally long.  With a constant learning rate the loss at that
+    moment is that of a training which ends there.  None without a block of fused and another.
+    """
+    ok = [run for arm in metrics for run in _by_run(metrics, arm).values()]
+    reference = _by_run(metrics, "fused")
+    if not (ok and reference):
+        return None
+    seconds = min(run["training_time"] for run in ok)
+
+    def loss_of(run):
+        losses, window = _smoothed(run)
+        steps = int(run["total_steps"] * seconds / run["training_time"])
+        return float(losses[max(0, steps - window)])
+
+    differences = {}
+    for arm in ordered_arms(metrics):
+        runs = _by_run(metrics, arm)
+        shared = sorted(set(runs) & set(reference))
+        if arm == "fused" or not shared:
+            continue
+        pair = [[loss_of(of[run]) for run in shared] for of in (runs, reference)]
+        differences[arm] = asdict(paired_difference(*pair))
+    return {"seconds": seconds, "differences": differences}
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def study_name(study):
+    """The stem of a study's file: ``length_study`` or ``pattern_study``."""
+    return f"{study[:-1]}_study"
+
+
+def save_study(content, output_dir):
+    """Write ``<study>_study.json``, sealed with a checksum, whole or not at all; its path."""
+    path = Path(output_dir) / f"{study_name(content['study'])}.json"
+    write_sealed(path, content)
+    return path
+
+
+def load_study(path):
+    """The content of a study's file; MetricsError names the file and the remedy."""
+    path = Path(path)
+    try:
+        content = unsealed(path.read_bytes())
+        if content["study"] not in STUDIES or not content["points"]:
+            raise ValueError("it holds no study")
+    except FileNotFoundError:
+        raise MetricsError(
+            f"{path}: no such file: python compare_models.py --study patterns writes it"
+        ) from None
+    except OSError as error:
+        raise MetricsError(f"{path}: cannot be read ({error.strerror})") from None
+    except (*DAMAGE, KeyError) as error:
+        raise MetricsError(
+            f"{path}: no study, or damaged ({error}): start the study again, it makes the file "
+            "anew from what was trained"
+        ) from None
+    return content
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def with_interval(estimate, template):
+    """An estimate with its interval in brackets, as text."""
+    if estimate is None:
+        return "-"
+    value = template.format(estimate["mean"])
+    if estimate["low"] is None:
+        return value
+    return f"{value} [{template.format(estimate['low'])}, {template.format(estimate['high'])}]"
+
+
+def _gain(ratio):
+    """A ratio of times turned into how many times as fast, with its interval."""
+    if ratio is None:
+        return "-"
+    return with_interval(_inverse(ratio), "{:.3f}")
+
+
+def _memory(contrast):
+    return "-" if not contrast or not contrast["memory"] else f"{contrast['memory']['ratio']:.3f}"
+
+
+def _outcome(arm):
+    """An arm's step time and spread, or why there is none."""
+    if arm["step_ms"] is not None:
+        return with_interval(arm["step_ms"], "{:,.2f}")
+    return "out of memory" if arm[NO_ROOM] else "diverged" if arm["diverged"] else "-"
+
+
+def format_study(content):
+    """A study's tables as text, a table for each kind of positions."""
+    config = content["config"]
+    lines = [
+        f"Study of {content['study']}: {content['device_name']}, torch {content['torch']}, "
+        f"{config['dtype']}, compile {config['compile']}",
+        f"model: d_model {config['d_model']}, {config['n_heads']} heads, {config['layers']} "
+        f"layers; {content['points'][0]['steps']:,} steps of "
+        f"{config['seq_len'] * config['batch_size']:,} tokens; learning rate "
+        f"{config.get('schedule', 'cosine')} after the warm-up",
+        "",
+    ]
+    table = _length_table if content["study"] == "lengths" else _pattern_table
+    for kind in dict.fromkeys(point["positions"] for point in content["points"]):
+        here = [point for point in content["points"] if point["positions"] == kind]
+        lines += [f"{kind} positions", *text_table(table(here)), ""]
+        lines += _equal_lines(here) if content["study"] == "patterns" else []
+    if content["study"] == "patterns":
+        lines += [*recommend(content), ""]
+    lines.append(
+        "[ ]: 95 % t interval over the runs, paired by run where two arms are compared. faster: "
+        "time of the other arm / time of the window arm.\nvalidation loss: window - other arm, "
+        "nats a token, lower is better."
+    )
+    return "\n".join(lines)
+
+
+def _length_table(points):
+    rows = [["S", "pairs kept", "evaluation", "step baseline (ms)", "step fused (ms)"]]
+    rows[0] += ["step window (ms)", "faster than fused", "limit", "faster than baseline"]
+    rows[0] += ["memory/fused", "memory/baseline", "val. loss - fused"]
+    for point in points:
+        arms, contrasts = point["arms"], point["contrasts"]
+        with_fused, with_baseline = (contrasts.get(f"window/{a}") for a in ("fused", "baseline"))
+        row = [f"{point['seq_len']:,}", f"{point['density']:.1%}", point["evaluation"] or "-"]
+        row += [_outcome(arms[a]) if a in arms else "-" for a in ("baseline", "fused", "window")]
+        row += [_gain(with_fused and with_fused["time"]), f"{point['step_limit']:.3f}"]
+        row += [_gain(with_baseline and with_baseline["time"])]
+        row += [_memory(with_fused), _memory(with_baseline)]
+        row += [with_interval(with_fused and with_fused["val_loss"], "{:+.4f}")]
+        rows.append(row)
+    return rows
+
+
+def _pattern_table(points):
+    rows = [["pattern", "pairs kept", "step (ms)", "faster than fused", "limit", "memory/fused"]]
+    rows[0] += ["val. loss - fused", "quality", "on the front"]
+    for point in points:
+        for arm, summary in point["arms"].items():
+            contrast = summary.get("contrast")
+            row = [arm, f"{summary.get('density', 1):.1%}", _outcome(summary)]
+            row += [_gain(contrast and contrast["time"]), f"{summary.get('step_limit', 1):.3f}"]
+            row += [_memory(contrast), with_interval(contrast and contrast["val_loss"], "{:+.4f}")]
+            row += [contrast["quality"]["verdict"] if contrast else "-"]
+            rows.append([*row, "yes" if summary["pareto"] else ""])
+    return rows
+
+
+def _equal_lines(points):
+    """Training losses at equal seconds, a line for each arm."""
+    lines = []
+    for point in points:
+        equal = point["equal_seconds"]
+        if equal is None:
+            continue
+        lines.append(
+            f"after equal time, {equal['seconds']:.1f} s of training: training loss - fused (nats)"
+        )
+        rows = [["pattern", "difference", "on the front"]]
+        for arm, difference in equal["differences"].items():
+            on_front = "yes" if point["arms"][arm]["pareto_seconds"] else ""
+            rows.append([arm, with_interval(difference, "{:+.4f}"), on_front])
+        lines += [*text_table(rows), ""]
+    return lines
+
+
+# --- what the measurements say -----------------------------------------------------------------
+
+
+def measured_rows(point):
+    """[(arm, its summary, speed-up over fused as mean, low and high)] of a point's patterns."""
+    return [
+        (arm, summary, _inverse(summary["contrast"]["time"]))
+        for arm, summary in point["arms"].items()
+        if summary.get("contrast")
+    ]
+
+
+def recommend(content):
+    """Sentences on which pattern to choose, from the measurements of a study of patterns alone.
+
+    For each kind of positions: the fastest pattern that is shown to be faster than fused and whose
+    validation loss is shown not to be worse by the margin; or what is missing.
+    """
+    return [_recommendation(point) for point in content["points"]]
+
+
+def _recommendation(point):
+    kind, margin = f"{point['positions']} positions, S {point['seq_len']:,}", point["margin"]
+    rows = measured_rows(point)
+    if not rows:
+        return f"{kind}: no pattern and fused ended well in the same run, so nothing to compare."
+    faster = [row for row in rows if row[2]["low"] is not None and row[2]["low"] > 1]
+    verdict = {arm: summary["contrast"]["quality"]["verdict"] for arm, summary, _ in rows}
+    good = [row for row in faster if verdict[row[0]] == "not worse"]
+    if good:
+        arm, summary, gain = max(good, key=lambda row: row[2]["mean"])
+        loss = summary["contrast"]["val_loss"]
+        return (
+            f"{kind}: {arm} is the fastest of {len(good)} pattern{'s' * (len(good) > 1)} shown to "
+            f"be faster than fused and not worse by {margin:g} nats: "
+            f"{with_interval(gain, '{:.3f}')} times as fast, validation loss "
+            f"{with_interval(loss, '{:+.4f}')}."
+        )
+    words = f"{kind}: no pattern is shown to be both faster than fused and not worse by {margin:g}"
+    words += f" nats; shown to be faster: {_names(faster)}; not worse: "
+    words += _names([row for row in rows if verdict[row[0]] == "not worse"])
+    undecided = [row for row in rows if verdict[row[0]] == "undecided"]
+    if undecided:
+        needed = [s["contrast"]["quality"]["runs_needed"] for _, s, _ in undecided]
+        needed = [n for n in needed if n is not None]
+        words += f"; quality undecided: {_names(undecided)}"
+        words += f" (about {min(needed)} runs would decide the first)" if needed else ""
+    return words + "."
+
+
+def _names(rows):
+    return ", ".join(arm for arm, *_ in rows) or "none"
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+
+def plot_study(content):
+    """The study's figures: {file name without suffix: Figure}."""
+    with matplotlib.rc_context(LOOK):
+        if content["study"] == "patterns":
+            return {"pattern_pareto": _plot_pareto(content)}
+        return {"length_scaling": _plot_scaling(content), "length_quality": _plot_quality(content)}
+
+
+def save_figures(figures, plots_dir):
+    """Write every figure as .png and .pdf; returns the paths."""
+    paths = []
+    with matplotlib.rc_context(LOOK):
+        for name, figure in figures.items():
+            paths += save_figure(figure, plots_dir, name)
+    return paths
+
+
+def _setting(content):
+    config = content["config"]
+    return (
+        f"{content['device_name']}, torch {content['torch']}, {config['dtype']}, compile "
+        f"{config['compile']}; d_model {config['d_model']}, {config['n_heads']} heads, "
+        f"{config['layers']} layers, {content['points'][0]['runs']} runs a point"
+    )
+
+
+def _kinds(content):
+    """{kind of positions: its points, shortest first}."""
+    kinds = dict.fromkeys(point["positions"] for point in content["points"])
+    by_length = sorted(content["points"], key=lambda point: point["seq_len"])
+    return {kind: [p for p in by_length if p["positions"] == kind] for kind in kinds}
+
+
+def _log_lengths(ax, points):
+    lengths = sorted({point["seq_len"] for point in points})
+    ax.set_xscale("log")
+    ax.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=30 if len(lengths) > 4 else 0)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(lengths[0] / 1.3, lengths[-1] * 1.3)  # ticks alone would let 1 in
+
+
+PANELS = (
+    ("step_ms", "step time", lambda ms, _: EngFormatter(unit="s", sep=" ")(ms / 1e3)),
+    ("tokens_per_second", "tokens/s", lambda n, _: EngFormatter(sep=" ")(n)),
+    ("peak_memory_mb", "peak memory", lambda mb, _: f"{mb:,.0f} MB"),
+)
+
+
+def _plot_scaling(content):
+    """Step time, tokens/s and peak memory over the length, log-log, a row a kind of positions."""
+    kinds = _kinds(content)
+    figure = Figure(figsize=(7.2, 0.9 + 2.2 * len(kinds)), layout="constrained")
+    rows = figure.subplots(len(kinds), len(PANELS), squeeze=False, sharex=True, sharey="col")
+    arms = dict.fromkeys(arm for point in content["points"] for arm in point["arms"])
+    styles = {arm: style for arm, style in arm_styles(list(arms)).items() if arm in arms}
+    for (kind, points), axes in zip(kinds.items(), rows, strict=True):
+        for ax, (key, name, unit) in zip(axes, PANELS, strict=True):
+            _log_lengths(ax, points)
+            ax.set_yscale("log")
+            for arm in arms:
+                _scaling_line(ax, points, arm, key, styles[arm])
+            limit = [
+                (p["seq_len"], p["arms"]["fused"][key]["mean"], p["step_limit"])
+                for p in points
+                if key != "peak_memory_mb" and p["arms"].get("fused", {}).get(key)
+            ]
+            if limit:
+                x, y, gain = map(np.array, zip(*limit, strict=True))
+                y = y / gain if key == "step_ms" else y * gain
+                ax.plot(x, y, color="black", ls="--", lw=1, zorder=2, label="_limit")
+            ax.set_ylim(_extent(content, key))
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(unit)
+            ax.yaxis.set_minor_formatter(NullFormatter())
+            ax.set_title(f"{name}, {kind} positions")
+    for ax in rows[-1]:
+        ax.set_xlabel("sequence length S (tokens)")
+    handles = [
+        Line2D([], [], color=s.color, marker=s.marker, ls=s.linestyle, label=arm)
+        for arm, s in styles.items()
+    ]
+    handles.append(Line2D([], [], color="black", ls="--", lw=1, label="fused at the FLOP limit"))
+    failed = any(s[NO_ROOM] for p in content["points"] for s in p["arms"].values())
+    if failed:
+        handles.append(Line2D([], [], color="black", marker="X", ls="", label="out of memory"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    _foot(figure, _setting(content) + "; bars: 95 % t interval")
+    return figure
+
+
+def _extent(content, key):
+    """Limits of a logarithmic axis for all means and intervals of ``key``."""
+    found = [s[key] for p in content["points"] for s in p["arms"].values() if s[key]]
+    ends = [e for f in found for k in ("mean", "low", "high") if (e := f[k]) and e > 0]
+    return (min(ends) / 1.5, max(ends) * 1.5) if ends else (1, 10)
+
+
+def _scaling_line(ax, points, arm, key, style):
+    here = [(p["seq_len"], p["arms"][arm][key]) for p in points if p["arms"].get(arm, {}).get(key)]
+    if here:
+        x, estimates = zip(*here, strict=True)
+        _points_with_bars(ax, x, estimates, style, linestyle=style.linestyle)
+    lost = [p["seq_len"] for p in points if arm in p["arms"] and p["arms"][arm][NO_ROOM]]
+    if lost:  # at the upper edge, or at the lower one where more is better
+        y = 0.06 if key == "tokens_per_second" else 0.94
+        where = ax.get_xaxis_transform()
+        look = {"ms": 7, "color": style.color, "mec": "black", "clip_on": False}
+        ax.plot(lost, [y] * len(lost), "X", **look, transform=where, scaley=False)
+
+
+def _points_with_bars(ax, x, estimates, style, **options):
+    """Means with their intervals where there are any."""
+    y = np.array([e["mean"] for e in estimates])
+    low = np.array([e["mean"] if e["low"] is None else e["low"] for e in estimates])
+    high = np.array([e["mean"] if e["high"] is None else e["high"] for e in estimates])
+    low = np.maximum(low, y * 1e-3) if ax.get_yscale() == "log" else low
+    look = {"color": style.color, "marker": style.marker, "ms": 4.5, "lw": 1.3, "capsize": 2}
+    ax.errorbar(x, y, yerr=(y - low, high - y), **look, **options)
+
+
+def _foot(figure, text):
+    """The setting below a figure, in as many lines as its width needs."""
+    columns = int(19 * figure.get_figwidth())
+    figure.supxlabel("\n".join(textwrap.wrap(text, columns)), fontsize=6.5, color="0.35")
+
+
+def _plot_quality(content):
+    """Validation loss of window minus fused over the length, with its interval and the margin."""
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    kinds = _kinds(content)
+    axes = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    style = arm_styles(["window"])["window"]
+    for ax, (kind, points) in zip(axes, kinds.items(), strict=True):
+        _log_lengths(ax, points)
+        found = [
+            (p["seq_len"], c["val_loss"])
+            for p in points
+            if (c := p["contrasts"].get("window/fused")) is not None
+        ]
+        margin = content["config"]["equivalence_margin"]
+        ax.axhspan(-margin, margin, **MARGIN)
+        ax.axhline(0, color="black", lw=0.8)
+        if found:
+            x, estimates = zip(*found, strict=True)
+            _points_with_bars(ax, x, estimates, style, linestyle="-")
+        ax.set(title=f"{kind} positions", xlabel="sequence length S (tokens)")
+    axes[0].set_ylabel("validation loss,\nwindow - fused (nats/token)")
+    _foot(
+        figure,
+        f"{_setting(content)}; bars: 95 % t interval, paired by run; shaded: margin of "
+        f"{content['config']['equivalence_margin']:g} nats",
+    )
+    return figure
+
+
+def _pattern_looks(point):
+    """Colour by window, marker by whether there are far keys, and a label for each arm."""
+    windows = sorted({s["window_size"] for s in point["arms"].values() if "window_size" in s})
+    palette = sns.color_palette("colorblind", max(3, len(windows)))
+    looks = {}
+    for arm, summary in point["arms"].items():
+        if "window_size" not in summary:
+            looks[arm] = {"color": "black", "marker": "*", "ms": 9}
+            continue
+        far = summary["dilation"] > 0
+        looks[arm] = {"color": palette[windows.index(summary["window_size"])]}
+        looks[arm] |= {"marker": "o" if far else "s", "ms": 5, "mfc": None if far else "white"}
+    return looks
+
+
+def _plot_pareto(content):
+    """Speed-up against loss at equal tokens and at equal seconds, and loss over training."""
+    kinds = _kinds(content)
+    figure = Figure(figsize=(10.0, 0.8 + 3.0 * len(kinds)), layout="constrained")
+    rows = figure.subplots(len(kinds), 3, squeeze=False, sharex="col")
+    for (kind, points), axes in zip(kinds.items(), rows, strict=True):
+        for point in points:
+            looks = _pattern_looks(point)
+            _pareto_panel(axes[0], point, looks, "pareto", _token_points(point))
+            _pareto_panel(axes[1], point, looks, "pareto_seconds", _second_points(point))
+            _curve_panel(axes[2], point, looks)
+        axes[0].set_title(f"equal tokens, {kind} positions")
+        axes[1].set_title(f"equal seconds, {kind} positions")
+        axes[2].set_title(f"over training, {kind} positions")
+        axes[0].set_ylabel("validation loss - fused (nats/token)")
+        axes[1].set_ylabel("training loss - fused (nats/token)")
+        axes[2].set_ylabel("training loss - fused (nats/token)")
+    rows[-1][0].set_xlabel("times as fast as fused")
+    rows[-1][1].set_xlabel("times as fast as fused")
+    rows[-1][2].set_xlabel("tokens seen")
+    _foot(
+        figure,
+        f"{_setting(content)}, S {content['points'][0]['seq_len']:,}; lower right is better; line: "
+        "Pareto front; open squares: no far keys (d0); bars and bands: 95 % t interval, paired by "
+        "run",
+    )
+    return figure
+
+
+def _inverse(ratio):
+    """A ratio's estimate turned over, as mean, low and high."""
+    low, high = (None if ratio[k] is None else 1 / ratio[k] for k in ("high", "low"))
+    return {"mean": 1 / ratio["ratio"], "low": low, "high": high}
+
+
+def _token_points(point):
+    return {arm: (gain, s["contrast"]["val_loss"]) for arm, s, gain in measured_rows(point)}
+
+
+def _second_points(point):
+    equal = (point["equal_seconds"] or {"differences": {}})["differences"]
+    return {arm: (gain, equal[arm]) for arm, _, gain in measured_rows(point) if arm in equal}
+
+
+def _pareto_panel(ax, point, looks, front, estimates):
+    """Every pattern with both intervals, named; the front as a step line through its points."""
+    exact = {"mean": 1.0, "low": None, "high": None}
+    estimates = {"fused": (exact, exact | {"mean": 0.0})} | estimates
+    ax.axhline(0, color="0.6", lw=0.7)
+    ax.axvline(1, color="0.6", lw=0.7)
+    for arm, (x, y) in estimates.items():
+        bars = {}
+        for name, estimate in (("xerr", x), ("yerr", y)):
+            if estimate["low"] is not None:
+                ends = estimate["mean"] - estimate["low"], estimate["high"] - estimate["mean"]
+                bars[name] = [[ends[0]], [ends[1]]]
+        ax.errorbar(x["mean"], y["mean"], **bars, **looks[arm], lw=0.8, capsize=1.5, zorder=3)
+        ax.annotate(arm, (x["mean"], y["mean"]), (4, 4), textcoords="offset points", fontsize=6.5)
+    members = [estimates[arm] for arm in estimates if point["arms"][arm][front]]
+    line = sorted((x["mean"], y["mean"]) for x, y in members)
+    if len(line) > 1:
+        ax.plot(*zip(*line, strict=True), color="black", lw=0.9, ls="--", zorder=2)
+    ax.margins(0.12)
+
+
+def _curve_panel(ax, point, looks):
+    """Loss difference over training, a line a pattern, named at its end."""
+    ax.axhline(0, color="black", lw=0.8)
+    ends = {}
+    for arm, curve in point["curves"].items():
+        look = looks[arm]
+        far = "window_size" in point["arms"][arm] and point["arms"][arm]["dilation"] > 0
+        ax.plot(
+            curve["tokens"], curve["mean"], color=look["color"], lw=1.1, ls="-" if far else "--"
+        )
+        low, high = curve["low"], curve["high"]
+        if None not in (*low, *high):
+            ax.fill_between(curve["tokens"], low, high, color=look["color"], alpha=0.12, lw=0)
+        ends[arm] = curve["tokens"][-1], curve["mean"][-1]
+    for arm, (x, y) in ends.items():
+        ax.annotate(arm, (x, y), (3, 0), textcoords="offset points", fontsize=6.5, va="center")
+    ax.xaxis.set_major_formatter(lambda n, _: EngFormatter(sep=" ")(n))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.margins(x=0.02)
