@@ -116,7 +116,7 @@ NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
 NOT_CONFIG += ("study", "seq_lens", "patterns")
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 # options that experiments before them lack: no part of the identity while they change nothing
-ADDED_LATER = {"positions": "learned"}
+ADDED_LATER = {"positions": "learned", "schedule": "cosine"}
 # what the plan rests on, and what makes curves of other steps: never to be mixed
 PLANNED = tuple(
     f"config.{name}:"

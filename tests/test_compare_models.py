@@ -835,7 +835,7 @@ def test_a_study_of_patterns_compares_them_with_fused_in_one_experiment(workplac
         np.testing.assert_array_equal(mine["losses"], other["losses"])
         assert mine["val_loss"] == other["val_loss"]
     assert contents("plots") == ["pattern_pareto.pdf", "pattern_pareto.png"]
-    assert "times as fast" in capsys.readouterr().out or "no pattern" in capsys.readouterr().out
+    assert "rotary positions, S 24: " in capsys.readouterr().out  # what it recommends, or why not
 
 
 def test_memory_that_runs_out_does_not_end_a_study(workplace, monkeypatch, capsys):
