@@ -15,6 +15,7 @@ import sys
 import uuid
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ from metrics_utils import (
     file_sha256,
     json_sha256,
     launched,
+    layers_text,
     load_experiment,
     pairs_of,
     save_metrics,
@@ -81,6 +83,7 @@ from train_model import (
     Trainer,
     attention_used,
     deterministic_algorithms,
+    layer_patterns,
     make_config,
     parameter_counts,
     planned_steps,
@@ -388,7 +391,7 @@ def declare(config):
 
 def describe_experiment(config, dataset, device):
     """The metadata that is known before the first training; every random choice is in ``plan``."""
-    pattern = (config.seq_len, config.window_size, config.dilation)
+    patterns = [(config.seq_len, *pattern) for pattern in layer_patterns(config)]
     environment, code = describe_environment(device), describe_code()
     identity = identity_of(config, dataset, environment, code)
     used = {arm: attention_used(config, arm, device) for arm in config.arms}
@@ -413,9 +416,9 @@ def describe_experiment(config, dataset, device):
             "split": "the last 5 % of the rows are held out and never trained on",
             "vocab_size": dataset.vocab_size,
         },
-        "pattern": {
-            "density": density(*pattern),
-            "attended_pairs": attended_pairs(*pattern),
+        "pattern": {  # pairs: of one layer, the mean where layers differ
+            "density": mean(density(*pattern) for pattern in patterns),
+            "attended_pairs": mean(attended_pairs(*pattern) for pattern in patterns),
             "causal_pairs": causal_pairs(config.seq_len),
             "evaluation": used["window"]["evaluation"] if "window" in used else None,
         },
@@ -710,7 +713,7 @@ def introduce(config, dataset, device, parameters):
     """Say what is about to happen."""
     steps = planned_steps(config, len(dataset.train))
     tokens = config.batch_size * config.seq_len
-    kept = density(config.seq_len, config.window_size, config.dilation)
+    kept = mean(density(config.seq_len, *pattern) for pattern in layer_patterns(config))
     used = len(validation_rows(config, len(dataset.held_out)))
     compiled = "eager" if config.compile == "none" else f"torch.compile ({config.compile})"
     rotary = " with rotary positions" if config.positions == "rotary" else ""
@@ -720,7 +723,8 @@ def introduce(config, dataset, device, parameters):
         f"arm{'s' * (len(config.arms) > 1)} ({', '.join(config.arms)}), "
         f"{config.dtype}, {compiled}\n"
         f"  model: {max(parameters.values()) / 1e6:.1f} M parameters{rotary}, sequence length "
-        f"{config.seq_len:,}; window_size {config.window_size}, dilation {config.dilation} keep "
+        f"{config.seq_len:,}; window_size {layers_text(config.window_size)}, dilation "
+        f"{layers_text(config.dilation)} keep "
         f"{kept:.1%} of the causal pairs\n"
         f"  a training: {steps:,} steps of {tokens:,} tokens "
         f"({steps * config.batch_size / len(dataset.train):.2f} passes over {len(dataset.train):,}"

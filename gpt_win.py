@@ -8,6 +8,21 @@ from gpt import CustomMHA, GPTModel, TransformerDecoderBlock
 from window_attention import check_evaluation, check_pattern, window_attention
 
 
+def per_layer(name, value, layers):
+    """The value of every layer: one for all of them is repeated, a sequence must have ``layers``.
+
+    Raises ValueError, with ``name``, for a sequence of another length.
+    """
+    if not isinstance(value, list | tuple):
+        return (value,) * layers
+    if len(value) != layers:
+        raise ValueError(
+            f"{name} has {len(value)} value{'s' * (len(value) != 1)} for {layers} "
+            f"layer{'s' * (layers != 1)}: give one, or one for each layer"
+        )
+    return tuple(value)
+
+
 class CustomWindowMHA(CustomMHA):
     """CustomMHA over the pattern of ``window_attention.may_attend``.
 
@@ -53,7 +68,8 @@ class GPTWindowModel(GPTModel):
     """GPTModel whose every block attends to a window of ``window_size`` tokens and every
     ``dilation``-th token before it; ``dilation=0`` is the pure sliding window.
 
-    Token ids (B, S) -> logits (B, S, V).
+    Both are one value, or a sequence with one for each layer, of which ``dilation=1`` makes a layer
+    of full causal attention.  Token ids (B, S) -> logits (B, S, V).
     """
 
     def __init__(
@@ -69,10 +85,13 @@ class GPTWindowModel(GPTModel):
         dropout=0.1,
         positions="learned",
     ):
+        window_sizes = per_layer("window_size", window_size, layers)
+        dilations = per_layer("dilation", dilation, layers)
         options = attention, dropout, positions
 
         def make_block(layer):
-            return TransformerDecoderBlockWindow(d_model, n_heads, window_size, dilation, *options)
+            pattern = window_sizes[layer], dilations[layer]
+            return TransformerDecoderBlockWindow(d_model, n_heads, *pattern, *options)
 
         sizes = d_model, n_heads, layers, vocab_size, max_seq_len
         super().__init__(*sizes, positions=positions, make_block=make_block)

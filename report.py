@@ -29,6 +29,7 @@ from metrics_utils import (
     fitting,
     format_summary,
     launched,
+    layers_text,
     load_experiment,
     ok_values,
     ordered_arms,
@@ -716,7 +717,8 @@ def _warning_lines(metrics, metadata):
 
 
 def _pattern_line(config, pattern):
-    line = f"pattern: window_size {config['window_size']}, dilation {config['dilation']}"
+    window_size, dilation = (layers_text(config[name]) for name in ("window_size", "dilation"))
+    line = f"pattern: window_size {window_size}, dilation {dilation}"
     if pattern is None:  # a file from before it was recorded
         return line
     line += f", {pattern['density']:.1%} of the causal pairs"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt import FULL_ATTENTION, GPTModel
-from gpt_win import GPTWindowModel
+from gpt_win import GPTWindowModel, per_layer
 from machine import device_state, growth_in_child, is_out_of_memory, synchronize
 from metrics_utils import utc_now
 from prepare_data import DEFAULT_PATH
@@ -60,6 +60,16 @@ def _option(default, group, help, **argparse_options):
     return field(
         default=default, metadata={"group": group, "help": help, "argparse": argparse_options}
     )
+
+
+def _whole_numbers(text):
+    """A command-line value: a whole number, or several of them as a tuple."""
+    try:
+        numbers = tuple(map(int, text.split(",")))
+    except ValueError:
+        words = f"must be a whole number, or one for each layer as in 96,96,128, got {text!r}"
+        raise argparse.ArgumentTypeError(words) from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 @dataclass(frozen=True)
@@ -112,8 +122,19 @@ class ExperimentConfig:
         "a learned embedding of every position, or rotary ones in every attention",
         choices=POSITIONS,
     )
-    window_size: int = _option(96, "pattern", "near keys before each token")
-    dilation: int = _option(4, "pattern", "every how many tokens a far key; 0: none")
+    window_size: int | tuple = _option(
+        96,
+        "pattern",
+        "near keys before each token; W,W,... gives one for each layer",
+        type=_whole_numbers,
+    )
+    dilation: int | tuple = _option(
+        4,
+        "pattern",
+        "every how many tokens a far key; 0: none, 1: full attention; D,D,... gives one for each "
+        "layer",
+        type=_whole_numbers,
+    )
     window_attention: str = _option(
         "auto", "pattern", "how the window arm evaluates the pattern", choices=EVALUATIONS
     )
@@ -151,9 +172,23 @@ def make_config(preset="paper", **changes):
     """The configuration of a preset with some fields changed, checked; raises ValueError."""
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    config = ExperimentConfig(preset=preset, **{**PRESETS[preset], **changes})
+    config = config_of({"preset": preset, **PRESETS[preset], **changes})
     check_config(config)
     return config
+
+
+def config_of(values):
+    """The ExperimentConfig of some of its fields; they may come from JSON, which has no tuples."""
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return ExperimentConfig(**values)
+
+
+def layer_patterns(config):
+    """(window_size, dilation) of every layer of the window model."""
+    window_sizes = per_layer("--window-size", config.window_size, config.layers)
+    return list(
+        zip(window_sizes, per_layer("--dilation", config.dilation, config.layers), strict=True)
+    )
 
 
 def check_config(config):
@@ -177,7 +212,8 @@ def check_config(config):
             f"--positions rotary needs an even --d-model / --n-heads, got {config.d_model} / "
             f"{config.n_heads} = {head_dim}: choose others"
         )
-    check_pattern(config.window_size, config.dilation)
+    for window_size, dilation in layer_patterns(config):
+        check_pattern(window_size, dilation)
     for name, value, choices in (
         ("--dtype", config.dtype, DTYPES),
         ("--compile", config.compile, COMPILE_MODES),
@@ -197,18 +233,20 @@ def _check_whole_numbers(config):
     least = {"max_steps": 0, "warmup_steps": 0, "val_batches": 0, "seed": 0, "dilation": 0}
     for item in fields(config):
         value = getattr(config, item.name)
-        if item.type is not int:
+        if item.type not in (int, int | tuple):
             continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{_flag(item.name)} must be a whole number, got {value!r}")
-        if value < least.get(item.name, 1):
-            raise ValueError(
-                f"{_flag(item.name)} must be at least {least.get(item.name, 1)}, got {value}"
-            )
-        if value > LARGEST_OPTION:
-            raise ValueError(
-                f"{_flag(item.name)} must be at most {LARGEST_OPTION:,}, got {value:,}"
-            )
+        several = isinstance(value, tuple) and item.type is not int
+        for number in value if several else [value]:
+            _check_whole_number(_flag(item.name), number, least.get(item.name, 1))
+
+
+def _check_whole_number(flag, value, least):
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{flag} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{flag} must be at least {least}, got {value}")
+    if value > LARGEST_OPTION:
+        raise ValueError(f"{flag} must be at most {LARGEST_OPTION:,}, got {value:,}")
 
 
 def _flag(name):
@@ -354,7 +392,8 @@ class _AttentionOperators(TorchDispatchMode):
 def attention_used(config, arm, device):
     """What an arm's attention really runs at the configuration's shapes, as a JSON-like dict.
 
-    ``evaluation``: dense, published, fused, masked or split; what ``auto`` comes to, for window.
+    ``evaluation``: dense, published, fused, masked or split; what ``auto`` comes to, for window,
+    and "split and masked" where the layers' patterns differ so much.
     ``kernels``: the names of split's near and far kernel, else None.
     ``operators``: PyTorch's attention operators in one eager forward call.  Empty for dense and
     published, which are not run (their scores are S x S), where memory ran out, and where
@@ -364,26 +403,36 @@ def attention_used(config, arm, device):
     Raises ValueError where the window arm is told to use split and there are no kernels for it.
     """
     model_class, evaluation = ARMS[arm]
-    kernels, attend = None, FULL_ATTENTION.get(evaluation)
+    kernels, attends = None, [(evaluation, FULL_ATTENTION.get(evaluation))]
     if model_class is GPTWindowModel:
-        evaluation, kernels = _window_evaluation(config, device)
-        pattern = {"window_size": config.window_size, "dilation": config.dilation}
-        attend = partial(window_attention, **pattern, evaluation=evaluation)
+        attends = []
+        for window_size, dilation in dict.fromkeys(layer_patterns(config)):
+            pattern = {"window_size": window_size, "dilation": dilation}
+            evaluation, found = _window_evaluation(config, pattern, device)
+            kernels = kernels or found
+            attends.append(
+                (evaluation, partial(window_attention, **pattern, evaluation=evaluation))
+            )
     operators = []
-    if evaluation not in ("dense", "published"):
-        with deterministic_algorithms(config.deterministic):  # which rule out some kernels
-            operators = _dispatched_operators(attend, config, device)
-        release_memory(device)
-    kernels = None if kernels is None else list(kernels)
-    return {"evaluation": evaluation, "kernels": kernels, "operators": operators}
+    for evaluation, attend in attends:
+        if evaluation not in ("dense", "published"):
+            with deterministic_algorithms(config.deterministic):  # which rule out some kernels
+                operators += _dispatched_operators(attend, config, device)
+            release_memory(device)
+    return {
+        "evaluation": " and ".join(dict.fromkeys(evaluation for evaluation, _ in attends)),
+        "kernels": None if kernels is None else list(kernels),
+        "operators": list(dict.fromkeys(operators)),
+    }
 
 
-def _window_evaluation(config, device):
+def _window_evaluation(config, pattern, device):
     """The evaluation that ``window_attention`` comes to, and split's kernels or None."""
     dtype, evaluation = DTYPES[config.dtype], config.window_attention
-    pattern = (config.seq_len, config.window_size, config.dilation)
     if evaluation == "auto":
-        evaluation = attention_plan(*pattern, dtype, device).evaluation
+        evaluation = attention_plan(
+            config.seq_len, **pattern, dtype=dtype, device=device
+        ).evaluation
     if evaluation != "split":
         return evaluation, None
     kernels = split_kernels(device, dtype, config.d_model // config.n_heads)
@@ -664,7 +713,7 @@ def child_peak_memory_mb(config, arm, vocab_size, seed):
 
 def memory_job(config, arm, vocab_size, seed):
     """What the child of ``child_peak_memory_mb`` measures, as a function without arguments."""
-    config = ExperimentConfig(**{**config, "arms": tuple(config["arms"])})
+    config = config_of(config)
     shape = (config.batch_size * MEMORY_STEPS, config.seq_len + 1)
     rows = np.random.default_rng(seed).integers(vocab_size, size=shape)
 
