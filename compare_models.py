@@ -41,9 +41,9 @@ from metrics_utils import (
     file_sha256,
     json_sha256,
     launched,
-    layers_text,
     load_experiment,
     pairs_of,
+    pattern_text,
     save_metrics,
     utc_now,
 )
@@ -98,7 +98,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_RUNS_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 1
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 # options that experiments before them lack: no part of the identity while they change nothing
-ADDED_LATER = {"positions": "learned"}
+ADDED_LATER = {"positions": "learned", "sink_tokens": 0}
 # what the plan rests on, and what makes curves of other steps: never to be mixed
 PLANNED = tuple(
     f"config.{name}:"
@@ -334,6 +334,7 @@ def save_window_model(model, config, dataset):
         "max_seq_len": config.seq_len,
         "window_size": config.window_size,
         "dilation": config.dilation,
+        "sink_tokens": config.sink_tokens,
         "positions": config.positions,
     }
     tokenizer = tokenizer_of(dataset)
@@ -391,7 +392,7 @@ def declare(config):
 
 def describe_experiment(config, dataset, device):
     """The metadata that is known before the first training; every random choice is in ``plan``."""
-    patterns = [(config.seq_len, *pattern) for pattern in layer_patterns(config)]
+    patterns = layer_patterns(config)
     environment, code = describe_environment(device), describe_code()
     identity = identity_of(config, dataset, environment, code)
     used = {arm: attention_used(config, arm, device) for arm in config.arms}
@@ -417,8 +418,8 @@ def describe_experiment(config, dataset, device):
             "vocab_size": dataset.vocab_size,
         },
         "pattern": {  # pairs: of one layer, the mean where layers differ
-            "density": mean(density(*pattern) for pattern in patterns),
-            "attended_pairs": mean(attended_pairs(*pattern) for pattern in patterns),
+            "density": mean(density(config.seq_len, *pattern) for pattern in patterns),
+            "attended_pairs": mean(attended_pairs(config.seq_len, *p) for p in patterns),
             "causal_pairs": causal_pairs(config.seq_len),
             "evaluation": used["window"]["evaluation"] if "window" in used else None,
         },
@@ -723,9 +724,7 @@ def introduce(config, dataset, device, parameters):
         f"arm{'s' * (len(config.arms) > 1)} ({', '.join(config.arms)}), "
         f"{config.dtype}, {compiled}\n"
         f"  model: {max(parameters.values()) / 1e6:.1f} M parameters{rotary}, sequence length "
-        f"{config.seq_len:,}; window_size {layers_text(config.window_size)}, dilation "
-        f"{layers_text(config.dilation)} keep "
-        f"{kept:.1%} of the causal pairs\n"
+        f"{config.seq_len:,}; {pattern_text(asdict(config))} keep {kept:.1%} of the causal pairs\n"
         f"  a training: {steps:,} steps of {tokens:,} tokens "
         f"({steps * config.batch_size / len(dataset.train):.2f} passes over {len(dataset.train):,}"
         f" rows); validation on {used:,} of {len(dataset.held_out):,} held-out rows"

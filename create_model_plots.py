@@ -239,6 +239,7 @@ def describe_setting(metadata):
         ("seq_len {}", config.get("seq_len")),
         ("w = {}", window_size),
         ("d = {}", dilation),
+        ("{} sinks", config.get("sink_tokens") or None),
         ("{}", config.get("dtype")),
         ("git {}", environment.get("git_revision")),
     )

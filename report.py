@@ -29,10 +29,10 @@ from metrics_utils import (
     fitting,
     format_summary,
     launched,
-    layers_text,
     load_experiment,
     ok_values,
     ordered_arms,
+    pattern_text,
     shared_values,
     text_table,
     throttled,
@@ -717,8 +717,7 @@ def _warning_lines(metrics, metadata):
 
 
 def _pattern_line(config, pattern):
-    window_size, dilation = (layers_text(config[name]) for name in ("window_size", "dilation"))
-    line = f"pattern: window_size {window_size}, dilation {dilation}"
+    line = f"pattern: {pattern_text(config)}"
     if pattern is None:  # a file from before it was recorded
         return line
     line += f", {pattern['density']:.1%} of the causal pairs"

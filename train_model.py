@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -70,6 +71,14 @@ def _whole_numbers(text):
         words = f"must be a whole number, or one for each layer as in 96,96,128, got {text!r}"
         raise argparse.ArgumentTypeError(words) from None
     return numbers if len(numbers) > 1 else numbers[0]
+
+
+class Pattern(NamedTuple):
+    """What a layer of the window model attends to, see ``window_attention.may_attend``."""
+
+    window_size: int
+    dilation: int
+    sink_tokens: int
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,9 @@ class ExperimentConfig:
         "layer",
         type=_whole_numbers,
     )
+    sink_tokens: int = _option(
+        0, "pattern", "how many of the first tokens every later one attends to as well"
+    )
     window_attention: str = _option(
         "auto", "pattern", "how the window arm evaluates the pattern", choices=EVALUATIONS
     )
@@ -184,11 +196,11 @@ def config_of(values):
 
 
 def layer_patterns(config):
-    """(window_size, dilation) of every layer of the window model."""
+    """The ``Pattern`` of every layer of the window model."""
     window_sizes = per_layer("--window-size", config.window_size, config.layers)
-    return list(
-        zip(window_sizes, per_layer("--dilation", config.dilation, config.layers), strict=True)
-    )
+    dilations = per_layer("--dilation", config.dilation, config.layers)
+    pairs = zip(window_sizes, dilations, strict=True)
+    return [Pattern(*pair, config.sink_tokens) for pair in pairs]
 
 
 def check_config(config):
@@ -212,8 +224,8 @@ def check_config(config):
             f"--positions rotary needs an even --d-model / --n-heads, got {config.d_model} / "
             f"{config.n_heads} = {head_dim}: choose others"
         )
-    for window_size, dilation in layer_patterns(config):
-        check_pattern(window_size, dilation)
+    for pattern in layer_patterns(config):
+        check_pattern(*pattern)
     for name, value, choices in (
         ("--dtype", config.dtype, DTYPES),
         ("--compile", config.compile, COMPILE_MODES),
@@ -230,7 +242,8 @@ def check_config(config):
 
 
 def _check_whole_numbers(config):
-    least = {"max_steps": 0, "warmup_steps": 0, "val_batches": 0, "seed": 0, "dilation": 0}
+    least = {"max_steps": 0, "warmup_steps": 0, "val_batches": 0, "seed": 0}
+    least |= {"dilation": 0, "sink_tokens": 0}
     for item in fields(config):
         value = getattr(config, item.name)
         if item.type not in (int, int | tuple):
@@ -266,7 +279,7 @@ def _new_model(config, arm, vocab_size):
     model_class, attention = ARMS[arm]
     pattern = {}
     if model_class is GPTWindowModel:
-        pattern = {"window_size": config.window_size, "dilation": config.dilation}
+        pattern = {name: getattr(config, name) for name in Pattern._fields}
         attention = config.window_attention
     return model_class(
         config.d_model,
@@ -406,13 +419,11 @@ def attention_used(config, arm, device):
     kernels, attends = None, [(evaluation, FULL_ATTENTION.get(evaluation))]
     if model_class is GPTWindowModel:
         attends = []
-        for window_size, dilation in dict.fromkeys(layer_patterns(config)):
-            pattern = {"window_size": window_size, "dilation": dilation}
+        for pattern in dict.fromkeys(layer_patterns(config)):
             evaluation, found = _window_evaluation(config, pattern, device)
             kernels = kernels or found
-            attends.append(
-                (evaluation, partial(window_attention, **pattern, evaluation=evaluation))
-            )
+            attend = partial(window_attention, **pattern._asdict(), evaluation=evaluation)
+            attends.append((evaluation, attend))
     operators = []
     for evaluation, attend in attends:
         if evaluation not in ("dense", "published"):
@@ -430,9 +441,8 @@ def _window_evaluation(config, pattern, device):
     """The evaluation that ``window_attention`` comes to, and split's kernels or None."""
     dtype, evaluation = DTYPES[config.dtype], config.window_attention
     if evaluation == "auto":
-        evaluation = attention_plan(
-            config.seq_len, **pattern, dtype=dtype, device=device
-        ).evaluation
+        options = pattern._asdict() | {"dtype": dtype, "device": device}
+        evaluation = attention_plan(config.seq_len, **options).evaluation
     if evaluation != "split":
         return evaluation, None
     kernels = split_kernels(device, dtype, config.d_model // config.n_heads)

@@ -97,7 +97,7 @@ def test_options_that_were_added_later_leave_older_identities_alone():
     chosen = {"arms": tuple(metadata["config"]["arms"])}
     config = ExperimentConfig(**metadata["config"] | chosen)
     assert json_sha256(identity_of_config(config)) == metadata["config_sha256"]
-    for change in ({"positions": "rotary"}, {"dilation": (4, 1)}):
+    for change in ({"positions": "rotary"}, {"dilation": (4, 1)}, {"sink_tokens": 1}):
         changed = identity_of_config(replace(config, **change))
         assert json_sha256(changed) != metadata["config_sha256"]
 
@@ -150,22 +150,24 @@ def test_saved_weights_rebuild_the_first_runs_window_model(workplace):
     assert trainer.evaluate(dataset.held_out[[0, -1]]) == pytest.approx(run["val_loss"], rel=1e-6)
 
 
-def test_an_experiment_with_rotary_positions_and_layers_that_differ(workplace, monkeypatch, capsys):
+def test_an_experiment_with_every_option_of_the_pattern(workplace, monkeypatch, capsys):
     monkeypatch.setattr(compare_models, "create_all_plots", create_all_plots)
-    options = "--runs 1 --layers 2 --dilation 3,1 --positions rotary"
+    options = "--runs 1 --layers 2 --dilation 3,1 --sink-tokens 2 --positions rotary"
     assert run_main(options) == 0
     printed = capsys.readouterr()
-    pattern = "window_size 5, dilation 3,1"
+    pattern = "window_size 5, dilation 3,1, sink_tokens 2"
     assert pattern in printed.out and pattern in printed.err
     assert "rotary positions" in printed.out and "rotary positions" in printed.err
     _, metadata = load_experiment("output/experiment_results.npz")
     assert metadata["config"]["dilation"] == [3, 1] and metadata["config"]["window_size"] == 5
-    pairs = int(window_mask(24, 5, 3).sum()), 24 * 25 // 2
+    pairs = int(window_mask(24, 5, 3, sink_tokens=2).sum()), 24 * 25 // 2
     assert metadata["pattern"]["attended_pairs"] == sum(pairs) / 2
     assert metadata["pattern"]["density"] == pytest.approx(sum(pairs) / 2 / pairs[1])
-    assert describe_setting(metadata).count("d\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}3,1") == 1
+    setting = describe_setting(metadata).replace("\N{NO-BREAK SPACE}", " ")
+    assert "w = 5, d = 3,1, 2 sinks, " in setting
     model = load_window_model("output/window_model_weights.pt")
     assert model.position_embeddings is None and model.layers[1].mha.dilation == 1
+    assert [block.mha.sink_tokens for block in model.layers] == [2, 2]
     assert run_main(options) == 0  # the stored plan is recognised
     assert "complete: all 3 trainings are done" in capsys.readouterr().err
 

@@ -87,6 +87,8 @@ def test_every_attention_of_the_full_model_gives_the_same_logits_and_gradients()
         (GPTWindowModel, {"attention": "dense", "window_size": 3, "dilation": 4}),
         (GPTWindowModel, {"attention": "masked", "window_size": 3, "dilation": 4}),
         (GPTWindowModel, {"window_size": 2, "dilation": 0}),
+        (GPTWindowModel, {"attention": "split", "window_size": 3, "dilation": 4, "sink_tokens": 3}),
+        (GPTWindowModel, {"attention": "split", "window_size": 3, "positions": "rotary"}),
     ],
 )
 def test_a_future_token_changes_nothing_before_it(model_class, options):
@@ -108,6 +110,29 @@ def test_the_window_reaches_the_model():
     after[:, 10] = (after[:, 10] + 1) % 50
     moved = (model(before) - model(after)).abs().amax(dim=(0, 2)) > 0
     assert moved.nonzero().flatten().tolist() == [10, 11, 12, 13, 18, 23, 28]
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        {"attention": "split", "dilation": 0},
+        {"attention": "split", "dilation": 5},
+        {"attention": "masked", "dilation": 5},
+    ],
+)
+def test_the_sinks_reach_every_layer(evaluation):
+    """In one layer a sink is seen by all later tokens; the model equals one of dense layers."""
+    model = build(GPTWindowModel, layers=1, window_size=3, sink_tokens=2, **evaluation).eval()
+    before = tokens()
+    after = before.clone()
+    after[:, 1] = (after[:, 1] + 1) % 50
+    moved = (model(before) - model(after)).abs().amax(dim=(0, 2)) > 0
+    assert moved.tolist() == [False] + 32 * [True]
+    whole = build(GPTWindowModel, window_size=3, sink_tokens=2, **evaluation).eval()
+    dense = {**evaluation, "attention": "dense"}
+    reference = build(GPTWindowModel, window_size=3, sink_tokens=2, **dense).eval()
+    torch.testing.assert_close(whole(before), reference(before), rtol=1e-5, atol=1e-7)
+    assert [block.mha.sink_tokens for block in whole.layers] == [2, 2]
 
 
 @pytest.mark.parametrize("window_size", [4, [2, 5, 40]])
@@ -151,6 +176,7 @@ def test_masks_are_not_in_the_state_dict():
         (GPTModel, {"attention": "flash"}, "unknown attention 'flash'"),
         (GPTWindowModel, {"window_size": 0}, "window_size must be at least 1, got 0"),
         (GPTWindowModel, {"dilation": -1}, "dilation must be at least 0, got -1"),
+        (GPTWindowModel, {"sink_tokens": -1}, "sink_tokens must be at least 0, got -1"),
         (GPTWindowModel, {"dilation": (1, -1)}, "dilation must be at least 0, got -1"),
         (GPTWindowModel, {"window_size": (1, 2, 3)}, "window_size has 3 values for 2 layers: give"),
         (GPTWindowModel, {"dilation": []}, "dilation has 0 values for 2 layers: give one, or one"),
