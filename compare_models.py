@@ -16,6 +16,7 @@ import uuid
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ from metrics_utils import (
     launched,
     load_experiment,
     pairs_of,
+    pattern_text,
     save_metrics,
     utc_now,
 )
@@ -101,6 +103,7 @@ from train_model import (
     attention_used,
     check_config,
     deterministic_algorithms,
+    layer_patterns,
     make_config,
     parameter_counts,
     planned_steps,
@@ -116,7 +119,7 @@ NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
 NOT_CONFIG += ("study", "seq_lens", "patterns")
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 # options that experiments before them lack: no part of the identity while they change nothing
-ADDED_LATER = {"positions": "learned", "schedule": "cosine"}
+ADDED_LATER = {"positions": "learned", "sink_tokens": 0, "schedule": "cosine"}
 # what the plan rests on, and what makes curves of other steps: never to be mixed
 PLANNED = tuple(
     f"config.{name}:"
@@ -359,6 +362,7 @@ def save_window_model(model, config, dataset):
         "max_seq_len": config.seq_len,
         "window_size": config.window_size,
         "dilation": config.dilation,
+        "sink_tokens": config.sink_tokens,
         "positions": config.positions,
     }
     tokenizer = tokenizer_of(dataset)
@@ -416,7 +420,7 @@ def declare(config):
 
 def describe_experiment(config, dataset, device):
     """The metadata that is known before the first training; every random choice is in ``plan``."""
-    pattern = (config.seq_len, config.window_size, config.dilation)
+    patterns = layer_patterns(config)
     environment, code = describe_environment(device), describe_code()
     identity = identity_of(config, dataset, environment, code)
     used = {arm: attention_used(config, arm, device) for arm in config.arms}
@@ -441,9 +445,9 @@ def describe_experiment(config, dataset, device):
             "split": "the last 5 % of the rows are held out and never trained on",
             "vocab_size": dataset.vocab_size,
         },
-        "pattern": {
-            "density": density(*pattern),
-            "attended_pairs": attended_pairs(*pattern),
+        "pattern": {  # pairs: of one layer, the mean where layers differ
+            "density": mean(density(config.seq_len, *pattern) for pattern in patterns),
+            "attended_pairs": mean(attended_pairs(config.seq_len, *p) for p in patterns),
             "causal_pairs": causal_pairs(config.seq_len),
             "evaluation": used["window"]["evaluation"] if "window" in used else None,
         },
@@ -785,7 +789,7 @@ def introduce(config, dataset, device, parameters):
     """Say what is about to happen."""
     steps = planned_steps(config, len(dataset.train))
     tokens = config.batch_size * config.seq_len
-    kept = density(config.seq_len, config.window_size, config.dilation)
+    kept = mean(density(config.seq_len, *pattern) for pattern in layer_patterns(config))
     used = len(validation_rows(config, len(dataset.held_out)))
     compiled = "eager" if config.compile == "none" else f"torch.compile ({config.compile})"
     rotary = " with rotary positions" if config.positions == "rotary" else ""
@@ -795,8 +799,7 @@ def introduce(config, dataset, device, parameters):
         f"arm{'s' * (len(config.arms) > 1)} ({', '.join(config.arms)}), "
         f"{config.dtype}, {compiled}\n"
         f"  model: {max(parameters.values()) / 1e6:.1f} M parameters{rotary}, sequence length "
-        f"{config.seq_len:,}; window_size {config.window_size}, dilation {config.dilation} keep "
-        f"{kept:.1%} of the causal pairs\n"
+        f"{config.seq_len:,}; {pattern_text(asdict(config))} keep {kept:.1%} of the causal pairs\n"
         f"  a training: {steps:,} steps of {tokens:,} tokens "
         f"({steps * config.batch_size / len(dataset.train):.2f} passes over {len(dataset.train):,}"
         f" rows); validation on {used:,} of {len(dataset.held_out):,} held-out rows"

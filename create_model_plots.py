@@ -36,6 +36,7 @@ from metrics_utils import (
     atomic_write,
     declared_margin,
     fitting,
+    layers_text,
     load_experiment,
     ordered_arms,
     pairs_of,
@@ -231,11 +232,14 @@ def ordered(arms):
 def describe_setting(metadata):
     """Device, sizes, number format and revision in one line, as far as the file has them."""
     config, environment = metadata.get("config") or {}, metadata.get("environment") or {}
+    pattern = [config.get(name) for name in ("window_size", "dilation")]
+    window_size, dilation = (None if value is None else layers_text(value) for value in pattern)
     known = (
         ("{}", environment.get("device_name") or config.get("device")),
         ("seq_len {}", config.get("seq_len")),
-        ("w = {}", config.get("window_size")),
-        ("d = {}", config.get("dilation")),
+        ("w = {}", window_size),
+        ("d = {}", dilation),
+        ("{} sinks", config.get("sink_tokens") or None),
         ("{}", config.get("dtype")),
         ("git {}", environment.get("git_revision")),
     )

@@ -8,6 +8,21 @@ from gpt import CustomMHA, GPTModel, TransformerDecoderBlock
 from window_attention import check_evaluation, check_pattern, window_attention
 
 
+def per_layer(name, value, layers):
+    """The value of every layer: one for all of them is repeated, a sequence must have ``layers``.
+
+    Raises ValueError, with ``name``, for a sequence of another length.
+    """
+    if not isinstance(value, list | tuple):
+        return (value,) * layers
+    if len(value) != layers:
+        raise ValueError(
+            f"{name} has {len(value)} value{'s' * (len(value) != 1)} for {layers} "
+            f"layer{'s' * (layers != 1)}: give one, or one for each layer"
+        )
+    return tuple(value)
+
+
 class CustomWindowMHA(CustomMHA):
     """CustomMHA over the pattern of ``window_attention.may_attend``.
 
@@ -15,12 +30,20 @@ class CustomWindowMHA(CustomMHA):
     """
 
     def __init__(
-        self, d_model, n_heads, window_size, dilation, attention="auto", positions="learned"
+        self,
+        d_model,
+        n_heads,
+        window_size,
+        dilation,
+        attention="auto",
+        positions="learned",
+        sink_tokens=0,
     ):
-        check_pattern(window_size, dilation)
+        check_pattern(window_size, dilation, sink_tokens)
         super().__init__(d_model, n_heads, attention, positions)
         self.window_size = window_size
         self.dilation = dilation
+        self.sink_tokens = sink_tokens
 
     @staticmethod
     def check_attention(attention):
@@ -29,7 +52,8 @@ class CustomWindowMHA(CustomMHA):
 
     def attend(self, q, k, v):
         """q, k, v (B, S, H, D) -> (B, S, H, D)."""
-        return window_attention(q, k, v, self.window_size, self.dilation, self.attention)
+        pattern = self.window_size, self.dilation
+        return window_attention(q, k, v, *pattern, self.attention, self.sink_tokens)
 
 
 class TransformerDecoderBlockWindow(TransformerDecoderBlock):
@@ -44,16 +68,20 @@ class TransformerDecoderBlockWindow(TransformerDecoderBlock):
         attention="auto",
         dropout=0.1,
         positions="learned",
+        sink_tokens=0,
     ):
-        mha = CustomWindowMHA(d_model, n_heads, window_size, dilation, attention, positions)
+        options = attention, positions, sink_tokens
+        mha = CustomWindowMHA(d_model, n_heads, window_size, dilation, *options)
         super().__init__(d_model, n_heads, dropout=dropout, mha=mha)
 
 
 class GPTWindowModel(GPTModel):
     """GPTModel whose every block attends to a window of ``window_size`` tokens and every
-    ``dilation``-th token before it; ``dilation=0`` is the pure sliding window.
+    ``dilation``-th token before it, and to the first ``sink_tokens`` of the sequence;
+    ``dilation=0`` is the pure sliding window.
 
-    Token ids (B, S) -> logits (B, S, V).
+    window_size and dilation are one value, or a sequence with one for each layer, of which
+    ``dilation=1`` makes a layer of full causal attention.  Token ids (B, S) -> logits (B, S, V).
     """
 
     def __init__(
@@ -68,13 +96,18 @@ class GPTWindowModel(GPTModel):
         attention="auto",
         dropout=0.1,
         positions="learned",
+        sink_tokens=0,
     ):
-        options = attention, dropout, positions
+        window_sizes = per_layer("window_size", window_size, layers)
+        dilations = per_layer("dilation", dilation, layers)
+        options = attention, dropout, positions, sink_tokens
 
         def make_block(layer):
-            return TransformerDecoderBlockWindow(d_model, n_heads, window_size, dilation, *options)
+            pattern = window_sizes[layer], dilations[layer]
+            return TransformerDecoderBlockWindow(d_model, n_heads, *pattern, *options)
 
         sizes = d_model, n_heads, layers, vocab_size, max_seq_len
         super().__init__(*sizes, positions=positions, make_block=make_block)
         self.window_size = window_size
         self.dilation = dilation
+        self.sink_tokens = sink_tokens

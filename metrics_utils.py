@@ -217,6 +217,17 @@ def file_sha256(path):
     return digest.hexdigest()
 
 
+def layers_text(value):
+    """A number, or one for each layer, in words: "96" or "96,96,128,128"."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def pattern_text(config):
+    """The pattern of a configuration (a dict) in words; files from before sinks name none."""
+    names = ["window_size", "dilation"] + ["sink_tokens"] * bool(config.get("sink_tokens"))
+    return ", ".join(f"{name} {layers_text(config[name])}" for name in names)
+
+
 def json_sha256(value):
     """SHA-256 of a JSON-like value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

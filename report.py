@@ -32,6 +32,7 @@ from metrics_utils import (
     load_experiment,
     ok_values,
     ordered_arms,
+    pattern_text,
     shared_values,
     text_table,
     throttled,
@@ -716,7 +717,7 @@ def _warning_lines(metrics, metadata):
 
 
 def _pattern_line(config, pattern):
-    line = f"pattern: window_size {config['window_size']}, dilation {config['dilation']}"
+    line = f"pattern: {pattern_text(config)}"
     if pattern is None:  # a file from before it was recorded
         return line
     line += f", {pattern['density']:.1%} of the causal pairs"

@@ -137,13 +137,12 @@ def _contrast(metrics, arm, reference, margin):
     return contrast
 
 
-def _limits(config, pattern, vocab_size):
+def _limits(config, kept, vocab_size):
     """The share of the pairs that a pattern keeps, and what that saves of a whole step's FLOPs.
 
     step_limit: FLOPs of a step with full attention over those of a step with the pattern.
     """
     seq_len = config["seq_len"]
-    kept = density(seq_len, *pattern)
     linear, per_pair = model_flops(seq_len, config["d_model"], config["layers"], vocab_size)
     attention = per_pair * causal_pairs(seq_len)
     return {"density": kept, "step_limit": (linear + attention) / (linear + attention * kept)}
@@ -183,7 +182,7 @@ def _length_point(metrics, metadata):
     config, vocab_size = metadata["config"], metadata["data"]["vocab_size"]
     margin = metadata["plan"]["equivalence_margin"]
     point = _place(metadata)
-    point |= _limits(config, (config["window_size"], config["dilation"]), vocab_size)
+    point |= _limits(config, metadata["pattern"]["density"], vocab_size)
     point["evaluation"] = metadata["pattern"]["evaluation"]
     point["arms"] = {arm: _arm_summary(metrics[arm]) for arm in ordered_arms(metrics)}
     pairs = [p for p in (("window", "fused"), ("window", "baseline")) if set(p) <= set(metrics)]
@@ -200,7 +199,8 @@ def _pattern_point(metrics, metadata):
         arms[arm] = _arm_summary(metrics[arm])
         if pattern := pattern_of_arm(arm):
             arms[arm] |= {"window_size": pattern[0], "dilation": pattern[1]}
-            arms[arm] |= _limits(config, pattern, vocab_size)
+            kept = density(config["seq_len"], *pattern, config.get("sink_tokens", 0))
+            arms[arm] |= _limits(config, kept, vocab_size)
             arms[arm]["contrast"] = _contrast(metrics, arm, "fused", margin)
     point["arms"] = arms
     point["equal_seconds"] = _equal_seconds(metrics)

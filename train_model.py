@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt import FULL_ATTENTION, GPTModel
-from gpt_win import GPTWindowModel
+from gpt_win import GPTWindowModel, per_layer
 from machine import device_state, growth_in_child, is_out_of_memory, synchronize
 from metrics_utils import pattern_of_arm, utc_now
 from prepare_data import DEFAULT_PATH
@@ -61,6 +62,24 @@ def _option(default, group, help, **argparse_options):
     return field(
         default=default, metadata={"group": group, "help": help, "argparse": argparse_options}
     )
+
+
+def _whole_numbers(text):
+    """A command-line value: a whole number, or several of them as a tuple."""
+    try:
+        numbers = tuple(map(int, text.split(",")))
+    except ValueError:
+        words = f"must be a whole number, or one for each layer as in 96,96,128, got {text!r}"
+        raise argparse.ArgumentTypeError(words) from None
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+class Pattern(NamedTuple):
+    """What a layer of the window model attends to, see ``window_attention.may_attend``."""
+
+    window_size: int
+    dilation: int
+    sink_tokens: int
 
 
 @dataclass(frozen=True)
@@ -123,19 +142,28 @@ class ExperimentConfig:
         "a learned embedding of every position, or rotary ones in every attention",
         choices=POSITIONS,
     )
-    window_size: int = _option(96, "pattern", "near keys before each token")
-    dilation: int = _option(4, "pattern", "every how many tokens a far key; 0: none")
+    window_size: int | tuple = _option(
+        96,
+        "pattern",
+        "near keys before each token; W,W,... gives one for each layer",
+        type=_whole_numbers,
+    )
+    dilation: int | tuple = _option(
+        4,
+        "pattern",
+        "every how many tokens a far key; 0: none, 1: full attention; D,D,... gives one for each "
+        "layer",
+        type=_whole_numbers,
+    )
+    sink_tokens: int = _option(
+        0, "pattern", "how many of the first tokens every later one attends to as well"
+    )
     window_attention: str = _option(
         "auto", "pattern", "how the window arm evaluates the pattern", choices=EVALUATIONS
     )
     data: str = _option(DEFAULT_PATH, "files", "rows of tokens; prepared when missing")
     output_dir: str = _option("output", "files", "folder of results, report and weights")
     plots_dir: str = _option("plots", "files", "folder of the ten figures")
-
-    @property
-    def pattern(self):
-        """(window_size, dilation)."""
-        return self.window_size, self.dilation
 
     def of_arm(self, arm):
         """The configuration and the name in ``ARMS`` that an arm's name means.
@@ -177,9 +205,23 @@ def make_config(preset="paper", **changes):
     """The configuration of a preset with some fields changed, checked; raises ValueError."""
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    config = ExperimentConfig(preset=preset, **{**PRESETS[preset], **changes})
+    config = config_of({"preset": preset, **PRESETS[preset], **changes})
     check_config(config)
     return config
+
+
+def config_of(values):
+    """The ExperimentConfig of some of its fields; they may come from JSON, which has no tuples."""
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return ExperimentConfig(**values)
+
+
+def layer_patterns(config):
+    """The ``Pattern`` of every layer of the window model."""
+    window_sizes = per_layer("--window-size", config.window_size, config.layers)
+    dilations = per_layer("--dilation", config.dilation, config.layers)
+    pairs = zip(window_sizes, dilations, strict=True)
+    return [Pattern(*pair, config.sink_tokens) for pair in pairs]
 
 
 def check_config(config):
@@ -203,7 +245,8 @@ def check_config(config):
             f"--positions rotary needs an even --d-model / --n-heads, got {config.d_model} / "
             f"{config.n_heads} = {head_dim}: choose others"
         )
-    check_pattern(*config.pattern)
+    for pattern in layer_patterns(config):
+        check_pattern(*pattern)
     for name, value, choices in (
         ("--dtype", config.dtype, DTYPES),
         ("--compile", config.compile, COMPILE_MODES),
@@ -220,27 +263,31 @@ def check_config(config):
             "w64-d8 for window_size 64, dilation 8"
         )
     for arm in config.arms:
-        check_pattern(*(pattern_of_arm(arm) or config.pattern))
+        for pattern in layer_patterns(config.of_arm(arm)[0]):
+            check_pattern(*pattern)
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
 
 
 def _check_whole_numbers(config):
-    least = {"max_steps": 0, "warmup_steps": 0, "val_batches": 0, "seed": 0, "dilation": 0}
+    least = {"max_steps": 0, "warmup_steps": 0, "val_batches": 0, "seed": 0}
+    least |= {"dilation": 0, "sink_tokens": 0}
     for item in fields(config):
         value = getattr(config, item.name)
-        if item.type is not int:
+        if item.type not in (int, int | tuple):
             continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{_flag(item.name)} must be a whole number, got {value!r}")
-        if value < least.get(item.name, 1):
-            raise ValueError(
-                f"{_flag(item.name)} must be at least {least.get(item.name, 1)}, got {value}"
-            )
-        if value > LARGEST_OPTION:
-            raise ValueError(
-                f"{_flag(item.name)} must be at most {LARGEST_OPTION:,}, got {value:,}"
-            )
+        several = isinstance(value, tuple) and item.type is not int
+        for number in value if several else [value]:
+            _check_whole_number(_flag(item.name), number, least.get(item.name, 1))
+
+
+def _check_whole_number(flag, value, least):
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{flag} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{flag} must be at least {least}, got {value}")
+    if value > LARGEST_OPTION:
+        raise ValueError(f"{flag} must be at most {LARGEST_OPTION:,}, got {value:,}")
 
 
 def _flag(name):
@@ -261,7 +308,7 @@ def _new_model(config, arm, vocab_size):
     model_class, attention = ARMS[arm]
     pattern = {}
     if model_class is GPTWindowModel:
-        pattern = {"window_size": config.window_size, "dilation": config.dilation}
+        pattern = {name: getattr(config, name) for name in Pattern._fields}
         attention = config.window_attention
     return model_class(
         config.d_model,
@@ -389,7 +436,8 @@ class _AttentionOperators(TorchDispatchMode):
 def attention_used(config, arm, device):
     """What an arm's attention really runs at the configuration's shapes, as a JSON-like dict.
 
-    ``evaluation``: dense, published, fused, masked or split; what ``auto`` comes to, for window.
+    ``evaluation``: dense, published, fused, masked or split; what ``auto`` comes to, for window,
+    and "split and masked" where the layers' patterns differ so much.
     ``kernels``: the names of split's near and far kernel, else None.
     ``operators``: PyTorch's attention operators in one eager forward call.  Empty for dense and
     published, which are not run (their scores are S x S), where memory ran out, and where
@@ -400,26 +448,33 @@ def attention_used(config, arm, device):
     """
     config, arm = config.of_arm(arm)
     model_class, evaluation = ARMS[arm]
-    kernels, attend = None, FULL_ATTENTION.get(evaluation)
+    kernels, attends = None, [(evaluation, FULL_ATTENTION.get(evaluation))]
     if model_class is GPTWindowModel:
-        evaluation, kernels = _window_evaluation(config, device)
-        pattern = {"window_size": config.window_size, "dilation": config.dilation}
-        attend = partial(window_attention, **pattern, evaluation=evaluation)
+        attends = []
+        for pattern in dict.fromkeys(layer_patterns(config)):
+            evaluation, found = _window_evaluation(config, pattern, device)
+            kernels = kernels or found
+            attend = partial(window_attention, **pattern._asdict(), evaluation=evaluation)
+            attends.append((evaluation, attend))
     operators = []
-    if evaluation not in ("dense", "published"):
-        with deterministic_algorithms(config.deterministic):  # which rule out some kernels
-            operators = _dispatched_operators(attend, config, device)
-        release_memory(device)
-    kernels = None if kernels is None else list(kernels)
-    return {"evaluation": evaluation, "kernels": kernels, "operators": operators}
+    for evaluation, attend in attends:
+        if evaluation not in ("dense", "published"):
+            with deterministic_algorithms(config.deterministic):  # which rule out some kernels
+                operators += _dispatched_operators(attend, config, device)
+            release_memory(device)
+    return {
+        "evaluation": " and ".join(dict.fromkeys(evaluation for evaluation, _ in attends)),
+        "kernels": None if kernels is None else list(kernels),
+        "operators": list(dict.fromkeys(operators)),
+    }
 
 
-def _window_evaluation(config, device):
+def _window_evaluation(config, pattern, device):
     """The evaluation that ``window_attention`` comes to, and split's kernels or None."""
     dtype, evaluation = DTYPES[config.dtype], config.window_attention
-    pattern = (config.seq_len, config.window_size, config.dilation)
     if evaluation == "auto":
-        evaluation = attention_plan(*pattern, dtype, device).evaluation
+        options = pattern._asdict() | {"dtype": dtype, "device": device}
+        evaluation = attention_plan(config.seq_len, **options).evaluation
     if evaluation != "split":
         return evaluation, None
     kernels = split_kernels(device, dtype, config.d_model // config.n_heads)
@@ -700,7 +755,7 @@ def child_peak_memory_mb(config, arm, vocab_size, seed):
 
 def memory_job(config, arm, vocab_size, seed):
     """What the child of ``child_peak_memory_mb`` measures, as a function without arguments."""
-    config = ExperimentConfig(**{**config, "arms": tuple(config["arms"])})
+    config = config_of(config)
     shape = (config.batch_size * MEMORY_STEPS, config.seq_len + 1)
     rows = np.random.default_rng(seed).integers(vocab_size, size=shape)
 

@@ -3,7 +3,7 @@
 This file knows tensors and no models.  ``python window_attention.py`` draws a small pattern.
 
 Letters used everywhere: B batch, S sequence length, H heads, D head_dim, C d_model (= H * D),
-w window_size, d dilation.  Queries, keys and values are (B, S, H, D).
+w window_size, d dilation, N sink_tokens.  Queries, keys and values are (B, S, H, D).
 """
 
 import functools
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 EVALUATIONS = ("auto", "dense", "masked", "split")
+MOST_SINKS = 256  # beyond them auto leaves split alone, whose sink part has scores (B, H, S, N)
 # Tokens from which split beats masked, by device type and dtype.  Measured with
 # benchmark_attention.py, forward and backward, w96 d4, split against masked, in ms.  2 CPU cores,
 # torch 2.13.0, B1 H4 D32: 4.8 to 3.8 at 384 tokens, 5.7 to 8.2 at 512.  H200, torch 2.11, B8 H16
@@ -35,16 +36,20 @@ SPLIT_FROM = {
 # --- the pattern -------------------------------------------------------------------------------
 
 
-def check_pattern(window_size, dilation):
-    """Raise ValueError unless ``window_size >= 1`` and ``dilation >= 0`` are whole numbers."""
-    for name, value, least in (("window_size", window_size, 1), ("dilation", dilation, 0)):
+def check_pattern(window_size, dilation, sink_tokens=0):
+    """Raise ValueError unless all are whole numbers, ``window_size >= 1`` and the others >= 0."""
+    for name, value, least in (
+        ("window_size", window_size, 1),
+        ("dilation", dilation, 0),
+        ("sink_tokens", sink_tokens, 0),
+    ):
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{name} must be a whole number, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def may_attend(query, key, window_size, dilation):
+def may_attend(query, key, window_size, dilation, sink_tokens=0):
     """THE definition: may query position ``query`` attend to key position ``key``?
 
     With r = query - key, the pair is kept when r >= 0 (causal) and either
@@ -52,23 +57,26 @@ def may_attend(query, key, window_size, dilation):
     * near: r <= window_size, that is the token itself and the previous ``window_size`` ones
       (window_size + 1 keys), or
     * far: (r - window_size) is a multiple of ``dilation``, every dilation-th token counted back
-      from the window's far edge.
+      from the window's far edge, or
+    * a sink: key < sink_tokens, the first tokens of the sequence (Xiao et al. 2023).
 
     ``dilation=1`` is full causal attention; ``dilation=0`` means no far keys (a pure sliding
     window).  Works elementwise on integers, numpy arrays and tensors, which broadcast.
     """
     r = query - key
-    near = (r >= 0) & (r <= window_size)
-    if dilation == 0:
-        return near
-    return near | ((r > window_size) & ((r - window_size) % dilation == 0))
+    kept = (r >= 0) & (r <= window_size)
+    if dilation:
+        kept = kept | ((r > window_size) & ((r - window_size) % dilation == 0))
+    if sink_tokens:
+        kept = kept | ((r >= 0) & (key < sink_tokens))
+    return kept
 
 
-def window_mask(seq_len, window_size, dilation, device=None):
+def window_mask(seq_len, window_size, dilation, device=None, sink_tokens=0):
     """The pattern as a bool tensor (S, S), True = may attend; rows are queries."""
-    check_pattern(window_size, dilation)
+    check_pattern(window_size, dilation, sink_tokens)
     position = torch.arange(seq_len, device=device)
-    return may_attend(position[:, None], position[None, :], window_size, dilation)
+    return may_attend(position[:, None], position[None, :], window_size, dilation, sink_tokens)
 
 
 def near_far_pairs(seq_len, window_size, dilation):
@@ -81,14 +89,35 @@ def near_far_pairs(seq_len, window_size, dilation):
     near = seq_len * (w + 1) - w * (w + 1) // 2
     if dilation == 0:
         return near, 0
-    # sum of floor(t / d) for t = 0 .. n - 1, where t = i - w
-    groups, rest = divmod(seq_len - w, dilation)
-    return near, dilation * groups * (groups - 1) // 2 + rest * groups
+    return near, _sum_of_floors(seq_len - w, dilation)  # t = i - w
 
 
-def attended_pairs(seq_len, window_size, dilation):
-    """How many (query, key) pairs the pattern keeps: near and far together."""
-    return sum(near_far_pairs(seq_len, window_size, dilation))
+def _sum_of_floors(n, dilation):
+    """The sum of floor(t / d) for t = 0 .. n - 1."""
+    groups, rest = divmod(n, dilation)
+    return dilation * groups * (groups - 1) // 2 + rest * groups
+
+
+def sink_pairs(seq_len, window_size, dilation, sink_tokens):
+    """How many pairs the sinks add to the near and far ones, in closed form.
+
+    Beyond its window key j has n = S - 1 - w - j queries, of which floor(n / d) have it as a far
+    key.
+    """
+    check_pattern(window_size, dilation, sink_tokens)
+    most = max(seq_len - 1 - window_size, 0)  # n of key 0
+    keys = min(sink_tokens, most)
+    beyond = keys * (2 * most - keys + 1) // 2  # n for n = most, most - 1, ...: keys terms
+    if dilation == 0:
+        return beyond
+    far = _sum_of_floors(most + 1, dilation) - _sum_of_floors(most + 1 - keys, dilation)
+    return beyond - far
+
+
+def attended_pairs(seq_len, window_size, dilation, sink_tokens=0):
+    """How many (query, key) pairs the pattern keeps: near, far and sinks together."""
+    near_and_far = sum(near_far_pairs(seq_len, window_size, dilation))
+    return near_and_far + sink_pairs(seq_len, window_size, dilation, sink_tokens)
 
 
 def causal_pairs(seq_len):
@@ -96,41 +125,41 @@ def causal_pairs(seq_len):
     return seq_len * (seq_len + 1) // 2
 
 
-def density(seq_len, window_size, dilation):
+def density(seq_len, window_size, dilation, sink_tokens=0):
     """The share of the causal pairs that the pattern keeps, between 0 and 1."""
-    return attended_pairs(seq_len, window_size, dilation) / causal_pairs(seq_len)
+    return attended_pairs(seq_len, window_size, dilation, sink_tokens) / causal_pairs(seq_len)
 
 
-def is_full_causal(seq_len, window_size, dilation):
+def is_full_causal(seq_len, window_size, dilation, sink_tokens=0):
     """True when the pattern leaves out nothing at this length."""
-    return dilation == 1 or window_size >= seq_len - 1
+    return dilation == 1 or window_size + sink_tokens >= seq_len - 1
 
 
 # The mask depends on a few values only, so layers and steps share one tensor.  Dynamo may not trace
 # into a cache; it is told that the result is a constant of the compiled graph.
 @torch.compiler.assume_constant_result
-def cached_window_mask(seq_len, window_size, dilation, device):
-    """``window_mask``, built once for each (S, w, d, device) and shared; do not write to it."""
-    return _mask_cache(seq_len, window_size, dilation, device)
+def cached_window_mask(seq_len, window_size, dilation, device, sink_tokens=0):
+    """``window_mask``, built once for each (S, w, d, device, N) and shared; do not write to it."""
+    return _mask_cache(seq_len, window_size, dilation, device, sink_tokens)
 
 
 @torch.compiler.assume_constant_result
-def cached_window_bias(seq_len, window_size, dilation, device, dtype):
+def cached_window_bias(seq_len, window_size, dilation, device, dtype, sink_tokens=0):
     """The mask as what is added to the scores, 0 or minus infinity, (S, S), cached likewise.
 
     scaled_dot_product_attention would make it from the mask again in every call.
     """
-    return _bias_cache(seq_len, window_size, dilation, device, dtype)
+    return _bias_cache(seq_len, window_size, dilation, device, dtype, sink_tokens)
 
 
 @functools.lru_cache(maxsize=8)
-def _mask_cache(seq_len, window_size, dilation, device):
-    return window_mask(seq_len, window_size, dilation, device)
+def _mask_cache(seq_len, window_size, dilation, device, sink_tokens):
+    return window_mask(seq_len, window_size, dilation, device, sink_tokens)
 
 
 @functools.lru_cache(maxsize=8)
-def _bias_cache(seq_len, window_size, dilation, device, dtype):
-    return _as_bias(window_mask(seq_len, window_size, dilation, device), dtype)
+def _bias_cache(seq_len, window_size, dilation, device, dtype, sink_tokens):
+    return _as_bias(window_mask(seq_len, window_size, dilation, device, sink_tokens), dtype)
 
 
 def _as_bias(mask, dtype):
@@ -175,7 +204,8 @@ def fused_attention(q, k, v, mask=None):
 # the output; with it the two softmaxes are merged into one, and each part's own backward kernel,
 # given the merged output and log-sum-exp, returns its exact share of the gradients (as ring
 # attention does, Liu et al. 2023).  Folding residue classes is known from NATTEN (Hassani et al.
-# 2023), merging by log-sum-exp from Milakov & Gimelshein 2018.
+# 2023), merging by log-sum-exp from Milakov & Gimelshein 2018.  What the sinks add is a third part,
+# a few keys for every query, in plain products.
 
 
 class Kernel(NamedTuple):
@@ -758,11 +788,54 @@ def _merge(near, far, first):
     return out, lse
 
 
+def _sink_products(q, k, v, pattern, scale):
+    """q, k and v of the sinks (B, H, ..., D) and the scores (B, H, S, N), in float32 or more.
+
+    pattern: (w, d, N).  The scores of pairs that are near, far or in the future are minus infinity.
+    """
+    window_size, dilation, sinks = pattern
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q, k, v = (x.transpose(1, 2).to(wide) for x in (q, k[:, :sinks], v[:, :sinks]))
+    query = torch.arange(q.shape[2], device=q.device)[:, None]
+    key = torch.arange(sinks, device=q.device)[None, :]
+    kept = may_attend(query, key, *pattern) & ~may_attend(query, key, window_size, dilation)
+    scores = q @ k.transpose(-2, -1) * scale
+    return q, k, v, scores.masked_fill(~kept, float("-inf"))
+
+
+def _merge_sinks(out, lse, q, k, v, pattern, scale):
+    """The softmax over the sinks too, from out (B, S, H, D) and lse (B, H, S) of the other keys.
+
+    Every query has its own key among the others, so that its lse is finite; where no sink is left
+    to it, the sinks' is minus infinity and their weight exactly 0.
+    """
+    *_, v, scores = _sink_products(q, k, v, pattern, scale)
+    merged_lse = torch.logaddexp(lse, scores.logsumexp(-1))
+    share = (scores - merged_lse.unsqueeze(-1)).exp() @ v  # (B, H, S, D)
+    others = (lse - merged_lse).exp().transpose(1, 2).unsqueeze(-1)  # (B, S, H, 1)
+    return (out * others + share.transpose(1, 2)).to(out.dtype).contiguous(), merged_lse
+
+
+def _sink_backward(gradient, q, k, v, out, lse, pattern, scale):
+    """The sinks' shares of dq (B, S, H, D) and of their own dk and dv (B, N, H, D).
+
+    out and lse are the merged ones: as in every flash backward, dS = P (g v^T - sum(g out)).
+    """
+    q, k, v, scores = _sink_products(q, k, v, pattern, scale)
+    gradient, out = (x.transpose(1, 2).to(q.dtype) for x in (gradient, out))
+    weights = (scores - lse.unsqueeze(-1)).exp()  # (B, H, S, N)
+    mean = (gradient * out).sum(-1, keepdim=True)
+    of_scores = weights * (gradient @ v.transpose(-2, -1) - mean) * scale
+    transposed = of_scores.transpose(-2, -1)
+    gradients = of_scores @ k, transposed @ q, weights.transpose(-2, -1) @ gradient
+    return [x.transpose(1, 2) for x in gradients]
+
+
 class SplitAttention(torch.autograd.Function):
-    """Near and far part, merged; what torch.compile can fuse stands outside the operators."""
+    """Near, far and sink part, merged; what torch.compile can fuse stands outside the operators."""
 
     @staticmethod
-    def forward(ctx, q, k, v, window_size, dilation, scale, near_kernel, far_kernel):
+    def forward(ctx, q, k, v, window_size, dilation, sinks, scale, near_kernel, far_kernel):
         # copies, where there are any, take the place of the inputs in the backward pass too
         q, k, v = _foldable(q, k, v)
         options = window_size, dilation, scale, near_kernel, far_kernel
@@ -770,6 +843,10 @@ class SplitAttention(torch.autograd.Function):
         first = first_with_far_keys(q.shape[1], window_size, dilation)
         if first < q.shape[1]:
             out, lse = _merge((out, lse), far, first)
+        ctx.sink_options = (window_size, dilation, sinks), scale
+        if sinks:
+            with torch.autocast(q.device.type, enabled=False):
+                out, lse = _merge_sinks(out, lse, q, k, v, *ctx.sink_options)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.options = options
         return out
@@ -783,10 +860,16 @@ class SplitAttention(torch.autograd.Function):
             dq[:, first:].add_(far_dq)  # += would copy the sums onto themselves
             dk[:, : far_dk.shape[1]].add_(far_dk)
             dv[:, : far_dv.shape[1]].add_(far_dv)
-        return dq, dk, dv, None, None, None, None, None
+        sinks = ctx.sink_options[0][-1]
+        if sinks:
+            with torch.autocast(q.device.type, enabled=False):
+                shares = _sink_backward(gradient, *saved, *ctx.sink_options)
+            for whole, share in zip((dq, dk[:, :sinks], dv[:, :sinks]), shares, strict=True):
+                whole.add_(share)
+        return dq, dk, dv, None, None, None, None, None, None
 
 
-def split_attention(q, k, v, window_size, dilation, kernels):
+def split_attention(q, k, v, window_size, dilation, kernels, sink_tokens=0):
     """The pattern at a cost that follows its pairs; q, k, v and the result are (B, S, H, D).
 
     kernels: the names of the near and the far kernel in ``KERNELS``, see ``split_kernels``.
@@ -796,7 +879,9 @@ def split_attention(q, k, v, window_size, dilation, kernels):
     if missing:
         q, k, v = (F.pad(x, (0, missing)) for x in (q, k, v))
     window_size = min(window_size, q.shape[1])
-    out = SplitAttention.apply(q, k, v, window_size, dilation, head_dim**-0.5, *kernels)
+    # later keys have no query beyond their window; with d = 1 every query has them as far keys
+    sinks = 0 if dilation == 1 else max(min(sink_tokens, q.shape[1] - 1 - window_size), 0)
+    out = SplitAttention.apply(q, k, v, window_size, dilation, sinks, head_dim**-0.5, *kernels)
     return out[..., :head_dim] if missing else out
 
 
@@ -870,14 +955,16 @@ class Plan(NamedTuple):
     reason: str
 
 
-def attention_plan(seq_len, window_size, dilation, dtype=torch.float32, device="cpu"):
+def attention_plan(
+    seq_len, window_size, dilation, dtype=torch.float32, device="cpu", sink_tokens=0
+):
     """The ``Plan`` of ``auto``: what it picks for a length, a pattern, a dtype and a device.
 
     device: a torch.device or its type, "cpu" or "cuda"; it need not be there.
     """
-    check_pattern(window_size, dilation)
+    check_pattern(window_size, dilation, sink_tokens)
     device_type = torch.device(device).type
-    if is_full_causal(seq_len, window_size, dilation):
+    if is_full_causal(seq_len, window_size, dilation, sink_tokens):
         return Plan("masked", "the pattern leaves out no pair: full causal attention")
     least = SPLIT_FROM.get((device_type, dtype))
     if least is None:
@@ -886,10 +973,12 @@ def attention_plan(seq_len, window_size, dilation, dtype=torch.float32, device="
         return Plan("masked", f"below {least} tokens masked was measured to be faster")
     if 3 * window_size > seq_len:
         return Plan("masked", "a window over a third of the sequence leaves little to skip")
+    if sink_tokens > MOST_SINKS:
+        return Plan("masked", f"split holds the scores of the sinks, more than {MOST_SINKS}")
     return Plan("split", f"from {least} tokens on split was measured to be faster")
 
 
-def window_attention(q, k, v, window_size, dilation, evaluation="auto"):
+def window_attention(q, k, v, window_size, dilation, evaluation="auto", sink_tokens=0):
     """Causal attention over the sliding-window + dilated pattern of ``may_attend``.
 
     q, k, v: (B, S, H, D), any floating dtype, on one device.  Returns (B, S, H, D).
@@ -897,44 +986,47 @@ def window_attention(q, k, v, window_size, dilation, evaluation="auto"):
     mask), ``split`` (cost follows the attended pairs) or ``auto`` (see ``attention_plan``); all
     give the same result within rounding.  Inside torch.autocast all compute in its dtype, as
     scaled_dot_product_attention does.
-    Raises ValueError for window_size < 1, dilation < 0, an unknown evaluation, or split where
-    PyTorch has no kernels for it.
+    Raises ValueError for window_size < 1, dilation < 0, sink_tokens < 0, an unknown evaluation, or
+    split where PyTorch has no kernels for it.
     """
-    check_pattern(window_size, dilation)
+    check_pattern(window_size, dilation, sink_tokens)
     check_evaluation(evaluation)
     seq_len, device = q.shape[1], q.device
     if torch.is_autocast_enabled(device.type) and q.dtype != torch.float64:
         q, k, v = (x.to(torch.get_autocast_dtype(device.type)) for x in (q, k, v))
     planned = evaluation == "auto"
     if planned:
-        evaluation = attention_plan(seq_len, window_size, dilation, q.dtype, device).evaluation
+        plan = attention_plan(seq_len, window_size, dilation, q.dtype, device, sink_tokens)
+        evaluation = plan.evaluation
     if evaluation == "split" and q.numel():
         head_dim = q.shape[-1]
         kernels = split_kernels(device, q.dtype, head_dim)
         if kernels is not None:
-            return split_attention(q, k, v, window_size, dilation, kernels)
+            return split_attention(q, k, v, window_size, dilation, kernels, sink_tokens)
         if not planned:
             raise ValueError(
                 f"split attention has no kernel for {q.dtype} with head_dim {head_dim} on "
                 f"{device}: choose masked"
             )
     if evaluation == "dense":
-        mask = cached_window_mask(seq_len, window_size, dilation, device)
+        mask = cached_window_mask(seq_len, window_size, dilation, device, sink_tokens)
         return dense_attention(q, k, v, mask)
-    if is_full_causal(seq_len, window_size, dilation):
+    if is_full_causal(seq_len, window_size, dilation, sink_tokens):
         return fused_attention(q, k, v)
-    bias = cached_window_bias(seq_len, window_size, dilation, device, q.dtype)
+    bias = cached_window_bias(seq_len, window_size, dilation, device, q.dtype, sink_tokens)
     return fused_attention(q, k, v, bias)
 
 
-def draw_pattern(seq_len, window_size, dilation):
-    """The pattern as lines of text: # near, o far, . causal but not attended."""
-    check_pattern(window_size, dilation)
+def draw_pattern(seq_len, window_size, dilation, sink_tokens=0):
+    """The pattern as lines of text: # near, o far, s sink alone, . causal but not attended."""
+    check_pattern(window_size, dilation, sink_tokens)
 
     def mark(i, j):
-        if not may_attend(i, j, window_size, dilation):
-            return "."
-        return "#" if i - j <= window_size else "o"
+        if i - j <= window_size:
+            return "#"
+        if may_attend(i, j, window_size, dilation):
+            return "o"
+        return "s" if may_attend(i, j, window_size, dilation, sink_tokens) else "."
 
     return "\n".join(" ".join(mark(i, j) for j in range(i + 1)) for i in range(seq_len))
 

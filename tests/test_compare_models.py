@@ -32,12 +32,13 @@ from compare_models import (
     make_plan,
     run_experiment,
 )
-from create_model_plots import create_all_plots
+from create_model_plots import create_all_plots, describe_setting
 from metrics_utils import json_sha256, launched, load_experiment, load_metrics
 from run_store import StoreError, locked
 from studies import load_study
 from train_model import PRESETS, ExperimentConfig, Trainer, make_config
 from weights import load_window_model
+from window_attention import window_mask
 
 TINY = "--seq-len 24 --d-model 16 --n-heads 2 --layers 1 --batch-size 2 --max-steps 4 --device cpu"
 TINY += " --window-size 5 --dilation 3 --warmup-steps 2 --val-batches 1 --lr 1e-2"
@@ -97,7 +98,7 @@ def test_options_that_were_added_later_leave_older_identities_alone():
     chosen = {"arms": tuple(metadata["config"]["arms"])}
     config = ExperimentConfig(**metadata["config"] | chosen)
     assert json_sha256(identity_of_config(config)) == metadata["config_sha256"]
-    for change in ({"positions": "rotary"},):
+    for change in ({"positions": "rotary"}, {"dilation": (4, 1)}, {"sink_tokens": 1}):
         changed = identity_of_config(replace(config, **change))
         assert json_sha256(changed) != metadata["config_sha256"]
 
@@ -148,6 +149,28 @@ def test_saved_weights_rebuild_the_first_runs_window_model(workplace):
     trainer.model.load_state_dict(weights)
     run = load_metrics("output/experiment_results.json")["window"][0]
     assert trainer.evaluate(dataset.held_out[[0, -1]]) == pytest.approx(run["val_loss"], rel=1e-6)
+
+
+def test_an_experiment_with_every_option_of_the_pattern(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(compare_models, "create_all_plots", create_all_plots)
+    options = "--runs 1 --layers 2 --dilation 3,1 --sink-tokens 2 --positions rotary"
+    assert run_main(options) == 0
+    printed = capsys.readouterr()
+    pattern = "window_size 5, dilation 3,1, sink_tokens 2"
+    assert pattern in printed.out and pattern in printed.err
+    assert "rotary positions" in printed.out and "rotary positions" in printed.err
+    _, metadata = load_experiment("output/experiment_results.npz")
+    assert metadata["config"]["dilation"] == [3, 1] and metadata["config"]["window_size"] == 5
+    pairs = int(window_mask(24, 5, 3, sink_tokens=2).sum()), 24 * 25 // 2
+    assert metadata["pattern"]["attended_pairs"] == sum(pairs) / 2
+    assert metadata["pattern"]["density"] == pytest.approx(sum(pairs) / 2 / pairs[1])
+    setting = describe_setting(metadata).replace("\N{NO-BREAK SPACE}", " ")
+    assert "w = 5, d = 3,1, 2 sinks, " in setting
+    model = load_window_model("output/window_model_weights.pt")
+    assert model.position_embeddings is None and model.layers[1].mha.dilation == 1
+    assert [block.mha.sink_tokens for block in model.layers] == [2, 2]
+    assert run_main(options) == 0  # the stored plan is recognised
+    assert "complete: all 3 trainings are done" in capsys.readouterr().err
 
 
 def same_losses(old, new):
@@ -700,7 +723,15 @@ def test_wrong_options_get_one_line_and_exit_code_2(workplace, capsys, options, 
 
 
 @pytest.mark.parametrize(
-    "options", ["--dtype float16", "--runs many", "--preset big", "--nonsense"]
+    "options",
+    [
+        "--dilation x",
+        "--window-size 5,",
+        "--dtype float16",
+        "--runs many",
+        "--preset big",
+        "--nonsense",
+    ],
 )
 def test_options_that_argparse_refuses(workplace, capsys, options):
     with pytest.raises(SystemExit) as stop:
@@ -748,6 +779,15 @@ def test_help_is_complete_and_grouped():
     for group in ("experiment:", "training:", "model:", "pattern:", "files:"):
         assert f"\n{group}\n" in text
     assert "paper 256, long 4096, laptop 1024" in " ".join(text.split())
+
+
+def test_a_value_for_each_layer_is_read_from_the_command_line():
+    parser = build_parser()
+    options = ["--preset", "laptop", "--device", "cpu", "--window-size", "64,96", "--dilation", "4"]
+    config = config_from(parser.parse_args(options))
+    assert (config.window_size, config.dilation) == ((64, 96), 4)
+    with pytest.raises(ValueError, match="--dilation has 3 values for 2 layers: give one, or one"):
+        config_from(parser.parse_args(["--preset", "laptop", "--dilation", "4,1,4"]))
 
 
 def test_presets_give_defaults_and_options_override_them():

@@ -87,6 +87,8 @@ def test_every_attention_of_the_full_model_gives_the_same_logits_and_gradients()
         (GPTWindowModel, {"attention": "dense", "window_size": 3, "dilation": 4}),
         (GPTWindowModel, {"attention": "masked", "window_size": 3, "dilation": 4}),
         (GPTWindowModel, {"window_size": 2, "dilation": 0}),
+        (GPTWindowModel, {"attention": "split", "window_size": 3, "dilation": 4, "sink_tokens": 3}),
+        (GPTWindowModel, {"attention": "split", "window_size": 3, "positions": "rotary"}),
     ],
 )
 def test_a_future_token_changes_nothing_before_it(model_class, options):
@@ -110,6 +112,54 @@ def test_the_window_reaches_the_model():
     assert moved.nonzero().flatten().tolist() == [10, 11, 12, 13, 18, 23, 28]
 
 
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        {"attention": "split", "dilation": 0},
+        {"attention": "split", "dilation": 5},
+        {"attention": "masked", "dilation": 5},
+    ],
+)
+def test_the_sinks_reach_every_layer(evaluation):
+    """In one layer a sink is seen by all later tokens; the model equals one of dense layers."""
+    model = build(GPTWindowModel, layers=1, window_size=3, sink_tokens=2, **evaluation).eval()
+    before = tokens()
+    after = before.clone()
+    after[:, 1] = (after[:, 1] + 1) % 50
+    moved = (model(before) - model(after)).abs().amax(dim=(0, 2)) > 0
+    assert moved.tolist() == [False] + 32 * [True]
+    whole = build(GPTWindowModel, window_size=3, sink_tokens=2, **evaluation).eval()
+    dense = {**evaluation, "attention": "dense"}
+    reference = build(GPTWindowModel, window_size=3, sink_tokens=2, **dense).eval()
+    torch.testing.assert_close(whole(before), reference(before), rtol=1e-5, atol=1e-7)
+    assert [block.mha.sink_tokens for block in whole.layers] == [2, 2]
+
+
+@pytest.mark.parametrize("window_size", [4, [2, 5, 40]])
+@pytest.mark.parametrize("dilation", [3, (1, 0, 3)])
+def test_layers_with_patterns_of_their_own_equal_a_stack_built_by_hand(window_size, dilation):
+    model = build(GPTWindowModel, layers=3, window_size=window_size, dilation=dilation).eval()
+    window_sizes = window_size if isinstance(window_size, list) else [4, 4, 4]
+    dilations = dilation if isinstance(dilation, tuple) else (3, 3, 3)
+    x = model.word_embeddings(tokens()) + model.position_embeddings(torch.arange(33))
+    for layer, pattern in enumerate(zip(window_sizes, dilations, strict=True)):
+        block = TransformerDecoderBlockWindow(24, 3, *pattern, "dense").eval()
+        block.load_state_dict(model.layers[layer].state_dict())
+        x = block(x)
+    torch.testing.assert_close(model(tokens()), model.fc_out(x), rtol=1e-5, atol=1e-7)
+    same = build(GPTWindowModel, layers=3)
+    for name, value in same.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_a_layer_of_dilation_one_is_full_attention():
+    full = build().eval()
+    window = build(GPTWindowModel, window_size=(2, 7), dilation=1).eval()
+    torch.testing.assert_close(full(tokens()), window(tokens()), rtol=1e-5, atol=1e-7)
+    window = build(GPTWindowModel, window_size=2, dilation=(1, 0)).eval()
+    assert not torch.allclose(full(tokens()), window(tokens()), rtol=1e-5, atol=1e-7)
+
+
 def test_masks_are_not_in_the_state_dict():
     model = build(GPTWindowModel, attention="masked", window_size=3, dilation=4)
     names = set(model.state_dict())
@@ -126,6 +176,10 @@ def test_masks_are_not_in_the_state_dict():
         (GPTModel, {"attention": "flash"}, "unknown attention 'flash'"),
         (GPTWindowModel, {"window_size": 0}, "window_size must be at least 1, got 0"),
         (GPTWindowModel, {"dilation": -1}, "dilation must be at least 0, got -1"),
+        (GPTWindowModel, {"sink_tokens": -1}, "sink_tokens must be at least 0, got -1"),
+        (GPTWindowModel, {"dilation": (1, -1)}, "dilation must be at least 0, got -1"),
+        (GPTWindowModel, {"window_size": (1, 2, 3)}, "window_size has 3 values for 2 layers: give"),
+        (GPTWindowModel, {"dilation": []}, "dilation has 0 values for 2 layers: give one, or one"),
         (GPTWindowModel, {"attention": "fused"}, "unknown window attention 'fused'"),
     ],
 )

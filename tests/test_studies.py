@@ -27,7 +27,7 @@ from studies import (
     save_study,
     summarize,
 )
-from window_attention import attended_pairs, causal_pairs
+from window_attention import attended_pairs, causal_pairs, density
 
 PATTERN_ARMS = ("fused", "w32-d0", "w96-d4", "w96-d16")
 SPEED = {"fused": 1.0, "w32-d0": 0.6, "w96-d4": 0.9, "w96-d16": 0.8, "window": 0.7, "baseline": 2.5}
@@ -49,6 +49,7 @@ def experiment_of(arms, positions, seq_len, seed=0, runs=4):
     config = metadata["config"]
     config |= {"positions": positions, "seq_len": seq_len, "schedule": "constant"}
     config |= {"output_dir": f"out/{positions}_{seq_len}", "equivalence_margin": 0.02}
+    metadata["pattern"]["density"] = density(seq_len, 96, 4)
     metadata |= {"steps": 60, "experiment_id": f"{positions}{seq_len}"}
     return metrics, metadata
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -382,6 +382,16 @@ def test_the_attention_that_an_arm_runs_is_named(
     assert json.loads(json.dumps(used, allow_nan=False)) == used
 
 
+def test_the_attention_of_layers_that_differ_is_named_together():
+    """At 512 tokens the first layer is worth splitting, the second is full attention."""
+    config = tiny_config(seq_len=512, window_size=(32, 5), dilation=(4, 1), sink_tokens=3)
+    used = attention_used(config, "window", CPU)
+    assert used["evaluation"] == "split and masked" and used["kernels"] == ["cpu", "cpu"]
+    assert used["operators"] == [SPLIT, CPU_KERNEL]
+    same = attention_used(replace(config, window_size=(32, 32), dilation=(4, 4)), "window", CPU)
+    assert same == attention_used(replace(config, window_size=32, dilation=4), "window", CPU)
+
+
 def test_attention_is_tried_as_the_model_calls_it(monkeypatch):
     seen = []
 
@@ -446,6 +456,16 @@ def test_cuda_attention_has_a_fused_kernel(dtype):
     config = tiny_config(dtype=dtype, window_attention="split", seq_len=256)
     assert attention_used(config, "fused", device)["operators"]
     assert attention_used(config, "window", device)["operators"] == [SPLIT]
+
+
+def test_the_window_arm_gets_its_layers_patterns_also_in_a_child_process():
+    config = tiny_config(window_size=5, dilation=[3, 1], sink_tokens=2)
+    model = build_model(config, "window", VOCABULARY, CPU, 0)
+    assert [(b.mha.window_size, b.mha.dilation) for b in model.layers] == [(5, 3), (5, 1)]
+    assert all(b.mha.sink_tokens == 2 for b in model.layers)
+    job = json.loads(json.dumps({"config": asdict(config)}))
+    assert train_model.config_of(job["config"]) == config
+    assert child_peak_memory_mb(config, "window", VOCABULARY, 0) >= 0
 
 
 def test_parameters_are_counted_for_the_chosen_arms():
@@ -547,6 +567,15 @@ def test_presets_are_valid_and_documented_sizes(preset):
         ({"n_heads": 3}, "--d-model 16 is not divisible by --n-heads 3"),
         ({"positions": "none"}, "--positions 'none': choose one of learned, rotary"),
         ({"positions": "rotary", "d_model": 14}, "an even --d-model / --n-heads, got 14 / 2 = 7"),
+        ({"window_size": (5, 6, 7)}, "--window-size has 3 values for 2 layers: give one, or one"),
+        ({"dilation": (1,)}, "--dilation has 1 value for 2 layers: give one, or one for each"),
+        ({"dilation": ()}, "--dilation has 0 values for 2 layers"),
+        ({"dilation": (3, -1)}, "--dilation must be at least 0, got -1"),
+        ({"window_size": [5, 2.5]}, "--window-size must be a whole number, got 2.5"),
+        ({"window_size": "5"}, "--window-size must be a whole number, got '5'"),
+        ({"layers": (1, 2)}, r"--layers must be a whole number, got \(1, 2\)"),
+        ({"sink_tokens": -1}, "--sink-tokens must be at least 0, got -1"),
+        ({"sink_tokens": (1, 1)}, r"--sink-tokens must be a whole number, got \(1, 1\)"),
         ({"window_size": 0}, "--window-size must be at least 1, got 0"),
         ({"dilation": -1}, "--dilation must be at least 0, got -1"),
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpt import FULL_ATTENTION
@@ -24,17 +24,22 @@ from window_attention import (
     is_full_causal,
     may_attend,
     near_far_pairs,
+    sink_pairs,
     window_attention,
     window_mask,
 )
 
 PATTERN = st.tuples(st.integers(1, 40), st.integers(1, 45), st.integers(0, 45))  # S, w, d
+SINKS = st.one_of(st.just(0), st.integers(1, 45))
 
 
-def pattern_by_hand(seq_len, window_size, dilation):
-    """The keys of every query, written out from the words of the definition."""
+def pattern_by_hand(seq_len, window_size, dilation, sink_tokens=0):
+    """The keys of every query, written out from the words of the definition.
+
+    Also returns how many pairs are near, far and, beside them, sinks.
+    """
     allowed = [[False] * seq_len for _ in range(seq_len)]
-    near, far = 0, 0
+    near, far, sinks = 0, 0, 0
     for query in range(seq_len):
         for key in range(max(0, query - window_size), query + 1):
             allowed[query][key] = True
@@ -45,7 +50,10 @@ def pattern_by_hand(seq_len, window_size, dilation):
                 far += not allowed[query][key]
                 allowed[query][key] = True
                 key -= dilation
-    return allowed, near, far
+        for key in range(min(sink_tokens, query + 1)):
+            sinks += not allowed[query][key]
+            allowed[query][key] = True
+    return allowed, near, far, sinks
 
 
 def attention_by_hand(q, k, v, allowed):
@@ -71,12 +79,16 @@ def relative_error(value, reference):
 
 
 @settings(max_examples=300, deadline=None)
-@given(PATTERN)
-def test_mask_and_counts_equal_a_literal_double_loop(pattern):
-    allowed, near, far = pattern_by_hand(*pattern)
-    assert window_mask(*pattern).tolist() == allowed
+@given(PATTERN, SINKS)
+def test_mask_and_counts_equal_a_literal_double_loop(pattern, sink_tokens):
+    allowed, near, far, sinks = pattern_by_hand(*pattern, sink_tokens)
+    assert window_mask(*pattern, sink_tokens=sink_tokens).tolist() == allowed
     assert near_far_pairs(*pattern) == (near, far)
-    assert attended_pairs(*pattern) == near + far
+    assert sink_pairs(*pattern, sink_tokens) == sinks
+    assert attended_pairs(*pattern, sink_tokens) == near + far + sinks
+    whole = near + far + sinks == causal_pairs(pattern[0])
+    assert is_full_causal(*pattern, sink_tokens) == whole
+    assert density(*pattern, sink_tokens) == (near + far + sinks) / causal_pairs(pattern[0])
 
 
 @pytest.mark.parametrize("dilation", [0, 1, 2, 7, 30])
@@ -115,14 +127,15 @@ def test_one_definition_for_integers_and_arrays():
 LONG_PATTERN = st.tuples(st.integers(1, 420), st.integers(1, 150), st.integers(0, 30))
 
 
-def relative_errors(window_size, dilation, qkv, evaluation):
+def relative_errors(window_size, dilation, qkv, evaluation, sink_tokens=0):
     """Errors of the output and of the gradients of q, k, v against dense attention in float64."""
     qkv = qkv.detach().requires_grad_()
     reference_qkv = qkv.detach().double().requires_grad_()
     upstream = torch.randn_like(qkv[:, :, 0])
-    out = window_attention(*qkv.unbind(2), window_size, dilation, evaluation)
+    out = window_attention(*qkv.unbind(2), window_size, dilation, evaluation, sink_tokens)
     out.backward(upstream)
-    reference = window_attention(*reference_qkv.unbind(2), window_size, dilation, "dense")
+    pattern = window_size, dilation, "dense", sink_tokens
+    reference = window_attention(*reference_qkv.unbind(2), *pattern)
     reference.backward(upstream.double())
     # queries and keys of a single token have no gradient but rounding: v's then gives the scale
     least = 0.1 * reference_qkv.grad.norm()
@@ -140,6 +153,28 @@ def test_split_equals_dense_in_float64(pattern, batch, heads, head_dim, seed):
     assert max(relative_errors(window_size, dilation, qkv, "split")) < 1e-5
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    LONG_PATTERN,
+    st.one_of(st.integers(1, 8), st.integers(9, 500)),
+    st.integers(1, 2),
+    st.integers(1, 40),
+    st.integers(0, 99),
+)
+@example((1, 1, 0), 3, 1, 4, 0)
+@example((150, 9, 5), 400, 2, 8, 0)  # more sinks than tokens
+@example((150, 9, 5), 30, 2, 8, 0)  # more sinks than near keys
+@example((333, 20, 0), 4, 2, 7, 0)
+@example((333, 20, 1), 4, 2, 7, 0)
+@example((60, 40, 25), 4, 2, 8, 0)  # no far keys
+@example((41, 40, 25), 4, 2, 8, 0)  # all keys near
+@example((42, 40, 25), 4, 2, 8, 0)  # a single pair is a sink's alone
+def test_split_with_sinks_equals_dense_in_float64(pattern, sinks, batch, head_dim, seed):
+    seq_len, window_size, dilation = pattern
+    qkv = random_qkv(batch, seq_len, 2, head_dim, seed=seed)
+    assert max(relative_errors(window_size, dilation, qkv, "split", sinks)) < 1e-5
+
+
 @pytest.mark.parametrize("dilation", [0, 3, 16])
 @pytest.mark.parametrize("window_size", [1, 64, 96, 300])
 def test_split_of_long_sequences(window_size, dilation):
@@ -148,22 +183,24 @@ def test_split_of_long_sequences(window_size, dilation):
     assert max(relative_errors(window_size, dilation, qkv, "split")) < 1e-5
 
 
-@pytest.mark.parametrize("pattern", [(48, 4), (10, 1), (200, 16)])
-def test_split_in_bfloat16_is_as_good_as_full_attention(pattern):
+@pytest.mark.parametrize("sinks", [0, 1, 4, 64])
+@pytest.mark.parametrize("pattern", [(48, 4), (10, 1), (200, 16), (10, 0)])
+def test_split_in_bfloat16_is_as_good_as_full_attention(pattern, sinks):
     """Few near keys against many far ones (10, 1) show a weight that is rounded to 16 bits."""
     qkv = random_qkv(1, 700, 2, 64).detach().bfloat16().requires_grad_()
-    errors = relative_errors(*pattern, qkv, "split")
+    errors = relative_errors(*pattern, qkv, "split", sinks)
     full = relative_errors(700, 4, qkv, "masked")
     assert max(errors) < 1e-2
     assert all(mine < 1.5 * other for mine, other in zip(errors, full, strict=True))
 
 
-def test_split_gradients_by_finite_differences():
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_split_gradients_by_finite_differences(sinks):
     q, k, v = random_qkv(1, 90, 1, 2, dtype=torch.float64).unbind(2)
     for function in (
-        lambda x: window_attention(x, k.detach(), v.detach(), 5, 7, "split"),
-        lambda x: window_attention(q.detach(), x, v.detach(), 5, 7, "split"),
-        lambda x: window_attention(q.detach(), k.detach(), x, 5, 7, "split"),
+        lambda x: window_attention(x, k.detach(), v.detach(), 5, 7, "split", sinks),
+        lambda x: window_attention(q.detach(), x, v.detach(), 5, 7, "split", sinks),
+        lambda x: window_attention(q.detach(), k.detach(), x, 5, 7, "split", sinks),
     ):
         assert torch.autograd.gradcheck(function, q.detach().clone().requires_grad_())
 
@@ -177,16 +214,18 @@ def layouts(x):
     yield x[:1].expand_as(x) if torch.equal(x[:1].expand_as(x), x) else x
 
 
-def test_split_takes_any_layout():
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_split_takes_any_layout(sinks):
     x = torch.randn(1, 200, 2, 8).repeat(2, 1, 1, 1)
-    expected = window_attention(x, x, x, 30, 4, "dense")
+    expected = window_attention(x, x, x, 30, 4, "dense", sinks)
     for layout in layouts(x):
-        out = window_attention(layout, layout, layout, 30, 4, "split")
+        out = window_attention(layout, layout, layout, 30, 4, "split", sinks)
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("sinks", [0, 8])
 @pytest.mark.parametrize("case", ["huge", "one key", "equal"])
-def test_split_survives_extreme_logits(case):
+def test_split_survives_extreme_logits(case, sinks):
     qkv = random_qkv(1, 300, 2, 16).detach()
     if case == "huge":
         qkv[:, :, :2] *= 100  # logits of the order of 1e4
@@ -195,10 +234,10 @@ def test_split_survives_extreme_logits(case):
     else:
         qkv[:, :, :2] = 1.0
     qkv.requires_grad_()
-    out = window_attention(*qkv.unbind(2), 20, 5, "split")
+    out = window_attention(*qkv.unbind(2), 20, 5, "split", sinks)
     out.sum().backward()
     assert torch.isfinite(out).all() and torch.isfinite(qkv.grad).all()
-    reference = window_attention(*qkv.detach().double().unbind(2), 20, 5, "dense")
+    reference = window_attention(*qkv.detach().double().unbind(2), 20, 5, "dense", sinks)
     torch.testing.assert_close(out.double(), reference, rtol=1e-3, atol=1e-4)
 
 
@@ -207,7 +246,7 @@ def test_split_reads_nothing_beyond_the_sequence():
     surroundings = torch.full((1, 400, 3, 2, 8), float("nan"))
     surroundings[:, 50:301] = torch.randn(1, 251, 3, 2, 8)
     qkv = surroundings.requires_grad_()
-    out = window_attention(*qkv[:, 50:301].unbind(2), 20, 6, "split")
+    out = window_attention(*qkv[:, 50:301].unbind(2), 20, 6, "split", 4)
     out.sum().backward()
     assert torch.isfinite(out).all() and torch.isfinite(qkv.grad).all()
     assert not qkv.grad[:, :50].any() and not qkv.grad[:, 301:].any()
@@ -227,7 +266,7 @@ def test_split_repeats_bitwise_and_works_without_gradients():
 
 def test_split_has_no_second_derivative_and_says_so():
     q, k, v = random_qkv(1, 30, 1, 4).unbind(2)
-    out = window_attention(q, k, v, 5, 3, "split")
+    out = window_attention(q, k, v, 5, 3, "split", 2)
     gradient = torch.autograd.grad(out.sum(), q, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="no second derivative: choose dense"):
         gradient.sum().backward()
@@ -240,7 +279,7 @@ import resource, torch
 from window_attention import window_attention
 torch.set_num_threads(2)
 qkv = torch.randn(1, 65536, 3, 1, 16, requires_grad=True)
-window_attention(*qkv.unbind(2), 96, 64, "split").sum().backward()
+window_attention(*qkv.unbind(2), 96, 64, "split", 4).sum().backward()
 assert torch.isfinite(qkv.grad).all()
 status = open("/proc/self/status").read()
 print(int(status.split("VmHWM:")[1].split()[0]) / 2**20)
@@ -284,6 +323,9 @@ def test_training_with_split_and_with_dense_gives_the_same_losses():
         ((4096, 96, 1), "masked"),
         ((4096, 5000, 4), "masked"),
         ((4096, 2000, 4), "masked"),
+        ((4096, 96, 4, torch.float32, "cpu", 4), "split"),
+        ((4096, 96, 4, torch.float32, "cpu", 256), "split"),
+        ((4096, 96, 4, torch.float32, "cpu", 257), "masked"),
     ],
 )
 def test_the_plan_names_its_choice_and_why(arguments, evaluation):
@@ -292,12 +334,17 @@ def test_the_plan_names_its_choice_and_why(arguments, evaluation):
 
 
 @settings(max_examples=60, deadline=None)
-@given(PATTERN, st.sampled_from([e for e in EVALUATIONS if e != "auto"]), st.integers(0, 2**31))
-def test_every_evaluation_equals_attention_by_hand_with_gradients(pattern, evaluation, seed):
+@given(
+    PATTERN,
+    SINKS,
+    st.sampled_from([e for e in EVALUATIONS if e != "auto"]),
+    st.integers(0, 2**31),
+)
+def test_every_evaluation_equals_attention_by_hand_with_gradients(pattern, sinks, evaluation, seed):
     seq_len, window_size, dilation = pattern
-    allowed, *_ = pattern_by_hand(*pattern)
+    allowed, *_ = pattern_by_hand(*pattern, sinks)
     qkv = random_qkv(2, seq_len, 2, 5, seed=seed)
-    out = window_attention(*qkv.unbind(2), window_size, dilation, evaluation)
+    out = window_attention(*qkv.unbind(2), window_size, dilation, evaluation, sinks)
     reference_qkv = qkv.detach().double().requires_grad_()
     reference = attention_by_hand(*reference_qkv.unbind(2), allowed)
     assert relative_error(out, reference) < 1e-5
@@ -335,37 +382,40 @@ def test_a_window_as_long_as_the_sequence_is_full_attention(evaluation):
         torch.testing.assert_close(out, full, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("sinks", [0, 2])
 @pytest.mark.parametrize("evaluation", EVALUATIONS)
-def test_only_keys_inside_the_pattern_matter(evaluation):
+def test_only_keys_inside_the_pattern_matter(evaluation, sinks):
     """Within one layer: each key in turn is changed, and exactly the rows that see it move."""
     seq_len, window_size, dilation = 23, 4, 3
     q, k, v = (x.detach() for x in random_qkv(1, seq_len, 2, 6).unbind(2))
-    before = window_attention(q, k, v, window_size, dilation, evaluation)
-    allowed, *_ = pattern_by_hand(seq_len, window_size, dilation)
+    before = window_attention(q, k, v, window_size, dilation, evaluation, sinks)
+    allowed, *_ = pattern_by_hand(seq_len, window_size, dilation, sinks)
     for key in range(seq_len):
         moved_k, moved_v = k.clone(), v.clone()
         moved_k[:, key] += 3
         moved_v[:, key] -= 5
-        after = window_attention(q, moved_k, moved_v, window_size, dilation, evaluation)
+        after = window_attention(q, moved_k, moved_v, window_size, dilation, evaluation, sinks)
         changed = (after != before).flatten(2).any(-1)[0].tolist()
         assert changed == [row[key] for row in allowed]
 
 
 @pytest.mark.parametrize(
-    ("evaluation", "batch", "seq_len"),
+    ("evaluation", "batch", "seq_len", "sinks"),
     [
-        ("auto", 1, 17),
-        ("dense", 1, 17),
-        ("masked", 2, 24),
-        ("split", 1, 17),  # all residue classes are equally long
-        ("split", 1, 24),
-        ("split", 2, 20),
-        ("split", 2, 3),  # no far keys
+        ("auto", 1, 17, 0),
+        ("dense", 1, 17, 2),
+        ("masked", 2, 24, 2),
+        ("split", 1, 17, 0),  # all residue classes are equally long
+        ("split", 1, 24, 0),
+        ("split", 2, 20, 0),
+        ("split", 2, 3, 0),  # no far keys
+        ("split", 2, 20, 3),
+        ("split", 1, 7, 9),  # no far keys, more sinks than tokens
     ],
 )
-def test_works_compiled_as_one_graph(evaluation, batch, seq_len):
+def test_works_compiled_as_one_graph(evaluation, batch, seq_len, sinks):
     def gradients_of(attend, qkv):
-        out = attend(*qkv, 5, 3, evaluation)
+        out = attend(*qkv, 5, 3, evaluation, sinks)
         upstream = torch.linspace(-1, 1, out.numel()).view_as(out)
         return out, *torch.autograd.grad(out, qkv, upstream)
 
@@ -379,30 +429,63 @@ def test_works_compiled_as_one_graph(evaluation, batch, seq_len):
             torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_sinks_compile_in_bfloat16_and_in_autocast():
+    """Inside autocast the sinks' products would be rounded to 16 bits were it not switched off."""
+    torch.compiler.reset()
+    compiled = torch.compile(window_attention, fullgraph=True, dynamic=False)
+    qkv = random_qkv(1, 300, 2, 16).detach().bfloat16().requires_grad_()
+    errors = {}
+    for name, attend in (("eager", window_attention), ("compiled", compiled)):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = attend(*qkv.unbind(2), 10, 0, "split", 8)
+            assert out.dtype == torch.bfloat16
+            gradient = torch.autograd.grad(out, qkv, torch.ones_like(out))[0]
+        exact = qkv.detach().double().requires_grad_()
+        reference = window_attention(*exact.unbind(2), 10, 0, "dense", 8)
+        expected = torch.autograd.grad(reference, exact, torch.ones_like(reference))[0]
+        errors[name] = relative_error(out, reference), relative_error(gradient, expected)
+    outside = window_attention(*qkv.unbind(2), 10, 0, "split", 8)
+    assert relative_error(outside, reference) == errors["eager"][0]
+    assert max(*errors["eager"], *errors["compiled"]) < 5e-3
+
+
+def test_sinks_that_no_query_needs_cost_nothing(monkeypatch):
+    """Without a pair that only a sink keeps the third part is not computed at all."""
+    monkeypatch.setattr("window_attention._sink_products", None)
+    q, k, v = random_qkv(1, 30, 1, 4).unbind(2)
+    for window_size, dilation, sinks in ((5, 3, 0), (5, 1, 4), (29, 3, 4), (60, 0, 4)):
+        window_attention(q, k, v, window_size, dilation, "split", sinks).sum().backward()
+    with pytest.raises(TypeError):
+        window_attention(q, k, v, 28, 3, "split", 4)
+
+
 def test_masks_are_shared_until_the_cache_is_cleared():
     device = torch.device("cpu")
     mask = cached_window_mask(12, 3, 2, device)
     assert cached_window_mask(12, 3, 2, device) is mask
+    assert cached_window_mask(12, 3, 2, device, 1).sum() > mask.sum()
     clear_mask_cache()
     assert cached_window_mask(12, 3, 2, device) is not mask
 
 
 @pytest.mark.parametrize(
-    ("window_size", "dilation", "words"),
+    ("window_size", "dilation", "sinks", "words"),
     [
-        (0, 4, "window_size must be at least 1, got 0"),
-        (-3, 4, "window_size must be at least 1, got -3"),
-        (96, -1, "dilation must be at least 0, got -1"),
-        (9.5, 4, "window_size must be a whole number, got 9.5"),
-        (96, True, "dilation must be a whole number, got True"),
+        (0, 4, 0, "window_size must be at least 1, got 0"),
+        (-3, 4, 0, "window_size must be at least 1, got -3"),
+        (96, -1, 0, "dilation must be at least 0, got -1"),
+        (9.5, 4, 0, "window_size must be a whole number, got 9.5"),
+        (96, True, 0, "dilation must be a whole number, got True"),
+        (96, 4, -1, "sink_tokens must be at least 0, got -1"),
+        (96, 4, 1.0, "sink_tokens must be a whole number, got 1.0"),
     ],
 )
-def test_a_wrong_pattern_is_named(window_size, dilation, words):
+def test_a_wrong_pattern_is_named(window_size, dilation, sinks, words):
     q = torch.zeros(1, 2, 1, 4)
     for call in (
-        lambda: window_mask(8, window_size, dilation),
-        lambda: attended_pairs(8, window_size, dilation),
-        lambda: window_attention(q, q, q, window_size, dilation),
+        lambda: window_mask(8, window_size, dilation, sink_tokens=sinks),
+        lambda: attended_pairs(8, window_size, dilation, sinks),
+        lambda: window_attention(q, q, q, window_size, dilation, sink_tokens=sinks),
     ):
         with pytest.raises(ValueError, match=words):
             call()
@@ -421,5 +504,13 @@ def test_the_drawing_shows_the_pattern():
         ". # #",
         "o . # #",
         ". o . # #",
+        "o . o . # #",
+    ]
+    assert draw_pattern(6, 1, 2, 1).splitlines() == [
+        "#",
+        "# #",
+        "s # #",
+        "o . # #",
+        "s o . # #",
         "o . o . # #",
     ]
