@@ -423,7 +423,7 @@ def describe(prepared):
         f"{prepared.path}: {prepared.documents:,} documents, {prepared.tokens:,} tokens, "
         f"{prepared.rows:,} rows of {prepared.seq_len + 1:,}, vocabulary {prepared.vocab_size:,} "
         f"({TOKENIZER_NAME} beside it); {prepared.tokens / prepared.seconds:,.0f} tokens/s"
-        + (f"; left out: {left_out}" if left_out else "")
+        + (f"; files left out: {left_out}" if left_out else "")
     )
 
 
@@ -466,7 +466,7 @@ def prepare_data(
     if not documents:
         places = ", ".join(map(str, paths or _corpus_folders(corpus)))
         words = _count_words(left_out)
-        words = f" (left out: {words})" if words else ""
+        words = f" (files left out: {words})" if words else ""
         raise DataError(f"{places}: no text in there{words}: give a PATH to text files")
     tokenizer = _train_tokenizer(_sample(documents, characters), vocab_size)
     start = time.perf_counter()
@@ -603,12 +603,13 @@ def load_dataset(path=DEFAULT_PATH, seq_len=None, batch_size=1):
 def _parser():
     suffixes = " ".join(sorted(TEXT_SUFFIXES))
     parser = argparse.ArgumentParser(
-        description="Turn text into rows of tokens for training, and save their tokenizer.",
-        epilog="example: python prepare_data.py notes.txt books/ --seq-len 1024 --output books.npy"
-        f" -- In a folder, text is every file in UTF-8 that ends in {suffixes} (or in one of these "
-        "and .gz), in sorted order; duplicates, binary files and other encodings are left out and "
-        "counted. A .gz is unpacked on the way. Exit codes: 0 done, 1 a file could not be written, "
-        "2 wrong options or text, 130 interrupted.",
+        description="Turn text into rows of tokens for training, and save their tokenizer. Folders "
+        "are read in sorted order; text in them is every file in UTF-8 whose name ends in "
+        f"{suffixes}, or in one of these and .gz. Duplicates, binary files and other encodings are "
+        "left out and counted.",
+        epilog="example: python prepare_data.py notes.txt books/ --seq-len 1024 --output books.npy "
+        "(exit codes: 0 done, 1 a file could not be written, 2 wrong options or no text, 130 "
+        "interrupted)",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -616,7 +617,8 @@ def _parser():
         metavar="PATH",
         nargs="*",
         default=argparse.SUPPRESS,
-        help="text file, or folder walked for text (default: Python's standard library)",
+        help="text file, also as .gz, or folder walked for text (default: Python's standard "
+        "library)",
     )
     parser.add_argument(
         "--corpus",
