@@ -1,5 +1,7 @@
 """The data format: what is written can be read back, and bad data is refused in one line."""
 
+import gzip
+import io
 import math
 import os
 import pickle
@@ -154,7 +156,7 @@ def test_vocabulary_of_bytes_alone_is_written_as_uint16(tmp_path):
 @quick
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=3), min_size=1))
 def test_any_text_survives_the_round_trip(tmp_path, texts):
-    texts = [f"document{text}" for text in (text.replace("\0", "") for text in texts)]
+    texts = [f"document {i}{text}".replace("\0", "") for i, text in enumerate(texts)]
     paths = [tmp_path / str(i) for i in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
         path.write_bytes(text.encode())
@@ -165,12 +167,12 @@ def test_any_text_survives_the_round_trip(tmp_path, texts):
 
 def test_default_corpus_is_the_library_without_tests_and_packages():
     library = Path(module.sysconfig.get_paths()["stdlib"])
-    files = module._corpus_files([])
-    names = [path.relative_to(library).as_posix() for path, _ in files]
+    files = [source.path for source in module._corpus_sources([], None, [])]
+    names = [path.relative_to(library).as_posix() for path in files]
     assert names == sorted(names) and {"argparse.py", "json/decoder.py"} <= set(names)
     left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
     assert all(name.endswith(".py") and not left_out & set(name.split("/")) for name in names)
-    assert 5e6 < sum(path.stat().st_size for path, _ in files) < 5e7
+    assert 5e6 < sum(path.stat().st_size for path in files) < module.SAMPLE_CHARACTERS
 
 
 def test_loading_needs_neither_tokenizers_nor_torch(tmp_path):
@@ -180,6 +182,262 @@ def test_loading_needs_neither_tokenizers_nor_torch(tmp_path):
         "sys.exit(any(name in sys.modules for name in ('tokenizers', 'torch')))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# --- a corpus of any size ----------------------------------------------------------------------
+
+
+def sources_in(folder):
+    return module._corpus_sources([folder], None, [])
+
+
+def test_file_is_the_same_in_tiny_blocks_pieces_and_batches(corpus, tmp_path, monkeypatch):
+    prepare_data(corpus[0], 1, 400, tmp_path / "large" / "data.npy")
+    for name, value in (("BLOCK_BYTES", 7), ("PIECE_CHARACTERS", 40), ("CHARACTERS_AT_ONCE", 90)):
+        monkeypatch.setattr(module, name, value)
+    prepare_data(corpus[0], 1, 400, tmp_path / "tiny" / "data.npy")
+    for name in ("data.npy", "tokenizer.json"):
+        large, tiny = (tmp_path / size / name for size in ("large", "tiny"))
+        assert large.read_bytes() == tiny.read_bytes()
+
+
+def test_file_is_byte_for_byte_what_numpy_saves(corpus, tmp_path):
+    for seq_len in (1, 9, 256, 2000):
+        prepare_data(corpus[0], seq_len, 300, tmp_path / "data.npy")
+        saved = io.BytesIO()
+        np.save(saved, np.load(tmp_path / "data.npy"))
+        assert saved.getvalue() == (tmp_path / "data.npy").read_bytes()
+
+
+@quick
+@given(st.text("ab'ts1!é日 \n\r\t\u00a0\u2028\x1c\x85", min_size=6))
+def test_where_a_document_is_cut_no_word_goes_on(text):
+    """Words as the tokenizer sees them: it merges only inside of them."""
+    from tokenizers import pre_tokenizers
+
+    words_of = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE_CHARACTERS", 5)
+        end = module._cut(text)
+    assert 1 <= end <= 5
+    places = [i for i in range(1, 6) if text[i] in " \t\r\n" and not text[i - 1].isspace()]
+    assert end == max(places, default=5)
+    if places:
+        pieces = [word for part in (text[:end], text[end:]) for word, _ in words_of(part)]
+        assert pieces == [word for word, _ in words_of(text)]
+
+
+def test_text_without_a_blank_is_cut_but_stays_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PIECE_CHARACTERS", 30)
+    (tmp_path / "a.json").write_text("日本" * 100)
+    assert prepare_data(tmp_path, 1, 300, tmp_path / "data.npy").documents == 1
+    assert decoded(tmp_path)[0] == "日本" * 100
+
+
+def test_no_more_than_a_batch_is_held_even_of_a_tightly_packed_file(tmp_path, monkeypatch):
+    for name, value in (("BLOCK_BYTES", 99), ("PIECE_CHARACTERS", 50), ("CHARACTERS_AT_ONCE", 200)):
+        monkeypatch.setattr(module, name, value)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"word " * 4000))
+    (source,) = sources_in(tmp_path)
+    with module._progress([source], "") as bar:
+        assert max(map(len, module._blocks(source, bar))) == 99
+    batches = [[len(text) for text, _ in batch] for batch in module._batches([source])]
+    assert sum(map(sum, batches)) == 20_000 and max(map(max, batches)) <= 50
+    assert max(map(sum, batches)) < 250
+
+
+def test_tokenizer_learns_from_a_bounded_and_evenly_spread_sample(tmp_path, monkeypatch):
+    counts = [1000 if i == 50 else 1 + i * 7 % 60 for i in range(100)]  # one file is a quarter
+    for i, count in enumerate(counts):
+        (tmp_path / f"{i:02}.txt").write_text(f" <{i:02}>" * count)
+    sources, total = sources_in(tmp_path), 5 * sum(counts)
+
+    def sampled():
+        texts = list(module._sample(sources, total))
+        return sum(map(len, texts)), [int(n) for n in re.findall("<([0-9]+)>", "".join(texts))]
+
+    everything = [i for i, count in enumerate(counts) for _ in range(count)]
+    assert sampled() == (total, everything)
+    monkeypatch.setattr(module, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(module, "SAMPLE_CHARACTERS", total // 10)
+    characters, numbers = sampled()
+    assert 0 <= characters - total // 10 <= 50 and numbers == sorted(numbers)
+    for first in range(0, 100, 10):
+        part = range(first, first + 10)
+        expected = sum(counts[first : first + 10]) / 10
+        assert abs(sum(number in part for number in numbers) - expected) <= 20
+
+
+def test_packed_files_are_unpacked(corpus, tmp_path):
+    folder, texts = corpus
+    prepare_data(folder, 1, 400, tmp_path / "data.npy")
+    plain = (tmp_path / "data.npy").read_bytes()
+    for path in (folder / "B.md", folder / "a" / "z" / "deep.TXT"):
+        packed = path.with_name(f"{path.name}.{'GZ' if path.suffix == '.TXT' else 'gz'}")
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    (folder / "other.bin.gz").write_bytes(gzip.compress(b"no text by its name"))
+    assert prepare_data(folder, 1, 400, tmp_path / "data.npy").documents == len(texts)
+    assert (tmp_path / "data.npy").read_bytes() == plain
+
+
+def test_duplicates_are_dropped_and_counted_the_first_one_stays(corpus, tmp_path):
+    folder, texts = corpus
+    data = (folder / "b.rst").read_bytes()
+    (folder / "c.txt").write_bytes(data)
+    (folder / "d.txt.gz").write_bytes(gzip.compress(data))
+    prepared = prepare_data([folder, folder / "B.md"], 1, 400, tmp_path / "data.npy")
+    names = [folder / "c.txt", folder / "d.txt.gz", folder / "B.md"]
+    assert prepared.left_out["duplicate"] == list(map(str, names))
+    assert prepared.documents == len(texts)
+    assert decoded(tmp_path)[: len(texts)] == texts
+    assert "left out: 3 duplicate, 1 binary" in describe(prepared)
+
+
+def test_what_is_no_text_is_left_out_and_counted_and_named_with_debug(corpus, tmp_path, capsys):
+    folder, _ = corpus
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    (folder / "cut.txt").write_bytes("été".encode()[:-1])
+    (folder / "torn.txt.gz").write_bytes(gzip.compress(b"text " * 99)[:-9])
+    (folder / "no.txt.gz").write_bytes(b"not packed at all")
+    command = [str(folder), "--output", str(tmp_path / "data.npy"), "--seq-len", "9"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "5 documents" in printed.out
+    assert "left out: 1 binary, 2 not UTF-8, 2 unreadable" in printed.out
+    assert [line.split(": ")[1] for line in printed.err.splitlines()] == [
+        "left out, unreadable"
+    ] * 2
+    assert main([*command, "--debug"]) == 0
+    named = capsys.readouterr().err
+    for name in ("latin.txt", "cut.txt", "torn.txt.gz", "no.txt.gz", "nul.txt"):
+        assert f"{folder / name} (" in named
+    assert named.count("\n") == 5
+
+
+def test_of_many_files_left_out_only_some_are_named(capsys):
+    module._name_left_out({"binary": ["b"], "unreadable": [f"name{i}" for i in range(1234)]}, False)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11 and lines[9].endswith("name9") and lines[10].endswith("and 1,224 more")
+
+
+def test_links_that_lead_back_or_nowhere_do_not_hang(corpus, tmp_path):
+    folder, texts = corpus
+    (folder / "a" / "up").symlink_to(folder)
+    (folder / "itself.txt").symlink_to("itself.txt")
+    os.mkfifo(folder / "pipe.txt")
+    prepared = prepare_data(folder, 1, 400, tmp_path / "data.npy")
+    assert prepared.documents == len(texts)
+    (unreadable,) = prepared.left_out["unreadable"]
+    assert unreadable.startswith(str(folder / "itself.txt"))
+
+
+def fake_python(tmp_path, monkeypatch, packages):
+    """A Python with a library of two equal files and these packages: {path: text}."""
+    library, site = tmp_path / "lib", tmp_path / "lib" / "site-packages"
+    files = {library / "z.py": "same = 1\n" * 40, library / "x.py": "same = 1\n" * 40}
+    files |= {site / name: text for name, text in packages.items()}
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    places = {"stdlib": str(library), "purelib": str(site), "platlib": str(site)}
+    monkeypatch.setattr(module.sysconfig, "get_paths", lambda: places)
+
+
+def test_corpus_of_packages_is_the_library_and_then_their_source(tmp_path, monkeypatch, capsys):
+    packages = {
+        "b/one.py": "one = 1\n" * 40,
+        "a/tests/two.py": "two = 2\n" * 40,
+        "a/again.py": "same = 1\n" * 40,
+        "a/stub.pyi": "stub",
+        "a/readme.txt": "readme",
+        "a/native.so": "native",
+        "a/__pycache__/c.py": "cache",
+    }
+    fake_python(tmp_path, monkeypatch, packages)
+    output = tmp_path / "data.npy"
+    for options in ([], ["--corpus", "stdlib"]):  # as ever: its two equal files both stay
+        assert main([*options, "--seq-len", "1", "--output", str(output)]) == 0
+        assert decoded(tmp_path)[:2] == ["same = 1\n" * 40] * 2
+        assert "2 documents" in capsys.readouterr().out
+    assert main(["--corpus", "site-packages", "--seq-len", "1", "--output", str(output)]) == 0
+    heads = [text[:3] for text in decoded(tmp_path) if text]
+    assert heads == ["sam", "sam", "two", "one"]
+    assert "4 documents" in (line := capsys.readouterr().out) and "1 duplicate" in line
+
+
+def test_corpus_of_packages_without_any_is_refused(tmp_path, monkeypatch, capsys):
+    fake_python(tmp_path, monkeypatch, {"readme.txt": "nothing else"})
+    output = tmp_path / "data.npy"
+    code, message = run_main(capsys, "--corpus", "site-packages", "--output", output)
+    assert code == 2 and message.count("\n") == 1
+    assert "site-packages: no package's source" in message and not output.exists()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("document", [3, 8])  # of five to train the tokenizer and five to encode
+def test_stop_midway_leaves_the_earlier_files_and_no_half_ones(
+    corpus, tmp_path, monkeypatch, capsys, document, stop
+):
+    original, opened, half = module._pieces, [], []
+
+    def pieces(source, bar):
+        opened.append(source)
+        if len(opened) == document:
+            half.extend(tmp_path.glob(".data.npy.*.tmp"))
+            raise stop
+        return original(source, bar)
+
+    monkeypatch.setattr(module, "_pieces", pieces)
+    monkeypatch.setattr(module, "CHARACTERS_AT_ONCE", 1)
+    for name in ("data.npy", "tokenizer.json"):
+        (tmp_path / name).write_bytes(EARLIER)
+    command = [str(corpus[0]), "--seq-len", "9", "--output", str(tmp_path / "data.npy")]
+    if stop is KeyboardInterrupt:
+        assert main(command) == 130
+        assert capsys.readouterr().err == "interrupted: nothing was written\n"
+    else:
+        with pytest.raises(RuntimeError):
+            main(command)
+    assert len(half) == (document == 8)  # a half file was there
+    assert sorted(os.listdir(tmp_path)) == ["corpus", "data.npy", "tokenizer.json"]
+    for name in ("data.npy", "tokenizer.json"):
+        assert (tmp_path / name).read_bytes() == EARLIER
+
+
+def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(corpus, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    output = tmp_path / "[data].npy"
+    names = (".[data].npy.killed.tmp", ".tokenizer.json.killed.tmp", ".[data].npy.living.tmp")
+    for name in (*names, ".d.npy.other.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    with (tmp_path / names[2]).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        prepare_data(corpus[0], 9, 300, output)
+    left = {"corpus", output.name, "tokenizer.json", names[2], ".d.npy.other.tmp"}
+    assert set(os.listdir(tmp_path)) == left
+
+
+def test_a_file_that_is_being_written_is_locked(corpus, tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    original = module._encode
+
+    def encode(*arguments):
+        module._remove_leftovers(tmp_path / "data.npy")  # another process starts
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "_encode", encode)
+    prepare_data(corpus[0], 9, 300, tmp_path / "data.npy")
+    assert sorted(os.listdir(tmp_path)) == ["corpus", "data.npy", "tokenizer.json"]
+
+
+def test_rows_of_65536_are_cut_from_the_file_without_a_copy(tmp_path):
+    tokens = np.arange(6000 * 257, dtype=np.uint32).reshape(6000, 257)
+    dataset = load_dataset(save(tmp_path, tokens), 65_536, batch_size=8)
+    assert dataset.train.shape == (21, 65_537) and dataset.held_out.shape == (2, 65_537)
+    np.testing.assert_array_equal(dataset.held_out[1], np.arange(22 * 65_537, 23 * 65_537))
+    for rows in (dataset.train, dataset.held_out):
+        assert isinstance(rows, np.memmap) and not rows.flags.owndata
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -380,6 +638,11 @@ BAD_CALLS = {
     "folder without text": (["folder"], "folder: no text"),
     "binary file": (["good.txt", "binary.txt"], "binary.txt: binary"),
     "special file": ([os.devnull], os.devnull),
+    "damaged .gz": (["torn.gz"], "torn.gz: cannot be read (Compressed file ended"),
+    "corpus beside a path": (
+        ["good.txt", "--corpus", "stdlib"],
+        "--corpus stdlib beside PATH good",
+    ),
     "vocabulary too small": (["good.txt", "--vocab-size", "256"], "--vocab-size must be from 257"),
     "vocabulary too large": (["good.txt", "--vocab-size", str(10**30)], "--vocab-size must be"),
     "seq_len": (["good.txt", "--seq-len", "0"], "--seq-len must be at least 1, got 0"),
@@ -400,6 +663,7 @@ def test_bad_call_gives_one_line_and_leaves_files_alone(
         Path(name).mkdir()
     contents = {"good.txt": b"good text " * 99, "empty.txt": b"", "blank.txt": b"\n \n"}
     contents |= {"binary.txt": b"\0", "training_data.npy": EARLIER, "tokenizer.json": EARLIER}
+    contents["torn.gz"] = gzip.compress(b"text")[:-9]
     for name, data in contents.items():
         Path(name).write_bytes(data)
     code, message = run_main(capsys, *arguments)
@@ -413,26 +677,64 @@ def test_missing_output_folder_is_not_created_for_nothing(tmp_path, capsys):
     assert code == 2 and not (tmp_path / "new").exists()
 
 
-def test_unreadable_file_is_named(tmp_path, monkeypatch, capsys):
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
+def test_unreadable_file_is_refused_where_named_and_warned_of_in_a_folder(
+    tmp_path, monkeypatch, capsys
+):
+    original = Path.open
 
-    (tmp_path / "secret.txt").write_text("text")
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything
-    code, message = run_main(capsys, tmp_path, "--output", tmp_path / "data.npy")
+    def refuse(path, *arguments):  # root may read everything
+        if path.name == "secret.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, *arguments)
+
+    secret, output = tmp_path / "secret.txt", tmp_path / "data.npy"
+    secret.write_text("text")
+    (tmp_path / "open.txt").write_text("text " * 99)
+    monkeypatch.setattr(Path, "open", refuse)
+    code, message = run_main(capsys, secret, "--output", output)
     assert code == 2 and message.count("\n") == 1
-    assert f"{tmp_path / 'secret.txt'}: cannot be read" in message and "Permission" in message
+    assert f"{secret}: cannot be read (Permission denied)" in message
+    assert main([str(tmp_path), "--seq-len", "1", "--output", str(output)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == f"prepare_data.py: left out, unreadable: {secret} (Permission denied)\n"
+    assert "1 documents" in printed.out and "left out: 1 unreadable" in printed.out
 
 
-def test_unreadable_folder_is_named_not_skipped(tmp_path, monkeypatch, capsys):
+def test_file_that_goes_while_the_corpus_is_read_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.txt").write_text("text " * 99)
+    train = module._train_tokenizer
+
+    def remove_it(*arguments):
+        tokenizer = train(*arguments)
+        (tmp_path / "a.txt").unlink()
+        return tokenizer
+
+    monkeypatch.setattr(module, "_train_tokenizer", remove_it)
+    code, message = run_main(capsys, tmp_path, "--output", tmp_path / "data.npy")
+    assert code == 2 and message.count("\n") == 1 and os.listdir(tmp_path) == []
+    assert f"{tmp_path / 'a.txt'}: cannot be read" in message
+
+
+def test_unreadable_folder_is_refused_where_named_and_warned_of_below(
+    tmp_path, monkeypatch, capsys
+):
+    original = os.scandir
+
     def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
 
-    (tmp_path / "a.txt").write_text("text")
+    secret, output = tmp_path / "secret", tmp_path / "data.npy"
+    secret.mkdir()
+    (tmp_path / "a.txt").write_text("text " * 99)
     monkeypatch.setattr(os, "scandir", refuse)
-    code, message = run_main(capsys, tmp_path, "--output", tmp_path / "data.npy")
+    code, message = run_main(capsys, secret, "--output", output)
     assert code == 2 and message.count("\n") == 1
-    assert str(tmp_path) in message and "cannot be read" in message and "Permission" in message
+    assert str(secret) in message and "cannot be read" in message and "Permission" in message
+    assert main([str(tmp_path), "--seq-len", "1", "--output", str(output)]) == 0
+    expected = f"prepare_data.py: left out, unreadable: {secret} (Permission denied)\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_unreadable_data_is_named(tmp_path, monkeypatch):
@@ -454,16 +756,16 @@ def test_unwritable_folder_is_refused_before_any_work(tmp_path, monkeypatch, cap
 
 
 def test_full_disk_leaves_both_earlier_files(corpus, tmp_path, monkeypatch, capsys):
-    def fill(file, rows, allow_pickle):
+    def fill(file, header):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
     (tmp_path / "data.npy").write_bytes(EARLIER)
     (tmp_path / "tokenizer.json").write_bytes(EARLIER)
-    monkeypatch.setattr(np, "save", fill)
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", fill)
     arguments = (corpus[0], "--seq-len", 8, "--output", tmp_path / "data.npy")
     code, message = run_main(capsys, *arguments)
-    assert code == 2 and message.count("\n") == 1 and "No space left" in message
+    assert code == 1 and message.count("\n") == 1 and "No space left" in message
     assert (tmp_path / "data.npy").read_bytes() == EARLIER
     assert (tmp_path / "tokenizer.json").read_bytes() == EARLIER
     assert sorted(os.listdir(tmp_path)) == ["corpus", "data.npy", "tokenizer.json"]
