@@ -438,7 +438,7 @@ def draw_keys_per_query(axes, a):
     digits = 1 if a.seq_len < 1000 else 0
     counts = (a.near_pairs, a.far_pairs, a.sink_pairs, a.causal_pairs)
     near, far, sinks, full = (f"{count / a.seq_len:,.{digits}f}" for count in counts)
-    sinks = f" + {sinks} sinks" if a.sink_tokens else ""
+    sinks = f"\n+ {sinks} sinks" if a.sink_tokens else ""
     axes.set_title(f"Mean keys: {near} near + {far} far{sinks} of {full}")
     _whole_ticks(axes.xaxis, axes.yaxis)
 
