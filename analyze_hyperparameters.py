@@ -5,7 +5,8 @@
 Pairs are counted in closed form, so any length is instant.  Speed-ups are estimates from those
 counts; ``python main.py`` measures.
 
-Letters: S sequence length, C d_model, L layers, V vocabulary, w window_size, d dilation.
+Letters: S sequence length, C d_model, L layers, V vocabulary, w window_size, d dilation,
+N sink_tokens.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from window_attention import (
     is_full_causal,
     may_attend,
     near_far_pairs,
+    sink_pairs,
 )
 
 CONFIGURATIONS = ((128, 4), (128, 2), (96, 4), (96, 6), (80, 4), (80, 6), (64, 4), (64, 8))
@@ -41,8 +43,8 @@ LARGEST = 2**40  # far beyond any use, and everything up to it fits the pictures
 
 MAX_CELLS = 512  # side of a mask picture; longer sequences are drawn in square blocks of pairs
 DETAIL = 256  # positions drawn pair by pair beside such a picture
-FUTURE, UNATTENDED, NEAR, FAR = range(4)  # kinds of pairs; the palette has their colours
-PALETTE = np.array([(1, 1, 1), (0.88, 0.88, 0.88), *sns.color_palette("colorblind")[:2]])
+FUTURE, UNATTENDED, NEAR, FAR, SINK = range(5)  # kinds of pairs; the palette has their colours
+PALETTE = np.array([(1, 1, 1), (0.88, 0.88, 0.88), *sns.color_palette("colorblind")[:3]])
 DENSITY_COLORS = sns.color_palette("blend:#e0e0e0,#1b1b3a", as_cmap=True)
 LINEAR_COLOR = (0.42, 0.42, 0.42)
 ESTIMATE = "Speed-ups: estimates from FLOP counts, not measured."
@@ -69,9 +71,9 @@ class PatternAnalysis:
     causal_pairs: int  # (query, key) pairs of full causal attention: S (S + 1) / 2
     near_pairs: int
     far_pairs: int
-    density: float  # share of the causal pairs that is kept: (near + far) / causal, 0 to 1
+    density: float  # share of the causal pairs that is kept: attended / causal, 0 to 1
     sparsity: float  # 1 - density
-    mean_keys: float  # keys a query attends to, itself included: (near + far) / S
+    mean_keys: float  # keys a query attends to, itself included: attended / S
     max_keys: int  # the last query's, which has the most
     linear_flops: int  # all matrix products but attention: S (24 L C^2 + 2 C V)
     flops_full: int  # full causal attention in all layers: 4 C L a pair
@@ -79,52 +81,74 @@ class PatternAnalysis:
     attention_share: float  # p = flops_full / (flops_full + linear_flops), 0 to 1
     attention_speedup: float  # estimate, attention alone: 1 / density
     step_speedup: float  # estimate, whole step, by Amdahl's law: 1 / (1 - p + p * density)
+    sink_tokens: int = 0
+    sink_pairs: int = 0  # those that are neither near nor far
 
     @property
     def label(self):
-        """The configuration in words: ``w=96 d=4``."""
-        return f"w={self.window_size} d={self.dilation}"
+        """The configuration in words: ``w=96 d=4``, with ``N=4`` where there are sinks."""
+        sinks = f" N={self.sink_tokens}" if self.sink_tokens else ""
+        return f"w={self.window_size} d={self.dilation}{sinks}"
+
+    @property
+    def attended_pairs(self):
+        """All pairs that are kept."""
+        return self.near_pairs + self.far_pairs + self.sink_pairs
 
 
-def keys_per_query(positions, window_size, dilation):
-    """Near and far keys of the queries at ``positions`` (integer or array): two of that shape.
+def keys_per_query(positions, window_size, dilation, sink_tokens=0):
+    """Near, far and other sink keys of the queries at ``positions``: three of their shape.
 
-    Query i has min(i, w) + 1 near keys and floor((i - w) / d) far keys, none while i < w + d.
+    With t = i - w, query i has min(i, w) + 1 near keys and floor(t / d) far keys, none while t < d;
+    of its min(N, t) sinks beyond the window those that are t modulo d are far keys already.
     """
     near = np.minimum(positions, window_size) + 1
     beyond = np.maximum(np.subtract(positions, window_size), 0)
-    return near, beyond // dilation if dilation else np.zeros_like(beyond)
+    sinks = np.minimum(beyond, sink_tokens)
+    if not dilation:
+        return near, np.zeros_like(beyond), sinks
+    are_far = (sinks - beyond % dilation + dilation - 1) // dilation
+    return near, beyond // dilation, sinks - np.maximum(are_far, 0)
 
 
 def analyze_pattern(
-    window_size, dilation, seq_len=SEQ_LEN, d_model=D_MODEL, layers=LAYERS, vocab_size=VOCAB_SIZE
+    window_size,
+    dilation,
+    seq_len=SEQ_LEN,
+    d_model=D_MODEL,
+    layers=LAYERS,
+    vocab_size=VOCAB_SIZE,
+    sink_tokens=0,
 ):
     """Count the pattern's pairs (closed form) and estimate its cost: a PatternAnalysis.
 
     Raises ValueError, with name and value, for anything but whole numbers of at least 1
-    (dilation: at least 0).
+    (dilation and sink_tokens: at least 0).
     """
     sizes = {"seq_len": seq_len, "d_model": d_model, "layers": layers, "vocab_size": vocab_size}
-    for name, value in {"window_size": window_size, "dilation": dilation, **sizes}.items():
-        least = 0 if name == "dilation" else 1
+    pattern = {"window_size": window_size, "dilation": dilation, "sink_tokens": sink_tokens}
+    for name, value in {**pattern, **sizes}.items():
+        least = 0 if name in ("dilation", "sink_tokens") else 1
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or not least <= value <= LARGEST:
             raise ValueError(
                 f"{name} must be a whole number >= {least} and <= 2**40, got {value!r}"
             )
     near, far = near_far_pairs(seq_len, window_size, dilation)
+    sinks = sink_pairs(seq_len, window_size, dilation, sink_tokens)
+    attended = near + far + sinks
     causal = causal_pairs(seq_len)
     linear, per_pair = model_flops(**sizes)
-    density = (near + far) / causal
+    density = attended / causal
     share = per_pair * causal / (per_pair * causal + linear)
     return PatternAnalysis(
-        **{"window_size": window_size, "dilation": dilation, **sizes},
-        **{"causal_pairs": causal, "near_pairs": near, "far_pairs": far},
-        **{"density": density, "sparsity": 1 - density, "mean_keys": (near + far) / seq_len},
-        max_keys=int(sum(keys_per_query(seq_len - 1, window_size, dilation))),
+        **{**pattern, **sizes},
+        **{"causal_pairs": causal, "near_pairs": near, "far_pairs": far, "sink_pairs": sinks},
+        **{"density": density, "sparsity": 1 - density, "mean_keys": attended / seq_len},
+        max_keys=int(sum(keys_per_query(seq_len - 1, **pattern))),
         linear_flops=linear,
         flops_full=per_pair * causal,
-        flops_sparse=per_pair * (near + far),
+        flops_sparse=per_pair * attended,
         attention_share=share,
         attention_speedup=1 / density,
         step_speedup=1 / (1 - share + share * density),
@@ -142,12 +166,14 @@ def _table(*rows):
 
 
 def _pattern_row(a):
-    max_near, max_far = keys_per_query(a.seq_len - 1, a.window_size, a.dilation)
-    mean_near, mean_far = a.near_pairs / a.seq_len, a.far_pairs / a.seq_len
+    kinds = 3 if a.sink_tokens else 2  # near, far and, where there are any, sinks
+    pairs = (a.near_pairs, a.far_pairs, a.sink_pairs)[:kinds]
+    most = keys_per_query(a.seq_len - 1, a.window_size, a.dilation, a.sink_tokens)[:kinds]
     shares = f"{a.density:.2%}", f"{a.sparsity:.2%}"
-    pairs = f"{a.near_pairs + a.far_pairs:,}", f"{a.near_pairs:,}", f"{a.far_pairs:,}"
-    mean = f"{a.mean_keys:,.1f} = {mean_near:,.1f} + {mean_far:,.1f}"
-    return *_name_cells(a), *shares, *pairs, mean, f"{a.max_keys:,} = {max_near:,} + {max_far:,}"
+    counts = (f"{count:,}" for count in (a.attended_pairs, *pairs))
+    mean = f"{a.mean_keys:,.1f} = " + " + ".join(f"{count / a.seq_len:,.1f}" for count in pairs)
+    largest = f"{a.max_keys:,} = " + " + ".join(f"{count:,}" for count in most)
+    return *_name_cells(a), *shares, *counts, mean, largest
 
 
 def _cost_row(a):
@@ -158,16 +184,18 @@ def _cost_row(a):
 
 
 def _name_cells(a):
-    return str(a.window_size), str(a.dilation)
+    sinks = (str(a.sink_tokens),) if a.sink_tokens else ()
+    return str(a.window_size), str(a.dilation), *sinks
 
 
 def _remarks(analyses):
     """What the numbers themselves say, a sentence each."""
     for a in analyses:
-        if is_full_causal(a.seq_len, a.window_size, a.dilation):
+        if is_full_causal(a.seq_len, a.window_size, a.dilation, a.sink_tokens):
             yield f"{a.label} leaves out nothing at this length: it is full causal attention."
         elif a.dilation == 0:
-            yield f"{a.label} has no far keys: it is a pure sliding window."
+            sinks = " with sinks" if a.sink_tokens else ""
+            yield f"{a.label} has no far keys: it is a pure sliding window{sinks}."
     least = min(a.density for a in analyses)
     sparsest = ", ".join(a.label for a in analyses if a.density == least)
     if len(analyses) > 1:
@@ -180,7 +208,8 @@ def _plans(analyses):
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
         patterns = {}
         for a in analyses:
-            plan = attention_plan(a.seq_len, a.window_size, a.dilation, dtype, device)
+            pattern = a.window_size, a.dilation
+            plan = attention_plan(a.seq_len, *pattern, dtype, device, a.sink_tokens)
             patterns.setdefault(plan, []).append(a.label)
         for plan, labels in patterns.items():
             which = "" if len(patterns) == 1 else f" for {', '.join(labels)}"
@@ -222,13 +251,17 @@ def measured_lines(content):
 
 
 def format_report(analyses, content=None):
-    """The report as text; ``analyses`` (at least one) share length and model.
+    """The report as text; ``analyses`` (at least one) share length, model and sink_tokens.
 
     content: of a study of patterns (see studies.py), whose measurements are shown too.
     """
     a = analyses[0]
-    keys = "mean keys = near + far", "max keys = near + far"
-    header = "w", "d", "density", "sparsity", "pairs", "near pairs", "far pairs", *keys
+    names, kinds = ("w", "d"), ("near", "far")
+    if a.sink_tokens:
+        names, kinds = (*names, "N"), (*kinds, "sink")
+    keys = (f"{which} keys = {' + '.join(kinds)}" for which in ("mean", "max"))
+    pairs = (f"{kind} pairs" for kind in kinds)
+    header = *names, "density", "sparsity", "pairs", *pairs, *keys
     pattern = _table(header, *map(_pattern_row, analyses))
     costs = "attention full", "sparse", "whole full", "sparse", "attention est.", "whole est."
     return f"""\
@@ -238,7 +271,7 @@ Pairs kept of {a.causal_pairs:,} causal (query, key) pairs, and keys per query:
 {pattern}
 
 FLOPs of one forward pass (one sequence, all layers; training: 3 times) and ESTIMATED speed-up:
-{_table(("w", "d", *costs), *map(_cost_row, analyses))}
+{_table((*names, *costs), *map(_cost_row, analyses))}
 
 Attention alone: 1 / density.  Whole step, by Amdahl's law: 1 / (1 - p + p * density), where
 p = {a.attention_share:.2%} is attention's share of the FLOPs when it is full: at this length no
@@ -257,15 +290,18 @@ What --window-attention auto takes:
 # --- mask pictures -----------------------------------------------------------------------------
 
 
-def pair_kinds(queries, keys, window_size, dilation):
-    """Kind of every pair of positions (Q,) x (K,): FUTURE, UNATTENDED, NEAR or FAR, as (Q, K)."""
-    r = queries[:, None] - keys[None, :]
-    attended = may_attend(queries[:, None], keys[None, :], window_size, dilation)
-    return np.select([r < 0, ~attended, r <= window_size], [FUTURE, UNATTENDED, NEAR], FAR)
+def pair_kinds(queries, keys, window_size, dilation, sink_tokens=0):
+    """Kind of every pair of positions (Q,) x (K,): FUTURE, UNATTENDED, ... SINK, as (Q, K)."""
+    queries, keys = queries[:, None], keys[None, :]
+    r = queries - keys
+    far = may_attend(queries, keys, window_size, dilation)
+    sinks = may_attend(queries, keys, window_size, dilation, sink_tokens)
+    conditions = [r < 0, r <= window_size, far, sinks]
+    return np.select(conditions, [FUTURE, NEAR, FAR, SINK], UNATTENDED)
 
 
-def block_shares(seq_len, window_size, dilation, cells=MAX_CELLS):
-    """Exact shares of the four kinds in square blocks of pairs: (n, n, 4) with n <= ``cells``.
+def block_shares(seq_len, window_size, dilation, cells=MAX_CELLS, sink_tokens=0):
+    """Exact shares of the five kinds in square blocks of pairs: (n, n, 5) with n <= ``cells``.
 
     Also returns the block's side in tokens, 1 where every pair has its own cell.  A last block
     that reaches beyond the sequence counts the pattern as if it went on.
@@ -278,12 +314,25 @@ def block_shares(seq_len, window_size, dilation, cells=MAX_CELLS):
     for tokens in (max(k, 0) * side for k in range(-1, n + 1)):
         near, far = near_far_pairs(tokens, window_size, dilation)
         causal = causal_pairs(tokens)
-        counts.append((-causal, causal - near - far, near, far))
+        counts.append((-causal, causal - near - far, near, far, 0))
     shares = (np.diff(np.array(counts, dtype=object), n=2, axis=0) / side**2).astype(float)
     shares[:, FUTURE] += 1
-    shares = np.vstack([shares, (1, 0, 0, 0)])  # index -1: blocks above the diagonal
+    shares = np.vstack([shares, (1, 0, 0, 0, 0)])  # index -1: blocks above the diagonal
     offsets = np.subtract.outer(np.arange(n), np.arange(n))
-    return shares[np.maximum(offsets, -1)], side
+    shares = shares[np.maximum(offsets, -1)]
+    # sinks lie in the first columns; the first x queries have this many pairs with the first y
+    columns = min(-(-sink_tokens // side), n)
+    before = [
+        [
+            sink_pairs(x * side, window_size, dilation, min(y * side, sink_tokens))
+            for y in range(columns + 1)
+        ]
+        for x in range(n + 1)
+    ]
+    sinks = np.diff(np.diff(np.array(before, dtype=object), axis=0), axis=1) / side**2
+    shares[:, :columns, SINK] += sinks.astype(float)
+    shares[:, :columns, UNATTENDED] -= sinks.astype(float)
+    return shares, side
 
 
 @contextmanager
@@ -295,10 +344,12 @@ def plot_style():
         yield
 
 
-def _kinds_legend(figure, *more):
-    kinds = {"near (local)": NEAR, "far (dilated)": FAR, "causal, not attended": UNATTENDED}
+def _kinds_legend(figure, a, *more):
+    kinds = {"near (local)": NEAR, "far (dilated)": FAR}
+    kinds |= {"sinks": SINK} if a.sink_tokens else {}
+    kinds["causal, not attended"] = UNATTENDED
     handles = [Patch(fc=PALETTE[k], ec="0.6", lw=0.4, label=text) for text, k in kinds.items()]
-    figure.legend(handles=[*handles, *more], loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(handles=[*handles, *more], loc="outside upper center", ncols=5, frameon=False)
 
 
 def _caption(figure, text):
@@ -320,7 +371,7 @@ def _position_axes(axes, first_key, first_query, side):
 
 def draw_mask(axes, a):
     """The whole pattern; above MAX_CELLS tokens a cell mixes the colours of its block's pairs."""
-    shares, side = block_shares(a.seq_len, a.window_size, a.dilation)
+    shares, side = block_shares(a.seq_len, a.window_size, a.dilation, sink_tokens=a.sink_tokens)
     end = len(shares) * side - 0.5
     axes.imshow(shares @ PALETTE, extent=(-0.5, end, end, -0.5))
     _position_axes(axes, 0, 0, a.seq_len)
@@ -328,9 +379,9 @@ def draw_mask(axes, a):
 
 def draw_block_density(axes, a):
     """The whole pattern in blocks, each coloured by the share of its causal pairs that is kept."""
-    shares, side = block_shares(a.seq_len, a.window_size, a.dilation)
+    shares, side = block_shares(a.seq_len, a.window_size, a.dilation, sink_tokens=a.sink_tokens)
     causal = np.ma.masked_equal(1 - shares[..., FUTURE], 0)
-    kept = (shares[..., NEAR] + shares[..., FAR]) / causal
+    kept = shares[..., [NEAR, FAR, SINK]].sum(-1) / causal
     end = len(shares) * side - 0.5
     colors = {"cmap": DENSITY_COLORS, "vmin": 0, "vmax": 1, "interpolation": "none"}
     image = axes.imshow(kept, extent=(-0.5, end, end, -0.5), **colors)
@@ -344,7 +395,7 @@ def draw_block_density(axes, a):
 def draw_detail(axes, a, first_query, first_key, side):
     """``side`` x ``side`` pairs of the pattern, each in its own cell."""
     queries, keys = first_query + np.arange(side), first_key + np.arange(side)
-    kinds = pair_kinds(queries, keys, a.window_size, a.dilation)
+    kinds = pair_kinds(queries, keys, a.window_size, a.dilation, a.sink_tokens)
     extent = (keys[0] - 0.5, keys[-1] + 0.5, queries[-1] + 0.5, queries[0] - 0.5)
     axes.imshow(PALETTE[kinds], extent=extent)
     _position_axes(axes, first_key, first_query, side)
@@ -384,7 +435,7 @@ def plot_comparison(analyses):
         for axes in grid[:, 0]:
             axes.set_ylabel(QUERY_LABEL)
         sns.despine(figure)
-        _kinds_legend(figure)
+        _kinds_legend(figure, a)
         text = f"seq_len {a.seq_len:,}.  Percentages: density, the share of causal pairs kept."
         side = -(-a.seq_len // MAX_CELLS)
         blocks = (
@@ -398,28 +449,32 @@ def plot_comparison(analyses):
 
 
 def draw_keys_per_query(axes, a):
-    """Near, far and left-out keys of each query, stacked up to full causal attention."""
+    """The kinds of keys of each query, stacked up to full causal attention."""
     positions = np.unique(np.linspace(0, a.seq_len - 1, min(a.seq_len, 1024)).astype(np.int64))
-    near, far = keys_per_query(positions, a.window_size, a.dilation)
-    stack = np.stack([near, far, positions + 1 - near - far])
+    stack = np.stack(keys_per_query(positions, a.window_size, a.dilation, a.sink_tokens))
+    stack = np.vstack([stack, positions + 1 - stack.sum(axis=0)])
     stack = np.column_stack([stack, stack[:, -1]])
     x = np.append(positions, a.seq_len)  # query i fills [i, i + 1), so that a single one shows too
-    axes.stackplot(x, stack, colors=PALETTE[[NEAR, FAR, UNATTENDED]], step="post", linewidth=0)
+    axes.stackplot(
+        x, stack, colors=PALETTE[[NEAR, FAR, SINK, UNATTENDED]], step="post", linewidth=0
+    )
     axes.set(xlim=(0, a.seq_len), ylim=(0, a.seq_len), xlabel=QUERY_LABEL, ylabel="keys per query")
-    mean_near, mean_far = a.near_pairs / a.seq_len, a.far_pairs / a.seq_len
     digits = 1 if a.seq_len < 1000 else 0
-    near, far, full = (f"{x:,.{digits}f}" for x in (mean_near, mean_far, (a.seq_len + 1) / 2))
-    axes.set_title(f"Mean keys: {near} near + {far} far of {full}")
+    counts = (a.near_pairs, a.far_pairs, a.sink_pairs, a.causal_pairs)
+    near, far, sinks, full = (f"{count / a.seq_len:,.{digits}f}" for count in counts)
+    sinks = f"\n+ {sinks} sinks" if a.sink_tokens else ""
+    axes.set_title(f"Mean keys: {near} near + {far} far{sinks} of {full}")
     _whole_ticks(axes.xaxis, axes.yaxis)
 
 
 def draw_cost(axes, a):
     """FLOPs relative to full attention: attention alone and the whole step, full and sparse."""
-    colors = [LINEAR_COLOR, *PALETTE[[NEAR, FAR, UNATTENDED]]]
-    pairs = np.array([a.near_pairs, a.far_pairs, a.causal_pairs - a.near_pairs - a.far_pairs])
+    colors = [LINEAR_COLOR, *PALETTE[[NEAR, FAR, SINK, UNATTENDED]]]
+    left_out = a.causal_pairs - a.attended_pairs
+    pairs = np.array([a.near_pairs, a.far_pairs, a.sink_pairs, left_out])
     attention = (pairs / a.causal_pairs * a.flops_full).tolist()
     for row, (linear, left_out) in enumerate([(0, 1), (0, 0), (1, 1), (1, 0)]):
-        parts = [linear * a.linear_flops, *attention[:2], left_out * attention[2]]
+        parts = [linear * a.linear_flops, *attention[:3], left_out * attention[3]]
         widths = 100 * np.array(parts) / (linear * a.linear_flops + a.flops_full)
         axes.barh(row, widths, left=np.cumsum(widths) - widths, color=colors, linewidth=0)
         total = EngFormatter(unit="FLOP", places=1)(sum(parts))
@@ -454,7 +509,7 @@ def plot_configuration(a):
         draw_keys_per_query(panels["k"], a)
         draw_cost(panels["c"], a)
         sns.despine(figure)
-        _kinds_legend(figure, Patch(facecolor=LINEAR_COLOR, label="linear layers"))
+        _kinds_legend(figure, a, Patch(facecolor=LINEAR_COLOR, label="linear layers"))
         _caption(figure, f"{describe_model(a)}.  {ESTIMATE}")
     return figure
 
@@ -565,7 +620,8 @@ examples:
 
 dilation 0 means no far keys (a pure sliding window), dilation 1 is full causal attention.
 Writes hyperparameter_analysis.txt and, as png and pdf, hyperparameter_comparison and
-sparsity_speedup_tradeoff, or config_wW_dD as txt, png and pdf for one configuration.
+sparsity_speedup_tradeoff, or for one configuration config_wW_dD (config_wW_dD_nN with sinks) as
+txt, png and pdf.
 exit code: 0 done, 1 a file could not be written, 2 a wrong argument"""
 
 
@@ -586,6 +642,7 @@ def build_parser():
     add("dilation", nargs="?", help="beyond them every dilation-th token, at least 0")
     add("seq_len", nargs="?", help=f"sequence length in tokens (default: {SEQ_LEN})")
     add("--seq-len", dest="length", metavar="S", help="the same, also for the comparison")
+    add("--sink-tokens", metavar="N", default=0, help="first tokens seen by all (default: 0)")
     add("--d-model", metavar="C", default=D_MODEL, help="model width (default: %(default)s)")
     add("--layers", metavar="L", default=LAYERS, help="layers (default: %(default)s)")
     add("--vocab-size", metavar="V", default=VOCAB_SIZE, help="vocabulary (default: %(default)s)")
@@ -617,7 +674,8 @@ def _measured_analyses(parser, args):
             arms = [arm for point in content["points"] for arm in point["arms"]]
             patterns = dict.fromkeys(p for arm in arms if (p := pattern_of_arm(arm)))
             vocab_size = content["data"]["vocab_size"]
-            return content, [analyze_pattern(*p, *sizes, vocab_size) for p in patterns]
+            sinks = config.get("sink_tokens", 0)
+            return content, [analyze_pattern(*p, *sizes, vocab_size, sinks) for p in patterns]
     except MetricsError as error:
         parser.error(str(error))
 
@@ -632,7 +690,7 @@ def _analyses(parser, args):
     chosen = CONFIGURATIONS if args.window_size is None else [(args.window_size, args.dilation)]
     model = (*lengths, args.d_model, args.layers, args.vocab_size)
     try:
-        return [analyze_pattern(w, d, *model) for w, d in chosen]
+        return [analyze_pattern(w, d, *model, args.sink_tokens) for w, d in chosen]
     except ValueError as error:
         parser.error(f"{error}; example: {EXAMPLE}")
 
@@ -649,7 +707,8 @@ def save_figure(figure, path):
 def _writers(analyses, content, report, output_dir, plots_dir):
     """Each path to write, with the function that writes it."""
     a, several = analyses[0], len(analyses) > 1 or content is not None
-    name = f"config_w{a.window_size}_d{a.dilation}"
+    sinks = f"_n{a.sink_tokens}" if a.sink_tokens else ""
+    name = f"config_w{a.window_size}_d{a.dilation}{sinks}"
     path = output_dir / f"{'hyperparameter_analysis' if several else name}.txt"
     yield path, partial(atomic_write, path, lambda file: file.write(report.encode()))
     figures = {name: lambda: plot_configuration(a)}

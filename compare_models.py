@@ -789,7 +789,10 @@ def introduce(config, dataset, device, parameters):
     """Say what is about to happen."""
     steps = planned_steps(config, len(dataset.train))
     tokens = config.batch_size * config.seq_len
-    kept = mean(density(config.seq_len, *pattern) for pattern in layer_patterns(config))
+    pattern = ""
+    if "window" in config.arms:
+        kept = mean(density(config.seq_len, *pattern) for pattern in layer_patterns(config))
+        pattern = f"; {pattern_text(asdict(config))} keep {kept:.1%} of the causal pairs"
     used = len(validation_rows(config, len(dataset.held_out)))
     compiled = "eager" if config.compile == "none" else f"torch.compile ({config.compile})"
     rotary = " with rotary positions" if config.positions == "rotary" else ""
@@ -799,7 +802,7 @@ def introduce(config, dataset, device, parameters):
         f"arm{'s' * (len(config.arms) > 1)} ({', '.join(config.arms)}), "
         f"{config.dtype}, {compiled}\n"
         f"  model: {max(parameters.values()) / 1e6:.1f} M parameters{rotary}, sequence length "
-        f"{config.seq_len:,}; {pattern_text(asdict(config))} keep {kept:.1%} of the causal pairs\n"
+        f"{config.seq_len:,}{pattern}\n"
         f"  a training: {steps:,} steps of {tokens:,} tokens "
         f"({steps * config.batch_size / len(dataset.train):.2f} passes over {len(dataset.train):,}"
         f" rows); validation on {used:,} of {len(dataset.held_out):,} held-out rows"

@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 
 import analyze_hyperparameters as hyper
-from analyze_hyperparameters import FAR, FUTURE, NEAR, UNATTENDED, analyze_pattern
+from analyze_hyperparameters import FAR, FUTURE, NEAR, SINK, UNATTENDED, analyze_pattern
 
 PATTERNS = {
     "seq_len": st.integers(1, 70),
     "window_size": st.integers(1, 80),
     "dilation": st.integers(0, 12),
+    "sink_tokens": st.one_of(st.just(0), st.integers(1, 80)),
 }
 
 
-def brute_force_kind(i, j, w, d):
+def brute_force_kind(i, j, w, d, sinks=0):
     """The pattern in plain words, independent of the code: which keys does query i list?"""
     if j > i:
         return FUTURE
@@ -34,13 +35,15 @@ def brute_force_kind(i, j, w, d):
     while d and key >= 0:
         far.add(key)
         key -= d
-    return FAR if j in far else UNATTENDED
+    if j in far:
+        return FAR
+    return SINK if j in range(sinks) else UNATTENDED
 
 
-def brute_force(seq_len, w, d):
+def brute_force(seq_len, *pattern):
     """The kinds of all pairs, (S, S), by a double loop."""
-    kinds = [[brute_force_kind(i, j, w, d) for j in range(seq_len)] for i in range(seq_len)]
-    return np.array(kinds)
+    positions = range(seq_len)
+    return np.array([[brute_force_kind(i, j, *pattern) for j in positions] for i in positions])
 
 
 # --- the numbers -------------------------------------------------------------------------------
@@ -48,36 +51,39 @@ def brute_force(seq_len, w, d):
 
 @given(**PATTERNS)
 @settings(max_examples=80, deadline=None)
-def test_counts_equal_a_double_loop(seq_len, window_size, dilation):
-    kinds = brute_force(seq_len, window_size, dilation)
-    near, far = (kinds == NEAR).sum(axis=1), (kinds == FAR).sum(axis=1)
-    a = analyze_pattern(window_size, dilation, seq_len)
-    assert (a.near_pairs, a.far_pairs) == (near.sum(), far.sum())
+def test_counts_equal_a_double_loop(seq_len, window_size, dilation, sink_tokens):
+    kinds = brute_force(seq_len, window_size, dilation, sink_tokens)
+    near, far, sinks = ((kinds == kind).sum(axis=1) for kind in (NEAR, FAR, SINK))
+    a = analyze_pattern(window_size, dilation, seq_len, sink_tokens=sink_tokens)
+    assert (a.near_pairs, a.far_pairs, a.sink_pairs) == (near.sum(), far.sum(), sinks.sum())
     assert a.causal_pairs == (kinds != FUTURE).sum()
-    assert a.density == pytest.approx((near + far).sum() / (kinds != FUTURE).sum(), rel=1e-12)
+    attended = near + far + sinks
+    assert a.density == pytest.approx(attended.sum() / (kinds != FUTURE).sum(), rel=1e-12)
     assert a.sparsity == pytest.approx((kinds == UNATTENDED).sum() / a.causal_pairs, abs=1e-12)
-    assert a.mean_keys == pytest.approx((near + far).mean(), rel=1e-12)
-    assert a.max_keys == (near + far).max()
-    ours = hyper.keys_per_query(np.arange(seq_len), window_size, dilation)
-    np.testing.assert_array_equal(ours, [near, far])
+    assert a.mean_keys == pytest.approx(attended.mean(), rel=1e-12)
+    assert a.max_keys == attended.max() == attended[-1]
+    ours = hyper.keys_per_query(np.arange(seq_len), window_size, dilation, sink_tokens)
+    np.testing.assert_array_equal(ours, [near, far, sinks])
 
 
 @given(**PATTERNS, cells=st.integers(1, 80))
 @settings(max_examples=60, deadline=None)
-def test_blocks_hold_the_exact_shares_of_their_pairs(seq_len, window_size, dilation, cells):
-    shares, side = hyper.block_shares(seq_len, window_size, dilation, cells)
+def test_blocks_hold_the_exact_shares_of_their_pairs(
+    seq_len, window_size, dilation, sink_tokens, cells
+):
+    shares, side = hyper.block_shares(seq_len, window_size, dilation, cells, sink_tokens)
     n = len(shares)
-    assert shares.shape == (n, n, 4) and n <= cells
+    assert shares.shape == (n, n, 5) and n <= cells
     assert (n - 1) * side < seq_len <= n * side
-    kinds = brute_force(n * side, window_size, dilation)
+    kinds = brute_force(n * side, window_size, dilation, sink_tokens)
     blocks = kinds.reshape(n, side, n, side).swapaxes(1, 2).reshape(n, n, side * side)
-    expected = np.stack([(blocks == kind).mean(axis=-1) for kind in range(4)], axis=-1)
+    expected = np.stack([(blocks == kind).mean(axis=-1) for kind in range(5)], axis=-1)
     np.testing.assert_allclose(shares, expected, atol=1e-12)
 
 
 def test_detail_shows_the_kinds_of_a_rectangle_of_pairs():
-    ours = hyper.pair_kinds(np.arange(20, 50), np.arange(5, 40), 9, 4)
-    np.testing.assert_array_equal(ours, brute_force(50, 9, 4)[20:50, 5:40])
+    ours = hyper.pair_kinds(np.arange(20, 50), np.arange(5, 40), 9, 4, 8)
+    np.testing.assert_array_equal(ours, brute_force(50, 9, 4, 8)[20:50, 5:40])
 
 
 def test_published_density():
@@ -121,6 +127,7 @@ def test_dilation_zero_is_the_window_alone():
 @pytest.mark.parametrize(
     ("field", "value"),
     [("window_size", 0), ("dilation", -1), ("seq_len", 0), ("d_model", 0), ("layers", -2),
+     ("sink_tokens", -1),
      ("vocab_size", 0), ("seq_len", 2.5), ("window_size", True), ("seq_len", 10**30)],
 )  # fmt: skip
 def test_wrong_values_are_named(field, value):
@@ -132,6 +139,16 @@ def test_wrong_values_are_named(field, value):
 def test_an_analysis_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         analyze_pattern(96, 4).density = 1.0
+
+
+def test_the_report_has_columns_for_the_sinks_where_there_are_any():
+    # S = 8, w = 2, d = 0: keys 0 and 1 have 5 and 4 queries beyond their window
+    a = analyze_pattern(2, 0, 8, sink_tokens=2)
+    report = hyper.format_report([a])
+    assert a.sink_pairs == 9 and a.label == "w=2 d=0 N=2"
+    assert "sink pairs" in report and "max keys = near + far + sink" in report
+    assert "5 = 3 + 0 + 2" in report and "pure sliding window with sinks" in report
+    assert "sink" not in hyper.format_report([analyze_pattern(2, 0, 8)])
 
 
 # --- the report --------------------------------------------------------------------------------
@@ -201,9 +218,11 @@ def test_tradeoff_shows_every_configuration_without_overlap(seq_len):
 
 
 def test_mask_picture_has_the_colours_of_the_pattern():
-    figure = hyper.plot_comparison([analyze_pattern(9, 4, 40), analyze_pattern(5, 0, 40)])
-    for axes, (w, d) in zip(figure.axes, ((9, 4), (5, 0)), strict=True):
-        expected = hyper.PALETTE[brute_force(40, w, d)]
+    figure = hyper.plot_comparison(
+        [analyze_pattern(9, 4, 40), analyze_pattern(5, 0, 40, sink_tokens=3)]
+    )
+    for axes, pattern in zip(figure.axes, ((9, 4), (5, 0, 3)), strict=True):
+        expected = hyper.PALETTE[brute_force(40, *pattern)]
         np.testing.assert_allclose(axes.images[0].get_array(), expected, atol=1e-12)
 
 

@@ -15,17 +15,22 @@ from window_attention import (
 )
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-CASES = [  # B, S, H, D, w, d
-    (1, 1, 1, 8, 1, 1),
-    (2, 257, 3, 64, 96, 4),  # classes of two lengths
-    (2, 292, 4, 64, 96, 4),  # equal classes: one launch
-    (1, 1024, 2, 32, 96, 4),
-    (3, 500, 2, 64, 33, 0),
-    (2, 700, 2, 24, 200, 16),
-    (2, 130, 2, 64, 126, 3),  # a single query has a far key
-    (1, 90, 2, 64, 200, 7),
-    (1, 333, 2, 20, 17, 400),  # head_dim is padded
-    (2, 1000, 2, 128, 10, 1),
+CASES = [  # B, S, H, D, w, d, N
+    (1, 1, 1, 8, 1, 1, 0),
+    (2, 257, 3, 64, 96, 4, 0),  # classes of two lengths
+    (2, 292, 4, 64, 96, 4, 0),  # equal classes: one launch
+    (1, 1024, 2, 32, 96, 4, 0),
+    (3, 500, 2, 64, 33, 0, 0),
+    (2, 700, 2, 24, 200, 16, 0),
+    (2, 130, 2, 64, 126, 3, 0),  # a single query has a far key
+    (1, 90, 2, 64, 200, 7, 0),
+    (1, 333, 2, 20, 17, 400, 0),  # head_dim is padded
+    (2, 1000, 2, 128, 10, 1, 0),
+    (2, 292, 4, 64, 96, 4, 4),
+    (1, 257, 3, 64, 33, 0, 1),
+    (2, 300, 2, 20, 17, 5, 64),
+    (1, 90, 2, 64, 60, 40, 7),  # no far keys
+    (1, 300, 1, 128, 20, 3, 400),  # more sinks than tokens
 ]
 
 
@@ -50,7 +55,7 @@ def reference_of(qkv, upstream, mask):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_kernel_equals_dense_in_float64(case, dtype, layout):
-    B, S, H, D, window_size, dilation = case
+    B, S, H, D, window_size, dilation, sinks = case
     generator = torch.Generator("cuda").manual_seed(S)
     numbers = torch.randn(4, B, S, H, D, generator=generator, device="cuda").to(dtype)
     *qkv, upstream = numbers
@@ -58,13 +63,14 @@ def test_every_kernel_equals_dense_in_float64(case, dtype, layout):
         qkv = torch.stack(qkv, dim=2).unbind(2)
     elif layout == "heads first":
         qkv = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in qkv]
-    reference = reference_of(qkv, upstream, window_mask(S, window_size, dilation, "cuda"))
+    mask = window_mask(S, window_size, dilation, "cuda", sinks)
+    reference = reference_of(qkv, upstream, mask)
     full_reference = reference_of(qkv, upstream, window_mask(S, 1, 1, "cuda"))
     full = errors(fused_attention, qkv, upstream, full_reference)
     for kernels in CHOICES["cuda", dtype]:
         mine = errors(
             lambda q, k, v, kernels=kernels: split_attention(
-                q, k, v, window_size, dilation, kernels
+                q, k, v, window_size, dilation, kernels, sinks
             ),
             qkv,
             upstream,
@@ -79,10 +85,13 @@ def test_every_kernel_equals_dense_in_float64(case, dtype, layout):
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-@pytest.mark.parametrize("seq_len", [1021, 1024])
-def test_compiled_as_one_graph(seq_len, mode):
+@pytest.mark.parametrize(
+    ("seq_len", "options"),
+    [(1021, {}), (1024, {}), (1021, {"sink_tokens": 4, "positions": "rotary"})],
+)
+def test_compiled_as_one_graph(seq_len, options, mode):
     torch.manual_seed(0)
-    model = GPTWindowModel(128, 2, 2, 50, seq_len, 96, 4, "split", dropout=0.0).cuda()
+    model = GPTWindowModel(128, 2, 2, 50, seq_len, 96, 4, "split", dropout=0.0, **options).cuda()
     tokens = torch.randint(50, (2, seq_len), device="cuda")
 
     def loss_of(forward):
@@ -103,7 +112,8 @@ def test_compiled_as_one_graph(seq_len, mode):
 def test_autocast_takes_float32_and_the_best_kernels_are_found():
     q, k, v = torch.randn(3, 1, 2048, 2, 64, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
-        assert window_attention(q, k, v, 96, 4, "split").dtype == torch.bfloat16
+        for sinks in (0, 4):
+            assert window_attention(q, k, v, 96, 4, "split", sinks).dtype == torch.bfloat16
     device = torch.device("cuda", torch.cuda.current_device())
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         assert split_kernels(device, dtype, 64) in CHOICES["cuda", dtype]
@@ -121,7 +131,7 @@ def test_extreme_logits_stay_finite(case):
     else:
         qkv[:, :, :2] = 1.0
     qkv = qkv.bfloat16().requires_grad_()
-    out = window_attention(*qkv.unbind(2), 20, 5, "split")
+    out = window_attention(*qkv.unbind(2), 20, 5, "split", 4)
     out.sum().backward()
     assert torch.isfinite(out).all() and torch.isfinite(qkv.grad).all()
 
@@ -134,7 +144,7 @@ def test_deterministic_mode_takes_kernels_that_repeat_bitwise():
         qkv = torch.randn(2, 700, 3, 2, 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
         gradients = []
         for _ in range(2):
-            out = window_attention(*qkv.unbind(2), 96, 4, "split")
+            out = window_attention(*qkv.unbind(2), 96, 4, "split", 4)
             gradients.append(torch.autograd.grad(out.square().sum(), qkv)[0])
         assert torch.equal(*gradients)
     finally:
