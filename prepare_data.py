@@ -57,7 +57,7 @@ NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests",
 BLOCK_BYTES = 2**20  # read at once
 PIECE_CHARACTERS = 2**16  # of a document, encoded on one core: _pieces says where it is cut
 CHARACTERS_AT_ONCE = 2**22  # shared out to the cores: 64 pieces; needs about 100 bytes each
-SAMPLE_CHARACTERS = 2**25  # the tokenizer learns from as many: all of the default corpus
+SAMPLE_CHARACTERS = 2**24  # the tokenizer learns from as many: more than the default corpus has
 TOKENS_AT_ONCE = 2**22
 LARGEST_VOCABULARY = 2**24  # of a user's own array; more is padding or an id gone wrong
 NAMED_AT_MOST = 10  # files of one kind left out that are named
@@ -233,7 +233,7 @@ def _cut(text):
     """Where to cut off a piece of ``text``, which is longer than one.
 
     Before a blank that follows something else: there every word of the tokenizer ends, so that the
-    tokens are those of the text uncut.  Only 65,536 characters without such a place are cut hard.
+    tokens are those of the text uncut.  PIECE_CHARACTERS without such a place are cut off hard.
     """
     piece = re.match(rf"(?s:.{{1,{PIECE_CHARACTERS}}})(?<=\S)(?=[ \t\r\n])", text)
     return piece.end() if piece else PIECE_CHARACTERS
