@@ -661,18 +661,26 @@ def _plot_quality(content):
     return figure
 
 
-def _pattern_looks(point):
-    """Colour by window, marker by whether there are far keys, and a label for each arm."""
-    windows = sorted({s["window_size"] for s in point["arms"].values() if "window_size" in s})
+FAR_MARKERS, FAR_LINES = "o^Dv<>", ("-", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (8, 2)), ":")
+
+
+def _pattern_looks(content):
+    """{arm: how it looks}: colour by window, marker and line by dilation, open without far keys."""
+    arms = {arm: s for point in content["points"] for arm, s in point["arms"].items()}
+    patterns = {arm: (s["window_size"], s["dilation"]) for arm, s in arms.items() if arm != "fused"}
+    windows, dilations = (sorted(set(values)) for values in zip(*patterns.values(), strict=True))
+    dilations = [d for d in dilations if d]
     palette = sns.color_palette("colorblind", max(3, len(windows)))
-    looks = {}
-    for arm, summary in point["arms"].items():
-        if "window_size" not in summary:
-            looks[arm] = {"color": "black", "marker": "*", "ms": 9}
-            continue
-        far = summary["dilation"] > 0
-        looks[arm] = {"color": palette[windows.index(summary["window_size"])]}
-        looks[arm] |= {"marker": "o" if far else "s", "ms": 5, "mfc": None if far else "white"}
+    looks = {"fused": {"color": "black", "marker": "*", "ms": 8, "ls": "-"}}
+    for arm, (window, dilation) in patterns.items():
+        look = {"color": palette[windows.index(window)], "ms": 5, "ls": "--", "marker": "s"}
+        if dilation:
+            n = dilations.index(dilation)
+            look["marker"] = FAR_MARKERS[n % len(FAR_MARKERS)]
+            look["ls"] = FAR_LINES[n % len(FAR_LINES)]
+        else:
+            look["mfc"] = "white"
+        looks[arm] = look
     return looks
 
 
@@ -680,10 +688,10 @@ def _plot_pareto(content):
     """Speed-up against loss at equal tokens and at equal seconds, and loss over training."""
     kinds = _kinds(content)
     figure = Figure(figsize=(10.0, 0.8 + 3.0 * len(kinds)), layout="constrained")
-    rows = figure.subplots(len(kinds), 3, squeeze=False, sharex="col")
+    rows = figure.subplots(len(kinds), 3, squeeze=False)
+    looks = _pattern_looks(content)
     for (kind, points), axes in zip(kinds.items(), rows, strict=True):
         for point in points:
-            looks = _pattern_looks(point)
             _pareto_panel(axes[0], point, looks, "pareto", _token_points(point))
             _pareto_panel(axes[1], point, looks, "pareto_seconds", _second_points(point))
             _curve_panel(axes[2], point, looks)
@@ -696,11 +704,13 @@ def _plot_pareto(content):
     rows[-1][0].set_xlabel("times as fast as fused")
     rows[-1][1].set_xlabel("times as fast as fused")
     rows[-1][2].set_xlabel("tokens seen")
+    handles = [Line2D([], [], label=arm, **look) for arm, look in looks.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(9, len(handles)))
     _foot(
         figure,
-        f"{_setting(content)}, S {content['points'][0]['seq_len']:,}; lower right is better; line: "
-        "Pareto front; open squares: no far keys (d0); bars and bands: 95 % t interval, paired by "
-        "run",
+        f"{_setting(content)}, S {content['points'][0]['seq_len']:,}; lower right is better; "
+        "thin line and black edges: Pareto front of the means; d0: no far keys; bars and bands: "
+        "95 % t interval, paired by run, cut where they leave the panel",
     )
     return figure
 
@@ -721,7 +731,7 @@ def _second_points(point):
 
 
 def _pareto_panel(ax, point, looks, front, estimates):
-    """Every pattern with both intervals, named; the front as a step line through its points."""
+    """Every pattern with both intervals; the front as a line through its points."""
     exact = {"mean": 1.0, "low": None, "high": None}
     estimates = {"fused": (exact, exact | {"mean": 0.0})} | estimates
     ax.axhline(0, color="0.6", lw=0.7)
@@ -732,31 +742,45 @@ def _pareto_panel(ax, point, looks, front, estimates):
             if estimate["low"] is not None:
                 ends = estimate["mean"] - estimate["low"], estimate["high"] - estimate["mean"]
                 bars[name] = [[ends[0]], [ends[1]]]
-        ax.errorbar(x["mean"], y["mean"], **bars, **looks[arm], lw=0.8, capsize=1.5, zorder=3)
-        ax.annotate(arm, (x["mean"], y["mean"]), (4, 4), textcoords="offset points", fontsize=6.5)
+        look = looks[arm] | {"ls": "none"}
+        if point["arms"][arm][front]:
+            look |= {"mec": "black", "mew": 1.2}
+        ax.errorbar(x["mean"], y["mean"], **bars, **look, elinewidth=0.8, capsize=1.5, zorder=3)
     members = [estimates[arm] for arm in estimates if point["arms"][arm][front]]
     line = sorted((x["mean"], y["mean"]) for x, y in members)
     if len(line) > 1:
-        ax.plot(*zip(*line, strict=True), color="black", lw=0.9, ls="--", zorder=2)
-    ax.margins(0.12)
+        ax.plot(*zip(*line, strict=True), color="black", lw=0.8, ls="--", zorder=2)
+    xs, ys = zip(*estimates.values(), strict=True)
+    ax.set(xlim=_window_of(xs), ylim=_window_of(ys))
+
+
+def _window_of(estimates):
+    """Limits of an axis: all means, and their intervals as far as these leave the means apart."""
+    means = [e["mean"] for e in estimates]
+    low, high = min(means), max(means)
+    room = max(high - low, 1e-3 * max(abs(low), abs(high), 1e-3))
+    ends = [e[k] for e in estimates for k in ("low", "high") if e[k] is not None]
+    wide = min([low, *ends]), max([high, *ends])
+    return max(wide[0], low - room) - 0.1 * room, min(wide[1], high + room) + 0.1 * room
 
 
 def _curve_panel(ax, point, looks):
-    """Loss difference over training, a line a pattern, named at its end."""
+    """Loss difference over training, a line a pattern."""
     ax.axhline(0, color="black", lw=0.8)
-    ends = {}
     for arm, curve in point["curves"].items():
-        look = looks[arm]
-        far = "window_size" in point["arms"][arm] and point["arms"][arm]["dilation"] > 0
-        ax.plot(
-            curve["tokens"], curve["mean"], color=look["color"], lw=1.1, ls="-" if far else "--"
-        )
+        look = {"color": looks[arm]["color"], "ls": looks[arm]["ls"]}
+        ax.plot(curve["tokens"], curve["mean"], lw=1.2, **look)
         low, high = curve["low"], curve["high"]
         if None not in (*low, *high):
             ax.fill_between(curve["tokens"], low, high, color=look["color"], alpha=0.12, lw=0)
-        ends[arm] = curve["tokens"][-1], curve["mean"][-1]
-    for arm, (x, y) in ends.items():
-        ax.annotate(arm, (x, y), (3, 0), textcoords="offset points", fontsize=6.5, va="center")
+    ax.set_ylim(_window_of([{"mean": m, "low": None, "high": None} for m in _curve_ends(point)]))
     ax.xaxis.set_major_formatter(lambda n, _: EngFormatter(sep=" ")(n))
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.margins(x=0.02)
+
+
+def _curve_ends(point):
+    """The largest and the smallest mean difference over training, and 0; with half as much room."""
+    values = [0.0, *(m for curve in point["curves"].values() for m in curve["mean"])]
+    low, high = min(values), max(values)
+    return low - 0.3 * (high - low), high + 0.3 * (high - low)
