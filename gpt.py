@@ -171,9 +171,9 @@ class GPTModel(nn.Module):
             raise ValueError(
                 f"sequence of {seq_len} tokens is longer than max_seq_len {self.max_seq_len}"
             )
-        return self.fc_out(self._last_block(tokens, torch.arange(seq_len, device=tokens.device)))
+        return self.fc_out(self.features(tokens, torch.arange(seq_len, device=tokens.device)))
 
-    def _last_block(self, tokens, positions, caches=None):
+    def features(self, tokens, positions, caches=None):
         """Token ids (B, S) at positions (S,) or (B, S) -> the last block's output (B, S, C)."""
         x = self.word_embeddings(tokens)
         if self.position_embeddings is not None:
@@ -255,7 +255,7 @@ class GPTModel(nn.Module):
                     last = self._prompt(rows, starts, caches)
                 else:
                     positions = rows[0].new_full((1, 1), position - 1) - first
-                    last = self._last_block(ids[:, None], positions, caches)
+                    last = self.features(ids[:, None], positions, caches)
                 ids = draw(self.fc_out(last[:, -1]), *sampling)
             yield ids
 
@@ -270,7 +270,7 @@ class GPTModel(nn.Module):
             tokens = torch.stack([rows[row] for row in group])
             positions = torch.arange(tokens.shape[1], device=tokens.device)
             parts = [cache.rows(group[0], group[-1] + 1) for cache in caches]
-            last.append(self._last_block(tokens, positions, parts)[:, -1:])
+            last.append(self.features(tokens, positions, parts)[:, -1:])
         for cache in caches:
             cache.filled = max(map(len, rows))
         return torch.cat(last)
