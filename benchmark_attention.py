@@ -1,8 +1,10 @@
 """Attention, and whole training steps, timed side by side with what a user could take instead.
 
 ``python benchmark_attention.py`` times every peer that runs here, forward alone and with the
-backward pass; ``--step`` times training steps of the experiment's arms.  Each prints a table and
-writes a JSON file with every sample and a log-log picture of time over sequence length.
+backward pass; ``--step`` times training steps of the experiment's arms; ``--decode`` times the
+attention of one new token over its context, and with ``--step`` the models' whole step for one.
+Each prints a table and writes a JSON file with every sample; the first draws a log-log picture of
+time over sequence length too.
 
 Times of one length come from rounds: in each, every peer is timed once, so that what drifts
 (clock speed, other programs) meets all alike.  Each peer is first checked against textbook
@@ -23,7 +25,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +39,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from create_model_plots import LOOK, save_figure
+from decoding import KERNELS, PRODUCTS, KeyValueCache
 from machine import (
     check_writable,
     describe_environment,
@@ -53,12 +56,15 @@ from train_model import (
     DEFAULT_ARMS,
     DTYPES,
     Trainer,
+    autocast,
+    build_model,
     make_config,
     to_device,
 )
 from train_model import release_memory as forget_everything
 from window_attention import (
     EVALUATIONS,
+    attended_pairs,
     attention_plan,
     check_pattern,
     dense_attention,
@@ -612,6 +618,213 @@ def _step_of(config, arm, tokens, device):
     return *as_cuda_graph(work, device), memory
 
 
+# --- one new token -----------------------------------------------------------------------------
+# Decoding: one query, forward alone, to a context of S keys with its own.  It does no more than two
+# operations for every number that it reads, so that memory bandwidth is its limit.
+
+COPY = "copy"  # timed beside the peers: what the memory can do
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
+
+
+class Stored:
+    """A context's keys and values, random, as the peers of decoding want them; made when used."""
+
+    def __init__(self, case, seed=0):
+        generator = torch.Generator(case.device).manual_seed(seed)
+        self.case = case
+        self.options = {"device": case.device, "dtype": ALL_DTYPES[case.dtype]}
+        draw = partial(torch.randn, generator=generator, **self.options)
+        shape = case.batch_size, case.heads
+        self.q = draw((case.batch_size, 1, case.heads, case.head_dim))
+        self.keys_values = draw((2, *shape, case.seq_len, case.head_dim))
+
+    def _cache(self, pattern):
+        case = self.case
+        shape = case.batch_size, case.heads, case.head_dim
+        cache = KeyValueCache(shape, case.seq_len, pattern, **self.options)
+        kv = self.keys_values.transpose(2, 3)  # (2, B, S, H, D)
+        for tokens in kv.tensor_split([case.seq_len - 1], dim=2):
+            if tokens.shape[2]:
+                cache.write(*tokens)
+        return cache
+
+    @cached_property
+    def window(self):
+        return self._cache((*self.case.pattern, 0))
+
+    @cached_property
+    def full(self):
+        return self._cache((1, 1, 0))
+
+
+def _decode_step(store, kernel, stored):
+    """This project's step; store: ``window`` or ``full``."""
+    return partial(getattr(stored, store).attend, stored.q, kernel)
+
+
+def _decode_sdpa(backend, stored):
+    q, (k, v) = stored.q.transpose(1, 2), stored.keys_values
+
+    def attend():
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    return attend
+
+
+# Both patterns by every kernel, and full attention as PyTorch's users have it.
+DECODE_PEERS = {"window": Peer(PATTERN, partial(_decode_step, "window", None))}
+DECODE_PEERS["full"] = Peer(ALL_KEYS, partial(_decode_step, "full", None))
+for _name in (PRODUCTS, *KERNELS):
+    for _store, _attends in (("window", PATTERN), ("full", ALL_KEYS)):
+        DECODE_PEERS[f"{_store}-{_name}"] = Peer(_attends, partial(_decode_step, _store, _name))
+for _name, _backend in (
+    ("flash", SDPBackend.FLASH_ATTENTION),
+    ("cudnn", SDPBackend.CUDNN_ATTENTION),
+    ("efficient", SDPBackend.EFFICIENT_ATTENTION),
+    ("math", SDPBackend.MATH),
+):
+    DECODE_PEERS[_name] = Peer(ALL_KEYS, partial(_decode_sdpa, _backend))
+
+
+def decode_names(device):
+    """The peers that are meant for a device."""
+    foreign = [name for name in KERNELS if (name == "cpu") != (device.type == "cpu")]
+    endings = tuple(f"{store}-{name}" for store in ("window", "full") for name in foreign)
+    return [name for name in DECODE_PEERS if name not in endings]
+
+
+def decode_error(name, case):
+    """As ``error_of``, for the one query of decoding."""
+    small = replace(case, batch_size=min(case.batch_size, 2), seq_len=CHECKED_TOKENS)
+    small = replace(small, window_size=min(case.window_size, CHECKED_TOKENS // 4))
+    stored = Stored(small, seed=1)
+    out = DECODE_PEERS[name].make(stored)().double()
+    mask = _allowed(small, DECODE_PEERS[name].attends)[-1:]
+    k, v = stored.keys_values.transpose(2, 3).double()
+    expected = dense_attention(stored.q.double(), k, v, mask)
+    error = ((out - expected).norm() / expected.norm()).item()
+    if not error <= LARGEST_ERROR[case.dtype]:
+        raise Unavailable(
+            f"gives other results than textbook attention, relative error {error:.2g}"
+        )
+    return error
+
+
+def keys_read(case, attends):
+    """How many keys the last query of a context attends to."""
+    if attends == ALL_KEYS:
+        return case.seq_len
+    return attended_pairs(case.seq_len, *case.pattern) - attended_pairs(
+        case.seq_len - 1, *case.pattern
+    )
+
+
+def measure_decoding(names, case, device, rounds):
+    """Time one query of every peer over a case's context; returns (records, skipped) for JSON."""
+    records, skipped, works, how, errors = [], [], {}, {}, {}
+    stored = Stored(case)
+    for name in _progress(names, f"S {case.seq_len:,}, one token"):
+        try:
+            errors[name] = decode_error(name, case)
+            work = torch.no_grad()(DECODE_PEERS[name].make(stored))
+            work()
+            works[name], how[name] = as_cuda_graph(work, device)
+        except Exception as error:  # of a peer's own: the others go on
+            reason = {"peer": name, **asdict(case), "direction": FORWARD, "reason": _reason(error)}
+            skipped.append(reason)
+    works[COPY], copied = copy_work(device)
+    samples = timed_in_rounds(works, device, rounds)
+    medians = {name: float(np.median(seconds)) for name, seconds in samples.items()}
+    bandwidth = copied / medians.pop(COPY)
+    full = [medians[name] for name in medians if DECODE_PEERS[name].attends == ALL_KEYS]
+    for name, median in medians.items():
+        attends = DECODE_PEERS[name].attends
+        per_key = 2 * case.batch_size * case.heads * case.head_dim * ALL_DTYPES[case.dtype].itemsize
+        read = keys_read(case, attends) * per_key
+        records.append(
+            {
+                "peer": name,
+                "attends": attends,
+                **asdict(case),
+                "timed_as": how[name],
+                **_times(samples[name]),
+                "read_mb": read / 1e6,
+                "ratio_to_best_full": min(full) / median if full else math.nan,
+                "limit_ms": 1e3 * read / bandwidth,
+                "share_of_limit": read / bandwidth / median,
+                "copy_gb_per_s": bandwidth / 1e9,
+                "relative_error": errors[name],
+            }
+        )
+    del works, stored
+    forget_everything(device)
+    return records, skipped
+
+
+def copy_work(device):
+    """A copy of much memory as a function, and how many bytes it reads and writes."""
+    count = int(min(COPY_BYTES[device.type], MEMORY_SHARE * free_memory(device) / 2))
+    source = torch.ones(count, dtype=torch.uint8, device=device)
+    return partial(torch.empty_like(source).copy_, source), 2 * count
+
+
+def _times(seconds):
+    """Median, quartiles and samples for a record."""
+    return {
+        "median_ms": 1e3 * float(np.median(seconds)),
+        "quartiles_ms": [1e3 * float(q) for q in np.quantile(seconds, (0.25, 0.75))],
+        "samples_ms": [1e3 * s for s in seconds],
+    }
+
+
+def measure_decode_steps(config, device, rounds=11):
+    """Time the models' whole step for one token behind config.seq_len - 1; records for JSON.
+
+    What is kept of the context is made up: it decides nothing about the time.
+    """
+    works, how = {}, {}
+    with torch.no_grad(), autocast(config, device):
+        for arm in config.arms:
+            forget_everything(device)
+            model = build_model(config, arm, STEP_VOCAB, device, seed=0).eval()
+            work = partial(_model_step, model, *_decode_state(model, config, device))
+            works[arm], how[arm] = as_cuda_graph(work, device)
+        samples = timed_in_rounds(works, device, rounds)
+    fused = float(np.median(samples.get("fused", [math.nan])))
+    shape = {"seq_len": config.seq_len, "batch_size": config.batch_size, "compile": "none"}
+    return [
+        {
+            "arm": arm,
+            **shape,
+            "dtype": config.dtype,
+            "timed_as": how[arm],
+            **_times(seconds),
+            "peak_memory_mb": math.nan,
+            "fused_over_this": fused / float(np.median(seconds)),
+        }
+        for arm, seconds in samples.items()
+    ]
+
+
+def _decode_state(model, config, device):
+    """The caches of a model, as after config.seq_len - 1 tokens, and the next token."""
+    caches = [block.mha.new_cache(config.batch_size, config.seq_len) for block in model.layers]
+    for cache in caches:
+        cache.near.normal_()
+        cache.far.normal_()
+    return caches, torch.zeros((config.batch_size, 1), dtype=torch.long, device=device)
+
+
+def _model_step(model, caches, token):
+    """The logits (B, V) of the token that fills the caches, which are emptied by one again."""
+    length = model.max_seq_len
+    for cache in caches:
+        cache.filled = length - 1
+    positions = token.new_full((1, 1), length - 1)
+    return model.fc_out(model.features(token, positions, caches)[:, -1])
+
+
 # --- table and picture -------------------------------------------------------------------------
 
 
@@ -664,6 +877,34 @@ def format_attention(records, skipped):
         "and efficient over this,\nforward + backward. of the limit: that times the share of the "
         "pairs. memory: peak of forward + backward beside the\ninputs. error: largest of output "
         "and gradients against float64 on 384 tokens."
+    )
+    return "\n".join(lines + _skipped_lines(skipped, "peer"))
+
+
+def format_decoding(records, skipped):
+    """The records of ``measure_decoding`` as a table for each context, and what was skipped."""
+    lines = []
+    for seq_len in dict.fromkeys(r["seq_len"] for r in records):
+        here = [r for r in records if r["seq_len"] == seq_len]
+        first = here[0]
+        lines.append(
+            f"context {seq_len:,} (B{first['batch_size']} H{first['heads']} "
+            f"D{first['head_dim']}, w{first['window_size']} d{first['dilation']}, "
+            f"{first['dtype']}): a copy moves {first['copy_gb_per_s']:,.0f} GB/s"
+        )
+        rows = [["peer", "attends to", "a token (ms)", "over best full", "read (MB)"]]
+        rows[0] += ["limit (ms)", "of the limit", "error"]
+        for r in here:
+            cells = [r["peer"], r["attends"], _time(r)]
+            cells += [_number(r["ratio_to_best_full"], "{:.2f}x"), f"{r['read_mb']:,.2f}"]
+            cells += [f"{r['limit_ms']:,.3f}", f"{r['share_of_limit']:.0%}"]
+            rows.append([*cells, f"{r['relative_error']:.1e}"])
+        lines += [*text_table(rows), ""]
+    lines.append(
+        "a token: attention of one query alone, median ± half the interquartile range. over best "
+        "full: the fastest that\nattends to all keys, over this. read: keys and values. limit: "
+        "that at the speed of a large copy; what fits into a\ncache can be faster. error: against "
+        "float64 on 384 tokens."
     )
     return "\n".join(lines + _skipped_lines(skipped, "peer"))
 
@@ -775,6 +1016,9 @@ def _limits(records):
 # --- the command line --------------------------------------------------------------------------
 
 
+ALL_PEERS = tuple(dict.fromkeys([*PEERS, *DECODE_PEERS]))
+
+
 def build_parser():
     """The command line, with every default in its help."""
     peers = "\n".join(
@@ -782,11 +1026,13 @@ def build_parser():
     )
     parser = argparse.ArgumentParser(
         description="Time attention against every peer that runs here, or (--step) whole training "
-        "steps of the experiment's arms.",
+        "steps of the experiment's arms, or (--decode) the attention of one new token, or (both) "
+        "the models' whole step for one.",
         epilog=f"peers, and to which keys each attends:\n{peers}\n\n"
         "examples:\n"
         "  python benchmark_attention.py --seq-lens 1024 4096 --head-dim 32 --heads 4\n"
-        "  python benchmark_attention.py --step --seq-lens 16384 --head-dim 32\n\n"
+        "  python benchmark_attention.py --step --seq-lens 16384 --head-dim 32\n"
+        "  python benchmark_attention.py --decode --batch-size 8 --seq-lens 4096 65536\n\n"
         "exit codes: 0 done, 1 a file could not be written, 2 wrong options, 130 interrupted "
         "(what was measured is kept)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -805,7 +1051,7 @@ def build_parser():
     add("--head-dim", "default: 64 on CUDA, 32 on a CPU", type=int)
     add("--window-size", "near keys before each token", type=int, default=96)
     add("--dilation", "every how many tokens a far key; 0: none", type=int, default=4)
-    add("--peers", "default: all, each where it can run", nargs="+", choices=tuple(PEERS))
+    add("--peers", "default: all, each where it can run", nargs="+", choices=ALL_PEERS)
     add("--rounds", "how often each is timed, in turn with the others", type=int, default=11)
     add("--max-seconds", "leave out a peer expected to take longer a call", type=float, default=10)
     add("--no-memory", "do not measure memory", action="store_true")
@@ -813,6 +1059,7 @@ def build_parser():
     add("--plots-dir", "folder of the picture", default="plots")
     add("--debug", "show the traceback of an error", action="store_true")
     add("--step", "time training steps of the arms instead", action="store_true")
+    add("--decode", "time one new token over contexts of S tokens instead", action="store_true")
     choices = {"nargs": "+", "choices": COMPILE_MODES, "default": ("none", "default")}
     add("--compile", "with --step: torch.compile modes (default: none default)", **choices)
     choices = {"nargs": "+", "choices": tuple(ARMS), "default": DEFAULT_ARMS}
@@ -836,6 +1083,10 @@ def cases_from(args):
     if not (math.isfinite(args.max_seconds) and args.max_seconds > 0):
         raise ValueError(f"--max-seconds must be a positive number, got {args.max_seconds}")
     check_pattern(args.window_size, args.dilation)
+    known = DECODE_PEERS if args.decode else PEERS
+    for name in args.peers or ():
+        if name not in known:
+            raise ValueError(f"--peers {name}: choose of {', '.join(known)}")
     lengths = []
     for text in args.seq_lens or SEQ_LENS[device.type]:
         try:
@@ -909,6 +1160,24 @@ def run_steps(args, device, cases):
         yield records, skipped
 
 
+def run_decoding(args, device, cases):
+    """The benchmark of one new token; yields (records, skipped) after every context."""
+    records, skipped = [], []
+    for case in cases:
+        more = measure_decoding(args.peers or decode_names(device), case, device, args.rounds)
+        records += more[0]
+        skipped += more[1]
+        yield records, skipped
+
+
+def run_decode_steps(args, device, cases):
+    """The benchmark of the models' step for one new token; yields (records, skipped)."""
+    records = []
+    for config in [_step_config(args, case) for case in cases]:
+        records += measure_decode_steps(config, device, args.rounds)
+        yield records, []
+
+
 def main(argv=None):
     """The command line; returns the exit code (see --help)."""
     parser = build_parser()
@@ -919,7 +1188,11 @@ def main(argv=None):
     warnings.filterwarnings("ignore", module="torch|natten|xformers|fla|local_attention")
     records, skipped, code = [], [], 0
     run, name, show = run_attention, "attention_benchmark", format_attention
-    if args.step:
+    if args.decode and args.step:
+        run, name, show = run_decode_steps, "decode_step_benchmark", format_steps
+    elif args.decode:
+        run, name, show = run_decoding, "decode_benchmark", format_decoding
+    elif args.step:
         run, name, show = run_steps, "step_benchmark", format_steps
     try:
         try:
@@ -940,7 +1213,7 @@ def main(argv=None):
         print(device_name(device) + f", torch {torch.__version__}\n")
         print(show(records, skipped), flush=True)
         written = [path] if path.exists() and records else []
-        if records and not args.step:
+        if records and not (args.step or args.decode):
             figure = plot_scaling(records, _title(records, device))
             written += save_figure(figure, args.plots_dir, "attention_scaling")
         say("written: " + ", ".join(str(p) for p in written))

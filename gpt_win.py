@@ -50,10 +50,14 @@ class CustomWindowMHA(CustomMHA):
         """Raise ValueError for an unknown evaluation."""
         check_evaluation(attention)
 
+    def pattern(self):
+        """(window_size, dilation, sink_tokens)."""
+        return self.window_size, self.dilation, self.sink_tokens
+
     def attend(self, q, k, v):
         """q, k, v (B, S, H, D) -> (B, S, H, D)."""
-        pattern = self.window_size, self.dilation
-        return window_attention(q, k, v, *pattern, self.attention, self.sink_tokens)
+        window_size, dilation, sinks = self.pattern()
+        return window_attention(q, k, v, window_size, dilation, self.attention, sinks)
 
 
 class TransformerDecoderBlockWindow(TransformerDecoderBlock):

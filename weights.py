@@ -5,8 +5,10 @@
 <folder>/tokenizer.json              of the data, where there is one
 """
 
+import hashlib
 from pathlib import Path
 
+import tokenizers
 import torch
 
 from gpt_win import GPTWindowModel
@@ -35,6 +37,7 @@ def save_window_weights(model, arguments, tokenizer, folder):
         "model": "GPTWindowModel",
         "arguments": arguments,
         "tokenizer": None if tokenizer is None else TOKENIZER_NAME,
+        "tokenizer_sha256": None if tokenizer is None else file_sha256(folder / TOKENIZER_NAME),
         "weights": WEIGHTS_NAME,
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
     }
@@ -68,6 +71,40 @@ def load_window_model(path=f"output/{WEIGHTS_NAME}", device="cpu"):
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise WeightsError(f"{path}: no weights of this suite ({reason})") from None
     return model.to(device).eval()
+
+
+def load_tokenizer(path, vocab_size):
+    """The ``tokenizers.Tokenizer`` saved beside the weights ``path`` of a model of ``vocab_size``.
+
+    Raises WeightsError where it is missing, damaged or another than the model was trained with.
+    """
+    about = _read_config(Path(path).parent / WEIGHTS_CONFIG_NAME)
+    path = Path(path).parent / TOKENIZER_NAME
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{path}: no such file: without the tokenizer.json of its data the model has no text"
+        ) from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
+    known = about.get("tokenizer_sha256")  # weights of earlier versions have none
+    if known is not None and known != hashlib.sha256(content).hexdigest():
+        raise WeightsError(f"{path}: damaged, or not the tokenizer that the model was trained with")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # it raises nothing more special
+        reason = " ".join(str(error).split())[:120]
+        raise WeightsError(f"{path}: no tokenizer ({reason})") from None
+    tokens = tokenizer.get_vocab_size()
+    # the model's vocabulary ends with the last token of its data, which need not be the tokenizer's
+    if tokens < vocab_size or (known is None and tokens > vocab_size):
+        raise WeightsError(
+            f"{path}: has {tokens:,} tokens and the model {vocab_size:,}: not the tokenizer that "
+            "the model was trained with"
+        )
+    tokenizer.encode_special_tokens = True  # as in the data: a prompt cannot end the text
+    return tokenizer
 
 
 def _read_config(path):

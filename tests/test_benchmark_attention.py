@@ -254,3 +254,92 @@ def test_on_cuda_the_work_is_recorded_as_a_graph_and_its_tensors_stay():
     samples = bench.timed_in_rounds(results, device, 3)
     assert all(0 < s < 1 for seconds in samples.values() for s in seconds)
     assert bench.peak_memory_mb("split", case, lambda: torch.ones(2**20, device=device)) == 4
+
+
+# --- one new token ---
+
+DECODE = [*TINY, "--decode", "--seq-lens", "16", "300", "--batch-size", "2"]
+
+
+@pytest.fixture
+def small_copy(monkeypatch):
+    monkeypatch.setitem(bench.COPY_BYTES, "cpu", 2**16)
+
+
+@pytest.mark.parametrize("name", ["window", "full", "window-products", "full-cpu", "flash", "math"])
+@pytest.mark.parametrize("pattern", [(10, 3), (10, 0), (96, 1)])
+def test_every_peer_of_decoding_is_exact(name, pattern):
+    case = Case(2, 64, 2, 8, *pattern, "float32", "cpu")
+    assert bench.decode_error(name, case) < 1e-5
+
+
+def test_a_peer_of_decoding_that_computes_something_else_is_refused(monkeypatch, small_copy):
+    monkeypatch.setitem(
+        bench.DECODE_PEERS, "window", Peer(bench.PATTERN, bench.DECODE_PEERS["full"].make)
+    )
+    records, skipped = bench.measure_decoding(["window", "full", "cudnn"], CASE, CPU, rounds=1)
+    assert [r["peer"] for r in records] == ["full"]
+    reasons = {s["peer"]: s["reason"] for s in skipped}
+    assert "gives other results than textbook attention" in reasons["window"]
+    assert "no such kernel" in reasons["cudnn"]
+
+
+@pytest.mark.parametrize(("seq_len", "keys"), [(1, 1), (11, 11), (13, 11), (14, 12), (64, 28)])
+def test_the_keys_that_a_step_reads_are_those_of_the_mask(seq_len, keys):
+    case = Case(1, seq_len, 2, 8, 10, 3, "float32", "cpu")
+    mask = bench.window_mask(seq_len, 10, 3)
+    assert bench.keys_read(case, bench.PATTERN) == keys == mask[-1].sum()
+    assert bench.keys_read(case, bench.ALL_KEYS) == seq_len
+    read = sum(part[0].shape[2] for part in bench.Stored(case).window.parts())
+    assert read == keys
+
+
+def test_decoding_writes_a_table_and_json_whose_numbers_agree(tmp_path, capsys, small_copy):
+    assert bench.main([*DECODE, *folders(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "context 300 (B2 H2 D8, w96 d4, float32): a copy moves" in captured.out
+    assert "skipped: cudnn at S 16 300" in captured.out
+    assert not (tmp_path / "plots" / "attention_scaling.png").exists()
+    records = json.loads((tmp_path / "out" / "decode_benchmark.json").read_text())["records"]
+    peers = {"window", "full", "flash", "math"}
+    peers |= {f"{store}-{name}" for store in ("window", "full") for name in ("products", "cpu")}
+    for seq_len in (16, 300):
+        here = {r["peer"]: r for r in records if r["seq_len"] == seq_len}
+        assert set(here) == peers
+        full = min(r["median_ms"] for r in here.values() if r["attends"] == "all keys")
+        for r in here.values():
+            assert r["median_ms"] == pytest.approx(np.median(r["samples_ms"]))
+            assert r["ratio_to_best_full"] == pytest.approx(full / r["median_ms"])
+            assert r["limit_ms"] == pytest.approx(r["read_mb"] / r["copy_gb_per_s"])
+            assert r["share_of_limit"] == pytest.approx(r["limit_ms"] / r["median_ms"])
+        # B2 H2 D8, keys and values, 4 bytes
+        assert here["full"]["read_mb"] == pytest.approx(seq_len * 2 * 2 * 8 * 2 * 4 / 1e6)
+    assert here["window"]["read_mb"] == pytest.approx((97 + 50) * 2 * 2 * 8 * 2 * 4 / 1e6)
+
+
+def test_whole_steps_of_decoding(tmp_path, capsys):
+    assert bench.main([*DECODE, "--step", "--layers", "2", *folders(tmp_path)]) == 0
+    saved = json.loads((tmp_path / "out" / "decode_step_benchmark.json").read_text())
+    assert [(r["arm"], r["seq_len"]) for r in saved["records"]] == [
+        (arm, seq_len) for seq_len in (16, 300) for arm in ("baseline", "window", "fused")
+    ]
+    assert "fused over this" in capsys.readouterr().out
+
+
+def test_the_timed_step_is_that_of_the_model():
+    """The step that is timed gives the logits of the whole sequence, time after time."""
+    config = make_config("paper", device="cpu", d_model=16, n_heads=2, layers=2, seq_len=50)
+    model = bench.build_model(config, "window", 100, CPU, seed=0).eval()
+    tokens = torch.randint(100, (2, 50), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        caches = [block.mha.new_cache(2, 50) for block in model.layers]
+        model.features(tokens[:, :-1], torch.arange(49), caches)
+        for _ in range(2):
+            logits = bench._model_step(model, caches, tokens[:, -1:])
+            torch.testing.assert_close(logits, model(tokens)[:, -1])
+
+
+def test_peers_of_the_other_benchmark_are_named(tmp_path, capsys):
+    for options in (["--peers", "full"], ["--decode", "--peers", "split"]):
+        assert bench.main([*TINY, *options, *folders(tmp_path)]) == 2
+        assert f"--peers {options[-1]}: choose of " in capsys.readouterr().err

@@ -12,6 +12,7 @@ import analyze_hyperparameters
 import benchmark_attention
 import compare_models
 import create_model_plots
+import generate
 import prepare_data
 import report
 
@@ -60,6 +61,13 @@ def test_prepare_and_main(experiment):
         assert file["window_peak_memory_mb"][0] > 0  # of a real child process
 
 
+def test_generate_goes_on_from_a_prompt(experiment):
+    folder, *_ = experiment
+    done = run("generate.py def --tokens 5 --device cpu", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("def") and "tokens/s" in done.stderr
+
+
 def test_plots_again_without_torch(experiment):
     folder, *_ = experiment
     (folder / "without" / "torch").mkdir(parents=True)
@@ -101,6 +109,7 @@ SCRIPTS = {
     "create_model_plots.py": create_model_plots,
     "analyze_hyperparameters.py": analyze_hyperparameters,
     "benchmark_attention.py": benchmark_attention,
+    "generate.py": generate,
     "metrics_utils.py": report,
 }
 
@@ -108,7 +117,8 @@ SCRIPTS = {
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_and_wrong_options(tmp_path, monkeypatch, capsys, script):
     monkeypatch.chdir(tmp_path)
-    for options, code in (["--help"], 0), (["--no-such-option"], 2):
+    wrong = ["a prompt", "--no-such-option"] if script == "generate.py" else ["--no-such-option"]
+    for options, code in (["--help"], 0), (wrong, 2):
         with pytest.raises(SystemExit) as stop:
             SCRIPTS[script].main(options)
         assert stop.value.code == code
@@ -122,6 +132,7 @@ def test_bad_input_is_one_clear_message_and_exit_code_2(tmp_path):
         "main.py --n-heads 5",
         "create_model_plots.py no/such/file.npz",
         "metrics_utils.py no/such/file.json",
+        "generate.py def",
     ):
         done = run(command, tmp_path)
         assert done.returncode == 2 and done.stdout == ""

@@ -1,8 +1,10 @@
-"""Split attention on a GPU: every kernel that can serve it, against float64 attention."""
+"""On a GPU: every kernel that can serve split attention and decoding, against float64."""
 
 import pytest
 import torch
 
+from decoding import KERNELS, PRODUCTS, KeyValueCache, decode_kernel
+from gpt import GPTModel
 from gpt_win import GPTWindowModel
 from window_attention import (
     CHOICES,
@@ -176,3 +178,51 @@ def test_memory_that_both_streams_use_is_never_overwritten_early():
     torch.cuda.synchronize()
     for n, gradient in enumerate(found):  # cuDNN's backward adds in no fixed order
         assert (gradient - expected[n % 4]).norm() < 1e-2 * expected[n % 4].norm(), n
+
+
+# --- one new token ---
+
+
+@pytest.mark.parametrize(
+    ("model_class", "options"),
+    [
+        (GPTModel, {}),
+        (GPTModel, {"positions": "rotary"}),
+        (GPTWindowModel, {"window_size": 20, "dilation": 4}),
+        (GPTWindowModel, {"window_size": 20, "dilation": 0, "sink_tokens": 4}),
+        (GPTWindowModel, {"window_size": [7, 40], "dilation": [5, 1], "sink_tokens": 9}),
+    ],
+)
+@pytest.mark.parametrize("lengths", [(64, 64), (50, 3, 64)])
+def test_cached_decoding_equals_recomputation_in_float32(model_class, options, lengths):
+    torch.manual_seed(0)
+    model = model_class(64, 2, 2, 50, 128, **options).cuda().eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(10 if parameter.ndim > 1 else 1)
+    rows = [torch.randint(50, (length,), device="cuda") for length in lengths]
+    found = model.generate(rows, 60, temperature=0)
+    with torch.no_grad():
+        for row, tokens in zip(rows, found, strict=True):
+            logits = model(tokens[None, :-1])[0, len(row) - 1 :]
+            assert torch.equal(logits.argmax(-1), tokens[len(row) :])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("name", [None, PRODUCTS, *(name for name in KERNELS if name != "cpu")])
+def test_every_kernel_of_a_step_equals_dense_in_float64(dtype, name):
+    if dtype == torch.float32 and name and name.split("-")[0] in ("flash", "cudnn"):
+        pytest.skip("for 16 bits")
+    for pattern in ((96, 4, 0), (96, 4, 5), (1, 1, 0), (33, 0, 0)):
+        numbers = torch.randn(3, 2, 3000, 4, 64, device="cuda").to(dtype)
+        q, k, v = numbers
+        cache = KeyValueCache((2, 4, 64), 3000, pattern, dtype=dtype, device="cuda")
+        cache.write(k[:, :-1], v[:, :-1])
+        cache.write(k[:, -1:], v[:, -1:])
+        out = cache.attend(q[:, -1:], name).double()
+        mask = window_mask(3000, *pattern[:2], "cuda", pattern[2])[-1:]
+        expected = dense_attention(q[:, -1:].double(), k.double(), v.double(), mask)
+        limit = 1e-5 if dtype == torch.float32 else 1e-2
+        assert (out - expected).norm() < limit * expected.norm(), pattern
+    device = torch.device("cuda", torch.cuda.current_device())
+    if dtype != torch.float32:
+        assert decode_kernel(device, dtype, 64) == "flash"

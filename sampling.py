@@ -1,0 +1,56 @@
+"""Drawing the next token from a model's logits; knows no models.
+
+Letters: B batch, V vocabulary.
+"""
+
+import math
+from numbers import Real
+
+import torch
+
+
+def check_count(name, value, least):
+    """Raise ValueError unless ``value`` is a whole number and at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number and at least {least}, got {value!r}")
+
+
+def check_sampling(temperature, top_k, top_p):
+    """Raise ValueError, with the value, for what ``draw`` cannot take."""
+    for name, value in (("temperature", temperature), ("top_p", top_p)):
+        if value is None and name == "top_p":
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if top_k is not None:
+        check_count("top_k", top_k, 1)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+
+
+def draw(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
+    """Token ids (B,) from logits (B, V), with the probabilities softmax(logits / temperature).
+
+    temperature 0 is greedy: the token with the largest logit, the first of equal ones.
+    top_k: only the k most probable tokens; top_p: of what is left the smallest set of most probable
+    tokens that together reach the probability top_p (Holtzman et al. 2020), never none.
+    generator: a torch.Generator on the logits' device; None: PyTorch's own random state.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits.float()
+    # the largest becomes 0, so that the smallest temperature leaves no infinity
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, 1e-30)
+    ids = None
+    if top_k is not None or top_p is not None:
+        scaled, ids = scaled.topk(min(top_k or scaled.shape[-1], scaled.shape[-1]))
+    probabilities = scaled.softmax(dim=-1)
+    if top_p is not None:
+        before = probabilities.cumsum(dim=-1) - probabilities
+        beyond = before >= top_p
+        beyond[:, 0] = False
+        probabilities = probabilities.masked_fill(beyond, 0.0)
+    chosen = torch.multinomial(probabilities, 1, generator=generator)
+    return (chosen if ids is None else ids.gather(-1, chosen)).squeeze(-1)

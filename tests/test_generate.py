@@ -1,0 +1,205 @@
+"""The command generate.py: text to standard output, one clear line for whatever is wrong."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import generate
+from gpt_win import GPTWindowModel
+from metrics_utils import sealed, unsealed
+from prepare_data import END_OF_TEXT, _train_tokenizer
+from weights import load_tokenizer, load_window_model, save_window_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = "def parse(self, naïve: str) -> int:\n    return len(naïve)  # 日本語 🙂\n"
+
+
+def save(folder, positions="learned", change=None):
+    """A small model with differing logits, and a real tokenizer."""
+    tokenizer = folder / "source.json"
+    _train_tokenizer([TEXT * 5], 300).save(str(tokenizer))
+    arguments = {"d_model": 16, "n_heads": 2, "layers": 2, "vocab_size": 300}
+    arguments |= {"max_seq_len": 64, "window_size": 4, "dilation": 3, "positions": positions}
+    torch.manual_seed(0)
+    model = GPTWindowModel(**arguments)
+    for parameter in model.parameters():
+        parameter.data.mul_(20 if parameter.ndim > 1 else 1)
+    if change is not None:
+        change(model)
+    save_window_weights(model, arguments, tokenizer, folder)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *arguments, code=0):
+    weights = ["--weights", "window_model_weights.pt", "--device", "cpu"]
+    assert generate.main([*arguments, *weights]) == code
+    return capsys.readouterr()
+
+
+def refused(capsys, *arguments):
+    captured = run(capsys, *arguments, code=2)
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def test_the_text_is_the_prompt_and_what_the_model_gives(folder, capsys):
+    captured = run(capsys, "def parse(", "--tokens", "30", "--temperature", "0")
+    path = folder / "window_model_weights.pt"
+    model = load_window_model(path)
+    tokenizer = load_tokenizer(path, len(model.word_embeddings.weight))
+    ids = tokenizer.encode("def parse(").ids
+    new = model.generate(torch.tensor([ids]), 30, temperature=0)[0, len(ids) :].tolist()
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    new = new[: new.index(end)] if end in new else new
+    assert captured.out == "def parse(" + tokenizer.decode(new) + "\n"
+    assert " tokens/s on " in captured.err
+
+
+def test_seeds_repeat_and_options_count(folder, capsys):
+    def text(*options):
+        return run(capsys, "def", "--tokens", "40", *options).out
+
+    assert text("--seed", "1") == text("--seed", "1") != text("--seed", "2")
+    assert text("--top-k", "1") == text("--temperature", "0") == text("--top-p", "1e-9")
+    assert text("--top-k", "0", "--temperature", "5") != text("--top-k", "2", "--temperature", "5")
+
+
+def test_the_prompt_comes_from_standard_input(folder, capsys, monkeypatch):
+    expected = run(capsys, "naïve 🙂\n", "--tokens", "5").out
+    stdin = io.TextIOWrapper(io.BytesIO("naïve 🙂\n".encode()), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert run(capsys, "-", "--tokens", "5").out == expected
+    for content, words in ((b"", "the prompt is empty"), (b"\xff", "the prompt is not UTF-8")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert words in refused(capsys, "-")
+
+
+def test_characters_split_over_tokens_come_whole(folder):
+    tokenizer = load_tokenizer(folder / "window_model_weights.pt", 300)
+    text = "한국어 🦜 naïve €\t\x00"
+    ids = tokenizer.encode(text).ids
+    assert len(ids) > len(text)  # some characters are several tokens
+    stream = generate.TextStream(tokenizer)
+    pieces = [stream.text(token) for token in ids]
+    assert "".join(pieces) == text and "\ufffd" not in "".join(pieces) and stream.rest() == ""
+    stream = generate.TextStream(tokenizer)
+    assert [stream.text(token) for token in tokenizer.encode("한").ids[:1]] == [""]
+    assert stream.rest() == "\ufffd"
+
+
+def test_learned_positions_end_with_a_note_and_rotary_ones_go_on(folder, capsys):
+    captured = run(capsys, "def parse(", "--tokens", "500", "--seed", "3")
+    assert "stopped: the sequence is full, learned positions end at 64" in captured.err
+    assert "the sequence is full: the prompt has" in refused(capsys, "def parse(" * 40)
+    save(folder, positions="rotary")
+    captured = run(capsys, "def parse(" * 40, "--tokens", "70")
+    assert "70 tokens, " in captured.err and "stopped" not in captured.err
+
+
+def test_the_end_of_the_text_ends_it(folder, capsys):
+    def always(model):
+        model.fc_out.weight.data.zero_()
+        model.fc_out.bias.data[0] = 9.0  # the tokenizer's first token
+
+    save(folder, change=always)
+    captured = run(capsys, "def", "--tokens", "40")
+    assert captured.out == "def\n" and "stopped: the model ended the text" in captured.err
+    # a prompt that spells it out is text
+    assert run(capsys, END_OF_TEXT, "--tokens", "0").out == END_OF_TEXT + "\n"
+
+
+def test_missing_and_foreign_files_are_one_clear_line(folder, capsys):
+    weights = folder / "window_model_weights.pt"
+    tokenizer = folder / "tokenizer.json"
+    config = folder / "window_model_config.json"
+    original = weights.read_bytes(), tokenizer.read_bytes(), config.read_text()
+    tokenizer.write_bytes(original[1].replace(b"def", b"fed"))
+    assert "tokenizer.json: damaged, or not the tokenizer" in refused(capsys, "x")
+    tokenizer.unlink()
+    assert "tokenizer.json: no such file" in refused(capsys, "x")
+    about = unsealed(original[2])
+    del about["tokenizer_sha256"]  # as earlier versions wrote it: the number of tokens must do
+    config.write_text(sealed(about))
+    tokenizer.write_bytes(original[1])
+    run(capsys, "x", "--tokens", "1")
+    _train_tokenizer([TEXT], 270).save(str(tokenizer))
+    assert " tokens and the model 300: not the tokenizer" in refused(capsys, "x")
+    tokenizer.write_text("{}")
+    assert "tokenizer.json: no tokenizer (" in refused(capsys, "x")
+    weights.write_bytes(b"no weights")
+    assert "window_model_weights.pt: damaged" in refused(capsys, "x")
+    weights.unlink()
+    assert "no such file: python main.py writes it" in refused(capsys, "x")
+
+
+def test_weights_that_diverged_are_refused(folder, capsys):
+    save(folder, change=lambda model: model.fc_out.bias.data.fill_(float("nan")))
+    assert "the training diverged" in refused(capsys, "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([""], "the prompt is empty"),
+        (["x\udcff"], "the prompt is not UTF-8"),
+        (["x", "--tokens", "-1"], "--tokens must be a whole number and at least 0, got -1"),
+        (["x", "--top-k", "-1"], "--top-k must be a whole number and at least 0, got -1"),
+        (["x", "--top-p", "0"], "top_p must be above 0 and at most 1, got 0.0"),
+        (["x", "--temperature", "-1"], "temperature must be at least 0, got -1.0"),
+        (["x", "--temperature", "nan"], "temperature must be a finite number, got nan"),
+        (["x", "--seed", str(2**64)], "--seed must fit into 64 bits"),
+    ],
+)
+def test_wrong_options_are_one_clear_line(folder, capsys, arguments, words):
+    assert words in refused(capsys, *arguments)
+
+
+def test_a_device_that_is_not_there_is_one_clear_line(folder, capsys):
+    assert generate.main(["x", "--device", "tpu"]) == 2
+    assert capsys.readouterr().err.startswith("error: --device 'tpu'")
+
+
+def test_an_interruption_ends_the_line_and_exits_with_130(folder, capsys, monkeypatch):
+    original, calls = generate.TextStream.text, []
+
+    def text(self, token):
+        calls.append(token)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, token)
+
+    monkeypatch.setattr(generate.TextStream, "text", text)
+    captured = run(capsys, "def", code=130)
+    assert captured.out.startswith("def") and captured.out.endswith("\n")
+    assert "3 tokens, " in captured.err and captured.err.endswith("interrupted\n")
+
+
+def test_a_reader_that_stops_reading_ends_it_quietly(folder):
+    command = [sys.executable, ROOT / "generate.py", "def parse(", "--tokens", "50"]
+    command += ["--weights", "window_model_weights.pt", "--device", "cpu"]
+    read, end = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=end, stderr=subprocess.PIPE, text=True)
+    os.close(end)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_is_full_is_one_clear_line(folder):
+    command = [sys.executable, ROOT / "generate.py", "def parse(", "--tokens", "5"]
+    command += ["--weights", "window_model_weights.pt", "--device", "cpu"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: the text could not be written")
