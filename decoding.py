@@ -85,7 +85,8 @@ def decode_kernel(device, dtype, head_dim):
     """
     for name in CHOICES.get((device.type, dtype), []):
         generator = torch.Generator().manual_seed(0)
-        numbers = torch.randn((3, 2, 2, 40, head_dim), generator=generator).to(device, dtype)
+        numbers = torch.randn((3, 2, 2, 40, head_dim), generator=generator, device="cpu")
+        numbers = numbers.to(device, dtype)
         q, *parts = numbers[0, :, :, :1], numbers[1:, :, :, :7], numbers[1:, :, :, 7:]
         try:
             out = _by_kernel(KERNELS[name], q, parts, head_dim**-0.5)
@@ -167,7 +168,7 @@ class KeyValueCache:
       the softmax does not ask for the order of its keys.
     * far: the slots [(i - w) % d : i - w : d].  All are of one residue class modulo d, and a class
       lies in one piece, (B, H, d, length / d, D).  Taken as a strided slice of the sequence, the
-      same keys cost a CPU three times as much, for memory is read in longer pieces than a key.
+      same keys took 2 to 3 times as long on a CPU: memory is read in longer pieces than a key.
 
     The sinks have a store of their own.  With full causal attention the ring is as long as the
     sequence.
@@ -277,13 +278,11 @@ class KeyValueCache:
         head_dim = q.shape[-1]
         parts = self.parts()
         masked = any(kept is not None for *_, kept in parts)
-        if masked:
-            kernel = PRODUCTS
-        elif kernel is None:
-            kernel = decode_kernel(q.device, q.dtype, head_dim)
         one = q.transpose(1, 2)  # (B, H, 1, D)
         with torch.autocast(q.device.type, enabled=False):
-            if kernel == PRODUCTS:
+            if kernel is None and not masked:
+                kernel = decode_kernel(q.device, q.dtype, head_dim)
+            if masked or kernel == PRODUCTS:
                 out = _by_products(one, parts, head_dim).to(q.dtype)
             else:
                 blocks = [(k, v) for k, v, _ in parts]

@@ -232,12 +232,12 @@ class GPTModel(nn.Module):
             raise ValueError("the prompt is empty: it must have at least one token in every row")
         if any(row.is_floating_point() for row in rows):
             raise ValueError("the prompt must be token ids, whole numbers")
-        ids = torch.cat(rows)
-        low, high = ids.min().item(), ids.max().item()
+        rows = [row.long() for row in rows]
+        low, high = (x.item() for x in torch.cat(rows).aminmax())
         if low < 0 or high >= len(weight):
             wrong = low if low < 0 else high
             raise ValueError(f"token {wrong} is not in the vocabulary of {len(weight)}")
-        return [row.long() for row in rows]
+        return rows
 
     @torch.no_grad()
     def _stream(self, rows, max_new_tokens, sampling):

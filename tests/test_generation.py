@@ -46,6 +46,7 @@ def cached(model, prompt, new, monkeypatch):
     seen = []
 
     def keep_and_draw(logits, *sampling):
+        assert not logits.requires_grad
         seen.append(logits)
         return draw(logits, *sampling)
 
@@ -258,9 +259,9 @@ def test_an_error_inside_restores_the_mode(monkeypatch):
 def test_no_new_tokens_and_small_integers_and_lists():
     model = build()
     assert torch.equal(model.generate(prompts(2, 5), 0), prompts(2, 5))
-    for prompt in (prompts(2, 5).to(torch.uint8), prompts(2, 5).to(torch.int32)):
-        expected = model.generate(prompts(2, 5), 4, temperature=0)
-        assert torch.equal(model.generate(prompt, 4, temperature=0), expected)
+    expected = model.generate(prompts(2, 5), 4, temperature=0)
+    for dtype in (torch.uint8, torch.uint16, torch.int32):
+        assert torch.equal(model.generate(prompts(2, 5).to(dtype), 4, temperature=0), expected)
     assert [len(row) for row in model.generate([[1, 2], (3,)], 4)] == [6, 5]
 
 
