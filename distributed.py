@@ -36,7 +36,7 @@ SILENCE = 40  # seconds without one after which a rank counts as lost
 GRACE = 10  # seconds for ending in good order after a signal; torchrun kills after 30
 
 
-class Lost(RuntimeError):
+class Lost(Exception):
     """The ranks cannot go on together; the message says why."""
 
 
@@ -324,7 +324,7 @@ def data_parallel(module):
     """The module, its gradients averaged over the ranks (DistributedDataParallel)."""
     if _world.size == 1:
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def local_gradients(module):
