@@ -14,7 +14,7 @@ import shutil
 import sys
 import uuid
 from dataclasses import asdict, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import mean
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import distributed
 from create_model_plots import FIGURES, create_all_plots
 from machine import (
     A_PATH,
@@ -45,6 +46,7 @@ from metrics_utils import (
     load_experiment,
     pairs_of,
     pattern_text,
+    ranks_text,
     save_metrics,
     utc_now,
 )
@@ -120,11 +122,12 @@ NOT_CONFIG += ("study", "seq_lens", "patterns")
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 # options that experiments before them lack: no part of the identity while they change nothing
 ADDED_LATER = {"positions": "learned", "sink_tokens": 0, "schedule": "cosine"}
+ADDED_LATER |= {"gradient_accumulation": 1, "world_size": 1, "backend": "none"}
 # what the plan rests on, and what makes curves of other steps: never to be mixed
 PLANNED = tuple(
     f"config.{name}:"
     for name in ("runs", "seed", "arms", "equivalence_margin", "seq_len", "batch_size", "max_steps")
-)
+) + ("config.world_size:",)
 
 MOST_PERMUTED = 6  # arms whose orders are all dealt: 120 squares
 
@@ -166,6 +169,63 @@ def make_plan(config):
     orders = balanced_orders(config.arms, config.runs, np.random.default_rng(for_orders))
     seeds = for_seeds.generate_state(config.runs)
     return {"orders": [list(order) for order in orders], "seeds": [int(seed) for seed in seeds]}
+
+
+# --- what every rank does ----------------------------------------------------------------------
+# Functions for ``distributed.together``: rank 0 alone has the dataset and the bars in hand.
+
+
+@lru_cache(maxsize=1)
+def _data_of_rank(path, seq_len, batch_size):
+    return load_dataset(path, seq_len, batch_size)
+
+
+def _own(config, dataset):
+    """This rank's device and data."""
+    if dataset is None:
+        dataset = _data_of_rank(config.data, config.seq_len, config.batch_size)
+    return distributed.local_device(torch.device(config.device)), dataset
+
+
+def train_here(config, arm, seed, dataset=None, progress=lambda steps_done, loss: None):
+    """``train_model.train`` with this rank's device and data."""
+    device, dataset = _own(config, dataset)
+    release_memory(device)
+    return train(config, arm, dataset, seed, device, progress)
+
+
+def estimate_here(config, arm, dataset=None):
+    """``estimate_seconds`` with this rank's device and data."""
+    device, dataset = _own(config, dataset)
+    return estimate_seconds(config, arm, dataset, device)
+
+
+def ranks_that_differ(config):
+    """What keeps the ranks from training one model: a line for each rank with other data or code.
+
+    Machines need not share a disk, and each reads its own.
+    """
+    try:
+        dataset = load_dataset(config.data, config.seq_len, config.batch_size)
+        device = distributed.local_device(torch.device(config.device))
+        mine = {"data": file_sha256(dataset.path), "code": describe_code()["sources_sha256"]}
+        mine |= {"torch": torch.__version__, "device": device_name(device).split(" (")[0]}
+    except (ValueError, OSError, distributed.Lost) as error:
+        mine = {"problem": str(error)}
+    first, *others = distributed.gather(mine)
+    return [
+        f"rank {rank}: {other.get('problem') or 'differs in ' + ', '.join(different)}"
+        for rank, other in enumerate(others, start=1)
+        if (different := [key for key in first if other.get(key) != first[key]])
+    ]
+
+
+def check_ranks(config):
+    """Raise ValueError before hours of training where the ranks cannot train one model."""
+    if distributed.size() > 1 and (lines := distributed.together(ranks_that_differ, config)):
+        raise ValueError(
+            "every rank needs the same data, code, torch and kind of device; " + "; ".join(lines)
+        )
 
 
 # --- what surrounds the experiment -------------------------------------------------------------
@@ -454,12 +514,20 @@ def describe_experiment(config, dataset, device):
         "attention": used,
         "parameters": parameter_counts(config, dataset.vocab_size),
         "steps": planned_steps(config, len(dataset.train)),
-        "memory_measure": "torch.cuda.max_memory_allocated, reset after the warm-up"
-        if device.type == "cuda"
-        else f"resident growth of a fresh process that trains {MEMORY_STEPS} eager steps",
+        "memory_measure": memory_measure(config, device),
         "launches": [],
         "mixed": [],
     }
+
+
+def memory_measure(config, device):
+    """What the figures of memory are, in words."""
+    several = config.world_size > 1
+    if device.type == "cuda":
+        whose = " of the rank with the largest" if several else ""
+        return f"torch.cuda.max_memory_allocated{whose}, reset after the warm-up"
+    trained = f"{MEMORY_STEPS} eager steps" + " on one rank's share of the batch" * several
+    return f"resident growth of a fresh process that trains {trained}"
 
 
 class StoredExperiment:
@@ -603,6 +671,11 @@ def what_differs(metadata, identity):
     return differences(*both)
 
 
+def world_of(device):
+    """The fields of a configuration that say which processes train."""
+    return {"world_size": distributed.size(), "backend": distributed.backend(device)}
+
+
 def run_experiment(
     config,
     dataset=None,
@@ -620,7 +693,8 @@ def run_experiment(
     seconds}; ``after(metrics, metadata)`` at the end, while the folder is still locked.
     """
     device = resolve_device(config.device)
-    config = replace(config, device=str(device))
+    config = replace(config, device=str(device), **world_of(device))
+    check_config(config)
     if dataset is None:
         dataset = load_dataset(config.data, config.seq_len, config.batch_size)
     # PyTorch looks for cuBLAS' setting at its first use: the mode must be on from the start
@@ -645,10 +719,10 @@ def train_waiting(stored, waiting, dataset, device, estimates):
         for arm, place in waiting:
             run = place["run"]
             callback = progress.start(run, arm)
-            release_memory(device)
             place["launch_index"] = stored.next_index(place["launch_index"])
             seed = metadata["plan"]["seeds"][run]
-            result, model = train(config, arm, dataset, seed, device, callback)
+            own = {"dataset": dataset, "progress": callback}
+            result, model = distributed.together(train_here, config, arm, seed, **own)
             result |= place | {"launch_id": launch_id, "previous_arm": previous_arm}
             with finishing():
                 if arm == "window" and run == 0 and model is not None:
@@ -690,7 +764,8 @@ def build_parser():
         "  python main.py --window-size 64 --dilation 8 --output-dir out/64_8 --plots-dir "
         "out/64_8\n"
         "  python main.py --study lengths             from which length on sparsity pays\n"
-        "  python main.py --study patterns            which window_size and dilation to choose\n\n"
+        "  python main.py --study patterns            which window_size and dilation to choose\n"
+        "  torchrun --standalone --nproc-per-node 8 main.py    the same on 8 GPUs\n\n"
         "every finished training is kept: after a stop the same command goes on from there\n\n"
         "exit codes: 0 done, 1 a file could not be written, 2 wrong options or data or a folder "
         "that holds another experiment, 3 done but a training diverged or ran out of memory, 130 "
@@ -757,12 +832,17 @@ def config_from(arguments):
     if "arms" in chosen:
         chosen["arms"] = tuple(chosen["arms"])
     device = resolve_device(chosen.get("device", "auto"))
+    if device.type == "cuda" and ":" in chosen.get("device", "") and distributed.size() > 1:
+        raise ValueError(
+            f"--device {chosen['device']} names one GPU for {distributed.size()} ranks: every rank "
+            "takes its own, name cuda"
+        )
     study = getattr(arguments, "study", None)
     large = "long" if study else "paper"
     preset = getattr(arguments, "preset", None) or (large if device.type == "cuda" else "laptop")
     if study:
         chosen = {**DEFAULTS, **STUDY_DEFAULTS[study, device.type], **chosen}
-    return make_config(preset, **{**chosen, "device": str(device)})
+    return make_config(preset, **{**chosen, "device": str(device), **world_of(device)})
 
 
 def _refuse_study_options(arguments):
@@ -800,7 +880,7 @@ def introduce(config, dataset, device, parameters):
         f"{config.preset} preset on {device_name(device)}: "
         f"{config.runs} run{'s' * (config.runs > 1)} x {len(config.arms)} "
         f"arm{'s' * (len(config.arms) > 1)} ({', '.join(config.arms)}), "
-        f"{config.dtype}, {compiled}\n"
+        f"{config.dtype}, {compiled}{ranks_text(asdict(config))}\n"
         f"  model: {max(parameters.values()) / 1e6:.1f} M parameters{rotary}, sequence length "
         f"{config.seq_len:,}{pattern}\n"
         f"  a training: {steps:,} steps of {tokens:,} tokens "
@@ -821,7 +901,9 @@ def estimate_and_introduce(config, dataset, device, parameters, waiting):
     """
     introduce(config, dataset, device, parameters)
     estimates = {
-        arm: estimate_seconds(config, arm, dataset, device) for arm in config.arms if waiting[arm]
+        arm: distributed.together(estimate_here, config, arm, dataset=dataset)
+        for arm in config.arms
+        if waiting[arm]
     }
     total = sum(waiting[arm] * seconds for arm, seconds in estimates.items() if seconds)
     left = sum(waiting.values())
@@ -845,6 +927,7 @@ def prepare_experiment(arguments):
     _refuse_study_options(arguments)
     ensure_data(config.data)
     dataset = load_dataset(config.data, config.seq_len, config.batch_size)
+    check_ranks(config)
     if config.window_attention == "split":
         with deterministic_algorithms(config.deterministic):
             for arm in config.arms:  # ValueError if it can't
@@ -865,6 +948,7 @@ def prepare_study(arguments):
         here = replace(config, **point.changes, output_dir=str(folder))
         check_config(here)
         prepared.append((point, here, load_dataset(here.data, here.seq_len, here.batch_size)))
+    check_ranks(prepared[0][1])
     if not arguments.dry_run:
         check_writable(config.output_dir, config.plots_dir)
     return config, prepared
@@ -972,7 +1056,9 @@ def report_study(config, content, experiments):
 
 
 def _stopped(stop):
-    return "terminated" if isinstance(stop, Terminated) else "interrupted"
+    word = "terminated" if isinstance(stop, Terminated) else "interrupted"
+    # torchrun does so where a rank has ended, and names it
+    return word + " by torchrun" * (distributed.size() > 1)
 
 
 def _exit_code(stop):
@@ -1008,7 +1094,14 @@ def _kept(config, restarted):
 
 
 def main(argv=None):
-    """The command line of the experiment; returns the exit code (see --help)."""
+    """The command line of the experiment; returns the exit code (see --help).
+
+    Of the ranks that torchrun started, rank 0 alone reads it; the others do as rank 0 says.
+    """
+    return distributed.lead_or_follow(partial(_lead, argv))
+
+
+def _lead(argv):
     arguments = build_parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback

@@ -31,6 +31,7 @@ SOURCES = (
     "embedding.py",
     "linear.py",
     "train_model.py",
+    "distributed.py",
     "prepare_data.py",
     "machine.py",
     "compare_models.py",
@@ -151,6 +152,7 @@ RECORDED_VARIABLES = (
     "NVIDIA_TF32_OVERRIDE",
 )
 RECORDED_PREFIXES = ("PYTORCH_", "CUBLAS_", "TORCH")
+OF_A_LAUNCH = "TORCHELASTIC_"  # torchrun's own, with a number that is new in every launch
 A_PATH = "(a path)"
 SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
 
@@ -159,7 +161,9 @@ def _recorded_variables():
     """The allowed variables that are set; of one that holds a path only that it is set."""
     recorded = {name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ}
     for name, value in os.environ.items():
-        if name.startswith(RECORDED_PREFIXES) and not any(word in name for word in SECRET_WORDS):
+        if name.startswith(OF_A_LAUNCH) or any(word in name for word in SECRET_WORDS):
+            continue
+        if name.startswith(RECORDED_PREFIXES):
             # folders for caches and logs would name the user
             recorded[name] = A_PATH if "/" in value or "\\" in value else value
     return dict(sorted(recorded.items()))

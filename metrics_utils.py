@@ -228,6 +228,14 @@ def pattern_text(config):
     return ", ".join(f"{name} {layers_text(config[name])}" for name in names)
 
 
+def ranks_text(config):
+    """The processes that train together, in words; "" for one that takes its batches whole."""
+    words, parts = "", config.get("gradient_accumulation", 1)
+    if config.get("world_size", 1) > 1:  # files from before there were several name none
+        words = f", {config['world_size']} ranks ({config['backend']})"
+    return words + (f", gradients accumulated over {parts} micro-steps" if parts > 1 else "")
+
+
 def json_sha256(value):
     """SHA-256 of a JSON-like value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

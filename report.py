@@ -33,6 +33,7 @@ from metrics_utils import (
     ok_values,
     ordered_arms,
     pattern_text,
+    ranks_text,
     shared_values,
     text_table,
     throttled,
@@ -759,7 +760,8 @@ def _heading_lines(metrics, metadata):
     title = "Sliding-window + dilated attention against full attention"
     lines = [
         f"{config['preset']} preset, {config['runs']} x {len(config['arms'])} trainings on "
-        f"{world['device_name']}, torch {world['torch']}, {config['dtype']}, {compiled}",
+        f"{world['device_name']}, torch {world['torch']}, {config['dtype']}, {compiled}"
+        + ranks_text(config),
         f"model: d_model {config['d_model']}, {config['n_heads']} heads, {config['layers']} layers,"
         f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}"
         + (", rotary positions" if config.get("positions") == "rotary" else ""),

@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import distributed
 from gpt import FULL_ATTENTION, GPTModel
 from gpt_win import GPTWindowModel, per_layer
 from machine import device_state, growth_in_child, is_out_of_memory, synchronize
@@ -121,7 +123,10 @@ class ExperimentConfig:
         "use deterministic algorithms (slower); recorded, never on by itself",
         action=argparse.BooleanOptionalAction,
     )
-    batch_size: int = _option(8, "training", "sequences in a step")
+    batch_size: int = _option(8, "training", "sequences in a step, of all ranks together")
+    gradient_accumulation: int = _option(
+        1, "training", "parts of a step's batch that are computed one after the other, for memory"
+    )
     max_steps: int = _option(0, "training", "optimizer steps of a training; 0: one pass over data")
     lr: float = _option(3e-4, "training", "peak learning rate of AdamW")
     warmup_steps: int = _option(500, "training", "steps of linear warm-up")
@@ -164,6 +169,14 @@ class ExperimentConfig:
     data: str = _option(DEFAULT_PATH, "files", "rows of tokens; prepared when missing")
     output_dir: str = _option("output", "files", "folder of results, report and weights")
     plots_dir: str = _option("plots", "files", "folder of the ten figures")
+    # not chosen but found, see distributed.py
+    world_size: int = 1
+    backend: str = "none"
+
+    @property
+    def sequences_at_once(self):
+        """Sequences that one rank computes together: its share of a micro-step."""
+        return self.batch_size // (self.world_size * self.gradient_accumulation)
 
     def of_arm(self, arm):
         """The configuration and the name in ``ARMS`` that an arm's name means.
@@ -232,6 +245,13 @@ def check_config(config):
         number = isinstance(value, float | int) and not isinstance(value, bool)
         if not (number and math.isfinite(value) and value > 0):
             raise ValueError(f"{_flag(name)} must be a positive number, got {value}")
+    if config.batch_size % (config.world_size * config.gradient_accumulation):
+        raise ValueError(
+            f"--batch-size {config.batch_size} cannot be split evenly over {config.world_size} "
+            f"rank{'s' * (config.world_size > 1)} x --gradient-accumulation "
+            f"{config.gradient_accumulation}: choose a multiple of "
+            f"{config.world_size * config.gradient_accumulation}"
+        )
     if not isinstance(config.deterministic, bool):
         raise ValueError(f"--deterministic must be True or False, got {config.deterministic!r}")
     if config.d_model % config.n_heads:
@@ -351,15 +371,24 @@ def validation_rows(config, held_out):
     return np.linspace(0, held_out - 1, used).round().astype(int)
 
 
-def batches(rows, batch_size, steps, seed):
-    """Yield ``steps`` batches of row arrays (batch_size, S + 1), shuffled anew in every pass."""
+def batches(rows, batch_size, steps, seed, share=slice(None)):
+    """Yield ``steps`` batches of row arrays (batch_size, S + 1), shuffled anew in every pass.
+
+    share: the part of every batch that is wanted.
+    """
     per_pass = len(rows) // batch_size
     for step in range(steps):
         epoch, place = divmod(step, per_pass)
         if place == 0:
             order = np.random.default_rng([seed, epoch]).permutation(len(rows))
         # sorted, so that a memory-mapped file is read forwards
-        yield rows[np.sort(order[place * batch_size : (place + 1) * batch_size])]
+        yield rows[np.sort(order[place * batch_size : (place + 1) * batch_size])[share]]
+
+
+def share_of_rank(config):
+    """The part of every batch that this rank trains on."""
+    rows = config.batch_size // config.world_size
+    return slice(distributed.rank() * rows, (distributed.rank() + 1) * rows)
 
 
 def to_device(batch, device):
@@ -374,6 +403,17 @@ def next_token_loss(model, inputs, targets):
     """Mean cross-entropy in nats per token."""
     logits = model(inputs)  # (B, S, V)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+class MeanLoss(nn.Module):
+    """A model and its loss as one module, which is what DistributedDataParallel takes."""
+
+    def __init__(self, model, loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, inputs, targets):
+        return self.loss(self.model, inputs, targets)
 
 
 def autocast(config, device):
@@ -486,7 +526,12 @@ def _window_evaluation(config, pattern, device):
 def _dispatched_operators(attend, config, device):
     """The attention operators of ``attend(q, k, v)`` on made-up inputs of the real shape."""
     heads = config.n_heads, config.d_model // config.n_heads
-    shape = (config.batch_size, config.seq_len, 3, *heads)  # as the model's projection has it
+    shape = (
+        config.sequences_at_once,
+        config.seq_len,
+        3,
+        *heads,
+    )  # as the model's projection has it
     made = {"device": device, "dtype": DTYPES[config.dtype]}
     noted = _AttentionOperators()
     try:
@@ -509,7 +554,8 @@ def _dispatched_operators(attend, config, device):
 class Trainer:
     """One arm's model with its optimizer, and the step that trains it.
 
-    rows: array of tokens (N, S + 1); everything random follows from ``seed``.
+    rows: array of tokens (N, S + 1); everything random follows from ``seed``.  Where several ranks
+    train together, each makes one with the same arguments, and they step together.
     """
 
     def __init__(self, config, arm, rows, vocab_size, device, seed):
@@ -517,26 +563,56 @@ class Trainer:
         self.device, self.seed = device, seed
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # events and streams are those of the current device
-        self.model = build_model(config, arm, vocab_size, device, seed)
-        self.optimizer = make_optimizer(self.model, config)
-        self.loss = next_token_loss
+        loss = next_token_loss
         if config.compile != "none":
-            self.loss = torch.compile(next_token_loss, mode=config.compile, dynamic=False)
+            loss = torch.compile(next_token_loss, mode=config.compile, dynamic=False)
+        with distributed.agreeing_on_memory():
+            self.model = build_model(config, arm, vocab_size, device, seed)
+        with distributed.agreeing_on_memory():
+            self.loss = distributed.data_parallel(MeanLoss(self.model, loss))
+        self.optimizer = make_optimizer(self.model, config)
+        if distributed.rank():  # other rows, so other dropout; rank 0 draws what one process does
+            torch.manual_seed(_seed_of_rank(seed, distributed.rank()))
+
+    def batches(self, steps):
+        """This rank's share of the first ``steps`` batches."""
+        config = self.config
+        return batches(self.rows, config.batch_size, steps, self.seed, share_of_rank(config))
 
     def step(self, batch, lr):
         """One optimizer step on a batch of rows; returns the loss, still on the device."""
         return self.update(*to_device(batch, self.device), lr)
 
-    def update(self, inputs, targets, lr):
-        """The same on tokens that are on the device already, (B, S) each."""
+    def update(self, inputs, targets, lr, together=True):
+        """The same on tokens that are on the device already, (B, S) each.
+
+        The loss is that of this rank's rows.  together: average the gradients over the ranks.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.config, self.device):
-            loss = self.loss(self.model, inputs, targets)
-        loss.backward()
+        loss = self._gradients(inputs, targets, together)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_CLIP)
         self.optimizer.step()
+        return loss
+
+    def _gradients(self, inputs, targets, together):
+        """Leave the gradients of the mean loss in the parameters; returns that loss."""
+        parts = self.config.gradient_accumulation
+        if parts == 1:
+            return self._add_gradients(inputs, targets, 1, together)
+        micro_steps = list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True))
+        losses = [self._add_gradients(*part, parts, False) for part in micro_steps[:-1]]
+        losses.append(self._add_gradients(*micro_steps[-1], parts, together))
+        return torch.stack(losses).sum()
+
+    def _add_gradients(self, inputs, targets, parts, together):
+        with nullcontext() if together else distributed.local_gradients(self.loss):
+            with autocast(self.config, self.device):
+                loss = self.loss(inputs, targets)
+            if parts > 1:
+                loss = loss / parts
+            loss.backward()
         return loss.detach()
 
     def warm_up(self, steps=UNTIMED_STEPS):
@@ -549,31 +625,57 @@ class Trainer:
         seconds = []
         self.model.train()
         with torch.random.fork_rng(devices=devices):
-            for batch in batches(self.rows, self.config.batch_size, steps, self.seed):
+            tried = self._try_memory() if distributed.size() > 1 else 0
+            for batch in self.batches(steps):
+                distributed.barrier()
                 started = time.perf_counter()
-                self.step(batch, self.config.lr)
-                synchronize(self.device)
+                with distributed.memory_ends_all():
+                    self.step(batch, self.config.lr)
+                    synchronize(self.device)
                 seconds.append(time.perf_counter() - started)
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
                 value.copy_(saved[name])
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer = make_optimizer(self.model, self.config)
-        return seconds[0], sum(seconds[1:])
+        return tuple(distributed.largest(tried + seconds[0], sum(seconds[1:])))
+
+    def _try_memory(self):
+        """A step without the other ranks, so that none waits where memory is too small for one.
+
+        Returns its seconds.
+        """
+        started = time.perf_counter()
+        with distributed.agreeing_on_memory():
+            for batch in self.batches(1):
+                self.update(*to_device(batch, self.device), self.config.lr, together=False)
+            synchronize(self.device)
+        return time.perf_counter() - started
 
     @torch.no_grad()
     def evaluate(self, held_out):
-        """Mean loss in nats per token over the held-out rows, dropout off, always eager."""
+        """Mean loss in nats per token over the held-out rows, dropout off, always eager.
+
+        Every rank takes its share of the rows.
+        """
         rows = held_out[validation_rows(self.config, len(held_out))]
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        mine = rows[distributed.rank() :: distributed.size()]
+        at_once = self.config.sequences_at_once
+        losses = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.eval()
-        for start in range(0, len(rows), self.config.batch_size):
-            batch = rows[start : start + self.config.batch_size]
-            inputs, targets = to_device(batch, self.device)
-            with autocast(self.config, self.device):
-                total += next_token_loss(self.model, inputs, targets).double() * len(batch)
+        with distributed.agreeing_on_memory():
+            for start in range(0, len(mine), at_once):
+                batch = mine[start : start + at_once]
+                inputs, targets = to_device(batch, self.device)
+                with autocast(self.config, self.device):
+                    losses += next_token_loss(self.model, inputs, targets).double() * len(batch)
+            losses = losses.item()
         self.model.train()
-        return (total / len(rows)).item()
+        return distributed.total(losses)[0] / len(rows)
+
+
+def _seed_of_rank(seed, rank):
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
 
 
 class StepClock:
@@ -605,28 +707,30 @@ def timed_steps(trainer, steps, progress):
 
     Returns the finite losses' array (the last one is not finite where the training diverged), the
     seconds of every step and of the whole.  ``progress(steps_done, loss)`` is called after every
-    step, with loss None where it has not been fetched from the device.
+    step, with loss None where it has not been fetched from the device.  Losses are those of all
+    ranks' rows, the seconds of the whole the slowest rank's.
     """
     config, device = trainer.config, trainer.device
     block = LOSS_BLOCK if device.type == "cuda" else 1
     on_device = torch.empty(steps, device=device)
     losses = []
     synchronize(device)
+    distributed.barrier()
     started = time.perf_counter()
     clock = StepClock(device)
-    for step, batch in enumerate(batches(trainer.rows, config.batch_size, steps, trainer.seed)):
+    for step, batch in enumerate(trainer.batches(steps)):
         lr = learning_rate(step, steps, config.lr, config.warmup_steps, config.schedule)
         on_device[step] = trainer.step(batch, lr)
         clock.mark()
         fetched = None
         if (step + 1) % block == 0 or step + 1 == steps:
-            losses += on_device[len(losses) : step + 1].tolist()
+            losses += distributed.mean(on_device[len(losses) : step + 1].tolist())
             fetched = losses[-1]
         progress(step + 1, fetched)
         if fetched is not None and not np.isfinite(losses[-block:]).all():
             break
     synchronize(device)
-    seconds = time.perf_counter() - started
+    seconds = distributed.largest(time.perf_counter() - started)[0]
     losses = np.array(losses, dtype=np.float32)
     broken = np.flatnonzero(~np.isfinite(losses))
     done = broken[0] + 1 if broken.size else len(losses)
@@ -689,11 +793,13 @@ def _measure(trainer, dataset, metrics, progress):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     steps = planned_steps(config, len(dataset.train))
-    losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
+    with distributed.memory_ends_all():
+        losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
     metrics |= _training_metrics(config, losses, step_seconds, seconds)
     if device.type == "cuda":
-        metrics["peak_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
-        metrics["peak_reserved_mb"] = torch.cuda.max_memory_reserved(device) / 2**20
+        peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        peaks = [peak / 2**20 for peak in distributed.largest(*peaks)]
+        metrics["peak_memory_mb"], metrics["peak_reserved_mb"] = peaks
     if not np.isfinite(losses[-1]):
         metrics["status"] = "diverged"
         metrics["message"] = f"the loss became {losses[-1]} at step {len(losses)}"
@@ -710,7 +816,8 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
     the keys of metrics_utils.NUMBERS, TEXTS and SERIES without the place in the experiment, and
     ``device_before`` and ``device_after`` (see ``machine.device_state``; not in any of the times).
     A loss that is not finite or memory that runs out ends the training with ``status`` diverged or
-    out_of_memory (model None then) and a ``message``.
+    out_of_memory (model None then) and a ``message``.  Where several ranks train together, each
+    calls it with the same arguments, and all have the same outcome; the figures are rank 0's.
     """
     before = device_state(device)
     metrics = _empty_metrics(seed)
@@ -718,9 +825,10 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
     trainer = None
     try:
         with deterministic_algorithms(config.deterministic):
-            if device.type == "cpu":
-                memory = child_peak_memory_mb(config, arm, dataset.vocab_size, seed)
-                metrics["peak_memory_mb"] = memory
+            with distributed.agreeing_on_memory():
+                if device.type == "cpu" and distributed.rank() == 0:
+                    memory = child_peak_memory_mb(config, arm, dataset.vocab_size, seed)
+                    metrics["peak_memory_mb"] = memory
             trainer = Trainer(config, arm, dataset.train, dataset.vocab_size, device, seed)
             _measure(trainer, dataset, metrics, progress)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
@@ -745,10 +853,11 @@ def child_peak_memory_mb(config, arm, vocab_size, seed):
     """Growth of resident memory in MB while a fresh process trains the arm for a few steps.
 
     The tokens are random: memory depends on how many there are, not on which.  The steps are
-    eager ones, for a compiler's own memory would hide the model's.  See ``machine.growth_in_child``
-    for NaN and RuntimeError.
+    eager ones, for a compiler's own memory would hide the model's.  Of several ranks, which are
+    alike, it is the share of one.  See ``machine.growth_in_child`` for NaN and RuntimeError.
     """
-    config = replace(config, compile="none")
+    share = {"batch_size": config.batch_size // config.world_size, "world_size": 1}
+    config = replace(config, compile="none", **share)
     job = {"config": asdict(config), "arm": arm, "vocab_size": vocab_size, "seed": seed}
     return growth_in_child("train_model", "memory_job", job)
 
