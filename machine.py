@@ -28,6 +28,7 @@ SOURCES = (
     "gpt.py",
     "gpt_win.py",
     "window_attention.py",
+    "rotary.py",
     "embedding.py",
     "linear.py",
     "train_model.py",
