@@ -1032,6 +1032,7 @@ def run_study(config, prepared, arguments, argv):
             write_report(*results, here.output_dir)
             experiments.append(results)
             path = save_study(summarize(arguments.study, experiments), config.output_dir)
+        return 0 if arguments.dry_run else report_study(config, load_study(path), experiments)
     except KeyboardInterrupt as stop:
         command = "the same command without --restart" if arguments.restart else "the same command"
         say(
@@ -1039,7 +1040,6 @@ def run_study(config, prepared, arguments, argv):
             "goes on from there"
         )
         return _exit_code(stop)
-    return 0 if arguments.dry_run else report_study(config, load_study(path), experiments)
 
 
 def report_study(config, content, experiments):

@@ -912,6 +912,16 @@ def test_an_interrupted_study_says_how_to_go_on(workplace, monkeypatch, capsys):
     assert len(study_of("length")["points"]) == 2
 
 
+def test_a_study_interrupted_in_its_pictures_has_lost_nothing(workplace, monkeypatch, capsys):
+    def interrupted(content):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_models, "plot_study", interrupted)
+    assert run_main("--study lengths --seq-lens 12 --runs 1 --positions learned") == 130
+    errors = capsys.readouterr().err
+    assert "the same command goes on from there" in errors and "before the first" not in errors
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
