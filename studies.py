@@ -125,7 +125,8 @@ def _arm_summary(runs):
 def _contrast(metrics, arm, reference, margin):
     """An arm against another, block by block; None where no block has both."""
     pair = arm, reference
-    if not len(shared_values(metrics, pair, "training_time")[0]):
+    # a training may end well and have no validation loss that is a number
+    if not all(len(shared_values(metrics, pair, key)[0]) for key in ("training_time", "val_loss")):
         return None
     contrast = {}
     for name, key in (("time", "training_time"), ("memory", "peak_memory_mb")):
@@ -228,8 +229,8 @@ def _equal_differences(point):
     """{arm: mean training loss minus that of fused} at equal seconds."""
     if point["equal_seconds"] is None:
         return {}
-    found = {a: d["mean"] for a, d in point["equal_seconds"]["differences"].items() if d}
-    return {"fused": 0.0} | found
+    differences = point["equal_seconds"]["differences"].items()
+    return {"fused": 0.0} | {a: d["mean"] for a, d in differences if point["arms"][a]["contrast"]}
 
 
 def pareto_front(points):

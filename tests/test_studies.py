@@ -131,6 +131,15 @@ def test_memory_that_ran_out_is_a_result(lengths):
     assert [list(line.get_xdata()) for line in crosses] == [[1024]] * 3
 
 
+def test_validation_losses_that_are_no_numbers_are_no_contrast():
+    metrics, metadata = experiment_of(PATTERN_ARMS, "learned", 1024)
+    for run in metrics["w96-d4"]:
+        run["val_loss"] = math.nan
+    content = summarize("patterns", [(metrics, metadata)])
+    assert content["points"][0]["arms"]["w96-d4"]["contrast"] is None
+    assert "w96-d4" in format_study(content) and plot_study(content)
+
+
 def test_pareto_front():
     points = {"a": (1.0, 0.0), "b": (1.2, 0.0), "c": (2.0, 0.5), "d": (1.5, 0.6), "e": (0.5, -1.0)}
     assert pareto_front(points) == {"b", "c", "e"}
