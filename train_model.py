@@ -526,12 +526,8 @@ def _window_evaluation(config, pattern, device):
 def _dispatched_operators(attend, config, device):
     """The attention operators of ``attend(q, k, v)`` on made-up inputs of the real shape."""
     heads = config.n_heads, config.d_model // config.n_heads
-    shape = (
-        config.sequences_at_once,
-        config.seq_len,
-        3,
-        *heads,
-    )  # as the model's projection has it
+    # as the model's projection has it
+    shape = (config.sequences_at_once, config.seq_len, 3, *heads)
     made = {"device": device, "dtype": DTYPES[config.dtype]}
     noted = _AttentionOperators()
     try:
