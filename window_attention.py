@@ -813,7 +813,11 @@ def _merge_sinks(out, lse, q, k, v, pattern, scale):
     merged_lse = torch.logaddexp(lse, scores.logsumexp(-1))
     share = (scores - merged_lse.unsqueeze(-1)).exp() @ v  # (B, H, S, D)
     others = (lse - merged_lse).exp().transpose(1, 2).unsqueeze(-1)  # (B, S, H, 1)
-    return (out * others + share.transpose(1, 2)).to(out.dtype).contiguous(), merged_lse
+    merged = out * others + share.transpose(1, 2)
+    # a copy even where nothing is to convert: the compiler of torch 2.11 loses the gradient of an
+    # output that is the same tensor as an intermediate result
+    merged = merged.to(out.dtype, copy=True, memory_format=torch.contiguous_format)
+    return merged, merged_lse
 
 
 def _sink_backward(gradient, q, k, v, out, lse, pattern, scale):
