@@ -6,7 +6,9 @@ hundred of them take seconds.
 """
 
 import builtins
+import contextlib
 import gc
+import importlib
 import json
 import os
 import random
@@ -130,6 +132,18 @@ def kill_at_call(number):
     sys.setprofile(profile)
 
 
+def at_exit(path, text):
+    """Make this process end with writing ``text()`` to ``path``."""
+    leave = os._exit
+
+    def write_and_leave(code):
+        sys.setprofile(None)
+        Path(path).write_text(text())
+        leave(code)
+
+    os._exit = write_and_leave
+
+
 def count_calls(path):
     """Write to ``path`` how many function calls this process makes up to its end."""
     calls = 0
@@ -138,14 +152,7 @@ def count_calls(path):
         nonlocal calls
         calls += 1
 
-    leave = os._exit
-
-    def write_and_leave(code):
-        sys.setprofile(None)
-        Path(path).write_text(str(calls))
-        leave(code)
-
-    os._exit = write_and_leave
+    at_exit(path, lambda: str(calls))
     sys.setprofile(profile)
 
 
@@ -207,21 +214,33 @@ def sweep(parent, runs, moments, expected):
     return {"statuses": statuses, "failures": failures}
 
 
+def import_ahead(parent):
+    """Import what an experiment imports on its way: else every fork would, for seconds."""
+    folder = new_folder(parent, "ahead")
+    names = folder / "names"
+    status = experiment(folder, 1, lambda: at_exit(names, lambda: "\n".join(list(sys.modules))))
+    assert status == 0, (folder / "log.txt").read_text()
+    for name in names.read_text().split():
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
 def main():
     torch.set_num_threads(1)
-    gc.freeze()  # else every training's garbage collection goes through all of torch
     mode, parent = sys.argv[1:]
     # a child process and figures would take most of the time, and write nothing of their own kind
     train_model.child_peak_memory_mb = lambda *_: 12.5
     compare_models.create_all_plots = lambda *_: []
+    import_ahead(parent)
+    gc.freeze()  # else every training's garbage collection goes through all of torch
     runs = 1 if mode == "writes" else 2
     expected = new_folder(parent, "undisturbed")
     if mode == "writes":
         count = expected / "count"
 
         def counting():
-            seen, leave = end_at_write(0), os._exit
-            os._exit = lambda code: (count.write_text(str(seen["changes"])), leave(code))
+            seen = end_at_write(0)
+            at_exit(count, lambda: str(seen["changes"]))
 
         assert experiment(expected, runs, counting) == 0, (expected / "log.txt").read_text()
         moments = [lambda k=k: end_at_write(k) for k in range(1, int(count.read_text()) + 1)]
