@@ -7,25 +7,14 @@ sink_tokens) about w + i/d of them at position i, where full attention reads i.
 
 import copy
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 
 from window_attention import check_pattern, may_attend
 
 # --- how one query attends to a block of keys ----------------------------------------------------
-
-
-class Kernel(NamedTuple):
-    """One of PyTorch's attention kernels: q (N, H, 1, D) and k, v (N, H, n, D) -> out, lse.
-
-    in_pieces: the far keys are handed to it as many short sequences instead of one long one, for
-    kernels that give a sequence to one block of threads, however long it is.
-    """
-
-    attend: Callable
-    in_pieces: bool = False
+#
+# PyTorch's attention kernels: q (B, H, 1, D) and k, v (B, H, n, D) -> out, log-sum-exp (B, H, 1).
 
 
 def _cpu(q, k, v, scale):
@@ -54,17 +43,11 @@ def _efficient(q, k, v, scale):
 
 
 PRODUCTS = "products"  # no kernel: two matrix products around a softmax over all keys
-KERNELS = {
-    "cpu": Kernel(_cpu),
-    "flash": Kernel(_flash),
-    "flash-pieces": Kernel(_flash, in_pieces=True),
-    "cudnn": Kernel(_cudnn),
-    "cudnn-pieces": Kernel(_cudnn, in_pieces=True),
-    "efficient": Kernel(_efficient),
-    "efficient-pieces": Kernel(_efficient, in_pieces=True),
-}
+KERNELS = {"cpu": _cpu, "flash": _flash, "cudnn": _cudnn, "efficient": _efficient}
 # The first that works is taken, and products where none does.  On 2 CPU cores in float32 the kernel
-# took 0.75 of the products' time at 4,096 tokens (B8 H4 D32), 1.13 at 16,384.
+# took 0.75 of the products' time at 4,096 tokens (B8 H4 D32), 1.13 at 16,384.  On an H200 in
+# bfloat16 cuDNN was the fastest in a CUDA graph, 0.96 to 0.76 of FlashAttention's time, but it
+# makes a new plan for every number of keys, and that grows as the text does: 46 to 52 ms a call.
 CHOICES = {
     ("cpu", torch.float64): ["cpu"],
     ("cpu", torch.float32): ["cpu"],
@@ -73,7 +56,6 @@ CHOICES = {
     ("cuda", torch.bfloat16): ["flash"],
     ("cuda", torch.float16): ["flash"],
 }
-MOST_PIECES, SHORTEST_PIECE = 512, 256  # pieces of all batches and heads; keys of a piece
 
 
 @functools.cache
@@ -125,32 +107,14 @@ def _by_products(q, parts, head_dim):
     return out.unflatten(0, (B, H))
 
 
-def _cut(x, pieces):
-    """(B, H, n, D) as views: (B * H, pieces, n // pieces, D) and, where keys are left, the rest."""
-    length = x.shape[2] // pieces
-    whole, rest = x.tensor_split([pieces * length], dim=2)
-    cut = [whole.unflatten(2, (pieces, length)), rest.unsqueeze(2)]
-    return [piece.flatten(0, 1) for piece in cut if piece.numel()]
-
-
 def _by_kernel(kernel, q, parts, scale):
     """The same from the kernel's output and log-sum-exp of every part: a softmax over those.
 
     parts: (k, v), (B, H, n, D) each.
     """
-    B, H, _, D = q.shape
-    outs, lses = [], []
-    for part in parts:
-        pieces = 1
-        if kernel.in_pieces:
-            pieces = max(1, min(MOST_PIECES // (B * H), part[0].shape[2] // SHORTEST_PIECE))
-        cut = zip(*(_cut(x, pieces) for x in part), strict=True) if pieces > 1 else [part]
-        for k, v in cut:
-            one = q.reshape(k.shape[0], -1, 1, D).expand(*k.shape[:2], 1, D)
-            out, lse = kernel.attend(one.contiguous(), k, v, scale)
-            outs.append(out.reshape(B, H, -1, D))
-            lses.append(lse.reshape(B, H, -1))
-    if len(outs) == 1 and outs[0].shape[2] == 1:
+    q = q.contiguous()
+    outs, lses = zip(*(kernel(q, k, v, scale) for k, v in parts), strict=True)
+    if len(outs) == 1:
         return outs[0]
     weights = torch.cat(lses, dim=2).softmax(dim=2).unsqueeze(2)  # (B, H, 1, blocks)
     return (weights @ torch.cat(outs, dim=2).to(weights.dtype)).to(q.dtype)

@@ -13,9 +13,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def harness(mode, folder):
-    done = subprocess.run(
-        [sys.executable, HARNESS, mode, folder], capture_output=True, text=True, timeout=600
-    )
+    # a process that forks must not have touched a GPU, which even imports can do
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, HARNESS, mode, folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -210,7 +210,7 @@ def test_cached_decoding_equals_recomputation_in_float32(model_class, options, l
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("name", [None, PRODUCTS, *(name for name in KERNELS if name != "cpu")])
 def test_every_kernel_of_a_step_equals_dense_in_float64(dtype, name):
-    if dtype == torch.float32 and name and name.split("-")[0] in ("flash", "cudnn"):
+    if dtype == torch.float32 and name in ("flash", "cudnn"):
         pytest.skip("for 16 bits")
     for pattern in ((96, 4, 0), (96, 4, 5), (1, 1, 0), (33, 0, 0)):
         numbers = torch.randn(3, 2, 3000, 4, 64, device="cuda").to(dtype)
