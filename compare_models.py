@@ -525,7 +525,8 @@ def memory_measure(config, device):
     several = config.world_size > 1
     if device.type == "cuda":
         whose = " of the rank with the largest" if several else ""
-        return f"torch.cuda.max_memory_allocated{whose}, reset after the warm-up"
+        when = "with the warm-up" if config.records_graphs else "reset after the warm-up"
+        return f"torch.cuda.max_memory_allocated{whose}, {when}"
     trained = f"{MEMORY_STEPS} eager steps" + " on one rank's share of the batch" * several
     return f"resident growth of a fresh process that trains {trained}"
 

@@ -178,6 +178,11 @@ class ExperimentConfig:
         """Sequences that one rank computes together: its share of a micro-step."""
         return self.batch_size // (self.world_size * self.gradient_accumulation)
 
+    @property
+    def records_graphs(self):
+        """Are CUDA graphs recorded in the warm-up?  Their replays allocate nothing that counts."""
+        return self.compile == "reduce-overhead"
+
     def of_arm(self, arm):
         """The configuration and the name in ``ARMS`` that an arm's name means.
 
@@ -448,9 +453,9 @@ def make_optimizer(model, config):
 
 def release_memory(device):
     """Leave nothing of one training behind for the next: garbage, caches, compiled code."""
-    gc.collect()
     clear_mask_cache()
     torch.compiler.reset()
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     synchronize(device)
@@ -782,17 +787,20 @@ def _training_metrics(config, losses, step_seconds, seconds):
 def _measure(trainer, dataset, metrics, progress):
     """Warm up, train and evaluate; ``metrics`` gets each figure as soon as it is known."""
     config, device = trainer.config, trainer.device
+    cuda = device.type == "cuda"
+    if cuda and config.records_graphs:
+        torch.cuda.reset_peak_memory_stats(device)
     first, rest = trainer.warm_up()
     compiling = config.compile != "none"
     metrics["compile_time"] = first if compiling else 0.0
     metrics["warmup_time"] = rest if compiling else first + rest
-    if device.type == "cuda":
+    if cuda and not config.records_graphs:
         torch.cuda.reset_peak_memory_stats(device)
     steps = planned_steps(config, len(dataset.train))
     with distributed.memory_ends_all():
         losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
     metrics |= _training_metrics(config, losses, step_seconds, seconds)
-    if device.type == "cuda":
+    if cuda:
         peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         peaks = [peak / 2**20 for peak in distributed.largest(*peaks)]
         metrics["peak_memory_mb"], metrics["peak_reserved_mb"] = peaks

@@ -553,6 +553,24 @@ def test_cuda_peak_memory_is_this_trainings_own():
     assert metrics["peak_reserved_mb"] >= peaks[1]
 
 
+@needs_cuda
+@pytest.mark.parametrize("arm", ("baseline", "window", "fused"))
+def test_cuda_graphs_train_the_same_in_the_same_memory(arm):
+    """Their replays allocate nothing: what the steps take must be seen when they are recorded."""
+    sizes = {"seq_len": 1100, "d_model": 128, "batch_size": 4, "window_attention": "split"}
+    dataset = tiny_dataset(12, 1100)
+    found = {}
+    for mode in ("default", "reduce-overhead"):
+        config = tiny_config(dtype="bfloat16", compile=mode, **sizes)
+        found[mode], _ = train(config, arm, dataset, 7, torch.device("cuda"))
+        release_memory(torch.device("cuda"))
+    graphs, calls = found["reduce-overhead"], found["default"]
+    np.testing.assert_allclose(graphs["losses"], calls["losses"], rtol=0.1)
+    assert 0.7 < graphs["peak_memory_mb"] / calls["peak_memory_mb"] < 1.5
+    # nothing of the graphs stays for the next training
+    assert torch.cuda.memory_allocated() < 0.2 * 2**20 * calls["peak_memory_mb"]
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_valid_and_documented_sizes(preset):
     config = make_config(preset)
