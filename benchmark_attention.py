@@ -277,13 +277,7 @@ def error_of(name, case):
     Against textbook attention in float64 over the keys that it claims; NaN where it chooses them
     by the data.  Raises Unavailable where the error is larger than its dtype's rounding explains.
     """
-    peer = PEERS[name]
-    small = replace(
-        case,
-        batch_size=min(case.batch_size, 2),
-        seq_len=CHECKED_TOKENS,
-        window_size=min(case.window_size, CHECKED_TOKENS // 4),
-    )
+    peer, small = PEERS[name], _small(case)
     qkv, upstream = small.inputs(seed=1)
     values = _values(peer.make(small), qkv, upstream)
     if peer.attends == OTHER_KEYS:
@@ -296,6 +290,18 @@ def error_of(name, case):
         ((value.double() - expected).norm() / expected.norm()).item()
         for value, expected in zip(values, reference, strict=True)
     )
+    return _checked(error, case)
+
+
+def _small(case):
+    """A problem like ``case`` that textbook attention in float64 can do."""
+    window_size = min(case.window_size, CHECKED_TOKENS // 4)
+    batch_size = min(case.batch_size, 2)
+    return replace(case, batch_size=batch_size, seq_len=CHECKED_TOKENS, window_size=window_size)
+
+
+def _checked(error, case):
+    """The relative error; Unavailable where its dtype's rounding does not explain it."""
     if not error <= LARGEST_ERROR[case.dtype]:
         raise Unavailable(
             f"gives other results than textbook attention, relative error {error:.2g}"
@@ -449,6 +455,15 @@ def _progress(names, title):
         yield name
 
 
+def _times(seconds):
+    """Median, quartiles and samples for a record."""
+    return {
+        "median_ms": 1e3 * float(np.median(seconds)),
+        "quartiles_ms": [1e3 * float(q) for q in np.quantile(seconds, (0.25, 0.75))],
+        "samples_ms": [1e3 * s for s in seconds],
+    }
+
+
 class AttentionBenchmark:
     """Measures peers case by case; ``records`` and ``skipped`` hold plain values for JSON."""
 
@@ -521,7 +536,6 @@ class AttentionBenchmark:
                     say(f"  memory of {name} not measured: {_reason(error)}")
             ratio = min(full) / medians[name] if full else math.nan
             same = PEERS[name].attends == PATTERN
-            quartiles = np.quantile(seconds, (0.25, 0.75))
             self.records.append(
                 {
                     "peer": name,
@@ -530,9 +544,7 @@ class AttentionBenchmark:
                     "direction": direction,
                     "density": kept,
                     "timed_as": how[name],
-                    "median_ms": 1e3 * medians[name],
-                    "quartiles_ms": [1e3 * float(q) for q in quartiles],
-                    "samples_ms": [1e3 * s for s in seconds],
+                    **_times(seconds),
                     "ratio_to_best_full": ratio,
                     "share_of_limit": ratio * kept if same else math.nan,
                     "peak_memory_mb": memory,
@@ -576,9 +588,7 @@ def measure_steps(config, modes, evaluations, device, rounds=11):
                     **shape,
                     "dtype": config.dtype,
                     "timed_as": how[label],
-                    "median_ms": 1e3 * float(np.median(seconds)),
-                    "quartiles_ms": [1e3 * float(q) for q in np.quantile(seconds, (0.25, 0.75))],
-                    "samples_ms": [1e3 * s for s in seconds],
+                    **_times(seconds),
                     "peak_memory_mb": memory[label],
                 }
             )
@@ -696,19 +706,13 @@ def decode_names(device):
 
 def decode_error(name, case):
     """As ``error_of``, for the one query of decoding."""
-    small = replace(case, batch_size=min(case.batch_size, 2), seq_len=CHECKED_TOKENS)
-    small = replace(small, window_size=min(case.window_size, CHECKED_TOKENS // 4))
+    small = _small(case)
     stored = Stored(small, seed=1)
     out = DECODE_PEERS[name].make(stored)().double()
     mask = _allowed(small, DECODE_PEERS[name].attends)[-1:]
     k, v = stored.keys_values.transpose(2, 3).double()
     expected = dense_attention(stored.q.double(), k, v, mask)
-    error = ((out - expected).norm() / expected.norm()).item()
-    if not error <= LARGEST_ERROR[case.dtype]:
-        raise Unavailable(
-            f"gives other results than textbook attention, relative error {error:.2g}"
-        )
-    return error
+    return _checked(((out - expected).norm() / expected.norm()).item(), case)
 
 
 def keys_read(case, attends):
@@ -723,7 +727,18 @@ def keys_read(case, attends):
 def measure_decoding(names, case, device, rounds):
     """Time one query of every peer over a case's context; returns (records, skipped) for JSON."""
     records, skipped, works, how, errors = [], [], {}, {}, {}
-    stored = Stored(case)
+
+    def skip(name, error):
+        about = {"peer": name, **asdict(case), "direction": FORWARD}
+        skipped.append(about | {"reason": _reason(error)})
+
+    try:
+        works[COPY], copied = copy_work(device)
+        stored = Stored(case)
+    except RuntimeError as error:  # memory
+        for name in names:
+            skip(name, error)
+        return records, skipped
     for name in _progress(names, f"S {case.seq_len:,}, one token"):
         try:
             errors[name] = decode_error(name, case)
@@ -731,9 +746,7 @@ def measure_decoding(names, case, device, rounds):
             work()
             works[name], how[name] = as_cuda_graph(work, device)
         except Exception as error:  # of a peer's own: the others go on
-            reason = {"peer": name, **asdict(case), "direction": FORWARD, "reason": _reason(error)}
-            skipped.append(reason)
-    works[COPY], copied = copy_work(device)
+            skip(name, error)
     samples = timed_in_rounds(works, device, rounds)
     medians = {name: float(np.median(seconds)) for name, seconds in samples.items()}
     bandwidth = copied / medians.pop(COPY)
@@ -769,31 +782,26 @@ def copy_work(device):
     return partial(torch.empty_like(source).copy_, source), 2 * count
 
 
-def _times(seconds):
-    """Median, quartiles and samples for a record."""
-    return {
-        "median_ms": 1e3 * float(np.median(seconds)),
-        "quartiles_ms": [1e3 * float(q) for q in np.quantile(seconds, (0.25, 0.75))],
-        "samples_ms": [1e3 * s for s in seconds],
-    }
-
-
 def measure_decode_steps(config, device, rounds=11):
-    """Time the models' whole step for one token behind config.seq_len - 1; records for JSON.
+    """Time the models' whole step for one token behind config.seq_len - 1.
 
-    What is kept of the context is made up: it decides nothing about the time.
+    Returns (records, skipped) for JSON.  What is kept of the context is made up: it decides nothing
+    about the time.
     """
-    works, how = {}, {}
+    works, how, skipped = {}, {}, []
+    shape = {"seq_len": config.seq_len, "batch_size": config.batch_size, "compile": "none"}
     with torch.no_grad(), autocast(config, device):
         for arm in config.arms:
             forget_everything(device)
-            model = build_model(config, arm, STEP_VOCAB, device, seed=0).eval()
-            work = partial(_model_step, model, *_decode_state(model, config, device))
-            works[arm], how[arm] = as_cuda_graph(work, device)
+            try:
+                model = build_model(config, arm, STEP_VOCAB, device, seed=0).eval()
+                work = partial(_model_step, model, *_decode_state(model, config, device))
+                works[arm], how[arm] = as_cuda_graph(work, device)
+            except RuntimeError as error:  # memory: the other arms go on
+                skipped.append({"arm": arm, **shape, "reason": _reason(error)})
         samples = timed_in_rounds(works, device, rounds)
     fused = float(np.median(samples.get("fused", [math.nan])))
-    shape = {"seq_len": config.seq_len, "batch_size": config.batch_size, "compile": "none"}
-    return [
+    records = [
         {
             "arm": arm,
             **shape,
@@ -805,6 +813,7 @@ def measure_decode_steps(config, device, rounds=11):
         }
         for arm, seconds in samples.items()
     ]
+    return records, skipped
 
 
 def _decode_state(model, config, device):
@@ -1029,6 +1038,9 @@ def build_parser():
         "steps of the experiment's arms, or (--decode) the attention of one new token, or (both) "
         "the models' whole step for one.",
         epilog=f"peers, and to which keys each attends:\n{peers}\n\n"
+        "peers of --decode: window and full as the models generate; with -flash, -cudnn, "
+        "-efficient, -cpu or -products\nby that kernel of PyTorch, or two matrix products; flash, "
+        "cudnn, efficient, math: scaled_dot_product_attention over all keys\n\n"
         "examples:\n"
         "  python benchmark_attention.py --seq-lens 1024 4096 --head-dim 32 --heads 4\n"
         "  python benchmark_attention.py --step --seq-lens 16384 --head-dim 32\n"
@@ -1061,11 +1073,13 @@ def build_parser():
     add("--step", "time training steps of the arms instead", action="store_true")
     add("--decode", "time one new token over contexts of S tokens instead", action="store_true")
     choices = {"nargs": "+", "choices": COMPILE_MODES, "default": ("none", "default")}
-    add("--compile", "with --step: torch.compile modes (default: none default)", **choices)
+    text = "with --step, without --decode: torch.compile modes (default: none default)"
+    add("--compile", text, **choices)
     choices = {"nargs": "+", "choices": tuple(ARMS), "default": DEFAULT_ARMS}
     add("--arms", f"with --step (default: {' '.join(DEFAULT_ARMS)})", **choices)
     choices = {"nargs": "+", "choices": EVALUATIONS, "default": ("auto",)}
-    add("--window-attention", "with --step: one window arm for each (default: auto)", **choices)
+    text = "with --step, without --decode: one window arm for each (default: auto)"
+    add("--window-attention", text, **choices)
     add("--layers", "with --step: decoder blocks", type=int, default=8)
     return parser
 
@@ -1172,10 +1186,12 @@ def run_decoding(args, device, cases):
 
 def run_decode_steps(args, device, cases):
     """The benchmark of the models' step for one new token; yields (records, skipped)."""
-    records = []
+    records, skipped = [], []
     for config in [_step_config(args, case) for case in cases]:
-        records += measure_decode_steps(config, device, args.rounds)
-        yield records, []
+        more = measure_decode_steps(config, device, args.rounds)
+        records += more[0]
+        skipped += more[1]
+        yield records, skipped
 
 
 def main(argv=None):

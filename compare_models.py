@@ -947,8 +947,12 @@ def prepare_study(arguments):
     for point in points:
         folder = Path(config.output_dir) / study_name(arguments.study) / point.name
         here = replace(config, **point.changes, output_dir=str(folder))
-        check_config(here)
-        prepared.append((point, here, load_dataset(here.data, here.seq_len, here.batch_size)))
+        try:
+            check_config(here)
+            dataset = load_dataset(here.data, here.seq_len, here.batch_size)
+        except ValueError as error:
+            raise ValueError(f"point {point.name}: {error}") from None
+        prepared.append((point, here, dataset))
     check_ranks(prepared[0][1])
     if not arguments.dry_run:
         check_writable(config.output_dir, config.plots_dir)
@@ -1011,7 +1015,7 @@ def run_and_report(config, dataset, arguments, argv):
         run_experiment(config, dataset, **options, before=begin, after=report, argv=argv)
         return codes[0]
     except KeyboardInterrupt as stop:
-        say(f"{_stopped(stop)}: {_kept(config, arguments.restart)}")
+        _say_stopped(stop, f": {_kept(config, arguments.restart)}")
         return _exit_code(stop)
 
 
@@ -1036,10 +1040,8 @@ def run_study(config, prepared, arguments, argv):
         return 0 if arguments.dry_run else report_study(config, load_study(path), experiments)
     except KeyboardInterrupt as stop:
         command = "the same command without --restart" if arguments.restart else "the same command"
-        say(
-            f"{_stopped(stop)}: finished trainings are kept below {config.output_dir}; {command} "
-            "goes on from there"
-        )
+        kept = f"finished trainings are kept below {config.output_dir}"
+        _say_stopped(stop, f": {kept}; {command} goes on from there")
         return _exit_code(stop)
 
 
@@ -1056,10 +1058,12 @@ def report_study(config, content, experiments):
     return EXIT_RUNS_FAILED if "diverged" in statuses else 0
 
 
-def _stopped(stop):
-    word = "terminated" if isinstance(stop, Terminated) else "interrupted"
-    # torchrun does so where a rank has ended, and names it
-    return word + " by torchrun" * (distributed.size() > 1)
+def _say_stopped(stop, what):
+    """Say that a signal ended it, unless another rank has said why all end."""
+    if distributed.first_to_speak():
+        word = "terminated" if isinstance(stop, Terminated) else "interrupted"
+        # torchrun does so where a rank has ended, and names it
+        say(word + " by torchrun" * (distributed.size() > 1) + what)
 
 
 def _exit_code(stop):
@@ -1126,7 +1130,7 @@ def _lead(argv):
         except OSError as error:
             return _complain(error, arguments, EXIT_FAILED)
         except KeyboardInterrupt as stop:
-            say(f"{_stopped(stop)} before the first training")
+            _say_stopped(stop, " before the first training")
             return _exit_code(stop)
 
 

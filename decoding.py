@@ -1,8 +1,9 @@
 """Attention of one new token to the stored keys and values of the tokens before it.
 
-This file knows tensors and no models.  A step reads the keys that its pattern allows and no others:
-with the letters of window_attention.py (B batch, H heads, D head_dim, w window_size, d dilation, N
-sink_tokens) about w + i/d of them at position i, where full attention reads i.
+This file knows tensors and no models.  A step reads the keys that its pattern allows: with the
+letters of window_attention.py (B batch, H heads, D head_dim, w window_size, d dilation, N
+sink_tokens) about w + i/d + N of them at position i, where full attention reads i.  (Where there
+are sinks, or rows of different lengths in a batch, it reads a few that are masked then.)
 """
 
 import copy
@@ -43,6 +44,7 @@ def _efficient(q, k, v, scale):
 
 
 PRODUCTS = "products"  # no kernel: two matrix products around a softmax over all keys
+# cudnn and efficient are for the benchmark alone, see CHOICES.
 KERNELS = {"cpu": _cpu, "flash": _flash, "cudnn": _cudnn, "efficient": _efficient}
 # The first that works is taken, and products where none does.  On 2 CPU cores in float32 the kernel
 # took 0.75 of the products' time at 4,096 tokens (B8 H4 D32), 1.13 at 16,384.  On an H200 in
@@ -145,6 +147,7 @@ class KeyValueCache:
         """shape: (B, H, D); pattern: (w, d, N)."""
         check_pattern(*pattern)
         window_size, dilation, sinks = pattern
+        self.length = length
         if dilation == 1 or window_size + 1 >= length:
             window_size, dilation, sinks = length - 1, 0, 0
         elif window_size + dilation >= length:
@@ -179,8 +182,13 @@ class KeyValueCache:
     def write(self, k, v):
         """Take the keys and values (B, S, H, D) of the first S tokens, or of the one that follows.
 
-        Returns whether they are the first.
+        Returns whether they are the first.  Raises ValueError where they do not fit, and for more
+        than one token after the first.
         """
+        if self.filled + k.shape[1] > self.length:
+            raise ValueError(
+                f"{self.filled + k.shape[1]} tokens do not fit into a cache of {self.length}"
+            )
         new = torch.stack([k, v]).transpose(2, 3)  # (2, B, H, S, D)
         first, tokens = self.filled, k.shape[1]
         self.filled += tokens

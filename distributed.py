@@ -26,7 +26,7 @@ from machine import is_out_of_memory
 from run_store import Terminated, terminable
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-GOES_ON = "finished trainings are kept, and the same command goes on from there"
+GOES_ON = "finished trainings are kept, and the same command, without --restart, goes on from there"
 STARTUP = timedelta(minutes=5)  # between the first and the last rank's start
 # Rank 0 may prepare data for long while the others wait.  Whether a rank is alive is told by its
 # heartbeat and by its connections, so no call needs a shorter limit.
@@ -141,11 +141,16 @@ class _Watch(threading.Thread):
     def run(self):
         heard = dict.fromkeys(self.others, (None, time.monotonic()))
         while True:
+            # a machine that lost its power closes no connection: then these calls never return
+            timer = threading.Timer(SILENCE, self.end_alone)
+            timer.daemon = True
+            timer.start()
             try:
                 self.beat()
                 last = {other: self.store.get(f"beat of {other}") for other in self.others}
             except RuntimeError:
                 self.end("the process that started the ranks has ended")
+            timer.cancel()
             now = time.monotonic()
             for other, beat in last.items():
                 if beat != heard[other][0]:
@@ -158,8 +163,17 @@ class _Watch(threading.Thread):
                 self.end("this experiment was told to stop", 128 + signum)
 
     def end(self, reason, code=1):
-        say_once(reason, knows=True)
+        say_once(reason, knows=True, store=self.store)
         leave(code)
+
+    def end_alone(self):
+        print(
+            f"error: the process that started the ranks has not answered for {SILENCE} seconds; "
+            f"{GOES_ON}",
+            file=sys.stderr,
+            flush=True,
+        )
+        leave(1)
 
 
 def leave(code):
@@ -170,20 +184,26 @@ def leave(code):
     os._exit(code)
 
 
-def say_once(reason, knows):
+def first_to_speak(store=None):
+    """May this rank say why all end?  The first that asks may, and one process always."""
+    store = store or _world.store
+    try:
+        return _world.rank == 0 if store is None else store.add("said", 1) == 1
+    except RuntimeError:  # no store any more
+        return _world.rank == 0
+
+
+def say_once(reason, knows, store=None):
     """One line on why the ranks end, by the first of them alone.
 
     knows: this rank knows the reason; otherwise rank 0 speaks, and the others only where it is
-    silent, for it may be the lost one.
+    silent, for it may be the lost one.  store: another client, where the main thread may be waiting
+    with its own.
     """
-    try:
-        if not knows and _world.rank:
-            with contextlib.suppress(RuntimeError):
-                _world.store.wait(["said"], timedelta(seconds=3))
-        first = _world.store.add("said", 1) == 1
-    except RuntimeError:  # no store any more
-        first = _world.rank == 0
-    if first:
+    if not knows and _world.rank and _world.store is not None:
+        with contextlib.suppress(RuntimeError):
+            _world.store.wait(["said"], timedelta(seconds=3))
+    if first_to_speak(store):
         print(f"error: {reason}; {GOES_ON}", file=sys.stderr, flush=True)
 
 
@@ -227,9 +247,6 @@ def lead_or_follow(lead):
                 say_once(reason, knows=isinstance(error, Lost))
             else:
                 traceback.print_exc()
-        if _world.rank == 0 and code >= 128 and _world.store is not None:
-            with contextlib.suppress(RuntimeError):
-                _world.store.add("said", 1)  # lead() has said it
         leave(code)
 
 
@@ -364,6 +381,6 @@ def memory_ends_all():
         if _world.size == 1 or not is_out_of_memory(error):
             raise
         raise Lost(
-            f"out of memory on rank {_world.rank} in the middle of a training: lower --batch-size "
-            "or raise --gradient-accumulation"
+            f"out of memory on rank {_world.rank} in the middle of a training, although the steps "
+            "that were tried had enough: is another program using its device?"
         ) from error

@@ -101,6 +101,8 @@ def sampling_of(args):
 
 def read_prompt(argument):
     """The prompt, ``-`` from standard input; ValueError where it is empty or no UTF-8."""
+    if argument == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed: give the prompt as an argument")
     try:
         text = sys.stdin.buffer.read().decode() if argument == "-" else argument
         text.encode()  # an argument's bytes that are no UTF-8 come as surrogates
@@ -116,7 +118,7 @@ def room_for(model, prompt, tokens):
     if model.position_embeddings is None:
         return tokens
     room = model.max_seq_len - prompt
-    if room < 1 and tokens:
+    if room < min(tokens, 1):
         raise ValueError(
             f"the sequence is full: the prompt has {prompt:,} tokens, and the model's learned "
             f"positions end at {model.max_seq_len:,}: shorten it"

@@ -189,10 +189,10 @@ class GPTModel(nn.Module):
     ):
         """Prompts and what follows: token ids (B, T) -> (B, T + max_new_tokens).
 
-        A list of prompts of any lengths, 1-D each, gives a list of 1-D tensors; each row is what it
-        would be alone.  The rows are evaluated in one pass as far as they are of one length, and
-        then token by token with keys and values kept (see decoding.py), without gradients and
-        without dropout.
+        A list of prompts of any lengths, 1-D each, gives a list of 1-D tensors; each row's
+        probabilities are what they would be alone (its draws are not: the rows share a generator).
+        Neighbouring rows of one length are evaluated in one pass, and then all token by token with
+        keys and values kept (see decoding.py), without gradients and without dropout.
         temperature, top_k, top_p, generator: see ``sampling.draw``; temperature 0 is greedy.
         Raises ValueError for arguments out of range, and with learned positions where the longest
         row would become longer than max_seq_len; rotary positions have no end.

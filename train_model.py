@@ -281,6 +281,11 @@ def check_config(config):
     ):
         if value not in choices:
             raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
+    if config.records_graphs and config.gradient_accumulation > 1:
+        raise ValueError(
+            "--compile reduce-overhead keeps gradients in CUDA graphs, which the next micro-step "
+            "overwrites: choose --compile default, or --gradient-accumulation 1"
+        )
     unknown = [arm for arm in config.arms if arm not in ARMS and pattern_of_arm(arm) is None]
     if unknown or not config.arms:
         raise ValueError(
@@ -569,7 +574,9 @@ class Trainer:
             loss = torch.compile(next_token_loss, mode=config.compile, dynamic=False)
         with distributed.agreeing_on_memory():
             self.model = build_model(config, arm, vocab_size, device, seed)
-        with distributed.agreeing_on_memory():
+            if distributed.size() > 1:  # room for what the ranks exchange, tried while none waits
+                torch.empty(2 * _bytes_of(self.model), dtype=torch.uint8, device=device)
+        with distributed.memory_ends_all():
             self.loss = distributed.data_parallel(MeanLoss(self.model, loss))
         self.optimizer = make_optimizer(self.model, config)
         if distributed.rank():  # other rows, so other dropout; rank 0 draws what one process does
@@ -642,13 +649,13 @@ class Trainer:
         return tuple(distributed.largest(tried + seconds[0], sum(seconds[1:])))
 
     def _try_memory(self):
-        """A step without the other ranks, so that none waits where memory is too small for one.
+        """Steps without the other ranks, so that none waits where memory is too small for them.
 
-        Returns its seconds.
+        Two, for the first one makes the optimizer's state at its end.  Returns their seconds.
         """
         started = time.perf_counter()
         with distributed.agreeing_on_memory():
-            for batch in self.batches(1):
+            for batch in self.batches(2):
                 self.update(*to_device(batch, self.device), self.config.lr, together=False)
             synchronize(self.device)
         return time.perf_counter() - started
@@ -673,6 +680,10 @@ class Trainer:
             losses = losses.item()
         self.model.train()
         return distributed.total(losses)[0] / len(rows)
+
+
+def _bytes_of(model):
+    return sum(parameter.nbytes for parameter in model.parameters())
 
 
 def _seed_of_rank(seed, rank):

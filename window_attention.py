@@ -154,12 +154,14 @@ def cached_window_bias(seq_len, window_size, dilation, device, dtype, sink_token
 
 @functools.lru_cache(maxsize=8)
 def _mask_cache(seq_len, window_size, dilation, device, sink_tokens):
-    return window_mask(seq_len, window_size, dilation, device, sink_tokens)
+    with torch.inference_mode(False):  # autograd takes no tensors that were made in it
+        return window_mask(seq_len, window_size, dilation, device, sink_tokens)
 
 
 @functools.lru_cache(maxsize=8)
 def _bias_cache(seq_len, window_size, dilation, device, dtype, sink_tokens):
-    return _as_bias(window_mask(seq_len, window_size, dilation, device, sink_tokens), dtype)
+    with torch.inference_mode(False):
+        return _as_bias(window_mask(seq_len, window_size, dilation, device, sink_tokens), dtype)
 
 
 def _as_bias(mask, dtype):

@@ -1,5 +1,6 @@
 """The benchmark measures what it says: by its own arithmetic, and only what is right."""
 
+import itertools
 import json
 import math
 
@@ -326,9 +327,45 @@ def test_whole_steps_of_decoding(tmp_path, capsys):
     assert "fused over this" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("what", ["_step_of", "_decode_state"])
+def test_an_arm_without_room_is_named_and_the_others_are_timed(what, tmp_path, capsys, monkeypatch):
+    real, calls = getattr(bench, what), itertools.count()
+
+    def no_room_at_first(*args):
+        if next(calls) == 0:
+            raise RuntimeError("can't allocate memory: 9 bytes")
+        return real(*args)
+
+    monkeypatch.setattr(bench, what, no_room_at_first)
+    options = [*DECODE, "--layers", "1"] if what == "_decode_state" else [*TINY, "--seq-lens", "16"]
+    options += ["--step", "--compile", "none"] if what == "_step_of" else ["--step"]
+    assert bench.main([*options, "--arms", "window", "fused", *folders(tmp_path)]) == 0
+    assert "skipped: window" in (out := capsys.readouterr().out) and "out of memory" in out
+    (path,) = (tmp_path / "out").glob("*.json")
+    saved = json.loads(path.read_text())
+    assert saved["skipped"][0]["arm"].startswith("window") and saved["records"]
+
+
+def test_a_context_without_room_is_named_and_the_others_are_timed(tmp_path, capsys, monkeypatch):
+    real = bench.Stored
+
+    def stored(case, **options):
+        if case.seq_len == 300:
+            raise RuntimeError("can't allocate memory: 9 bytes")
+        return real(case, **options)
+
+    monkeypatch.setattr(bench, "Stored", stored)
+    assert bench.main([*DECODE, *folders(tmp_path)]) == 0
+    assert "at S 300, forward only: out of memory" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "out" / "decode_benchmark.json").read_text())
+    assert {r["seq_len"] for r in saved["records"]} == {16}
+    assert {r["seq_len"] for r in saved["skipped"]} == {300}
+
+
 def test_the_timed_step_is_that_of_the_model():
     """The step that is timed gives the logits of the whole sequence, time after time."""
-    config = make_config("paper", device="cpu", d_model=16, n_heads=2, layers=2, seq_len=50)
+    sizes = {"d_model": 16, "n_heads": 2, "layers": 2, "seq_len": 50}
+    config = make_config("paper", device="cpu", window_size=10, dilation=3, **sizes)
     model = bench.build_model(config, "window", 100, CPU, seed=0).eval()
     tokens = torch.randint(100, (2, 50), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

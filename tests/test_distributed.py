@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,8 +27,8 @@ TINY = "--seq-len 24 --d-model 16 --n-heads 2 --layers 1 --batch-size 4 --max-st
 TINY += " --window-size 5 --dilation 3 --warmup-steps 2 --val-batches 0 --lr 1e-2 --runs 1"
 TWO_ARMS = "--arms baseline fused --output-dir output"
 EVERY_ARM = ("baseline", "window", "fused", "published")
-# the untimed steps of two ranks: one that tries the memory and the warm-up's
-UNTIMED = 1 + train_model.UNTIMED_STEPS
+# the untimed steps of two ranks: two that try the memory and the warm-up's
+UNTIMED = 2 + train_model.UNTIMED_STEPS
 
 
 def write_data(folder):
@@ -67,14 +70,17 @@ def launch(tmp_path_factory):
         one_process(folder, patch, f"--arms {' '.join(EVERY_ARM)} --output-dir one")
     cases = {
         "two": {"options": f"{every_arm} --output-dir two"},
-        "parts": {"options": f"{every_arm} --output-dir parts --gradient-accumulation 2"},
+        "parts": {
+            "options": f"{every_arm} --output-dir parts --gradient-accumulation 2",
+            "fault": "clock 1 0",
+        },
         "again": {"options": f"{every_arm} --output-dir two"},
         "other_world": {"options": f"{every_arm} --output-dir one --allow-mixed"},
         "uneven": {"options": f"{TINY} --batch-size 3 --output-dir uneven"},
         "no_data": {"options": f"{TINY} --data none.npy --output-dir no_data"},
         "memory": {
             "options": f"{TINY} {TWO_ARMS}/memory",
-            "fault": "memory 1 1",
+            "fault": "memory 1 2",
         },
         "diverged": {
             "options": f"{TINY} {TWO_ARMS}/diverged",
@@ -112,6 +118,26 @@ def test_every_rank_ends_with_the_same_weights(launch):
             assert first == second > 0
 
 
+def test_every_rank_draws_dropout_of_its_own(launch):
+    for first, second in launch[1]["two"]["seeds"]:
+        assert first != second
+
+
+def test_gradients_travel_in_the_last_micro_step_alone(launch):
+    """Of the steps that try the memory, in none."""
+    _, found, _ = launch
+    tried, trained = found["two"]["steps"]
+    assert tried > 0 and trained > 0 and found["two"]["unsynchronized"] == tried
+    tried, trained = found["parts"]["steps"]
+    assert found["parts"]["unsynchronized"] == 2 * tried + trained
+
+
+def test_the_time_is_that_of_the_slowest_rank(launch):
+    """Rank 1's clock ran three times as fast; the seconds of single steps are rank 0's."""
+    for (run,) in load_metrics(launch[0] / "parts" / "experiment_results.npz").values():
+        assert run["training_time"] > 2 * run["step_seconds"].sum()
+
+
 def test_the_world_is_stored_and_reported(launch):
     metadata = load_experiment(launch[0] / "parts" / "experiment_results.json")[1]
     assert metadata["config"]["world_size"] == 2 and metadata["config"]["backend"] == "gloo"
@@ -144,9 +170,9 @@ def test_output_is_written_once(launch):
 
 def test_a_complete_experiment_is_recognised_and_another_world_refused(launch):
     _, found, done = launch
-    assert found["again"] == {"code": 0, "weights": []}
+    assert found["again"]["code"] == 0 and found["again"]["weights"] == []
     assert done.stderr.count("complete: all 4 trainings are done") == 1
-    assert found["other_world"] == {"code": 2, "weights": []}
+    assert found["other_world"]["code"] == 2 and found["other_world"]["weights"] == []
     assert done.stderr.count("config.world_size: null before, 2 now") == 1
 
 
@@ -220,6 +246,39 @@ def test_every_rank_ends_with_the_code_of_wrong_options(tmp_path):
     assert ended.stderr.count("exitcode  : 2") == 2 and list(tmp_path.iterdir()) == []
 
 
+def test_a_store_that_does_not_answer_ends_the_rank(monkeypatch, capsys):
+    """As where the machine that holds it has lost its power."""
+    left, codes = threading.Event(), []
+
+    def leave(code):
+        codes.append(code)
+        left.set()
+
+    def get(*_):  # the test's end
+        raise SystemExit
+
+    store = SimpleNamespace(set=lambda *_: left.wait(30), get=get)
+    monkeypatch.setattr(distributed._world, "size", 2)
+    monkeypatch.setattr(distributed, "SILENCE", 0.01)
+    monkeypatch.setattr(distributed, "leave", leave)
+    before = signal.set_wakeup_fd(-1)
+    try:
+        with pytest.raises(SystemExit):
+            distributed._Watch(store).run()
+    finally:
+        signal.set_wakeup_fd(before)
+    assert codes == [1] and "has not answered for 0.01 seconds" in capsys.readouterr().err
+
+
+def test_the_first_alone_says_why_all_end(monkeypatch, capsys):
+    assert distributed.first_to_speak() and distributed.first_to_speak()  # one process
+    monkeypatch.setattr(distributed._world, "store", torch.distributed.HashStore())
+    distributed.say_once("the reason", knows=True)
+    distributed.say_once("another", knows=True)
+    assert not distributed.first_to_speak()
+    assert capsys.readouterr().err == f"error: the reason; {distributed.GOES_ON}\n"
+
+
 # --- one process -------------------------------------------------------------------------------
 
 
@@ -273,6 +332,11 @@ def test_accumulated_gradients_give_the_losses_of_the_whole_batch(tmp_path, monk
         losses = other[arm][0]["losses"], whole[arm][0]["losses"]
         np.testing.assert_allclose(*losses, rtol=2e-6)
         assert other[arm][0]["val_loss"] == pytest.approx(whole[arm][0]["val_loss"], rel=2e-6)
+
+
+def test_cuda_graphs_do_not_add_up_gradients():
+    with pytest.raises(ValueError, match="choose --compile default, or --gradient-accumulation 1"):
+        make_config(compile="reduce-overhead", batch_size=4, gradient_accumulation=2)
 
 
 def test_a_batch_that_cannot_be_split_is_named():

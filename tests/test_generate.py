@@ -102,7 +102,9 @@ def test_characters_split_over_tokens_come_whole(folder):
 def test_learned_positions_end_with_a_note_and_rotary_ones_go_on(folder, capsys):
     captured = run(capsys, "def parse(", "--tokens", "500", "--seed", "3")
     assert "stopped: the sequence is full, learned positions end at 64" in captured.err
-    assert "the sequence is full: the prompt has" in refused(capsys, "def parse(" * 40)
+    for tokens in ("500", "0"):
+        words = refused(capsys, "def parse(" * 40, "--tokens", tokens)
+        assert "the sequence is full: the prompt has" in words
     save(folder, positions="rotary")
     captured = run(capsys, "def parse(" * 40, "--tokens", "70")
     assert "70 tokens, " in captured.err and "stopped" not in captured.err

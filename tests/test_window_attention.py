@@ -450,6 +450,18 @@ def test_sinks_compile_in_bfloat16_and_in_autocast():
     assert max(*errors["eager"], *errors["compiled"]) < 5e-3
 
 
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_masks_made_without_gradients_serve_a_training(evaluation):
+    clear_mask_cache()
+    qkv = random_qkv(1, 40, 1, 4)
+    with torch.inference_mode():
+        expected = window_attention(*qkv.unbind(2), 5, 3, evaluation)
+    out = window_attention(*qkv.unbind(2), 5, 3, evaluation)
+    assert torch.equal(out, expected)
+    out.square().sum().backward()
+    assert qkv.grad.norm() > 0
+
+
 def test_sinks_that_no_query_needs_cost_nothing(monkeypatch):
     """Without a pair that only a sink keeps the third part is not computed at all."""
     monkeypatch.setattr("window_attention._sink_products", None)

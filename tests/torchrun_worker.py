@@ -3,14 +3,18 @@
 ``torchrun ... torchrun_worker.py [options of main.py]`` is main.py; ``... torchrun_worker.py FILE``
 runs every command line of FILE, {name: {"options": ..., "fault": ...}}, and rank 0 writes what came
 of them beside it.  A fault is "WHAT RANK STEP": what happens to which rank in which optimizer step
-of the last arm, counted from 1 with the one that tries the memory and the warm-up's.
+of the last arm, counted from 1 with the two that try the memory and the warm-up's; with "clock" the
+rank's clock runs three times as fast.
 """
 
 import json
 import os
 import signal
 import sys
+import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,7 +30,13 @@ if "DROPOUT" not in os.environ:  # ranks draw other masks than one process, so l
     torch.nn.Dropout.forward = lambda self, x: x
 
 TRAIN, UPDATE = train_model.train, train_model.Trainer.update
-weights = []  # of every training: a checksum for each rank
+LOCAL_GRADIENTS = distributed.local_gradients
+CLOCK = SimpleNamespace(perf_counter=lambda: 3 * time.perf_counter())
+weights, seeds = (
+    [],
+    [],
+)  # of every training: a checksum, and what dropout follows from, of each rank
+counts = Counter()  # of rank 0, with the estimates
 
 
 class Fault:
@@ -36,6 +46,7 @@ class Fault:
         self.what, rank, self.step = text.split() if text else ("none", -1, 0)
         self.mine = int(rank) == distributed.rank()
         self.trainings, self.steps = 0, 0
+        train_model.time = CLOCK if self.mine and self.what == "clock" else time
 
     def __call__(self, trainer):
         self.steps += 1
@@ -66,28 +77,38 @@ def train(config, arm, dataset, seed, device, progress):
     if model is not None:
         mine = sum(value.double().abs().sum().item() for value in model.state_dict().values())
         weights.append(distributed.gather(mine))
+        seeds.append(distributed.gather(torch.initial_seed()))
     return metrics, model
 
 
 def update(trainer, *arguments, **options):
     if fault is not None:
         fault(trainer)
+    counts["trained" if options.get("together", True) else "tried"] += 1
     return UPDATE(trainer, *arguments, **options)
+
+
+def local_gradients(module):
+    counts["unsynchronized"] += 1
+    return LOCAL_GRADIENTS(module)
 
 
 def run_all(path):
     found = {}
     for name, case in json.loads(path.read_text()).items():
-        weights.clear()
+        weights.clear(), seeds.clear(), counts.clear()
         distributed.together(set_fault, case.get("fault", ""))
         code = compare_models._lead(case["options"].split())
-        found[name] = {"code": code, "weights": list(weights)}
+        found[name] = {"code": code, "weights": list(weights), "seeds": list(seeds)}
+        found[name]["steps"] = counts["tried"], counts["trained"]
+        found[name]["unsynchronized"] = counts["unsynchronized"]
     path.with_name("found.json").write_text(json.dumps(found))
     return 0
 
 
 if __name__ == "__main__":
     compare_models.train, train_model.Trainer.update = train, update
+    distributed.local_gradients = local_gradients
     if sys.argv[1].endswith(".json"):
         distributed.lead_or_follow(lambda: run_all(Path(sys.argv[1])))
     sys.exit(compare_models.main())
