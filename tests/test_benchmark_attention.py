@@ -359,7 +359,8 @@ def test_a_context_without_room_is_named_and_the_others_are_timed(tmp_path, caps
     assert "at S 300, forward only: out of memory" in capsys.readouterr().out
     saved = json.loads((tmp_path / "out" / "decode_benchmark.json").read_text())
     assert {r["seq_len"] for r in saved["records"]} == {16}
-    assert {r["seq_len"] for r in saved["skipped"]} == {300}
+    skipped = [r["peer"] for r in saved["skipped"] if r["seq_len"] == 300]
+    assert skipped == bench.decode_names(CPU)
 
 
 def test_the_timed_step_is_that_of_the_model():
