@@ -253,6 +253,21 @@ def write_sealed(path, content):
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
+def read_file(path, failure, remedy):
+    """A file's bytes; otherwise raises ``failure``, an exception's class, with what is wrong.
+
+    remedy: what to do where there is no such file, in words.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise failure(f"{path}: no such file: {remedy}") from None
+    except OSError as error:
+        raise failure(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # of a name that none can have
+        raise failure(f"{str(path)!r}: cannot be read ({error})") from None
+
+
 def unsealed(text):
     """The dict of ``sealed``'s text; ValueError where it was changed since."""
     content = json.loads(text)

@@ -32,6 +32,7 @@ from metrics_utils import (
     arm_of_pattern,
     ordered_arms,
     pattern_of_arm,
+    read_file,
     shared_values,
     text_table,
     unsealed,
@@ -324,17 +325,12 @@ def save_study(content, output_dir):
 
 def load_study(path):
     """The content of a study's file; MetricsError names the file and the remedy."""
-    path = Path(path)
+    remedy = "python compare_models.py --study patterns writes it"
+    text = read_file(path, MetricsError, remedy)
     try:
-        content = unsealed(path.read_bytes())
+        content = unsealed(text)
         if content["study"] not in STUDIES or not content["points"]:
             raise ValueError("it holds no study")
-    except FileNotFoundError:
-        raise MetricsError(
-            f"{path}: no such file: python compare_models.py --study patterns writes it"
-        ) from None
-    except OSError as error:
-        raise MetricsError(f"{path}: cannot be read ({error.strerror})") from None
     except (*DAMAGE, KeyError) as error:
         raise MetricsError(
             f"{path}: no study, or damaged ({error}): start the study again, it makes the file "

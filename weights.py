@@ -12,7 +12,7 @@ import tokenizers
 import torch
 
 from gpt_win import GPTWindowModel
-from metrics_utils import DAMAGE, atomic_write, file_sha256, unsealed, write_sealed
+from metrics_utils import DAMAGE, atomic_write, file_sha256, read_file, unsealed, write_sealed
 from prepare_data import TOKENIZER_NAME
 
 WEIGHTS_NAME, WEIGHTS_CONFIG_NAME = "window_model_weights.pt", "window_model_config.json"
@@ -80,14 +80,8 @@ def load_tokenizer(path, vocab_size):
     """
     about = _read_config(Path(path).parent / WEIGHTS_CONFIG_NAME)
     path = Path(path).parent / TOKENIZER_NAME
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise WeightsError(
-            f"{path}: no such file: without the tokenizer.json of its data the model has no text"
-        ) from None
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
+    remedy = "without the tokenizer.json of its data the model has no text"
+    content = read_file(path, WeightsError, remedy)
     known = about.get("tokenizer_sha256")  # weights of earlier versions have none
     if known is not None and known != hashlib.sha256(content).hexdigest():
         raise WeightsError(f"{path}: damaged, or not the tokenizer that the model was trained with")
@@ -108,16 +102,13 @@ def load_tokenizer(path, vocab_size):
 
 
 def _read_config(path):
+    text = read_file(path, WeightsError, "python main.py writes it")
     try:
-        about = unsealed(path.read_bytes())
+        about = unsealed(text)
         if not {"arguments", "weights", "weights_sha256"} <= set(about):
             raise ValueError("it is incomplete")
         if about.get("model") != "GPTWindowModel":
             raise ValueError(f"it is of another model, {about.get('model')!r}")
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file: python main.py writes it") from None
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
     except (*DAMAGE, KeyError) as error:
         raise WeightsError(f"{path}: damaged ({error}): train the model again") from None
     return about

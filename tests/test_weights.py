@@ -125,7 +125,7 @@ def test_arguments_that_fit_no_model_are_refused(stored):
     assert "another model, 'Other'" in refused(path)
 
 
-@pytest.mark.parametrize("path", ["", ".", "/", "a" * 300])
+@pytest.mark.parametrize("path", ["", ".", "/", "a" * 300, "a\0b"])
 def test_names_that_are_no_files_are_refused(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError):
