@@ -48,7 +48,7 @@ PRODUCTS = "products"  # no kernel: two matrix products around a softmax over al
 KERNELS = {"cpu": _cpu, "flash": _flash, "cudnn": _cudnn, "efficient": _efficient}
 # The first that works is taken, and products where none does.  On 2 CPU cores in float32 the kernel
 # took 0.75 of the products' time at 4,096 tokens (B8 H4 D32), 1.13 at 16,384.  On an H200 in
-# bfloat16 cuDNN was the fastest in a CUDA graph, 0.96 to 0.76 of FlashAttention's time, but it
+# bfloat16 cuDNN was the fastest in a CUDA graph, 0.71 to 0.96 of FlashAttention's time, but it
 # makes a new plan for every number of keys, and that grows as the text does: 46 to 52 ms a call.
 CHOICES = {
     ("cpu", torch.float64): ["cpu"],
@@ -185,18 +185,16 @@ class KeyValueCache:
         Returns whether they are the first.  Raises ValueError where they do not fit, and for more
         than one token after the first.
         """
-        if self.filled + k.shape[1] > self.length:
-            raise ValueError(
-                f"{self.filled + k.shape[1]} tokens do not fit into a cache of {self.length}"
-            )
-        new = torch.stack([k, v]).transpose(2, 3)  # (2, B, H, S, D)
         first, tokens = self.filled, k.shape[1]
+        if first + tokens > self.length:
+            raise ValueError(f"{first + tokens} tokens do not fit into a cache of {self.length}")
+        if tokens > 1 and first != self.origin:
+            raise ValueError(f"after the first tokens one follows at a time, not {tokens}")
+        new = torch.stack([k, v]).transpose(2, 3)  # (2, B, H, S, D)
         self.filled += tokens
         if tokens == 1:
             self._write_one(new.squeeze(3), first)
             return first == self.origin
-        if first != self.origin:
-            raise ValueError(f"after the first tokens one follows at a time, not {tokens}")
         ring, slots = self.window_size + 1, torch.arange(first, self.filled, device=k.device)
         self.near[:, :, :, slots[-ring:] % ring] = new[:, :, :, -ring:]
         if self.dilation:

@@ -365,3 +365,4 @@ def test_a_second_prompt_is_refused():
     cache.write(*numbers)
     with pytest.raises(ValueError, match="one follows at a time, not 5"):
         cache.write(*numbers)
+    assert cache.filled == 5 and not cache.write(*numbers[:, :, :1])  # as if it had not been asked
