@@ -559,16 +559,21 @@ def test_cuda_graphs_train_the_same_in_the_same_memory(arm):
     """Their replays allocate nothing: what the steps take must be seen when they are recorded."""
     sizes = {"seq_len": 1100, "d_model": 128, "batch_size": 4, "window_attention": "split"}
     dataset = tiny_dataset(12, 1100)
-    found = {}
-    for mode in ("default", "reduce-overhead"):
+    device = torch.device("cuda")
+    found, left = [], []
+    for mode in ("default", "reduce-overhead", "reduce-overhead"):
         config = tiny_config(dtype="bfloat16", compile=mode, **sizes)
-        found[mode], _ = train(config, arm, dataset, 7, torch.device("cuda"))
-        release_memory(torch.device("cuda"))
-    graphs, calls = found["reduce-overhead"], found["default"]
-    np.testing.assert_allclose(graphs["losses"], calls["losses"], rtol=0.1)
-    assert 0.7 < graphs["peak_memory_mb"] / calls["peak_memory_mb"] < 1.5
-    # nothing of the graphs stays for the next training
-    assert torch.cuda.memory_allocated() < 0.2 * 2**20 * calls["peak_memory_mb"]
+        metrics, model = train(config, arm, dataset, 7, device)
+        del model
+        release_memory(device)
+        found.append(metrics)
+        left.append(torch.cuda.memory_allocated())
+    calls, *graphs = found
+    for metrics in graphs:
+        np.testing.assert_allclose(metrics["losses"], calls["losses"], rtol=0.1)
+        assert 0.7 < metrics["peak_memory_mb"] / calls["peak_memory_mb"] < 1.5
+    # nothing of the graphs stays for the next training: cuBLAS keeps its workspaces, but once
+    assert left[2] - left[1] < 2**20
 
 
 @pytest.mark.parametrize("preset", PRESETS)
