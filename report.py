@@ -809,7 +809,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="metrics_utils.py",
         description="Print the report of a saved experiment again.",
-        epilog="example: python metrics_utils.py results/h200_paper_3_runs.npz",
+        epilog="example: python metrics_utils.py results/h100_paper_10_runs.npz",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     results = f"output/{RESULTS_NAME}.json"
