@@ -92,6 +92,7 @@ from studies import (
     parse_pattern,
     pattern_points,
     plot_study,
+    points_beside,
     save_figures,
     save_study,
     study_name,
@@ -945,7 +946,7 @@ def prepare_study(arguments):
     ensure_data(config.data)
     prepared = []
     for point in points:
-        folder = Path(config.output_dir) / study_name(arguments.study) / point.name
+        folder = _study_folder(config, arguments.study) / point.name
         here = replace(config, **point.changes, output_dir=str(folder))
         try:
             check_config(here)
@@ -1019,13 +1020,20 @@ def run_and_report(config, dataset, arguments, argv):
         return _exit_code(stop)
 
 
+def _study_folder(config, study):
+    """Where the points of a study lie, each in a folder of its own."""
+    return Path(config.output_dir) / study_name(study)
+
+
 def run_study(config, prepared, arguments, argv):
     """A study's experiments, one after the other, and what they come to; returns the exit code.
 
-    The study's file is made anew after every point, from the points that are done.
+    The study's file is made anew after every point, from the points that are done, those of other
+    launches in the same folder too.
     """
-    experiments = []
+    experiments, left_out = [], {}
     options = {"restart": arguments.restart, "allow_mixed": arguments.allow_mixed}
+    folder = _study_folder(config, arguments.study)
     try:
         for number, (point, here, dataset) in enumerate(prepared, start=1):
             say(f"point {number} of {len(prepared)}: {point.name}")
@@ -1036,7 +1044,11 @@ def run_study(config, prepared, arguments, argv):
             results = run_experiment(here, dataset, **options, before=begin, argv=argv)
             write_report(*results, here.output_dir)
             experiments.append(results)
-            path = save_study(summarize(arguments.study, experiments), config.output_dir)
+            others, left_out = points_beside(folder, experiments)
+            content = summarize(arguments.study, experiments + others)
+            path = save_study(content, config.output_dir)
+        for name, why in left_out.items():
+            say(f"{folder / name} is left out of the study: {why}")
         return 0 if arguments.dry_run else report_study(config, load_study(path), experiments)
     except KeyboardInterrupt as stop:
         command = "the same command without --restart" if arguments.restart else "the same command"

@@ -3,7 +3,8 @@
 ``python compare_models.py --study lengths`` and ``--study patterns`` train; every point of a study
 is an experiment with a folder of its own, which goes on after a stop like any other.  What is here
 works on their saved metrics: which points there are, the content of ``<study>_study.json``, its
-tables and its pictures.
+tables and its pictures.  That file is always made anew from the points on the disk, so that several
+launches, each with a GPU and some points of its own, can share a study.
 
     content = summarize("lengths", [load_experiment(path) for path in paths])
     print(format_study(content))
@@ -12,6 +13,7 @@ tables and its pictures.
 Letters: S sequence length, w window_size, d dilation.
 """
 
+import copy
 import math
 import textwrap
 from dataclasses import asdict, dataclass
@@ -28,8 +30,10 @@ from create_model_plots import LOOK, MARGIN, arm_styles, save_figure, smooth
 from gpt import model_flops
 from metrics_utils import (
     DAMAGE,
+    RESULTS_NAME,
     MetricsError,
     arm_of_pattern,
+    load_experiment,
     ordered_arms,
     pattern_of_arm,
     read_file,
@@ -39,6 +43,7 @@ from metrics_utils import (
     utc_now,
     write_sealed,
 )
+from run_store import differences
 from significance import mean_interval, non_inferiority, paired_difference, paired_ratio
 from window_attention import causal_pairs, density
 
@@ -48,12 +53,17 @@ LENGTHS = {"cpu": (256, 512, 1024, 2048), "cuda": (256, 1024, 4096, 16384)}
 PATTERNS = ((32, 0), (32, 8), (96, 0), (96, 4), (96, 16), (256, 0), (256, 8), (256, 32))
 # over a preset; a constant learning rate, so that every moment is the end of a training
 DEFAULTS = {"runs": 3, "schedule": "constant"}
+# in CUDA graphs, for without them the host decides how long a step takes; validation on a million
+# tokens of preset long's batches, for a large corpus holds out more than a training reads
+ON_CUDA = {"compile": "reduce-overhead", "val_batches": 64}
 STUDY_DEFAULTS = {
     ("lengths", "cpu"): {"batch_size": 2, "max_steps": 40},
-    ("lengths", "cuda"): {"max_steps": 300},
+    ("lengths", "cuda"): {"max_steps": 300, **ON_CUDA},
     ("patterns", "cpu"): {},
-    ("patterns", "cuda"): {"max_steps": 600},
+    ("patterns", "cuda"): {"max_steps": 600, **ON_CUDA},
 }
+# what may differ between the points of one study: their own changes, and which GPU trained them
+OF_A_POINT = ("seq_len", "batch_size", "positions", "device")
 CURVE_POINTS = 40
 NO_ROOM = "out_of_memory"
 
@@ -157,15 +167,17 @@ def summarize(study, experiments):
     summarize_one = _length_point if study == "lengths" else _pattern_point
     metadata = experiments[0][1]
     environment = metadata["environment"]
+    points = [summarize_one(*experiment) for experiment in experiments]
     return {
         "study": study,
         "created_at": utc_now(),
         "device_name": environment["device_name"],
+        "gpus": len({gpu["uuid"] for _, m in experiments if (gpu := m["environment"].get("gpu"))}),
         "torch": environment["torch"],
         "data": metadata["data"],
         "code": metadata.get("code"),
         "config": metadata["config"],
-        "points": [summarize_one(*experiment) for experiment in experiments],
+        "points": sorted(points, key=lambda point: (point["positions"], point["seq_len"])),
     }
 
 
@@ -311,6 +323,40 @@ def _equal_seconds(metrics):
 # --- files -------------------------------------------------------------------------------------
 
 
+def _shared(metadata):
+    """What all points of a study have in common: the identity without what is a point's own."""
+    identity = copy.deepcopy(metadata.get("identity") or {})
+    for name in OF_A_POINT:
+        identity.get("config", {}).pop(name, None)
+    device = identity.get("device", {})
+    device.pop("uuid", None)
+    device.get("variables", {}).pop("CUDA_VISIBLE_DEVICES", None)
+    return identity
+
+
+def points_beside(folder, experiments):
+    """The complete experiments of a study that other launches trained in its folder.
+
+    experiments: [(metrics, metadata)] of this launch, at least one.  Returns further ones, and
+    {folder's name: why it is none of this study} for what is there but was trained otherwise.
+    """
+    mine = {metadata["experiment_id"] for _, metadata in experiments}
+    others, left_out = [], {}
+    for path in sorted(Path(folder).glob(f"*/{RESULTS_NAME}.npz")):
+        try:
+            metrics, metadata = load_experiment(path)
+        except MetricsError as error:
+            left_out[path.parent.name] = str(error)
+            continue
+        if metadata.get("experiment_id") in mine or metadata["status"] != "complete":
+            continue
+        if changed := differences(_shared(metadata), _shared(experiments[0][1])):
+            left_out[path.parent.name] = "; ".join(changed)
+        else:
+            others.append((metrics, metadata))
+    return others, left_out
+
+
 def study_name(study):
     """The stem of a study's file: ``length_study`` or ``pattern_study``."""
     return f"{study[:-1]}_study"
@@ -373,8 +419,10 @@ def _outcome(arm):
 def format_study(content):
     """A study's tables as text, a table for each kind of positions."""
     config = content["config"]
+    gpus = content.get("gpus", 1)
+    device = content["device_name"] + f" (each point on one of {gpus})" * (gpus > 1)
     lines = [
-        f"Study of {content['study']}: {content['device_name']}, torch {content['torch']}, "
+        f"Study of {content['study']}: {device}, torch {content['torch']}, "
         f"{config['dtype']}, compile {config['compile']}",
         f"model: d_model {config['d_model']}, {config['n_heads']} heads, {config['layers']} "
         f"layers; {content['points'][0]['steps']:,} steps of "

@@ -858,6 +858,23 @@ def test_a_study_of_lengths_trains_sums_up_and_goes_on(workplace, capsys):
     ][:3]
 
 
+def test_launches_may_share_a_study(workplace, capsys):
+    options = "--study lengths --seq-lens 12 24 --runs 1 --max-steps 6"
+    assert run_main(f"{options} --positions rotary") == 0
+    assert run_main(f"{options} --positions learned --seq-lens 12") == 0
+    printed = capsys.readouterr()
+    assert "learned positions" in printed.out and "rotary positions" in printed.out
+    assert "left out" not in printed.err
+    places = [(p["positions"], p["seq_len"]) for p in study_of("length")["points"]]
+    assert places == [("learned", 12), ("rotary", 12), ("rotary", 24)]
+    # what was trained otherwise is no point of the same study
+    assert run_main("--study lengths --seq-lens 24 --runs 1 --max-steps 5 --positions learned") == 0
+    errors = capsys.readouterr().err
+    for name in ("learned_12", "rotary_12", "rotary_24"):
+        assert f"{name} is left out of the study: config.max_steps: 6 before, 5 now" in errors
+    assert [p["seq_len"] for p in study_of("length")["points"]] == [24]
+
+
 def test_a_study_of_patterns_compares_them_with_fused_in_one_experiment(workplace, capsys):
     assert run_main("--study patterns --patterns 5:3 5:0 9:2 --runs 2 --positions rotary") == 0
     (point,) = study_of("pattern")["points"]

@@ -11,7 +11,13 @@ from scipy import stats
 
 import analyze_hyperparameters
 from gpt import model_flops
-from metrics_utils import MetricsError, arm_of_pattern, ordered_arms, pattern_of_arm
+from metrics_utils import (
+    MetricsError,
+    arm_of_pattern,
+    ordered_arms,
+    pattern_of_arm,
+    save_metrics,
+)
 from studies import (
     PATTERNS,
     StudyError,
@@ -22,6 +28,7 @@ from studies import (
     parse_pattern,
     pattern_points,
     plot_study,
+    points_beside,
     recommend,
     save_figures,
     save_study,
@@ -138,6 +145,56 @@ def test_validation_losses_that_are_no_numbers_are_no_contrast():
     content = summarize("patterns", [(metrics, metadata)])
     assert content["points"][0]["arms"]["w96-d4"]["contrast"] is None
     assert "w96-d4" in format_study(content) and plot_study(content)
+
+
+def test_points_of_other_gpus_are_taken_in_and_those_of_other_trainings_named(tmp_path):
+    def identity(positions, seq_len, gpu=0, **config):
+        variables = {"CUDA_VISIBLE_DEVICES": str(gpu), "NVIDIA_TF32_OVERRIDE": "0"}
+        config = {
+            "lr": 1e-3,
+            "positions": positions,
+            "seq_len": seq_len,
+            "device": "cuda:0",
+        } | config
+        device = {"device_name": "H100", "uuid": f"GPU-{gpu}", "variables": variables}
+        return {"config": config, "code": "c0de", "device": device}
+
+    experiments = {}
+    for name, changes in {
+        "learned_256": {},
+        "learned_1024": {"gpu": 1},
+        "rotary_256": {"gpu": 1, "device": "cuda:1"},
+        "rotary_1024": {"lr": 1e-2},
+        "learned_512": {},
+        "learned_128": {},
+    }.items():
+        kind, seq_len = name.split("_")
+        experiment = experiment_of(("window", "fused"), kind, int(seq_len))
+        experiment[1]["identity"] = identity(kind, int(seq_len), **changes)
+        gpu = experiment[1]["identity"]["device"]["uuid"]
+        experiment[1]["environment"]["gpu"] = {"uuid": gpu, "name": "H100"}
+        experiments[name] = experiment
+    experiments["learned_512"][1]["status"] = "running"
+    experiments["rotary_1024"][1]["identity"]["device"]["variables"]["NVIDIA_TF32_OVERRIDE"] = "1"
+    for name, experiment in experiments.items():
+        save_metrics(*experiment, tmp_path / name)
+    (tmp_path / "learned_128" / "experiment_results.npz").write_bytes(b"damaged")
+    mine = [experiments["learned_256"]]
+    others, left_out = points_beside(tmp_path, mine)
+    found = [(m["config"]["positions"], m["config"]["seq_len"]) for _, m in others]
+    assert sorted(found) == [("learned", 1024), ("rotary", 256)]
+    assert sorted(left_out) == ["learned_128", "rotary_1024"]
+    assert left_out["rotary_1024"] == (
+        "config.lr: 0.01 before, 0.001 now; "
+        'device.variables.NVIDIA_TF32_OVERRIDE: "1" before, "0" now'
+    )
+    assert "learned_128" in left_out["learned_128"]
+    content = summarize("lengths", [*others, *mine])
+    places = [(p["positions"], p["seq_len"]) for p in content["points"]]
+    assert places == [("learned", 256), ("learned", 1024), ("rotary", 256)]
+    assert "(each point on one of 2)" in format_study(content)
+    alone = format_study(summarize("lengths", mine))
+    assert "each point on one" not in alone
 
 
 def test_pareto_front():
