@@ -920,9 +920,9 @@ def _split_kernels(device, dtype, head_dim, deterministic):
 def _problem_with(kernels, device, dtype, head_dim):
     """What speaks against using a (near, far) pair of kernels here, in words, or None."""
     generator = torch.Generator().manual_seed(0)
-    numbers = torch.randn((4, 1, 76, 2, head_dim), generator=generator, device="cpu")
     quiet = torch.autocast(device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), quiet:
+        numbers = torch.randn((4, 1, 76, 2, head_dim), generator=generator, device="cpu")
         *qkv, upstream = numbers.to(device, dtype)
         mask = window_mask(76, 20, 7, device)
         results = []

@@ -14,6 +14,7 @@ from gpt import FULL_ATTENTION
 from gpt_win import GPTWindowModel
 from window_attention import (
     EVALUATIONS,
+    _split_kernels,
     attended_pairs,
     attention_plan,
     cached_window_mask,
@@ -451,8 +452,9 @@ def test_sinks_compile_in_bfloat16_and_in_autocast():
 
 
 @pytest.mark.parametrize("evaluation", EVALUATIONS)
-def test_masks_made_without_gradients_serve_a_training(evaluation):
+def test_what_is_kept_from_a_call_without_gradients_serves_a_training(evaluation):
     clear_mask_cache()
+    _split_kernels.cache_clear()  # they are tried with gradients
     qkv = random_qkv(1, 40, 1, 4)
     with torch.inference_mode():
         expected = window_attention(*qkv.unbind(2), 5, 3, evaluation)
