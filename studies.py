@@ -53,9 +53,8 @@ LENGTHS = {"cpu": (256, 512, 1024, 2048), "cuda": (256, 1024, 4096, 16384)}
 PATTERNS = ((32, 0), (32, 8), (96, 0), (96, 4), (96, 16), (256, 0), (256, 8), (256, 32))
 # over a preset; a constant learning rate, so that every moment is the end of a training
 DEFAULTS = {"runs": 3, "schedule": "constant"}
-# in CUDA graphs, for without them the host decides how long a step takes; validation on a million
-# tokens of preset long's batches, for a large corpus holds out more than a training reads
-ON_CUDA = {"compile": "reduce-overhead", "val_batches": 64}
+# a million tokens of preset long: a large corpus holds out more than a training reads
+ON_CUDA = {"val_batches": 64}
 STUDY_DEFAULTS = {
     ("lengths", "cpu"): {"batch_size": 2, "max_steps": 40},
     ("lengths", "cuda"): {"max_steps": 300, **ON_CUDA},
