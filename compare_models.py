@@ -896,6 +896,11 @@ def introduce(config, dataset, device, parameters):
         )
 
 
+def total_seconds(estimates, waiting):
+    """Seconds of all waiting trainings whose time is known; {arm: seconds}, {arm: trainings}."""
+    return sum(waiting[arm] * seconds for arm, seconds in estimates.items() if seconds)
+
+
 def estimate_and_introduce(config, dataset, device, parameters, waiting):
     """``introduce``, and roughly how long it will take, from steps that are timed now.
 
@@ -907,7 +912,7 @@ def estimate_and_introduce(config, dataset, device, parameters, waiting):
         for arm in config.arms
         if waiting[arm]
     }
-    total = sum(waiting[arm] * seconds for arm, seconds in estimates.items() if seconds)
+    total = total_seconds(estimates, waiting)
     left = sum(waiting.values())
     scope = "in all" if left == config.runs * len(config.arms) else f"for the {left} that are left"
     say(
@@ -961,30 +966,49 @@ def prepare_study(arguments):
 
 
 def dry_run(config, dataset, restart=False, allow_mixed=False):
-    """Say what would be done, and how long it would take; the plan goes to stdout."""
-    device = torch.device(config.device)
-    parameters = parameter_counts(config, dataset.vocab_size)
-    waiting = dict.fromkeys(config.arms, config.runs)
+    """Say what would be done, and how long it would take; the plan goes to stdout.
+
+    Returns the seconds that it would take, roughly.
+    """
+    device, seconds = torch.device(config.device), 0
     with deterministic_algorithms(config.deterministic):
-        estimate_and_introduce(config, dataset, device, parameters, waiting)
         identity = identity_of(config, dataset, describe_environment(device), describe_code())
-    before = read_plan(config.output_dir)
-    if before is not None:
-        changed = what_differs(before, identity)
-        done = len(launched(read_runs(config.output_dir, before)[0]))
-        answer = f"go on after {done}"
-        if restart:
-            answer = "move it aside"
-        elif changed:
-            answer = f"{answer} and mark the results" if allow_mixed else "refuse"
-            answer += ", for this differs:\n    " + "\n    ".join(changed)
-        say(
-            f"  {config.output_dir} holds an experiment, {done} trainings done; without --dry-run "
-            f"this command would {answer}"
-        )
+        waiting, note = _what_it_would_do(config, identity, restart, allow_mixed)
+        if any(waiting.values()):
+            parameters = parameter_counts(config, dataset.vocab_size)
+            estimates = estimate_and_introduce(config, dataset, device, parameters, waiting)
+            seconds = total_seconds(estimates, waiting)
+    if note:
+        say(note)
     plan = make_plan(config)
     for run, (order, seed) in enumerate(zip(plan["orders"], plan["seeds"], strict=True)):
         print(f"run {run + 1}: {', '.join(order)} (seed {seed})")
+    return seconds
+
+
+def _what_it_would_do(config, identity, restart, allow_mixed):
+    """{arm: trainings to come}, and a sentence on the experiment in the folder, None without."""
+    waiting = dict.fromkeys(config.arms, config.runs)
+    before = read_plan(config.output_dir)
+    if before is None:
+        return waiting, None
+    changed = what_differs(before, identity)
+    done = read_runs(config.output_dir, before)[0]
+    left = {arm: n - len(done.get(arm, ())) for arm, n in waiting.items()}
+    if restart:
+        answer = "move it aside"
+    elif changed and not allow_mixed:
+        answer = "refuse"
+    else:
+        waiting = left
+        answer = f"go on after {len(launched(done))}" if any(left.values()) else "report it again"
+        answer += " and mark the results" if changed else ""
+    if changed and not restart:
+        answer += ", for this differs:\n    " + "\n    ".join(changed)
+    return waiting, (
+        f"  {config.output_dir} holds an experiment, {len(launched(done))} trainings done; without "
+        f"--dry-run this command would {answer}"
+    )
 
 
 def begin_experiment(config, dataset, stored):
@@ -1031,14 +1055,14 @@ def run_study(config, prepared, arguments, argv):
     The study's file is made anew after every point, from the points that are done, those of other
     launches in the same folder too.
     """
-    experiments, left_out = [], {}
+    experiments, left_out, seconds = [], {}, 0
     options = {"restart": arguments.restart, "allow_mixed": arguments.allow_mixed}
     folder = _study_folder(config, arguments.study)
     try:
         for number, (point, here, dataset) in enumerate(prepared, start=1):
             say(f"point {number} of {len(prepared)}: {point.name}")
             if arguments.dry_run:
-                dry_run(here, dataset, **options)
+                seconds += dry_run(here, dataset, **options)
                 continue
             begin = partial(begin_experiment, here, dataset)
             results = run_experiment(here, dataset, **options, before=begin, argv=argv)
@@ -1049,7 +1073,10 @@ def run_study(config, prepared, arguments, argv):
             path = save_study(content, config.output_dir)
         for name, why in left_out.items():
             say(f"{folder / name} is left out of the study: {why}")
-        return 0 if arguments.dry_run else report_study(config, load_study(path), experiments)
+        if arguments.dry_run:
+            say(f"all {len(prepared)} points: roughly {format_seconds(seconds)}")
+            return 0
+        return report_study(config, load_study(path), experiments)
     except KeyboardInterrupt as stop:
         command = "the same command without --restart" if arguments.restart else "the same command"
         kept = f"finished trainings are kept below {config.output_dir}"

@@ -634,7 +634,8 @@ def test_a_dry_run_says_that_it_would_go_on(workplace, monkeypatch, capsys):
     stop_at(monkeypatch, 2, signal.SIGINT)
     assert run_main("--runs 1 --arms window fused") == 130
     assert run_main("--runs 1 --arms window fused --dry-run") == 0
-    assert "this command would go on after 1" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "this command would go on after 1" in errors and "for the 1 that are left" in errors
     assert run_main("--runs 1 --arms window fused --lr 1e-3 --dry-run") == 0
     refused = capsys.readouterr().err
     assert (
@@ -644,7 +645,13 @@ def test_a_dry_run_says_that_it_would_go_on(workplace, monkeypatch, capsys):
     assert run_main("--runs 1 --arms window fused --lr 1e-3 --dry-run --allow-mixed") == 0
     assert "this command would go on after 1 and mark the results" in capsys.readouterr().err
     assert run_main("--runs 1 --arms window fused --dry-run --restart") == 0
-    assert "this command would move it aside" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "this command would move it aside" in errors and " in all" in errors
+    assert run_main("--runs 1 --arms window fused") == 0
+    capsys.readouterr()
+    assert run_main("--runs 1 --arms window fused --dry-run") == 0
+    errors = capsys.readouterr().err
+    assert "this command would report it again" in errors and "roughly" not in errors
 
 
 def test_notebook_use_raises_what_the_command_line_explains(workplace):
@@ -967,6 +974,7 @@ def test_a_dry_run_of_a_study_trains_nothing(workplace, capsys):
     assert run_main(options) == 0
     printed = capsys.readouterr()
     assert printed.out.count("run 1: ") == 2 and "point 2 of 2: rotary" in printed.err
+    assert "all 2 points: roughly " in printed.err
     assert not Path("output").exists()
 
 
