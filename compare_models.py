@@ -1062,6 +1062,7 @@ def run_study(config, prepared, arguments, argv):
         for number, (point, here, dataset) in enumerate(prepared, start=1):
             say(f"point {number} of {len(prepared)}: {point.name}")
             if arguments.dry_run:
+                print(f"{point.name}:")
                 seconds += dry_run(here, dataset, **options)
                 continue
             begin = partial(begin_experiment, here, dataset)

@@ -749,12 +749,14 @@ def _plot_pareto(content):
     rows[-1][1].set_xlabel("times as fast as fused")
     rows[-1][2].set_xlabel("tokens seen")
     handles = [Line2D([], [], label=arm, **look) for arm, look in looks.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(9, len(handles)))
+    # long enough to tell the dashes apart
+    look = {"ncols": min(9, len(handles)), "handlelength": 3.2}
+    figure.legend(handles=handles, loc="outside upper center", **look)
     _foot(
         figure,
         f"{_setting(content)}, S {content['points'][0]['seq_len']:,}; lower right is better; "
-        "thin line and black edges: Pareto front of the means; d0: no far keys; bars and bands: "
-        "95 % t interval, paired by run, cut where they leave the panel",
+        "rings, and the dashes between them: Pareto front of the means; d0: no far keys; bars and "
+        "bands: 95 % t interval, paired by run, cut where they leave the panel",
     )
     return figure
 
@@ -775,7 +777,7 @@ def _second_points(point):
 
 
 def _pareto_panel(ax, point, looks, front, estimates):
-    """Every pattern with both intervals; the front as a line through its points."""
+    """Every pattern with both intervals; the front as rings and a line through them."""
     exact = {"mean": 1.0, "low": None, "high": None}
     estimates = {"fused": (exact, exact | {"mean": 0.0})} | estimates
     ax.axhline(0, color="0.6", lw=0.7)
@@ -788,7 +790,7 @@ def _pareto_panel(ax, point, looks, front, estimates):
                 bars[name] = [[ends[0]], [ends[1]]]
         look = looks[arm] | {"ls": "none"}
         if point["arms"][arm][front]:
-            look |= {"mec": "black", "mew": 1.2}
+            ax.plot(x["mean"], y["mean"], "o", ms=look["ms"] + 6, mfc="none", mec="black", mew=1)
         ax.errorbar(x["mean"], y["mean"], **bars, **look, elinewidth=0.8, capsize=1.5, zorder=3)
     members = [estimates[arm] for arm in estimates if point["arms"][arm][front]]
     line = sorted((x["mean"], y["mean"]) for x, y in members)
