@@ -63,11 +63,12 @@ from rotary import POSITIONS
 from run_store import (
     ASIDE_NAME,
     RUNS_NAME,
+    Busy,
     StoreError,
     Terminated,
-    differences,
     files_aside,
     finishing,
+    identities_differ,
     locked,
     move_aside,
     read_plan,
@@ -86,17 +87,13 @@ from studies import (
     PATTERNS,
     STUDIES,
     STUDY_DEFAULTS,
+    SharedStudy,
     format_study,
     length_points,
-    load_study,
     parse_pattern,
     pattern_points,
-    plot_study,
-    points_beside,
-    save_figures,
-    save_study,
-    study_name,
-    summarize,
+    shared_identity,
+    study_folder,
 )
 from train_model import (
     MEMORY_STEPS,
@@ -544,9 +541,7 @@ class StoredExperiment:
     def __init__(self, config, dataset, device, restart=False, allow_mixed=False, argv=None):
         self.config, self.folder = config, Path(config.output_dir)
         if restart:
-            moved = move_aside(self.folder, result_names(config))
-            if moved is not None:
-                say(f"the old results are now in {moved}")
+            move_old_results(config)
         now = describe_experiment(config, dataset, device)
         before = read_plan(self.folder)
         if before is None:
@@ -554,7 +549,7 @@ class StoredExperiment:
         self.new, self.steps = before is None, now["steps"]
         self.metadata = now if before is None else before
         self.metrics, damaged = read_runs(self.folder, self.metadata)
-        self.changed = what_differs(self.metadata, now["identity"])
+        self.changed = identities_differ(self.metadata["identity"], now["identity"])
         if self.changed:
             self._mix(allow_mixed)
         self._refuse_lost(damaged)
@@ -597,14 +592,15 @@ class StoredExperiment:
             )
 
     def _mix(self, allow_mixed):
+        """Refuse to go on with what differs, or warn of it."""
         listed = "\n  ".join(self.changed)
         about = f"{self.folder} holds another experiment, {self.progress()}; what differs:\n  "
         about += f"{listed}\n"
         remedy = "choose another --output-dir, or --restart, which moves the old results aside"
-        if any(line.startswith(PLANNED) for line in self.changed):
+        if can_be_mixed(self.changed) and not allow_mixed:
+            remedy += ", or --allow-mixed, which goes on and marks them"
+        if not (can_be_mixed(self.changed) and allow_mixed):
             raise StoreError(about + remedy)
-        if not allow_mixed:
-            raise StoreError(f"{about}{remedy}, or --allow-mixed, which goes on and marks them")
         say(f"warning: --allow-mixed goes on although this differs:\n  {listed}")
 
     def progress(self):
@@ -664,13 +660,23 @@ def empty(folder):
     return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
 
 
-def what_differs(metadata, identity):
-    """Lines on what differs from an experiment's identity, in what is known of both."""
-    both = metadata["identity"], identity
-    if any(one["device"].get("driver") is None for one in both):
-        # nvidia-smi may once take too long to answer
-        both = [one | {"device": one["device"] | {"driver": None}} for one in both]
-    return differences(*both)
+def can_be_mixed(changed):
+    """May --allow-mixed go on although this differs (lines of ``identities_differ``)?"""
+    return not any(line.startswith(PLANNED) for line in changed)
+
+
+def move_old_results(config):
+    """Move an experiment's files aside, in a folder that is locked, and say where they are."""
+    moved = move_aside(Path(config.output_dir), result_names(config))
+    if moved is not None:
+        say(f"the old results are now in {moved}")
+
+
+def identity_here(config, dataset):
+    """``identity_of`` an experiment that would be begun here and now."""
+    with deterministic_algorithms(config.deterministic):
+        environment = describe_environment(torch.device(config.device))
+        return identity_of(config, dataset, environment, describe_code())
 
 
 def world_of(device):
@@ -797,7 +803,7 @@ def build_parser():
         "study",
         "Many experiments, each in a folder of its own below --output-dir, summed up in one table "
         "and in pictures. The defaults change: 3 runs, a constant learning rate, preset long with "
-        "CUDA, fewer steps.",
+        "CUDA, fewer steps. The same command started once for each GPU shares the points.",
     )
     study.add_argument(
         "--study",
@@ -844,6 +850,10 @@ def config_from(arguments):
     preset = getattr(arguments, "preset", None) or (large if device.type == "cuda" else "laptop")
     if study:
         chosen = {**DEFAULTS, **STUDY_DEFAULTS[study, device.type], **chosen}
+    graphs = PRESETS[preset].get("compile") == "reduce-overhead" and "compile" not in chosen
+    if graphs and chosen.get("gradient_accumulation", 1) > 1:
+        say("note: CUDA graphs do not go with --gradient-accumulation: --compile default instead")
+        chosen["compile"] = "default"
     return make_config(preset, **{**chosen, "device": str(device), **world_of(device)})
 
 
@@ -951,7 +961,7 @@ def prepare_study(arguments):
     ensure_data(config.data)
     prepared = []
     for point in points:
-        folder = _study_folder(config, arguments.study) / point.name
+        folder = study_folder(config.output_dir, arguments.study) / point.name
         here = replace(config, **point.changes, output_dir=str(folder))
         try:
             check_config(here)
@@ -971,13 +981,13 @@ def dry_run(config, dataset, restart=False, allow_mixed=False):
     Returns the seconds that it would take, roughly.
     """
     device, seconds = torch.device(config.device), 0
-    with deterministic_algorithms(config.deterministic):
-        identity = identity_of(config, dataset, describe_environment(device), describe_code())
-        waiting, note = _what_it_would_do(config, identity, restart, allow_mixed)
-        if any(waiting.values()):
-            parameters = parameter_counts(config, dataset.vocab_size)
+    identity = identity_here(config, dataset)
+    waiting, note = _what_it_would_do(config, identity, restart, allow_mixed)
+    if any(waiting.values()):
+        parameters = parameter_counts(config, dataset.vocab_size)
+        with deterministic_algorithms(config.deterministic):
             estimates = estimate_and_introduce(config, dataset, device, parameters, waiting)
-            seconds = total_seconds(estimates, waiting)
+        seconds = total_seconds(estimates, waiting)
     if note:
         say(note)
     plan = make_plan(config)
@@ -992,17 +1002,17 @@ def _what_it_would_do(config, identity, restart, allow_mixed):
     before = read_plan(config.output_dir)
     if before is None:
         return waiting, None
-    changed = what_differs(before, identity)
+    changed = identities_differ(before["identity"], identity)
     done = read_runs(config.output_dir, before)[0]
-    left = {arm: n - len(done.get(arm, ())) for arm, n in waiting.items()}
     if restart:
         answer = "move it aside"
-    elif changed and not allow_mixed:
-        answer = "refuse"
+    elif changed and not (allow_mixed and can_be_mixed(changed)):
+        answer, waiting = "refuse", dict.fromkeys(waiting, 0)
     else:
-        waiting = left
-        answer = f"go on after {len(launched(done))}" if any(left.values()) else "report it again"
-        answer += " and mark the results" if changed else ""
+        waiting = {arm: n - len(done.get(arm, ())) for arm, n in waiting.items()}
+        goes_on = any(waiting.values())
+        answer = f"go on after {len(launched(done))}" if goes_on else "report it again"
+        answer += " and mark the results" if changed and goes_on else ""
     if changed and not restart:
         answer += ", for this differs:\n    " + "\n    ".join(changed)
     return waiting, (
@@ -1044,40 +1054,51 @@ def run_and_report(config, dataset, arguments, argv):
         return _exit_code(stop)
 
 
-def _study_folder(config, study):
-    """Where the points of a study lie, each in a folder of its own."""
-    return Path(config.output_dir) / study_name(study)
+# --- studies -----------------------------------------------------------------------------------
+
+
+def dry_run_study(prepared, restart, allow_mixed):
+    """``dry_run`` of every point, and roughly how long all take."""
+    seconds = 0
+    for number, (point, here, dataset) in enumerate(prepared, start=1):
+        say(f"point {number} of {len(prepared)}: {point.name}")
+        print(f"{point.name}:")
+        seconds += dry_run(here, dataset, restart, allow_mixed)
+    say(f"all {len(prepared)} points: roughly {format_seconds(seconds)}")
 
 
 def run_study(config, prepared, arguments, argv):
     """A study's experiments, one after the other, and what they come to; returns the exit code.
 
-    The study's file is made anew after every point, from the points that are done, those of other
-    launches in the same folder too.
+    What another launch trains at this moment is left to it, and what one has completed is taken.
     """
-    experiments, left_out, seconds = [], {}, 0
-    options = {"restart": arguments.restart, "allow_mixed": arguments.allow_mixed}
-    folder = _study_folder(config, arguments.study)
+    if arguments.dry_run:
+        dry_run_study(prepared, arguments.restart, arguments.allow_mixed)
+        return 0
     try:
+        if arguments.restart:  # all before the first training, so that the same command goes on
+            for _, here, _ in prepared:
+                with locked(here.output_dir, result_names(here)):
+                    move_old_results(here)
+        _, first, dataset = prepared[0]
+        shared = shared_identity(arguments.study, identity_here(first, dataset))
+        study = SharedStudy(arguments.study, config.output_dir, config.plots_dir, shared, say)
         for number, (point, here, dataset) in enumerate(prepared, start=1):
             say(f"point {number} of {len(prepared)}: {point.name}")
-            if arguments.dry_run:
-                print(f"{point.name}:")
-                seconds += dry_run(here, dataset, **options)
+            if study.trained_elsewhere(here.output_dir, identity_here(here, dataset)):
+                say("  done by a launch on another GPU")
                 continue
-            begin = partial(begin_experiment, here, dataset)
-            results = run_experiment(here, dataset, **options, before=begin, argv=argv)
+            begin, options = partial(begin_experiment, here, dataset), {"argv": argv}
+            options["allow_mixed"] = arguments.allow_mixed
+            try:
+                results = run_experiment(here, dataset, **options, before=begin)
+            except Busy as busy:
+                say(f"  left to the launch that trains it: {busy.holder}")
+                continue
             write_report(*results, here.output_dir)
-            experiments.append(results)
-            others, left_out = points_beside(folder, experiments)
-            content = summarize(arguments.study, experiments + others)
-            path = save_study(content, config.output_dir)
-        for name, why in left_out.items():
-            say(f"{folder / name} is left out of the study: {why}")
-        if arguments.dry_run:
-            say(f"all {len(prepared)} points: roughly {format_seconds(seconds)}")
-            return 0
-        return report_study(config, load_study(path), experiments)
+            study.own[point.name] = results
+            study.sum_up()
+        return report_study(study)
     except KeyboardInterrupt as stop:
         command = "the same command without --restart" if arguments.restart else "the same command"
         kept = f"finished trainings are kept below {config.output_dir}"
@@ -1085,17 +1106,22 @@ def run_study(config, prepared, arguments, argv):
         return _exit_code(stop)
 
 
-def report_study(config, content, experiments):
+def report_study(study):
     """Print a study's tables and draw its figures; returns the exit code.
 
     Memory that ran out is a result of a study, and no failure.
     """
-    paths = save_figures(plot_study(content), config.plots_dir)
+    content, paths = study.sum_up(draw=True)
+    if content is None:
+        say("no point is complete yet: the launches that train them will report the study")
+        return 0
     print(format_study(content), flush=True)
-    path = Path(config.output_dir) / f"{study_name(content['study'])}.json"
-    say("written: " + ", ".join(str(p) for p in (path, *paths) if p.suffix != ".pdf"))
-    statuses = {run["status"] for metrics, _ in experiments for run in launched(metrics)}
-    return EXIT_RUNS_FAILED if "diverged" in statuses else 0
+    say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
+    arms = [arm for point in content["points"] for arm in point["arms"].values()]
+    return EXIT_RUNS_FAILED if any(arm["diverged"] for arm in arms) else 0
+
+
+# --- from the command line to the exit code ----------------------------------------------------
 
 
 def _say_stopped(stop, what):

@@ -48,22 +48,34 @@ class StoreError(ValueError):
     """A folder that cannot be used as it is; the message names the file and the remedy."""
 
 
+class Busy(StoreError):
+    """A folder in which another process is writing; ``holder`` says which, in words."""
+
+    def __init__(self, folder, holder):
+        super().__init__(
+            f"{folder}: another experiment is writing there ({holder}): wait for it or choose "
+            "another --output-dir"
+        )
+        self.holder = holder
+
+
 # --- one writer --------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def locked(folder, names=()):
+def locked(folder, names=(), wait=False):
     """Keep a second experiment out of ``folder`` as long as the block runs.
 
     names: files that the block will write there; what a killed process left of them is removed.
+    wait: for another process's block to end, where that is a matter of seconds.
     The lock is the operating system's, on the file .lock: it ends with the process, however that
-    ends, so a .lock that a killed one left behind keeps nobody out.  Raises StoreError where
-    another process holds it.
+    ends, so a .lock that a killed one left behind keeps nobody out.  Raises Busy where another
+    process holds it.
     """
     folder = Path(folder)
     make_folder(folder)
     path = folder / LOCK_NAME
-    handle = _locked_file(path)
+    handle = _locked_file(path, wait)
     try:
         remove_leftovers(folder, (PLAN_NAME, *names))
         remove_leftovers(folder / RUNS_NAME, ("[0-9]*_*.npz", "[0-9]*_*.json"))
@@ -74,7 +86,7 @@ def locked(folder, names=()):
         os.close(handle)
 
 
-def _locked_file(path):
+def _locked_file(path, wait):
     """A handle of the lock file, locked, with the holder's name inside."""
     while True:
         try:
@@ -85,7 +97,7 @@ def _locked_file(path):
             raise _no_lock(path, error) from None
         try:
             if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 # the holder before may have removed the file between our opening and locking it
                 if not _is_still(path, handle):
                     os.close(handle)
@@ -97,10 +109,7 @@ def _locked_file(path):
         except BlockingIOError:
             holder = os.read(handle, 1000).decode(errors="replace")
             os.close(handle)
-            raise StoreError(
-                f"{path.parent}: another experiment is writing there ({_holder_words(holder)}): "
-                "wait for it or choose another --output-dir"
-            ) from None
+            raise Busy(path.parent, _holder_words(holder)) from None
         except OSError as error:
             os.close(handle)
             raise _no_lock(path, error) from None
@@ -231,16 +240,24 @@ def read_plan(folder):
     return metadata
 
 
-def differences(before, now, path=""):
+def differences(one, other, words=("before", "now"), path=""):
     """Where two JSON-like dicts differ, a line for each place: "config.lr: 0.1 before, 0.2 now"."""
     lines = []
-    for key in dict.fromkeys([*before, *now]):
-        old, new = before.get(key), now.get(key)
+    for key in dict.fromkeys([*one, *other]):
+        old, new = one.get(key), other.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{path}{key}.")
+            lines += differences(old, new, words, f"{path}{key}.")
         elif old != new:
-            lines.append(f"{path}{key}: {_short(old)} before, {_short(new)} now")
+            lines.append(f"{path}{key}: {_short(old)} {words[0]}, {_short(new)} {words[1]}")
     return lines
+
+
+def identities_differ(one, other, words=("before", "now")):
+    """``differences`` of two experiments' identities, in what is known of both."""
+    if any(identity["device"].get("driver") is None for identity in (one, other)):
+        # nvidia-smi may once take too long to answer
+        one, other = (i | {"device": i["device"] | {"driver": None}} for i in (one, other))
+    return differences(one, other, words)
 
 
 def _short(value):

@@ -13,7 +13,6 @@ launches, each with a GPU and some points of its own, can share a study.
 Letters: S sequence length, w window_size, d dilation.
 """
 
-import copy
 import math
 import textwrap
 from dataclasses import asdict, dataclass
@@ -33,6 +32,8 @@ from metrics_utils import (
     RESULTS_NAME,
     MetricsError,
     arm_of_pattern,
+    fitting,
+    launched,
     load_experiment,
     ordered_arms,
     pattern_of_arm,
@@ -43,7 +44,7 @@ from metrics_utils import (
     utc_now,
     write_sealed,
 )
-from run_store import differences
+from run_store import identities_differ, locked, read_plan, read_runs
 from significance import mean_interval, non_inferiority, paired_difference, paired_ratio
 from window_attention import causal_pairs, density
 
@@ -61,8 +62,9 @@ STUDY_DEFAULTS = {
     ("patterns", "cpu"): {},
     ("patterns", "cuda"): {"max_steps": 600, **ON_CUDA},
 }
-# what may differ between the points of one study: their own changes, and which GPU trained them
-OF_A_POINT = ("seq_len", "batch_size", "positions", "device")
+# what the points of a study may differ in, beside the GPU that trained them
+OF_A_POINT = {"lengths": ("seq_len", "batch_size", "positions"), "patterns": ("arms", "positions")}
+THERE_AND_HERE = "there", "here"
 CURVE_POINTS = 40
 NO_ROOM = "out_of_memory"
 
@@ -94,14 +96,21 @@ def length_points(lengths, positions, batch_size, seq_len):
                     "(--batch-size x --seq-len): choose lengths that do"
                 )
             changes = {"seq_len": length, "batch_size": tokens // length, "positions": kind}
-            points.append(Point(f"{kind}_{length}", changes))
+            points.append(Point(point_name("lengths", changes), changes))
     return points
 
 
 def pattern_points(patterns, positions):
     """A point for each kind of positions: ``fused`` and a window arm for each pattern."""
     arms = ("fused", *dict.fromkeys(arm_of_pattern(*pattern) for pattern in patterns))
-    return [Point(kind, {"arms": arms, "positions": kind}) for kind in positions]
+    changes = [{"arms": arms, "positions": kind} for kind in positions]
+    return [Point(point_name("patterns", c), c) for c in changes]
+
+
+def point_name(study, config):
+    """What the folder of a point is called: ``rotary_1024``, of a study of patterns ``rotary``."""
+    kind = config.get("positions", "learned")
+    return f"{kind}_{config['seq_len']}" if study == "lengths" else kind
 
 
 def parse_pattern(text):
@@ -187,6 +196,7 @@ def _place(metadata):
     place = {key: config[key] for key in keys}
     place["positions"] = config.get("positions", "learned")
     place["steps"], place["status"] = metadata["steps"], metadata["status"]
+    place["mixed"] = metadata.get("mixed", [])
     place["experiment_id"] = metadata["experiment_id"]
     return place
 
@@ -322,38 +332,71 @@ def _equal_seconds(metrics):
 # --- files -------------------------------------------------------------------------------------
 
 
-def _shared(metadata):
-    """What all points of a study have in common: the identity without what is a point's own."""
-    identity = copy.deepcopy(metadata.get("identity") or {})
-    for name in OF_A_POINT:
-        identity.get("config", {}).pop(name, None)
-    device = identity.get("device", {})
-    device.pop("uuid", None)
-    device.get("variables", {}).pop("CUDA_VISIBLE_DEVICES", None)
-    return identity
+def _on_any_gpu(identity):
+    """An experiment's identity without which of several equal GPUs trained it."""
+    config = {key: value for key, value in identity["config"].items() if key != "device"}
+    device = {key: value for key, value in identity["device"].items() if key != "uuid"}
+    variables = device.get("variables", {}).items()
+    device["variables"] = {k: v for k, v in variables if k != "CUDA_VISIBLE_DEVICES"}
+    return identity | {"config": config, "device": device}
 
 
-def points_beside(folder, experiments):
-    """The complete experiments of a study that other launches trained in its folder.
+def shared_identity(study, identity):
+    """What all points of a study have in common: an identity without what is one point's own."""
+    config = _on_any_gpu(identity)["config"]
+    if study == "lengths":
+        config["tokens_of_a_step"] = config["seq_len"] * config["batch_size"]
+    config = {key: value for key, value in config.items() if key not in OF_A_POINT[study]}
+    return _on_any_gpu(identity) | {"config": config}
 
-    experiments: [(metrics, metadata)] of this launch, at least one.  Returns further ones, and
-    {folder's name: why it is none of this study} for what is there but was trained otherwise.
+
+def points_on_disk(study, folder, shared, own):
+    """A study's points, whichever launch trained them.
+
+    folder: where each has a folder of its own.  shared: the ``shared_identity`` of this launch.
+    own: {name: (metrics, metadata)} of the points that this launch has done; where one was trained
+    otherwise (--allow-mixed), it is marked.  Returns [(metrics, metadata)], {name of a folder: why
+    it is no point of this study} and {name: how much is done} of those under way.
     """
-    mine = {metadata["experiment_id"] for _, metadata in experiments}
-    others, left_out = [], {}
-    for path in sorted(Path(folder).glob(f"*/{RESULTS_NAME}.npz")):
+    experiments, left_out, under_way = [], {}, {}
+    for metrics, metadata in own.values():
+        there = shared_identity(study, metadata["identity"])
+        lines = metadata["mixed"] + identities_differ(there, shared, THERE_AND_HERE)
+        experiments.append((metrics, metadata | {"mixed": list(dict.fromkeys(lines))}))
+    for path in sorted(Path(folder).iterdir()):
+        results = path / f"{RESULTS_NAME}.npz"
+        if path.name in own or not results.is_file():
+            continue
         try:
-            metrics, metadata = load_experiment(path)
+            metrics, metadata = load_experiment(results)
+            with fitting(results):
+                why_not = _why_no_point(study, path.name, metadata, shared)
+                if why_not is None and metadata["status"] != "complete":
+                    total = len(metadata["plan"]["orders"]) * len(metadata["config"]["arms"])
+                    under_way[path.name] = f"{len(launched(metrics))} of {total} trainings done"
+                elif why_not is None:
+                    summarize(study, [(metrics, metadata)])  # or it is damaged
+                    experiments.append((metrics, metadata))
         except MetricsError as error:
-            left_out[path.parent.name] = str(error)
-            continue
-        if metadata.get("experiment_id") in mine or metadata["status"] != "complete":
-            continue
-        if changed := differences(_shared(metadata), _shared(experiments[0][1])):
-            left_out[path.parent.name] = "; ".join(changed)
-        else:
-            others.append((metrics, metadata))
-    return others, left_out
+            why_not = str(error)
+        if why_not:
+            left_out[path.name] = why_not
+    return experiments, left_out, under_way
+
+
+def _why_no_point(study, name, metadata, shared):
+    """Why an experiment in a study's folder is no point of the study, in words, or None."""
+    if "identity" not in metadata:
+        return "it does not say how it was trained"
+    if (expected := point_name(study, metadata["config"])) != name:
+        return f"its configuration is that of {expected}"
+    there = shared_identity(study, metadata["identity"])
+    return "; ".join(identities_differ(there, shared, THERE_AND_HERE)) or None
+
+
+def study_folder(output_dir, study):
+    """Where the points of a study lie, each in a folder of its own."""
+    return Path(output_dir) / study_name(study)
 
 
 def study_name(study):
@@ -382,6 +425,60 @@ def load_study(path):
             "anew from what was trained"
         ) from None
     return content
+
+
+# --- a folder that launches share --------------------------------------------------------------
+
+
+class SharedStudy:
+    """A study's folder, in which several launches may train, each the points that it finds free.
+
+    Its file and figures are always made anew, in turn, from all points on the disk.
+    """
+
+    def __init__(self, study, output_dir, plots_dir, shared, say=print):
+        """shared: the ``shared_identity`` of what this launch trains; say: gets each remark."""
+        self.study, self.shared, self.say = study, shared, say
+        self.output_dir, self.plots_dir = output_dir, plots_dir
+        self.folder = study_folder(output_dir, study)
+        self.own = {}  # {name of a point: (metrics, metadata)}, of this launch
+        self.said = set()
+
+    def trained_elsewhere(self, folder, identity):
+        """Has a launch on another GPU completed the point in ``folder``?
+
+        identity: what the point would be if it were trained here.
+        """
+        plan = read_plan(folder)
+        if plan is None or not identities_differ(plan["identity"], identity):
+            return False
+        if identities_differ(_on_any_gpu(plan["identity"]), _on_any_gpu(identity)):
+            return False
+        done = launched(read_runs(folder, plan)[0])
+        return len(done) == len(plan["plan"]["orders"]) * len(plan["config"]["arms"])
+
+    def sum_up(self, draw=False):
+        """Write the study's file, and its figures; returns its content and the paths.
+
+        Content None: no point is complete.
+        """
+        with locked(self.folder, wait=True):
+            found = points_on_disk(self.study, self.folder, self.shared, self.own)
+            experiments, left_out, under_way = found
+            for name, why in left_out.items():
+                if (name, why) not in self.said:
+                    self.say(f"{self.folder / name} is left out of the study: {why}")
+                self.said.add((name, why))
+            if draw:
+                for name, how_much in under_way.items():
+                    self.say(f"{self.folder / name} is not in the study yet: {how_much}")
+            if not experiments:
+                return None, []
+            content = summarize(self.study, experiments)
+            paths = [save_study(content, self.output_dir)]
+            if draw:
+                paths += save_figures(plot_study(content), self.plots_dir)
+            return content, paths
 
 
 # --- tables ------------------------------------------------------------------------------------
@@ -429,6 +526,9 @@ def format_study(content):
         f"{config.get('schedule', 'cosine')} after the warm-up",
         "",
     ]
+    for point in content["points"]:
+        name = point_name(content["study"], point)
+        lines += [f"MIXED: {name} (--allow-mixed): {line}" for line in point.get("mixed", ())]
     table = _length_table if content["study"] == "lengths" else _pattern_table
     for kind in dict.fromkeys(point["positions"] for point in content["points"]):
         here = [point for point in content["points"] if point["positions"] == kind]
@@ -569,8 +669,10 @@ def save_figures(figures, plots_dir):
 
 def _setting(content):
     config = content["config"]
+    mixed = any(point.get("mixed") for point in content["points"])
+    note = "MIXED trainings (see the table); " if mixed else ""
     return (
-        f"{content['device_name']}, torch {content['torch']}, {config['dtype']}, compile "
+        f"{note}{content['device_name']}, torch {content['torch']}, {config['dtype']}, compile "
         f"{config['compile']}; d_model {config['d_model']}, {config['n_heads']} heads, "
         f"{config['layers']} layers, {content['points'][0]['runs']} runs a point"
     )

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import compare_models
 import run_store
+import studies
 import train_model
 from compare_models import (
     Progress,
@@ -644,6 +645,8 @@ def test_a_dry_run_says_that_it_would_go_on(workplace, monkeypatch, capsys):
     )
     assert run_main("--runs 1 --arms window fused --lr 1e-3 --dry-run --allow-mixed") == 0
     assert "this command would go on after 1 and mark the results" in capsys.readouterr().err
+    assert run_main("--runs 2 --arms window fused --dry-run --allow-mixed") == 0
+    assert "this command would refuse" in capsys.readouterr().err  # other runs are another plan
     assert run_main("--runs 1 --arms window fused --dry-run --restart") == 0
     errors = capsys.readouterr().err
     assert "this command would move it aside" in errors and " in all" in errors
@@ -878,8 +881,63 @@ def test_launches_may_share_a_study(workplace, capsys):
     assert run_main("--study lengths --seq-lens 24 --runs 1 --max-steps 5 --positions learned") == 0
     errors = capsys.readouterr().err
     for name in ("learned_12", "rotary_12", "rotary_24"):
-        assert f"{name} is left out of the study: config.max_steps: 6 before, 5 now" in errors
+        assert f"{name} is left out of the study: config.max_steps: 6 there, 5 here" in errors
     assert [p["seq_len"] for p in study_of("length")["points"]] == [24]
+
+
+def test_the_same_command_on_another_gpu_trains_what_is_left(workplace, monkeypatch, capsys):
+    options = "--study lengths --seq-lens 12 24 --runs 1 --positions learned"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert run_main(f"{options} --seq-lens 12") == 0
+    capsys.readouterr()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert run_main(options) == 0
+    printed = capsys.readouterr()
+    assert "done by a launch on another GPU" in printed.err
+    assert printed.err.count("run 1/1") == 3  # the arms of one point alone
+    assert [p["seq_len"] for p in study_of("length")["points"]] == [12, 24]
+    # what another one began and did not end is refused: its trainings may be faster or slower
+    Path("output/length_study/learned_12/runs/000_fused.json").unlink()
+    Path("output/length_study/learned_12/experiment_results.json").unlink()
+    assert run_main(options) == 2
+    assert "device.variables.CUDA_VISIBLE_DEVICES" in capsys.readouterr().err
+
+
+def test_points_that_are_being_trained_are_left_to_their_launch(workplace, capsys):
+    options = "--study lengths --seq-lens 12 24 --runs 1 --positions learned"
+    with locked("output/length_study/learned_12"):
+        assert run_main(options) == 0
+        errors = capsys.readouterr().err
+        assert f"left to the launch that trains it: process {os.getpid()}" in errors
+        assert [p["seq_len"] for p in study_of("length")["points"]] == [24]
+        assert run_main(f"{options} --seq-lens 12") == 0  # none of its own: what there is
+        assert "24" in capsys.readouterr().out
+    assert run_main(options) == 0
+    assert [p["seq_len"] for p in study_of("length")["points"]] == [12, 24]
+    with locked("elsewhere/length_study/learned_12"):
+        assert run_main(f"{options} --seq-lens 12 --output-dir elsewhere") == 0
+    assert "no point is complete yet" in capsys.readouterr().err
+
+
+def test_a_restarted_study_begins_anew_at_every_point(workplace, monkeypatch, capsys):
+    options = "--study lengths --seq-lens 12 24 --runs 1 --positions learned"
+    assert run_main(options) == 0
+    before = [p["experiment_id"] for p in study_of("length")["points"]]
+    stop_at(monkeypatch, 2, signal.SIGINT)
+    assert run_main(f"{options} --max-steps 5 --restart") == 130
+    assert "the same command without --restart goes on from there" in capsys.readouterr().err
+    assert run_main(f"{options} --max-steps 5") == 0
+    assert not set(before) & {p["experiment_id"] for p in study_of("length")["points"]}
+
+
+def test_mixed_points_are_marked_in_the_study(workplace, capsys):
+    options = "--study lengths --seq-lens 12 24 --runs 1 --positions learned"
+    assert run_main(options) == 0
+    assert "MIXED" not in capsys.readouterr().out
+    assert run_main(f"{options} --lr 0.02 --seq-lens 12 --allow-mixed") == 0
+    printed = capsys.readouterr()
+    assert "MIXED: learned_12 (--allow-mixed): config.lr: 0.01 there, 0.02 here" in printed.out
+    assert "learned_24 is left out of the study: config.lr" in printed.err
 
 
 def test_a_study_of_patterns_compares_them_with_fused_in_one_experiment(workplace, capsys):
@@ -940,10 +998,20 @@ def test_a_study_interrupted_in_its_pictures_has_lost_nothing(workplace, monkeyp
     def interrupted(content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_models, "plot_study", interrupted)
+    monkeypatch.setattr(studies, "plot_study", interrupted)
     assert run_main("--study lengths --seq-lens 12 --runs 1 --positions learned") == 130
     errors = capsys.readouterr().err
     assert "the same command goes on from there" in errors and "before the first" not in errors
+
+
+def test_accumulation_goes_without_the_graphs_of_the_preset(capsys):
+    parser = build_parser()
+    options = ["--preset", "long", "--device", "cpu", "--gradient-accumulation", "2"]
+    assert config_from(parser.parse_args(options)).compile == "default"
+    assert "--compile default instead" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="keeps gradients in CUDA graphs"):
+        config_from(parser.parse_args([*options, "--compile", "reduce-overhead"]))
+    assert config_from(parser.parse_args(options[:4])).compile == "reduce-overhead"
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,11 @@ from studies import (
     parse_pattern,
     pattern_points,
     plot_study,
-    points_beside,
+    points_on_disk,
     recommend,
     save_figures,
     save_study,
+    shared_identity,
     summarize,
 )
 from window_attention import attended_pairs, causal_pairs, density
@@ -147,18 +148,22 @@ def test_validation_losses_that_are_no_numbers_are_no_contrast():
     assert "w96-d4" in format_study(content) and plot_study(content)
 
 
-def test_points_of_other_gpus_are_taken_in_and_those_of_other_trainings_named(tmp_path):
-    def identity(positions, seq_len, gpu=0, **config):
-        variables = {"CUDA_VISIBLE_DEVICES": str(gpu), "NVIDIA_TF32_OVERRIDE": "0"}
-        config = {
-            "lr": 1e-3,
-            "positions": positions,
-            "seq_len": seq_len,
-            "device": "cuda:0",
-        } | config
-        device = {"device_name": "H100", "uuid": f"GPU-{gpu}", "variables": variables}
-        return {"config": config, "code": "c0de", "device": device}
+def with_identity(experiment, gpu=0, **config):
+    """A synthetic experiment that says how it was trained."""
+    metadata = experiment[1]
+    own = {key: metadata["config"][key] for key in ("positions", "seq_len", "batch_size")}
+    config = {"lr": 1e-3, "device": "cuda:0"} | own | config
+    variables = {"CUDA_VISIBLE_DEVICES": str(gpu), "NVIDIA_TF32_OVERRIDE": "0"}
+    device = {"device_name": "H100", "uuid": f"GPU-{gpu}", "variables": variables, "driver": "580"}
+    metadata["identity"] = {"config": config, "code": "c0de", "device": device}
+    metadata["environment"]["gpu"] = {"uuid": device["uuid"], "name": "H100"}
+    metadata["mixed"] = []
+    return experiment
 
+
+@pytest.fixture
+def shared_folder(tmp_path):
+    """A study's folder with points of several launches: {name: experiment}, one of them damaged."""
     experiments = {}
     for name, changes in {
         "learned_256": {},
@@ -167,34 +172,80 @@ def test_points_of_other_gpus_are_taken_in_and_those_of_other_trainings_named(tm
         "rotary_1024": {"lr": 1e-2},
         "learned_512": {},
         "learned_128": {},
+        "learned_64": {},
+        "learned_32": {},
+        "learned_16": {},
     }.items():
         kind, seq_len = name.split("_")
         experiment = experiment_of(("window", "fused"), kind, int(seq_len))
-        experiment[1]["identity"] = identity(kind, int(seq_len), **changes)
-        gpu = experiment[1]["identity"]["device"]["uuid"]
-        experiment[1]["environment"]["gpu"] = {"uuid": gpu, "name": "H100"}
-        experiments[name] = experiment
-    experiments["learned_512"][1]["status"] = "running"
+        experiment[1]["config"]["batch_size"] = 2048 // int(seq_len)
+        experiments[name] = with_identity(experiment, **changes)
+    experiments["learned_512"][1]["status"] = "partial"
     experiments["rotary_1024"][1]["identity"]["device"]["variables"]["NVIDIA_TF32_OVERRIDE"] = "1"
+    experiments["rotary_256"][1]["identity"]["device"]["driver"] = None  # not found out once
+    experiments["learned_64"][1]["identity"]["config"]["batch_size"] *= 2
+    experiments["learned_32"][1]["identity"]["config"] = "damaged"
+    del experiments["learned_16"][1]["identity"]
     for name, experiment in experiments.items():
         save_metrics(*experiment, tmp_path / name)
     (tmp_path / "learned_128" / "experiment_results.npz").write_bytes(b"damaged")
-    mine = [experiments["learned_256"]]
-    others, left_out = points_beside(tmp_path, mine)
-    found = [(m["config"]["positions"], m["config"]["seq_len"]) for _, m in others]
-    assert sorted(found) == [("learned", 1024), ("rotary", 256)]
-    assert sorted(left_out) == ["learned_128", "rotary_1024"]
-    assert left_out["rotary_1024"] == (
-        "config.lr: 0.01 before, 0.001 now; "
-        'device.variables.NVIDIA_TF32_OVERRIDE: "1" before, "0" now'
-    )
-    assert "learned_128" in left_out["learned_128"]
-    content = summarize("lengths", [*others, *mine])
+    save_metrics(*experiments["rotary_256"], tmp_path / "backup")
+    (tmp_path / "no point").mkdir()
+    return tmp_path, experiments
+
+
+def test_points_of_other_gpus_are_taken_in_and_those_of_other_trainings_named(shared_folder):
+    folder, experiments = shared_folder
+    own = {"learned_256": experiments["learned_256"]}
+    shared = shared_identity("lengths", own["learned_256"][1]["identity"])
+    found, left_out, under_way = points_on_disk("lengths", folder, shared, own)
+    content = summarize("lengths", found)
     places = [(p["positions"], p["seq_len"]) for p in content["points"]]
     assert places == [("learned", 256), ("learned", 1024), ("rotary", 256)]
+    assert under_way == {"learned_512": "8 of 8 trainings done"}
+    damaged = ("learned_128", "learned_32")
+    assert all(name in left_out.pop(name) for name in damaged)
+    assert left_out == {
+        "backup": "its configuration is that of rotary_256",
+        "learned_16": "it does not say how it was trained",
+        "learned_64": "config.tokens_of_a_step: 4096 there, 2048 here",
+        "rotary_1024": "config.lr: 0.01 there, 0.001 here; "
+        'device.variables.NVIDIA_TF32_OVERRIDE: "1" there, "0" here',
+    }
     assert "(each point on one of 2)" in format_study(content)
-    alone = format_study(summarize("lengths", mine))
-    assert "each point on one" not in alone
+    alone = format_study(summarize("lengths", list(own.values())))
+    assert "each point on one" not in alone and "MIXED" not in alone
+
+
+def test_own_points_that_differ_count_and_are_marked(shared_folder):
+    folder, experiments = shared_folder
+    shared = shared_identity("lengths", experiments["learned_256"][1]["identity"])
+    own = {"rotary_1024": experiments["rotary_1024"]}
+    found, left_out, _ = points_on_disk("lengths", folder, shared, own)
+    assert "rotary_1024" not in left_out
+    content = summarize("lengths", found)
+    text = format_study(content)
+    assert "MIXED: rotary_1024 (--allow-mixed): config.lr: 0.01 there, 0.001 here" in text
+    assert text.count("MIXED") == 2  # and the variable
+    captions = [figure._supxlabel.get_text() for figure in plot_study(content).values()]
+    assert all("MIXED" in text for text in captions)
+
+
+def test_patterns_may_differ_between_the_points_of_a_study(tmp_path):
+    for kind, arms in (("learned", PATTERN_ARMS), ("rotary", PATTERN_ARMS[:2])):
+        experiment = with_identity(experiment_of(arms, kind, 1024), arms=list(arms))
+        save_metrics(*experiment, tmp_path / kind)
+    shared = shared_identity("patterns", experiment[1]["identity"])
+    found, left_out, _ = points_on_disk("patterns", tmp_path, shared, {"rotary": experiment})
+    assert not left_out
+    content = summarize("patterns", found)
+    assert [len(point["arms"]) for point in content["points"]] == [4, 2]
+    assert format_study(content).count("w96-d16") >= 1
+    save_figures(plot_study(content), tmp_path)
+    experiment[1]["config"]["seq_len"] = 512
+    shared = shared_identity("patterns", with_identity(experiment)[1]["identity"])
+    _, left_out, _ = points_on_disk("patterns", tmp_path, shared, {"rotary": experiment})
+    assert "config.seq_len: 1024 there, 512 here" in left_out["learned"]
 
 
 def test_pareto_front():
