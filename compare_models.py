@@ -1057,11 +1057,21 @@ def run_and_report(config, dataset, arguments, argv):
 # --- studies -----------------------------------------------------------------------------------
 
 
-def dry_run_study(prepared, restart, allow_mixed):
-    """``dry_run`` of every point, and roughly how long all take."""
-    seconds = 0
+def points_here(study, prepared, restart=False):
+    """The points of ``prepared`` that this launch is to train, each announced first."""
     for number, (point, here, dataset) in enumerate(prepared, start=1):
         say(f"point {number} of {len(prepared)}: {point.name}")
+        elsewhere = study.trained_elsewhere(here.output_dir, identity_here(here, dataset))
+        if elsewhere and not restart:
+            say("  done by a launch on another GPU")
+        else:
+            yield point, here, dataset
+
+
+def dry_run_study(study, prepared, restart, allow_mixed):
+    """``dry_run`` of every point, and roughly how long all take."""
+    seconds = 0
+    for point, here, dataset in points_here(study, prepared, restart):
         print(f"{point.name}:")
         seconds += dry_run(here, dataset, restart, allow_mixed)
     say(f"all {len(prepared)} points: roughly {format_seconds(seconds)}")
@@ -1072,26 +1082,22 @@ def run_study(config, prepared, arguments, argv):
 
     What another launch trains at this moment is left to it, and what one has completed is taken.
     """
-    if arguments.dry_run:
-        dry_run_study(prepared, arguments.restart, arguments.allow_mixed)
-        return 0
     try:
+        _, first, dataset = prepared[0]
+        shared = shared_identity(arguments.study, identity_here(first, dataset))
+        study = SharedStudy(arguments.study, config.output_dir, config.plots_dir, shared, say)
+        if arguments.dry_run:
+            dry_run_study(study, prepared, arguments.restart, arguments.allow_mixed)
+            return 0
         if arguments.restart:  # all before the first training, so that the same command goes on
             for _, here, _ in prepared:
                 with locked(here.output_dir, result_names(here)):
                     move_old_results(here)
-        _, first, dataset = prepared[0]
-        shared = shared_identity(arguments.study, identity_here(first, dataset))
-        study = SharedStudy(arguments.study, config.output_dir, config.plots_dir, shared, say)
-        for number, (point, here, dataset) in enumerate(prepared, start=1):
-            say(f"point {number} of {len(prepared)}: {point.name}")
-            if study.trained_elsewhere(here.output_dir, identity_here(here, dataset)):
-                say("  done by a launch on another GPU")
-                continue
-            begin, options = partial(begin_experiment, here, dataset), {"argv": argv}
-            options["allow_mixed"] = arguments.allow_mixed
+        for point, here, dataset in points_here(study, prepared):
+            options = {"allow_mixed": arguments.allow_mixed, "argv": argv}
+            options["before"] = partial(begin_experiment, here, dataset)
             try:
-                results = run_experiment(here, dataset, **options, before=begin)
+                results = run_experiment(here, dataset, **options)
             except Busy as busy:
                 say(f"  left to the launch that trains it: {busy.holder}")
                 continue

@@ -891,6 +891,9 @@ def test_the_same_command_on_another_gpu_trains_what_is_left(workplace, monkeypa
     assert run_main(f"{options} --seq-lens 12") == 0
     capsys.readouterr()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert run_main(f"{options} --dry-run") == 0
+    printed = capsys.readouterr()
+    assert "done by a launch on another GPU" in printed.err and "refuse" not in printed.err
     assert run_main(options) == 0
     printed = capsys.readouterr()
     assert "done by a launch on another GPU" in printed.err
