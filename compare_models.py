@@ -1057,13 +1057,14 @@ def run_and_report(config, dataset, arguments, argv):
 # --- studies -----------------------------------------------------------------------------------
 
 
-def points_here(study, prepared, restart=False):
+def points_here(study, prepared, allow_mixed, restart=False):
     """The points of ``prepared`` that this launch is to train, each announced first."""
     for number, (point, here, dataset) in enumerate(prepared, start=1):
         say(f"point {number} of {len(prepared)}: {point.name}")
-        elsewhere = study.trained_elsewhere(here.output_dir, identity_here(here, dataset))
+        identity = identity_here(here, dataset)
+        elsewhere = study.of_another_gpu(here.output_dir, identity, allow_mixed)
         if elsewhere and not restart:
-            say("  done by a launch on another GPU")
+            say(f"  {elsewhere}")
         else:
             yield point, here, dataset
 
@@ -1071,7 +1072,7 @@ def points_here(study, prepared, restart=False):
 def dry_run_study(study, prepared, restart, allow_mixed):
     """``dry_run`` of every point, and roughly how long all take."""
     seconds = 0
-    for point, here, dataset in points_here(study, prepared, restart):
+    for point, here, dataset in points_here(study, prepared, allow_mixed, restart):
         print(f"{point.name}:")
         seconds += dry_run(here, dataset, restart, allow_mixed)
     say(f"all {len(prepared)} points: roughly {format_seconds(seconds)}")
@@ -1093,7 +1094,7 @@ def run_study(config, prepared, arguments, argv):
             for _, here, _ in prepared:
                 with locked(here.output_dir, result_names(here)):
                     move_old_results(here)
-        for point, here, dataset in points_here(study, prepared):
+        for point, here, dataset in points_here(study, prepared, arguments.allow_mixed):
             options = {"allow_mixed": arguments.allow_mixed, "argv": argv}
             options["before"] = partial(begin_experiment, here, dataset)
             try:

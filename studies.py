@@ -444,18 +444,23 @@ class SharedStudy:
         self.own = {}  # {name of a point: (metrics, metadata)}, of this launch
         self.said = set()
 
-    def trained_elsewhere(self, folder, identity):
-        """Has a launch on another GPU completed the point in ``folder``?
+    def of_another_gpu(self, folder, identity, allow_mixed=False):
+        """How far a launch on another GPU came with the point in ``folder``, in words, or None.
 
-        identity: what the point would be if it were trained here.
+        identity: what the point would be if it were trained here.  allow_mixed: what another one
+        has only begun counts as none, since this launch may go on with it.
         """
         plan = read_plan(folder)
         if plan is None or not identities_differ(plan["identity"], identity):
-            return False
+            return None
         if identities_differ(_on_any_gpu(plan["identity"]), _on_any_gpu(identity)):
-            return False
-        done = launched(read_runs(folder, plan)[0])
-        return len(done) == len(plan["plan"]["orders"]) * len(plan["config"]["arms"])
+            return None
+        done = len(launched(read_runs(folder, plan)[0]))
+        total = len(plan["plan"]["orders"]) * len(plan["config"]["arms"])
+        if done == total:
+            return "done by a launch on another GPU"
+        words = f"begun on another GPU, {done} of {total} trainings done: left to a launch there"
+        return None if allow_mixed else words
 
     def sum_up(self, draw=False):
         """Write the study's file, and its figures; returns its content and the paths.
