@@ -46,6 +46,7 @@ from metrics_utils import (
     load_experiment,
     pairs_of,
     pattern_text,
+    planned_trainings,
     ranks_text,
     save_metrics,
     utc_now,
@@ -92,7 +93,6 @@ from studies import (
     length_points,
     parse_pattern,
     pattern_points,
-    shared_identity,
     study_folder,
 )
 from train_model import (
@@ -597,10 +597,10 @@ class StoredExperiment:
         about = f"{self.folder} holds another experiment, {self.progress()}; what differs:\n  "
         about += f"{listed}\n"
         remedy = "choose another --output-dir, or --restart, which moves the old results aside"
-        if can_be_mixed(self.changed) and not allow_mixed:
-            remedy += ", or --allow-mixed, which goes on and marks them"
-        if not (can_be_mixed(self.changed) and allow_mixed):
+        if not can_be_mixed(self.changed):
             raise StoreError(about + remedy)
+        if not allow_mixed:
+            raise StoreError(f"{about}{remedy}, or --allow-mixed, which goes on and marks them")
         say(f"warning: --allow-mixed goes on although this differs:\n  {listed}")
 
     def progress(self):
@@ -1061,7 +1061,7 @@ def points_here(study, prepared, allow_mixed, restart=False):
     """The points of ``prepared`` that this launch is to train, each announced first."""
     for number, (point, here, dataset) in enumerate(prepared, start=1):
         say(f"point {number} of {len(prepared)}: {point.name}")
-        identity = identity_here(here, dataset)
+        identity = study.identity | {"config": identity_of_config(here)}
         elsewhere = study.of_another_gpu(here.output_dir, identity, allow_mixed)
         if elsewhere and not restart:
             say(f"  {elsewhere}")
@@ -1085,8 +1085,8 @@ def run_study(config, prepared, arguments, argv):
     """
     try:
         _, first, dataset = prepared[0]
-        shared = shared_identity(arguments.study, identity_here(first, dataset))
-        study = SharedStudy(arguments.study, config.output_dir, config.plots_dir, shared, say)
+        identity = identity_here(first, dataset)
+        study = SharedStudy(arguments.study, config.output_dir, config.plots_dir, identity, say)
         if arguments.dry_run:
             dry_run_study(study, prepared, arguments.restart, arguments.allow_mixed)
             return 0
@@ -1163,7 +1163,7 @@ def _kept(config, restarted):
     done = launched(read_runs(config.output_dir, plan)[0]) if plan else ()
     if not done:
         return "no training had been finished, so nothing was kept"
-    total = len(plan["plan"]["orders"]) * len(plan["config"]["arms"])
+    total = planned_trainings(plan)
     command = "the same command without --restart" if restarted else "the same command"
     return (
         f"{len(done)} of {total} trainings are kept in {config.output_dir}; {command} goes on from "

@@ -480,6 +480,11 @@ def launched(metrics):
     return sorted((run for _, run in pairs_of(metrics)), key=lambda run: run["launch_index"])
 
 
+def planned_trainings(metadata):
+    """How many trainings an experiment's plan has: every arm in every run."""
+    return len(metadata["plan"]["orders"]) * len(metadata["config"]["arms"])
+
+
 def arm_of_pattern(window_size, dilation):
     """The name of the window arm with a pattern of its own: ``w96-d4``."""
     return f"w{window_size}-d{dilation}"

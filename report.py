@@ -33,6 +33,7 @@ from metrics_utils import (
     ok_values,
     ordered_arms,
     pattern_text,
+    planned_trainings,
     ranks_text,
     shared_values,
     text_table,
@@ -703,8 +704,7 @@ def _warning_lines(metrics, metadata):
     lines = []
     if metadata["status"] != "complete":
         done = sum(len(runs) for runs in metrics.values())
-        planned = len(metadata["plan"]["orders"]) * len(metadata["config"]["arms"])
-        lines.append(f"PARTIAL: {done} of {planned} trainings.")
+        lines.append(f"PARTIAL: {done} of {planned_trainings(metadata)} trainings.")
     for arm in ordered_arms(metrics):
         for run in metrics[arm]:
             if run["status"] != "ok":

@@ -37,6 +37,7 @@ from metrics_utils import (
     load_experiment,
     ordered_arms,
     pattern_of_arm,
+    planned_trainings,
     read_file,
     shared_values,
     text_table,
@@ -343,11 +344,12 @@ def _on_any_gpu(identity):
 
 def shared_identity(study, identity):
     """What all points of a study have in common: an identity without what is one point's own."""
-    config = _on_any_gpu(identity)["config"]
+    identity = _on_any_gpu(identity)
+    config = identity["config"]
     if study == "lengths":
         config["tokens_of_a_step"] = config["seq_len"] * config["batch_size"]
     config = {key: value for key, value in config.items() if key not in OF_A_POINT[study]}
-    return _on_any_gpu(identity) | {"config": config}
+    return identity | {"config": config}
 
 
 def points_on_disk(study, folder, shared, own):
@@ -365,23 +367,28 @@ def points_on_disk(study, folder, shared, own):
         experiments.append((metrics, metadata | {"mixed": list(dict.fromkeys(lines))}))
     for path in sorted(Path(folder).iterdir()):
         results = path / f"{RESULTS_NAME}.npz"
-        if path.name in own or not results.is_file():
-            continue
         try:
+            if path.name in own or not results.is_file():
+                continue
             metrics, metadata = load_experiment(results)
             with fitting(results):
                 why_not = _why_no_point(study, path.name, metadata, shared)
                 if why_not is None and metadata["status"] != "complete":
-                    total = len(metadata["plan"]["orders"]) * len(metadata["config"]["arms"])
-                    under_way[path.name] = f"{len(launched(metrics))} of {total} trainings done"
+                    under_way[path.name] = _progress(metrics, metadata)
                 elif why_not is None:
                     summarize(study, [(metrics, metadata)])  # or it is damaged
                     experiments.append((metrics, metadata))
         except MetricsError as error:
             why_not = str(error)
+        except OSError as error:  # of a folder that may not be entered
+            why_not = f"{results}: cannot be read ({error.strerror})"
         if why_not:
             left_out[path.name] = why_not
     return experiments, left_out, under_way
+
+
+def _progress(metrics, metadata):
+    return f"{len(launched(metrics))} of {planned_trainings(metadata)} trainings done"
 
 
 def _why_no_point(study, name, metadata, shared):
@@ -436,9 +443,10 @@ class SharedStudy:
     Its file and figures are always made anew, in turn, from all points on the disk.
     """
 
-    def __init__(self, study, output_dir, plots_dir, shared, say=print):
-        """shared: the ``shared_identity`` of what this launch trains; say: gets each remark."""
-        self.study, self.shared, self.say = study, shared, say
+    def __init__(self, study, output_dir, plots_dir, identity, say=print):
+        """identity: of any point, if this launch trained it; say: gets each remark."""
+        self.study, self.identity, self.say = study, identity, say
+        self.shared = shared_identity(study, identity)
         self.output_dir, self.plots_dir = output_dir, plots_dir
         self.folder = study_folder(output_dir, study)
         self.own = {}  # {name of a point: (metrics, metadata)}, of this launch
@@ -455,11 +463,10 @@ class SharedStudy:
             return None
         if identities_differ(_on_any_gpu(plan["identity"]), _on_any_gpu(identity)):
             return None
-        done = len(launched(read_runs(folder, plan)[0]))
-        total = len(plan["plan"]["orders"]) * len(plan["config"]["arms"])
-        if done == total:
+        metrics = read_runs(folder, plan)[0]
+        if len(launched(metrics)) == planned_trainings(plan):
             return "done by a launch on another GPU"
-        words = f"begun on another GPU, {done} of {total} trainings done: left to a launch there"
+        words = f"begun on another GPU, {_progress(metrics, plan)}: left to a launch there"
         return None if allow_mixed else words
 
     def sum_up(self, draw=False):

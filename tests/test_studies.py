@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -215,6 +216,22 @@ def test_points_of_other_gpus_are_taken_in_and_those_of_other_trainings_named(sh
     assert "(each point on one of 2)" in format_study(content)
     alone = format_study(summarize("lengths", list(own.values())))
     assert "each point on one" not in alone and "MIXED" not in alone
+
+
+def test_a_folder_that_may_not_be_entered_is_named(shared_folder, monkeypatch):
+    folder, experiments = shared_folder
+    real = Path.is_file
+
+    def refused(path):
+        if path.parent.name == "rotary_256":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    own = {"learned_256": experiments["learned_256"]}
+    shared = shared_identity("lengths", own["learned_256"][1]["identity"])
+    found, left_out, _ = points_on_disk("lengths", folder, shared, own)
+    assert len(found) == 2 and "cannot be read (Permission denied)" in left_out["rotary_256"]
 
 
 def test_own_points_that_differ_count_and_are_marked(shared_folder):
