@@ -17,7 +17,7 @@ import sys
 import textwrap
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import matplotlib
@@ -109,12 +109,10 @@ STYLES = {  # colours of seaborn's "colorblind" palette
     "fused": ArmStyle("#029E73", "^", (0, (6, 1.5, 1, 1.5)), 0.5),
     "published": ArmStyle("#CC78BC", "D", (0, (1.5, 1)), 0.75),
 }
-MORE_STYLES = (
-    ArmStyle("#CA9161", "v", (0, (4, 1, 1, 1, 1, 1))),
-    ArmStyle("#56B4E9", "P", (0, (3, 1))),
-    ArmStyle("#DE8F05", "<", (0, (8, 2, 2, 2))),
-    ArmStyle("#949494", ">", (0, (2, 2))),
-)
+# of further arms: 6 colours and 7 markers, so that no pair of them comes again before 42 arms
+MORE_COLORS = "#CA9161", "#56B4E9", "#DE8F05", "#949494", "#FBAFE4", "#8C8000"
+MORE_MARKERS = "v", "P", "<", ">", "X", "*", "h"
+MORE_LINES = (0, (4, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (8, 2, 2, 2)), (0, (2, 2))
 
 
 @dataclass(frozen=True)
@@ -219,7 +217,8 @@ def went_well(run):
 def arm_styles(arms):
     """{arm: ArmStyle}; arms this suite does not know get further styles in order of name."""
     unknown = sorted(set(arms) - set(STYLES))
-    return STYLES | {arm: MORE_STYLES[i % len(MORE_STYLES)] for i, arm in enumerate(unknown)}
+    looks = zip(cycle(MORE_COLORS), cycle(MORE_MARKERS), cycle(MORE_LINES), strict=True)
+    return STYLES | {arm: ArmStyle(*look) for arm, look in zip(unknown, looks, strict=False)}
 
 
 def ordered(arms):
@@ -232,7 +231,9 @@ def ordered(arms):
 def describe_setting(metadata):
     """Device, sizes, number format and revision in one line, as far as the file has them."""
     config, environment = metadata.get("config") or {}, metadata.get("environment") or {}
-    pattern = [config.get(name) for name in ("window_size", "dilation")]
+    # arms that name a pattern have that one
+    chosen = config if "window" in (config.get("arms") or ["window"]) else {}
+    pattern = [chosen.get(name) for name in ("window_size", "dilation")]
     window_size, dilation = (None if value is None else layers_text(value) for value in pattern)
     known = (
         ("{}", environment.get("device_name") or config.get("device")),

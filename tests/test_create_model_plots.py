@@ -572,6 +572,19 @@ def test_styles_do_not_depend_on_which_other_arms_are_there():
     assert together["odd"] not in plots.STYLES.values()
 
 
+def test_many_arms_all_look_different():
+    looks = plots.arm_styles([f"w{window}-d0" for window in range(1, 31)]).values()
+    assert len({(look.color, look.marker) for look in looks}) == 34
+    assert len({look.linestyle for look in looks}) == 8
+
+
+def test_a_setting_names_no_pattern_that_no_arm_has():
+    for arms, named in ((("fused", "w32-d0"), False), (("fused", "window"), True)):
+        _, metadata = make_experiment(2, arms)
+        words = plots.describe_setting(metadata).replace("\N{NO-BREAK SPACE}", " ")
+        assert ("w = 96, d = 4" in words) == named and "seq_len 1024" in words
+
+
 @pytest.mark.parametrize(
     "arms, expected",
     [
