@@ -26,7 +26,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentF
 
 from gpt import model_flops
 from metrics_utils import MetricsError, atomic_write, fitting, pattern_of_arm
-from studies import load_study, measured_rows, recommend, with_interval
+from studies import load_study, measured_rows, recommend, warning_lines, with_interval
 from window_attention import (
     attention_plan,
     causal_pairs,
@@ -235,6 +235,7 @@ def measured_lines(content):
         "brackets the 95 % t",
         "interval, paired by run.  times as fast: whole training step, over full attention in the "
         "best kernel.",
+        *warning_lines(content),
     ]
     for point in content["points"]:
         rows = [

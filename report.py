@@ -68,6 +68,8 @@ NOISY_SHARE, FAR_SHARE = 0.10, 0.50  # of the mean: pyperf's limits for calling 
 FAR_OUT = 3.0  # interquartile ranges (Tukey 1977)
 LARGEST_LOSS = 50  # nats of difference beyond which a perplexity is no number for people
 SLOW_SHARE = 0.10  # by which the first training must be slower than the slowest other
+# a step is held up beyond this many medians; a training, where such steps cost this share of it
+HELD_UP, HELD_UP_SHARE = 3.0, 0.02
 
 
 # --- words for numbers -------------------------------------------------------------------------
@@ -629,6 +631,26 @@ def _spread_warnings(metrics):
             yield f"{arm}: a training took {far:.2f} s, {share:.0%} {words} than the mean."
 
 
+def _stall_warnings(metrics):
+    """Trainings of which few steps took much of the time: no property of the arm."""
+    for arm in ordered_arms(metrics):
+        for run in metrics[arm]:
+            steps = np.asarray(run["step_seconds"], dtype=np.float64)
+            if run["status"] != "ok" or not steps.size or not np.isfinite(steps).all():
+                continue
+            usual = float(np.median(steps))
+            held_up = np.flatnonzero(steps > HELD_UP * usual)
+            lost = float((steps[held_up] - usual).sum() / steps.sum()) if held_up.size else 0
+            if lost >= HELD_UP_SHARE:
+                longest = int(np.argmax(steps))
+                yield (
+                    f"{arm}, run {run['run'] + 1}: {held_up.size} of {steps.size} steps took more "
+                    f"than {HELD_UP:g} times the median ({1e3 * usual:,.1f} ms) and {lost:.0%} of "
+                    f"the time (step {longest + 1}: {1e3 * steps[longest]:,.0f} ms): something "
+                    "held them up; they are kept."
+                )
+
+
 def _outlier_warnings(metrics):
     for arm, run, words, value in outlying_runs(metrics, FAR_OUT):
         yield f"{arm}, run {run + 1}: {words} {value:,.4g} is far from the others'; it is kept."
@@ -688,15 +710,23 @@ def _failure_warnings(metrics):
         )
 
 
+def measurement_warnings(metrics, metadata):
+    """What may have disturbed the measurements, a sentence each."""
+    return [
+        *_history_warnings(metrics, metadata),
+        *_spread_warnings(metrics),
+        *_stall_warnings(metrics),
+        *_outlier_warnings(metrics),
+        *_device_warnings(metrics),
+    ]
+
+
 def find_warnings(metrics, metadata):
     """What a reader must know before the figures, a sentence each."""
     return [
         *_plan_warnings(metadata),
-        *_history_warnings(metrics, metadata),
         *_failure_warnings(metrics),
-        *_spread_warnings(metrics),
-        *_outlier_warnings(metrics),
-        *_device_warnings(metrics),
+        *measurement_warnings(metrics, metadata),
     ]
 
 

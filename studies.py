@@ -45,6 +45,7 @@ from metrics_utils import (
     utc_now,
     write_sealed,
 )
+from report import measurement_warnings
 from run_store import identities_differ, locked, read_plan, read_runs
 from significance import mean_interval, non_inferiority, paired_difference, paired_ratio
 from window_attention import causal_pairs, density
@@ -190,7 +191,7 @@ def summarize(study, experiments):
     }
 
 
-def _place(metadata):
+def _place(metrics, metadata):
     """What a point says of its experiment."""
     config = metadata["config"]
     keys = ("seq_len", "batch_size", "dtype", "compile", "runs", "output_dir")
@@ -198,6 +199,7 @@ def _place(metadata):
     place["positions"] = config.get("positions", "learned")
     place["steps"], place["status"] = metadata["steps"], metadata["status"]
     place["mixed"] = metadata.get("mixed", [])
+    place["warnings"] = measurement_warnings(metrics, metadata)
     place["experiment_id"] = metadata["experiment_id"]
     return place
 
@@ -205,7 +207,7 @@ def _place(metadata):
 def _length_point(metrics, metadata):
     config, vocab_size = metadata["config"], metadata["data"]["vocab_size"]
     margin = metadata["plan"]["equivalence_margin"]
-    point = _place(metadata)
+    point = _place(metrics, metadata)
     point |= _limits(config, metadata["pattern"]["density"], vocab_size)
     point["evaluation"] = metadata["pattern"]["evaluation"]
     point["arms"] = {arm: _arm_summary(metrics[arm]) for arm in ordered_arms(metrics)}
@@ -217,7 +219,7 @@ def _length_point(metrics, metadata):
 def _pattern_point(metrics, metadata):
     config, vocab_size = metadata["config"], metadata["data"]["vocab_size"]
     margin = metadata["plan"]["equivalence_margin"]
-    point = _place(metadata) | {"margin": margin}
+    point = _place(metrics, metadata) | {"margin": margin}
     arms = {}
     for arm in ordered_arms(metrics):
         arms[arm] = _arm_summary(metrics[arm])
@@ -538,9 +540,7 @@ def format_study(content):
         f"{config.get('schedule', 'cosine')} after the warm-up",
         "",
     ]
-    for point in content["points"]:
-        name = point_name(content["study"], point)
-        lines += [f"MIXED: {name} (--allow-mixed): {line}" for line in point.get("mixed", ())]
+    lines += warning_lines(content)
     table = _length_table if content["study"] == "lengths" else _pattern_table
     for kind in dict.fromkeys(point["positions"] for point in content["points"]):
         here = [point for point in content["points"] if point["positions"] == kind]
@@ -554,6 +554,17 @@ def format_study(content):
         "nats a token, lower is better."
     )
     return "\n".join(lines)
+
+
+def warning_lines(content):
+    """What may have disturbed the measurements of which point, as wrapped lines."""
+    found = [
+        f"warning: {point_name(content['study'], point)}: {warning}"
+        for point in content["points"]
+        for warning in point.get("warnings", ())  # a study's file may be older than they are
+    ]
+    wrapped = [textwrap.wrap(w, 100, subsequent_indent="  ", break_on_hyphens=False) for w in found]
+    return [line for lines in wrapped for line in lines] + [""] * bool(found)
 
 
 def _length_table(points):
@@ -787,6 +798,7 @@ def _points_with_bars(ax, x, estimates, style, **options):
 def _foot(figure, text):
     """The setting below a figure, in as many lines as its width needs."""
     columns = int(19 * figure.get_figwidth())
+    text = text.replace(" % ", "\N{NO-BREAK SPACE}% ")
     figure.supxlabel("\n".join(textwrap.wrap(text, columns)), fontsize=6.5, color="0.35")
 
 

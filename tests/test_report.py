@@ -350,6 +350,8 @@ def damage(metrics, name):
         metrics["fused"][1]["device_after"] = {"throttle_reasons": ["hw_slowdown"]}
     elif name == "busy":
         metrics["window"][3]["device_before"] = {"other_processes": 2}
+    elif name == "stall":
+        metrics["window"][1]["step_seconds"][30] = 0.9
     elif name == "outlier":
         metrics["window"][3]["peak_memory_mb"] = 2000.0
     elif name == "first":
@@ -369,6 +371,7 @@ def damage(metrics, name):
         ("hot", "fused, run 2: the device slowed itself down (hw_slowdown)"),
         ("busy", "window, run 4: other processes were using the device"),
         ("outlier", "window, run 4: peak memory 2,000 is far from the others'; it is kept"),
+        ("stall", "window, run 2: 1 of 40 steps took more than 3 times the median"),
         ("first", "baseline: the very first training took longer than every other"),
         ("split", "run 5 was cut in two by a stop"),
         ("failed", "2 trainings failed"),
@@ -379,6 +382,18 @@ def test_what_a_reader_must_know_is_warned_of(name, words):
     damage(metrics, name)
     assert any(words in warning for warning in find_warnings(metrics, metadata))
     assert words in flat(format_report(metrics, metadata)).replace("- ", "-")
+
+
+def test_slow_steps_that_cost_little_and_a_failed_training_are_no_stall():
+    metrics, metadata = make_experiment(6, seed=1)
+    metrics["window"][1]["step_seconds"][30] = 0.9
+    assert len(find_warnings(metrics, metadata)) == 1
+    metrics["window"][1]["step_seconds"][30] = 0.03  # 1.5 times the median
+    assert find_warnings(metrics, metadata) == []
+    metrics["window"][1] |= {"step_seconds": np.zeros(0, np.float32)}
+    assert find_warnings(metrics, metadata) == []
+    metrics["window"][1] |= {"step_seconds": np.array([0.02, np.nan, 9], np.float32)}
+    assert find_warnings(metrics, metadata) == []
 
 
 def test_few_pairs_are_warned_of_also_where_every_arm_has_many_runs():
