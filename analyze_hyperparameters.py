@@ -596,7 +596,7 @@ def plot_tradeoff(analyses, content=None):
             note += "with 95 % t intervals."
         _name_points(top, analyses)
         top.set_ylabel("attention alone,\nestimated speed-up")
-        bottom.set_ylabel("whole step,\nestimated speed-up")
+        bottom.set_ylabel("whole step,\n" + "estimated " * (content is None) + "speed-up")
         bottom.set_xlabel("sparsity: causal pairs left out (%)")
         sns.despine(figure)
         text = f"{describe_model(analyses[0])}.  Attention's share of the FLOPs, full: {share:.2%}."

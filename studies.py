@@ -798,7 +798,7 @@ def _points_with_bars(ax, x, estimates, style, **options):
 def _foot(figure, text):
     """The setting below a figure, in as many lines as its width needs."""
     columns = int(19 * figure.get_figwidth())
-    text = text.replace(" % ", "\N{NO-BREAK SPACE}% ")
+    text = text.replace("95 % t interval", "95\u00a0%\u00a0t\u00a0interval")  # one word to wrap
     figure.supxlabel("\n".join(textwrap.wrap(text, columns)), fontsize=6.5, color="0.35")
 
 
