@@ -573,7 +573,10 @@ def _draw_measured(axes, content, colors):
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, 0.97 * min(ends[0])), max(high, 1.05 * max(ends[1])))
     axes.axhline(1, color="0.5", linewidth=0.8)
-    axes.legend(fontsize=7, loc="best")
+    axes.lines[1].set_label("estimated")  # the points, on the curve before them
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.15 * (high - low))  # for the legend, which then covers no point
+    axes.legend(fontsize=7, loc="upper left", ncols=3)
 
 
 def plot_tradeoff(analyses, content=None):

@@ -68,8 +68,9 @@ NOISY_SHARE, FAR_SHARE = 0.10, 0.50  # of the mean: pyperf's limits for calling 
 FAR_OUT = 3.0  # interquartile ranges (Tukey 1977)
 LARGEST_LOSS = 50  # nats of difference beyond which a perplexity is no number for people
 SLOW_SHARE = 0.10  # by which the first training must be slower than the slowest other
-# a step is held up beyond this many medians; a training, where such steps cost this share of it
-HELD_UP, HELD_UP_SHARE = 3.0, 0.02
+# a step is held up beyond this many medians; more than this share of them are the arm's own way,
+# fewer are told where they cost this share of the training time (effects here are a few percent)
+HELD_UP, HELD_UP_STEPS, HELD_UP_TIME = 1.5, 0.02, 0.015
 
 
 # --- words for numbers -------------------------------------------------------------------------
@@ -632,22 +633,22 @@ def _spread_warnings(metrics):
 
 
 def _stall_warnings(metrics):
-    """Trainings of which few steps took much of the time: no property of the arm."""
+    """Trainings of which a few steps cost much of the time: no property of the arm."""
     for arm in ordered_arms(metrics):
         for run in metrics[arm]:
             steps = np.asarray(run["step_seconds"], dtype=np.float64)
             if run["status"] != "ok" or not steps.size or not np.isfinite(steps).all():
                 continue
-            usual = float(np.median(steps))
-            held_up = np.flatnonzero(steps > HELD_UP * usual)
-            lost = float((steps[held_up] - usual).sum() / steps.sum()) if held_up.size else 0
-            if lost >= HELD_UP_SHARE:
-                longest = int(np.argmax(steps))
+            usual, longest = float(np.median(steps)), int(np.argmax(steps))
+            held_up = steps > HELD_UP * usual
+            few = held_up.sum() <= max(1, HELD_UP_STEPS * steps.size)
+            at_worst = f"step {longest + 1}: {1e3 * steps[longest]:,.1f} ms"
+            cost = (steps[held_up] - usual).sum() / steps.sum() if usual > 0 else 0
+            if few and cost >= HELD_UP_TIME:
                 yield (
-                    f"{arm}, run {run['run'] + 1}: {held_up.size} of {steps.size} steps took more "
-                    f"than {HELD_UP:g} times the median ({1e3 * usual:,.1f} ms) and {lost:.0%} of "
-                    f"the time (step {longest + 1}: {1e3 * steps[longest]:,.0f} ms): something "
-                    "held them up; they are kept."
+                    f"{arm}, run {run['run'] + 1}: {held_up.sum()} of {steps.size} steps took more "
+                    f"than {HELD_UP:g} times the median ({1e3 * usual:,.1f} ms; {at_worst}) and "
+                    f"cost {cost:.1%} of the training time: something held them up; they are kept."
                 )
 
 
@@ -669,6 +670,8 @@ def _outlier_warnings(metrics):
 def _device_warnings(metrics):
     for arm in ordered_arms(metrics):
         for run in metrics[arm]:
+            if run["status"] != "ok":  # no comparison has its time
+                continue
             place = f"{arm}, run {run['run'] + 1}"
             if words := throttled(run):
                 yield f"{place}: the device slowed itself down ({', '.join(words)})."
@@ -677,9 +680,12 @@ def _device_warnings(metrics):
                 yield f"{place}: other processes were using the device."
 
 
-def _history_warnings(metrics, metadata):
+def _mixed_warnings(metadata):
     for line in metadata.get("mixed", ()):
         yield f"MIXED: trainings that differ were taken together (--allow-mixed): {line}"
+
+
+def _history_warnings(metrics, metadata):
     for run in split_blocks(metrics):
         yield (
             f"run {run + 1} was cut in two by a stop: its arms were not trained next to one "
@@ -711,7 +717,7 @@ def _failure_warnings(metrics):
 
 
 def measurement_warnings(metrics, metadata):
-    """What may have disturbed the measurements, a sentence each."""
+    """What may have disturbed the measurements of an experiment, a sentence each."""
     return [
         *_history_warnings(metrics, metadata),
         *_spread_warnings(metrics),
@@ -725,6 +731,7 @@ def find_warnings(metrics, metadata):
     """What a reader must know before the figures, a sentence each."""
     return [
         *_plan_warnings(metadata),
+        *_mixed_warnings(metadata),
         *_failure_warnings(metrics),
         *measurement_warnings(metrics, metadata),
     ]

@@ -557,12 +557,13 @@ def format_study(content):
 
 
 def warning_lines(content):
-    """What may have disturbed the measurements of which point, as wrapped lines."""
-    found = [
-        f"warning: {point_name(content['study'], point)}: {warning}"
-        for point in content["points"]
-        for warning in point.get("warnings", ())  # a study's file may be older than they are
-    ]
+    """What was taken together and what may have disturbed which point, as wrapped lines."""
+    found = []
+    for point in content["points"]:
+        name = point_name(content["study"], point)
+        found += [f"MIXED: {name} (--allow-mixed): {line}" for line in point.get("mixed", ())]
+        # older files hold no warnings
+        found += [f"warning: {name}: {warning}" for warning in point.get("warnings", ())]
     wrapped = [textwrap.wrap(w, 100, subsequent_indent="  ", break_on_hyphens=False) for w in found]
     return [line for lines in wrapped for line in lines] + [""] * bool(found)
 
@@ -927,13 +928,13 @@ def _pareto_panel(ax, point, looks, front, estimates):
 
 
 def _window_of(estimates):
-    """Limits of an axis: all means, and their intervals as far as these leave the means apart."""
+    """Limits of an axis: all means, and their intervals as far as the means keep half of it."""
     means = [e["mean"] for e in estimates]
     low, high = min(means), max(means)
-    room = max(high - low, 1e-3 * max(abs(low), abs(high), 1e-3))
+    room = 0.5 * max(high - low, 1e-3 * max(abs(low), abs(high), 1e-3))
     ends = [e[k] for e in estimates for k in ("low", "high") if e[k] is not None]
     wide = min([low, *ends]), max([high, *ends])
-    return max(wide[0], low - room) - 0.1 * room, min(wide[1], high + room) + 0.1 * room
+    return max(wide[0], low - room) - 0.2 * room, min(wide[1], high + room) + 0.2 * room
 
 
 def _curve_panel(ax, point, looks):
