@@ -8,6 +8,8 @@ import functools
 
 import torch
 
+from window_attention import constant_of_a_graph
+
 POSITIONS = ("learned", "rotary")
 BASE = 10_000.0
 
@@ -39,7 +41,7 @@ def rotate(x, first_position=0):
 
 
 # as with the masks of window_attention.py, a constant of the compiled graph
-@torch.compiler.assume_constant_result
+@constant_of_a_graph
 def cached_rotations(positions, head_dim, device, dtype):
     """cos and sin of every position's angles, (positions, D/2) each; shared, do not write."""
     return _rotations(positions, head_dim, device, dtype)

@@ -882,6 +882,8 @@ def memory_job(config, arm, vocab_size, seed):
     config = config_of(config)
     shape = (config.batch_size * MEMORY_STEPS, config.seq_len + 1)
     rows = np.random.default_rng(seed).integers(vocab_size, size=shape)
+    # the first optimizer of a process loads the compiler, whose memory is not the training's
+    torch.optim.AdamW([torch.zeros(1)])
 
     def work():
         with deterministic_algorithms(config.deterministic):

@@ -135,15 +135,24 @@ def is_full_causal(seq_len, window_size, dilation, sink_tokens=0):
     return dilation == 1 or window_size + sink_tokens >= seq_len - 1
 
 
+def constant_of_a_graph(function):
+    """``torch.compiler.assume_constant_result``, which would load the compiler to set one mark.
+
+    Seconds of every import, also for those who compile nothing.  A test compares the two.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
 # The mask depends on a few values only, so layers and steps share one tensor.  Dynamo may not trace
 # into a cache; it is told that the result is a constant of the compiled graph.
-@torch.compiler.assume_constant_result
+@constant_of_a_graph
 def cached_window_mask(seq_len, window_size, dilation, device, sink_tokens=0):
     """``window_mask``, built once for each (S, w, d, device, N) and shared; do not write to it."""
     return _mask_cache(seq_len, window_size, dilation, device, sink_tokens)
 
 
-@torch.compiler.assume_constant_result
+@constant_of_a_graph
 def cached_window_bias(seq_len, window_size, dilation, device, dtype, sink_tokens=0):
     """The mask as what is added to the scores, 0 or minus infinity, (S, S), cached likewise.
 
@@ -892,7 +901,7 @@ def split_attention(q, k, v, window_size, dilation, kernels, sink_tokens=0):
     return out[..., :head_dim] if missing else out
 
 
-@torch.compiler.assume_constant_result
+@constant_of_a_graph
 def split_kernels(device, dtype, head_dim):
     """The names of the fastest (near, far) kernels that work here, or None after one warning.
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+import torch._dynamo  # an optimizer loads it: in every fork, if it were not here
 
 import compare_models
 import train_model

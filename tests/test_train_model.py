@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import train_model
 import window_attention
@@ -512,6 +515,22 @@ def test_child_memory_grows_with_the_model():
     weights = sum(p.numel() for p in build_model(config, "window", 20_000, CPU, 0).parameters())
     # weights, gradients and two moments of AdamW, each 4 bytes
     assert large > 4 * 4 * weights / 2**20 > small > 0
+
+
+def test_what_a_child_measures_is_no_import():
+    """The compiler alone, which the first optimizer loads, would be a hundred megabytes."""
+    code = f"""
+import sys
+from train_model import memory_job
+work = memory_job({asdict(tiny_config())!r}, "window", {VOCABULARY}, 0)
+before = set(sys.modules)
+work()
+print(len(before), *sorted(set(sys.modules) - before))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    count, *loaded = done.stdout.split()
+    assert int(count) > 1000 and len(loaded) < 5, loaded
 
 
 def test_child_that_fails_says_why():

@@ -20,6 +20,7 @@ from window_attention import (
     cached_window_mask,
     causal_pairs,
     clear_mask_cache,
+    constant_of_a_graph,
     density,
     draw_pattern,
     is_full_causal,
@@ -428,6 +429,13 @@ def test_works_compiled_as_one_graph(evaluation, batch, seq_len, sinks):
             gradients_of(compiled, qkv), gradients_of(window_attention, qkv), strict=True
         ):
             torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_compilers_mark_is_set_without_loading_the_compiler():
+    theirs = torch.compiler.assume_constant_result(lambda: 0)
+    assert vars(constant_of_a_graph(lambda: 0)) == vars(theirs) != {}
+    code = "import sys, compare_models, generate; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_sinks_compile_in_bfloat16_and_in_autocast():
