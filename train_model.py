@@ -660,6 +660,14 @@ class Trainer:
             synchronize(self.device)
         return time.perf_counter() - started
 
+    def release_graphs(self):
+        """Give back the memory that recorded steps keep for their replays; they are not used again.
+
+        At long lengths the textbook attention's steps fill most of a GPU, and evaluation is eager.
+        """
+        self.optimizer.zero_grad(set_to_none=True)  # gradients lie in that memory
+        release_memory(self.device)
+
     @torch.no_grad()
     def evaluate(self, held_out):
         """Mean loss in nats per token over the held-out rows, dropout off, always eager.
@@ -819,9 +827,18 @@ def _measure(trainer, dataset, metrics, progress):
         metrics["status"] = "diverged"
         metrics["message"] = f"the loss became {losses[-1]} at step {len(losses)}"
         return
+    if config.records_graphs:
+        trainer.release_graphs()
     started = time.perf_counter()
     metrics["val_loss"] = trainer.evaluate(dataset.held_out)
     metrics["eval_time"] = time.perf_counter() - started
+
+
+def _stage(metrics):
+    """How far a training came that ended, in words."""
+    if metrics["total_steps"]:
+        return f"in the evaluation, after all {metrics['total_steps']:,} steps"
+    return "in the timed steps" if metrics["warmup_time"] else "before the timed steps"
 
 
 def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: None):
@@ -852,8 +869,8 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
         metrics["status"] = "out_of_memory"
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         metrics["message"] = (
-            f"out of memory on {device}: lower --batch-size, --seq-len, --d-model or --layers "
-            f"({words})"
+            f"out of memory on {device} {_stage(metrics)}: lower --batch-size, --seq-len, "
+            f"--d-model or --layers ({words})"
         )
     metrics["wall_time"] = time.perf_counter() - entered
     metrics |= {"ended_at": utc_now(), "device_before": before}

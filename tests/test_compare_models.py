@@ -249,7 +249,10 @@ def out_of_memory(trainer):
     ("fail", "words"),
     [
         (poison, "run 1/2 window: diverged: the loss became nan at step 1"),
-        (out_of_memory, "run 1/2 window: out of memory: out of memory on cpu: lower --batch-size"),
+        (
+            out_of_memory,
+            "run 1/2 window: out of memory: out of memory on cpu in the ",
+        ),
     ],
 )
 def test_a_failed_training_is_named_and_the_experiment_goes_on(

@@ -1,5 +1,6 @@
 """One training: what it measures, what it leaves behind, and what two trainings share."""
 
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from metrics_utils import NUMBERS, RECORDS, SERIES, TEXTS
 from train_model import (
     ARMS,
     PRESETS,
+    UNTIMED_STEPS,
     ExperimentConfig,
     Trainer,
     attention_used,
@@ -289,6 +291,44 @@ def test_memory_that_runs_out_is_an_outcome_that_names_the_remedy(monkeypatch, e
     assert model is None and metrics["status"] == "out_of_memory"
     assert "--batch-size" in metrics["message"] and "--seq-len" in metrics["message"]
     assert metrics["total_steps"] == 0 and metrics["losses"].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("method", "after", "words"),
+    [
+        ("step", 0, "out of memory on cpu before the timed steps: lower --batch-size"),
+        ("step", UNTIMED_STEPS + 2, "out of memory on cpu in the timed steps: lower"),
+        ("evaluate", 0, "out of memory on cpu in the evaluation, after all 6 steps: lower"),
+    ],
+)
+def test_it_is_said_where_memory_ran_out(monkeypatch, method, after, words):
+    real, calls = getattr(Trainer, method), itertools.count()
+
+    def fail(self, *arguments):
+        if next(calls) == after:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Trainer, method, fail)
+    metrics, _ = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+    assert metrics["message"].startswith(words)
+    assert math.isfinite(metrics["training_time"]) == (method == "evaluate")
+
+
+@pytest.mark.parametrize(("mode", "released"), [("none", False), ("reduce-overhead", True)])
+def test_recorded_graphs_are_released_before_the_evaluation(monkeypatch, mode, released):
+    done = []
+    evaluate = Trainer.evaluate
+
+    def noted(trainer, held_out):
+        done.append(("evaluated", trainer.model.layers[0].mha.qkv.grad is None))
+        return evaluate(trainer, held_out)
+
+    monkeypatch.setattr(Trainer, "evaluate", noted)
+    monkeypatch.setattr(train_model, "release_memory", lambda device: done.append("released"))
+    metrics, _ = train(tiny_config(compile=mode), "fused", tiny_dataset(), 7, CPU)
+    assert metrics["status"] == "ok" and math.isfinite(metrics["val_loss"])
+    assert done == ["released"] * released + [("evaluated", released)]
 
 
 def test_other_errors_are_not_swallowed(monkeypatch):
@@ -593,6 +633,27 @@ def test_cuda_graphs_train_the_same_in_the_same_memory(arm):
         assert 0.7 < metrics["peak_memory_mb"] / calls["peak_memory_mb"] < 1.5
     # what stays (a workspace of cuBLAS is 32 MiB on a Hopper GPU) is not more after each training
     assert left[2] - left[1] < 2**20
+
+
+@needs_cuda
+def test_cuda_evaluation_has_the_memory_of_the_graphs(monkeypatch):
+    """Dense attention's steps keep their scores in the graphs, most of the peak."""
+    taken, evaluate = [], Trainer.evaluate
+
+    def noted(trainer, held_out):
+        taken.append(torch.cuda.memory_allocated())
+        return evaluate(trainer, held_out)
+
+    monkeypatch.setattr(Trainer, "evaluate", noted)
+    sizes = {"seq_len": 2048, "d_model": 128, "n_heads": 8, "batch_size": 4}
+    config = tiny_config(dtype="bfloat16", compile="reduce-overhead", **sizes)
+    device = torch.device("cuda")
+    before = torch.cuda.memory_allocated()
+    metrics, model = train(config, "baseline", tiny_dataset(12, 2048), 7, device)
+    assert metrics["status"] == "ok" and math.isfinite(metrics["val_loss"])
+    assert taken[0] - before < 0.3 * metrics["peak_memory_mb"] * 2**20
+    del model
+    release_memory(device)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
