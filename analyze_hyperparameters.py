@@ -573,7 +573,6 @@ def _draw_measured(axes, content, colors):
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, 0.97 * min(ends[0])), max(high, 1.05 * max(ends[1])))
     axes.axhline(1, color="0.5", linewidth=0.8)
-    axes.lines[1].set_label("estimated")  # the points, on the curve before them
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.15 * (high - low))  # for the legend, which then covers no point
     axes.legend(fontsize=7, loc="upper left", ncols=3)
@@ -590,7 +589,7 @@ def plot_tradeoff(analyses, content=None):
         top, bottom = figure.subplots(2, 1, sharex=True)
         style = {"marker": "o", "color": colors[2]}
         _draw_speedup(top, analyses, "attention_speedup", 1, style)
-        style = {"marker": "s", "color": colors[4]}
+        style = {"marker": "s", "color": colors[4], "label": "estimated"}
         _draw_speedup(bottom, analyses, "step_speedup", share, style)
         note = ESTIMATE
         if content is not None:

@@ -251,7 +251,8 @@ def out_of_memory(trainer):
         (poison, "run 1/2 window: diverged: the loss became nan at step 1"),
         (
             out_of_memory,
-            "run 1/2 window: out of memory: out of memory on cpu in the ",
+            "run 1/2 window: out of memory: out of memory on cpu in the timed steps: lower "
+            "--batch-size",
         ),
     ],
 )
