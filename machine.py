@@ -21,6 +21,10 @@ import torch
 
 KILLED = "exit code -9"  # of a process that the system ended, as it does for want of memory
 CHANGES = ("status", "--porcelain", "--untracked-files=no")  # results and figures are untracked
+# Where PyTorch's allocator is told how to work; every version reads the first.
+ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+EXPANDABLE = "expandable_segments:True"
+FRAGMENTED = 0.1  # of the memory that PyTorch holds: from here on pieces are worth a word
 COMMAND_SECONDS = 10  # that git or nvidia-smi may take before their answer counts as unknown
 FOLDER = Path(__file__).resolve().parent
 # The files that can change what a training gives, in the order in which they are hashed.
@@ -66,6 +70,27 @@ def is_out_of_memory(error):
     """True for every form in which CUDA, its libraries or the system say that memory ran out."""
     signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED", KILLED)
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+
+
+def fragmentation_remedy(device):
+    """The remedy, in words, where a GPU's memory has just run out for being in pieces; else "".
+
+    By then the allocator has given back whatever it could: what it still holds unused are pieces,
+    each too small for what was asked for or kept for a CUDA graph.  With expandable segments
+    pieces join; the setting is PyTorch's, read when a process starts (see "CUDA semantics, memory
+    management" in its documentation).
+    """
+    settings = [os.environ.get(name, "") for name in ALLOCATOR_SETTINGS]
+    if device.type != "cuda" or EXPANDABLE in ",".join(settings):
+        return ""
+    held = torch.cuda.memory_reserved(device)
+    unused = held - torch.cuda.memory_allocated(device)
+    if unused < FRAGMENTED * held:
+        return ""
+    return (
+        f"; {unused / 2**30:.1f} of the {held / 2**30:.1f} GiB that PyTorch held were pieces not "
+        f"in use: setting {ALLOCATOR_SETTINGS[0]}={EXPANDABLE} may help"
+    )
 
 
 def check_writable(*folders):

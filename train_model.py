@@ -22,7 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import distributed
 from gpt import FULL_ATTENTION, GPTModel
 from gpt_win import GPTWindowModel, per_layer
-from machine import device_state, growth_in_child, is_out_of_memory, synchronize
+from machine import (
+    device_state,
+    fragmentation_remedy,
+    growth_in_child,
+    is_out_of_memory,
+    synchronize,
+)
 from metrics_utils import pattern_of_arm, utc_now
 from prepare_data import DEFAULT_PATH
 from rotary import POSITIONS
@@ -870,7 +876,7 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         metrics["message"] = (
             f"out of memory on {device} {_stage(metrics)}: lower --batch-size, --seq-len, "
-            f"--d-model or --layers ({words})"
+            f"--d-model or --layers{fragmentation_remedy(device)} ({words})"
         )
     metrics["wall_time"] = time.perf_counter() - entered
     metrics |= {"ended_at": utc_now(), "device_before": before}

@@ -17,6 +17,7 @@ from machine import (
     describe_code,
     describe_environment,
     device_state,
+    fragmentation_remedy,
     gpu_uuid,
 )
 from metrics_utils import throttled
@@ -26,6 +27,30 @@ UUID = "GPU-0a1b2c3d-0000-1111-2222-333344445555"
 NEW, OLD = REASON_FIELDS
 BUSY = "1830, 1980, 2619, 54, 402.17, 98, 0x0000000000000000"
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "used", "name", "setting", "words"),
+    [
+        ("cuda", 15, "PYTORCH_CUDA_ALLOC_CONF", "", "; 55.0 of the 70.0 GiB that PyTorch"),
+        ("cuda", 15, "PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64", "; 55.0 of the 70.0 GiB"),
+        ("cuda", 15, "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", None),
+        ("cuda", 15, "PYTORCH_ALLOC_CONF", "max_split_size_mb:64,expandable_segments:True", None),
+        ("cuda", 66, "PYTORCH_CUDA_ALLOC_CONF", "", None),
+        ("cpu", 15, "PYTORCH_CUDA_ALLOC_CONF", "", None),
+    ],
+)
+def test_the_remedy_of_memory_in_pieces(monkeypatch, device, used, name, setting, words):
+    for variable in machine.ALLOCATOR_SETTINGS:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, setting)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used * 2**30)
+    said = fragmentation_remedy(torch.device(device))
+    assert said.startswith(words) and "expandable_segments:True may" in said if words else not said
 
 
 def strict_json(value):

@@ -315,6 +315,17 @@ def test_it_is_said_where_memory_ran_out(monkeypatch, method, after, words):
     assert math.isfinite(metrics["training_time"]) == (method == "evaluate")
 
 
+def test_memory_that_lay_in_pieces_is_told_with_the_remedy(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
+
+    monkeypatch.setattr(Trainer, "step", fail)
+    told = "; 56.6 of the 71.4 GiB were pieces"
+    monkeypatch.setattr(train_model, "fragmentation_remedy", lambda device: told)
+    metrics, _ = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+    assert f"--d-model or --layers{told} (CUDA out of memory." in metrics["message"]
+
+
 @pytest.mark.parametrize(("mode", "released"), [("none", False), ("reduce-overhead", True)])
 def test_recorded_graphs_are_released_before_the_evaluation(monkeypatch, mode, released):
     done = []
