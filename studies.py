@@ -201,6 +201,8 @@ def _place(metrics, metadata):
     place["mixed"] = metadata.get("mixed", [])
     place["warnings"] = measurement_warnings(metrics, metadata)
     place["experiment_id"] = metadata["experiment_id"]
+    place["sources_sha256"] = (metadata.get("code") or {}).get("sources_sha256")
+    place["variables"] = metadata["environment"].get("variables", {})
     return place
 
 

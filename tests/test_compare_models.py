@@ -218,6 +218,29 @@ def test_dry_run_prints_the_plan_and_writes_nothing(workplace, capsys):
     assert contents(workplace) == ["training_data.npy"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("none", "fused ran out of memory when tried: its trainings will probably fail"),
+        ("default", "fused ran out of memory in steps without torch.compile, which need more: its"),
+    ],
+)
+def test_an_arm_too_big_to_try_is_told_before_its_trainings(
+    workplace, monkeypatch, capsys, mode, words
+):
+    step = Trainer.step
+
+    def try_step(trainer, *arguments):
+        if trainer.arm == "fused":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
+        return step(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "step", try_step)
+    assert run_main(f"--dry-run --runs 2 --compile {mode}") == 0
+    printed = capsys.readouterr().err
+    assert words in printed and "window ran" not in printed and "baseline ran" not in printed
+
+
 def test_a_data_file_that_was_named_is_never_made_up(workplace, capsys):
     assert run_main("--data other/tokens.npy") == 2
     assert "tokens.npy" in capsys.readouterr().err

@@ -143,6 +143,17 @@ def test_what_disturbed_a_point_is_told_with_the_study():
     assert "warning" not in format_study(content)
 
 
+def test_a_point_says_by_which_code_and_settings_it_was_trained():
+    variables = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    old = experiment_of(("window", "fused"), "learned", 256)
+    new = experiment_of(("window", "fused"), "learned", 1024)
+    new[1]["environment"]["variables"], new[1]["code"] = variables, {"sources_sha256": "ab"}
+    told = [
+        (p["variables"], p["sources_sha256"]) for p in summarize("lengths", [old, new])["points"]
+    ]
+    assert told == [({}, None), (variables, "ab")]
+
+
 def test_memory_that_ran_out_is_a_result(lengths):
     last = lengths["points"][-1]
     assert last["arms"]["baseline"]["out_of_memory"] == 4
