@@ -32,6 +32,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from metrics_utils import (
     CONTRASTS,
     PRACTICAL_SHARE,
+    SHOWN_SHARE,
     MetricsError,
     atomic_write,
     declared_margin,
@@ -42,8 +43,9 @@ from metrics_utils import (
     pairs_of,
     throttled,
 )
-from significance import ALPHA, mean_interval, non_inferiority, paired_ratio
+from significance import ALPHA, ROUNDING, mean_interval, non_inferiority, paired_ratio
 
+GROUPED = "{x:,.12g}"  # a number with its thousands grouped
 WIDTH = 7.2  # inches: two columns of a paper
 DRAWN_POINTS = 1000  # a line is at most this many points; 7.2 inches show no more
 VIOLIN_FROM = 30  # runs; the density of fewer points is invented shape
@@ -363,8 +365,9 @@ def ratio_text(ratio, digits):
 
 def verdict(ratio, metric):
     """What a ratio says, in words; a difference is named only where the test found one."""
-    if ratio.p is None and abs(ratio.ratio - 1) < 1e-12:
-        return "identical" if ratio.n == 1 else "identical in every run"
+    if ratio.p is None and abs(ratio.ratio - 1) < SHOWN_SHARE:
+        words = "identical" if abs(ratio.ratio - 1) < ROUNDING else "equal to 0.01 %"
+        return words if ratio.n == 1 else f"{words} in every run"
     if ratio.p is not None and ratio.p >= ALPHA:
         return "no difference detected"
     percent = 100 * (ratio.ratio - 1)
@@ -719,6 +722,8 @@ def scatter_panel(ax, data, metrics, estimate, direction):
         axis.set_label_text(axis_label(metric) if as_measured else relative_name(data, metric))
         if metric is SPEED and as_measured:
             in_thousands(axis)
+        if metric is MEMORY and as_measured:
+            axis.set_major_formatter(GROUPED)
 
 
 def join_pairs(ax, data, metrics):
@@ -883,6 +888,8 @@ def launch_panel(ax, data, metric):
             faint = {"color": style.color, "alpha": 0.12, "lw": 0, "zorder": 0.5}
             ax.axhspan(mean.low, mean.high, **faint, label=f"{arm} interval")
     ax.set_ylabel(axis_label(metric))
+    if metric is MEMORY:
+        ax.yaxis.set_major_formatter(GROUPED)
     ax.margins(y=0.25)
 
 

@@ -23,6 +23,7 @@ from metrics_utils import (
     PRACTICAL_SHARE,
     REPORT_NAME,
     RESULTS_NAME,
+    SHOWN_SHARE,
     MetricsError,
     atomic_write,
     declared_margin,
@@ -43,6 +44,7 @@ from significance import (
     ALPHA,
     LEVEL,
     POWER,
+    ROUNDING,
     carry_over,
     drift,
     holm,
@@ -177,8 +179,9 @@ def describe_change(ratio, arm, reference, what="time"):
     """One sentence on a ratio arm / reference: size, interval, p and what it means."""
     word = "less" if ratio.ratio < 1 else "more"
     text = f"{arm} took {abs(1 - ratio.ratio):.2%} {word} {what} than {reference}"
-    if ratio.p is None and abs(1 - ratio.ratio) < 1e-12:
-        return f"{arm} took as much {what} as {reference} ({ratio.note})."
+    if ratio.p is None and abs(1 - ratio.ratio) < SHOWN_SHARE:
+        within = "" if abs(1 - ratio.ratio) < ROUNDING else "to 0.01 %, "
+        return f"{arm} took as much {what} as {reference} ({within}{ratio.note})."
     if ratio.low is None:
         return f"{text} ({ratio.note})."
     if ratio.low <= 1 <= ratio.high:

@@ -265,6 +265,8 @@ def test_bars_give_the_absolute_values_in_text():
         ((1.0012, 1.001, 1.0014, 0.01, 5), plots.VAL_LOSS, "higher loss: +0.12 %"),
         ((0.9, 0.7, 1.1, 0.4, 5), plots.TIME, "no difference detected"),
         ((1.0, None, None, None, 5), plots.MEMORY, "identical in every run"),
+        ((0.99998, None, None, None, 5), plots.MEMORY, "equal to 0.01 % in every run"),
+        ((1.00002, None, None, None, 1), plots.MEMORY, "equal to 0.01 %"),
         ((0.5, None, None, None, 5), plots.MEMORY, "less memory: −50.0 % in every run"),
         ((0.5, None, None, None, 1), plots.MEMORY, "less memory: −50.0 %, one run"),
     ],

@@ -172,6 +172,8 @@ def test_no_figure_is_fixed_text():
         (Ratio(1.25, 1.2, 1.3, 1e-99, 10), "took 25.00% more time than b [20.00%, 30.00%], p < 1e"),
         (Ratio(0.99, 0.9, 1.1, 0.7, 10), "no difference detected, ratio 0.9900"),
         (Ratio(0.9, None, None, None, 1, "one run: no test"), "10.00% less time than b (one run"),
+        (Ratio(1.0, None, None, None, 3, "same in every run"), "took as much time as b (same in"),
+        (Ratio(0.99998, None, None, None, 3, "same in every run"), "as b (to 0.01 %, same in"),
     ],
 )
 def test_sentences_on_time(ratio, words):
