@@ -929,12 +929,12 @@ def estimate_and_introduce(config, dataset, device, parameters, waiting):
         f"  roughly {format_seconds(total)} {scope}, if the machine stays as busy as it is now, "
         "and a few seconds for the plots"
     )
-    fate = "when tried: its trainings will probably fail"
+    outlook = "when tried: its trainings will probably fail"
     if config.compile != "none":  # the steps that were tried are eager
-        fate = "in steps without torch.compile, which need more: its trainings may fail too"
+        outlook = "when tried without torch.compile, which usually takes more: it may still fit"
     for arm, estimate in estimates.items():
         if estimate is None:
-            say(f"  {arm} ran out of memory {fate}")
+            say(f"  {arm} ran out of memory {outlook}")
     return estimates
 
 

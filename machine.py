@@ -24,7 +24,7 @@ CHANGES = ("status", "--porcelain", "--untracked-files=no")  # results and figur
 # Where PyTorch's allocator is told how to work; every version reads the first.
 ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 EXPANDABLE = "expandable_segments:True"
-FRAGMENTED = 0.1  # of the memory that PyTorch holds: from here on pieces are worth a word
+FRAGMENTED = 0.1  # share of the memory that PyTorch holds; unused, from here on it is mentioned
 COMMAND_SECONDS = 10  # that git or nvidia-smi may take before their answer counts as unknown
 FOLDER = Path(__file__).resolve().parent
 # The files that can change what a training gives, in the order in which they are hashed.
@@ -73,12 +73,12 @@ def is_out_of_memory(error):
 
 
 def fragmentation_remedy(device):
-    """The remedy, in words, where a GPU's memory has just run out for being in pieces; else "".
+    """What may help, in words, where a GPU's memory ran out and much of it was not in use; or "".
 
-    By then the allocator has given back whatever it could: what it still holds unused are pieces,
-    each too small for what was asked for or kept for a CUDA graph.  With expandable segments
-    pieces join; the setting is PyTorch's, read when a process starts (see "CUDA semantics, memory
-    management" in its documentation).
+    Ask right after the error: by then the allocator has given back whatever it could, and what it
+    still holds unused are blocks that are too small, or kept for recorded CUDA graphs.  Expandable
+    segments let neighbouring blocks join ("Memory management" in PyTorch's notes on CUDA
+    semantics); the setting is read when a process starts.
     """
     settings = [os.environ.get(name, "") for name in ALLOCATOR_SETTINGS]
     if device.type != "cuda" or EXPANDABLE in ",".join(settings):
@@ -88,8 +88,8 @@ def fragmentation_remedy(device):
     if unused < FRAGMENTED * held:
         return ""
     return (
-        f"; {unused / 2**30:.1f} of the {held / 2**30:.1f} GiB that PyTorch held were pieces not "
-        f"in use: setting {ALLOCATOR_SETTINGS[0]}={EXPANDABLE} may help"
+        f"{unused / 2**30:.1f} of the {held / 2**30:.1f} GiB that PyTorch held were not in use, or "
+        f"kept for CUDA graphs: {ALLOCATOR_SETTINGS[0]}={EXPANDABLE} helps against fragmentation"
     )
 
 

@@ -170,10 +170,32 @@ def _limits(config, kept, vocab_size):
     return {"density": kept, "step_limit": (linear + attention) / (linear + attention * kept)}
 
 
+def _unlike_marked(study, experiments):
+    """The experiments, those marked as mixed that were not trained as the first unmarked one."""
+
+    def unmarked(metadata):
+        return "identity" in metadata and not metadata.get("mixed")
+
+    first = next((metadata for _, metadata in experiments if unmarked(metadata)), None)
+    marked = []
+    for metrics, metadata in experiments:
+        if unmarked(metadata):
+            one, other = (shared_identity(study, m["identity"]) for m in (metadata, first))
+            words = "there", f"in {point_name(study, first['config'])}"
+            metadata = metadata | {"mixed": identities_differ(one, other, words)}
+        marked.append((metrics, metadata))
+    return marked
+
+
 def summarize(study, experiments):
-    """A study's content, plain values for JSON, from its experiments' (metrics, metadata)."""
+    """A study's content, plain values for JSON, from its experiments' (metrics, metadata).
+
+    Points differ in what OF_A_POINT names; one that differs from the first in more (code, another
+    option, a variable) is marked as mixed.
+    """
     if not experiments:
         raise StudyError(f"no experiment of the study of {study} has a finished training")
+    experiments = _unlike_marked(study, experiments)
     summarize_one = _length_point if study == "lengths" else _pattern_point
     metadata = experiments[0][1]
     environment = metadata["environment"]
@@ -201,8 +223,6 @@ def _place(metrics, metadata):
     place["mixed"] = metadata.get("mixed", [])
     place["warnings"] = measurement_warnings(metrics, metadata)
     place["experiment_id"] = metadata["experiment_id"]
-    place["sources_sha256"] = (metadata.get("code") or {}).get("sources_sha256")
-    place["variables"] = metadata["environment"].get("variables", {})
     return place
 
 
@@ -563,7 +583,7 @@ def warning_lines(content):
     found = []
     for point in content["points"]:
         name = point_name(content["study"], point)
-        found += [f"MIXED: {name} (--allow-mixed): {line}" for line in point.get("mixed", ())]
+        found += [f"MIXED: {name}: {line}" for line in point.get("mixed", ())]
         # older files hold no warnings
         found += [f"warning: {name}: {warning}" for warning in point.get("warnings", ())]
     wrapped = [textwrap.wrap(w, 100, subsequent_indent="  ", break_on_hyphens=False) for w in found]

@@ -143,15 +143,24 @@ def test_what_disturbed_a_point_is_told_with_the_study():
     assert "warning" not in format_study(content)
 
 
-def test_a_point_says_by_which_code_and_settings_it_was_trained():
-    variables = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    old = experiment_of(("window", "fused"), "learned", 256)
-    new = experiment_of(("window", "fused"), "learned", 1024)
-    new[1]["environment"]["variables"], new[1]["code"] = variables, {"sources_sha256": "ab"}
-    told = [
-        (p["variables"], p["sources_sha256"]) for p in summarize("lengths", [old, new])["points"]
+def test_points_put_together_that_were_not_trained_alike_are_marked():
+    points = [experiment_of(("window", "fused"), "learned", size) for size in (256, 512, 1024)]
+    for gpu, (point, size) in enumerate(zip(points, (256, 512, 1024), strict=True)):
+        point[1]["config"]["batch_size"] = 2048 // size
+        with_identity(point, gpu)
+    assert not any(point["mixed"] for point in summarize("lengths", points)["points"])
+    identity = points[2][1]["identity"]
+    identity["code"], identity["device"]["variables"]["PYTORCH_CUDA_ALLOC_CONF"] = "new", "x:True"
+    content = summarize("lengths", points)
+    lines = [
+        'code: "new" there, "c0de" in learned_256',
+        'device.variables.PYTORCH_CUDA_ALLOC_CONF: "x:True" there, null in learned_256',
     ]
-    assert told == [({}, None), (variables, "ab")]
+    assert [point["mixed"] for point in content["points"]] == [[], [], lines]
+    text = " ".join(format_study(content).split())
+    assert all(f"MIXED: learned_1024: {line}" in text for line in lines)
+    del points[0][1]["identity"]  # as in a file of an older suite: nothing is known
+    assert summarize("lengths", points)["points"][0]["mixed"] == []
 
 
 def test_memory_that_ran_out_is_a_result(lengths):
@@ -268,7 +277,7 @@ def test_own_points_that_differ_count_and_are_marked(shared_folder):
     assert "rotary_1024" not in left_out
     content = summarize("lengths", found)
     text = format_study(content)
-    assert "MIXED: rotary_1024 (--allow-mixed): config.lr: 0.01 there, 0.001 here" in text
+    assert "MIXED: rotary_1024: config.lr: 0.01 there, 0.001 here" in text
     assert text.count("MIXED") == 2  # and the variable
     captions = [figure._supxlabel.get_text() for figure in plot_study(content).values()]
     assert all("MIXED" in text for text in captions)
