@@ -24,7 +24,7 @@ CHANGES = ("status", "--porcelain", "--untracked-files=no")  # results and figur
 # Where PyTorch's allocator is told how to work; every version reads the first.
 ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 EXPANDABLE = "expandable_segments:True"
-FRAGMENTED = 0.1  # share of the memory that PyTorch holds; unused, from here on it is mentioned
+FRAGMENTED = 0.1  # the unused share of the memory that PyTorch holds, from which on it is mentioned
 COMMAND_SECONDS = 10  # that git or nvidia-smi may take before their answer counts as unknown
 FOLDER = Path(__file__).resolve().parent
 # The files that can change what a training gives, in the order in which they are hashed.
