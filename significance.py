@@ -419,7 +419,7 @@ def cohens_d(x, reference):
         return None
     squares = (x.size - 1) * x.var(ddof=1) + (reference.size - 1) * reference.var(ddof=1)
     pooled = math.sqrt(squares / (x.size + reference.size - 2))
-    if pooled <= 1e-12 * max(abs(x.mean()), abs(reference.mean())):
+    if pooled <= ROUNDING * max(abs(x.mean()), abs(reference.mean())):
         return None
     return float((x.mean() - reference.mean()) / pooled)
 

@@ -874,12 +874,11 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
             raise
         metrics["status"] = "out_of_memory"
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        remedies = ["lower --batch-size, --seq-len, --d-model or --layers"]
-        if distributed.size() == 1:  # else it may be another rank's memory
-            remedies += filter(None, [fragmentation_remedy(device)])
-        metrics["message"] = (
-            f"out of memory on {device} {_stage(metrics)}: {'; '.join(remedies)} ({words})"
-        )
+        remedy = "lower --batch-size, --seq-len, --d-model or --layers"
+        # among several ranks it may be another one's memory that ran out
+        if distributed.size() == 1 and (fragmented := fragmentation_remedy(device)):
+            remedy += f"; {fragmented}"
+        metrics["message"] = f"out of memory on {device} {_stage(metrics)}: {remedy} ({words})"
     metrics["wall_time"] = time.perf_counter() - entered
     metrics |= {"ended_at": utc_now(), "device_before": before}
     metrics["device_after"] = device_state(device)
