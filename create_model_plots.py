@@ -201,7 +201,7 @@ class Estimate:
 
     @property
     def identical(self):
-        return len(self.values) > 1 and np.ptp(self.values) <= 1e-12 * np.abs(self.values).max()
+        return len(self.values) > 1 and np.ptp(self.values) <= ROUNDING * np.abs(self.values).max()
 
     @property
     def error(self):
@@ -659,20 +659,24 @@ def metrics_comparison(data):
     return finish(fig, data, caption)
 
 
-def emptiest_corner(points):
-    """Corner (0 or 1, 0 or 1) of an axes farthest from all points, which are in axes units."""
-    corners = [(0, 1), (1, 1), (1, 0), (0, 0)]
-    return max(corners, key=lambda c: np.hypot(*(points - np.abs(np.subtract(c, 0.12))).T).min())
+def emptiest_place(points):
+    """Where in an axes an arrow with a word is farthest from all points; both in axes units.
+
+    A place is a corner or, between points that take all four, the middle of the top or the bottom.
+    """
+    places = [(x, y) for x in (0.13, 0.87, 0.5) for y in (0.82, 0.18)]
+    return max(places, key=lambda place: np.hypot(*(points - place).T).min())
 
 
 def better_arrow(ax, points, direction):
-    """An arrow towards better, in the corner with most room; points in data units."""
-    corner = emptiest_corner(ax.transAxes.inverted().transform(ax.transData.transform(points)))
-    center = np.abs(np.subtract(corner, 0.13))
+    """An arrow towards better, where there is most room; points in data units."""
+    x, y = emptiest_place(ax.transAxes.inverted().transform(ax.transData.transform(points)))
+    above = y > 0.5
+    center = np.array([x, y + (0.05 if above else -0.05)])  # the word lies towards the middle
     tip, tail = center + 0.06 * np.array(direction), center - 0.06 * np.array(direction)
     arrow = {"arrowstyle": "-|>", "color": "black", "lw": 1.2}
     ax.annotate("", tip, tail, "axes fraction", "axes fraction", arrowprops=arrow)
-    offset, va = ((0, -15), "top") if corner[1] else ((0, 15), "bottom")
+    offset, va = ((0, -15), "top") if above else ((0, 15), "bottom")
     look = {"ha": "center", "va": va, "fontsize": 7}
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over lines it may meet
     ax.annotate("better", center, offset, "axes fraction", "offset points", bbox=paper, **look)
@@ -699,10 +703,14 @@ def cross(ax, x, y, style, arm):
 
 
 def occupied(x, y):
-    """Places (points, 2) that an arm's dots and the ends of its cross take."""
-    ends = [(end, y.center) for end in (x.low, x.high) if end is not None]
-    ends += [(x.center, end) for end in (y.low, y.high) if end is not None]
-    return np.concatenate([np.stack([x.values, y.values], axis=1), np.reshape(ends, (-1, 2))])
+    """Places (points, 2) that an arm's dots and the bars of its cross take."""
+    places = [np.stack([x.values, y.values], axis=1)]
+    for along, bar in enumerate((x, y)):
+        if bar.low is not None:
+            line = np.tile([x.center, y.center], (9, 1))
+            line[:, along] = np.linspace(bar.low, bar.high, 9)
+            places.append(line)
+    return np.concatenate(places)
 
 
 def scatter_panel(ax, data, metrics, estimate, direction):

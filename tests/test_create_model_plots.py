@@ -381,6 +381,17 @@ def test_scatters_cross_at_the_means_with_intervals_in_both_directions():
         assert any(text.get_text() == "better" for text in ax.texts)
 
 
+def test_better_covers_no_point_and_no_bar():
+    corners = [(0.1, 0.1), (0.1, 0.9), (0.9, 0.9)]
+    assert plots.emptiest_place(np.array(corners)) == (0.87, 0.18)
+    assert plots.emptiest_place(np.array([*corners, (0.9, 0.1), (0.5, 0.2)])) == (0.5, 0.82)
+    bar = plots.Estimate(np.array([4.0, 6.0]), 5.0, 1.0, 9.0)
+    place = plots.Estimate(np.array([2.0, 2.0]), 2.0, None, None)
+    taken = plots.occupied(place, bar)
+    assert set(taken[:, 0]) == {2.0} and {1.0, 4.0, 5.0, 6.0, 9.0} <= set(taken[:, 1])
+    assert np.diff(np.unique(taken[:, 1])).max() <= 1  # of 8: no gap for an arrow
+
+
 def test_better_points_to_fast_small_and_low():
     data = prepared()
     for draw, direction in [
