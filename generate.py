@@ -5,61 +5,22 @@ standard error.  The method behind it is ``generate`` of the models (gpt.py).
 """
 
 import argparse
-import codecs
 import os
 import sys
 import time
 
 import torch
 
-from machine import device_name, is_out_of_memory, resolve_device
-from prepare_data import END_OF_TEXT, TOKENIZER_NAME
-from sampling import check_count, check_sampling
-from weights import WEIGHTS_NAME, WeightsError, load_tokenizer, load_window_model
+from generation.sampling import check_count, check_sampling
+from generation.text import TextStream
+from machine.device import device_name, is_out_of_memory, resolve_device
+from training.prepare import END_OF_TEXT
+from training.weights import WEIGHTS_NAME, load_tokenizer, load_window_model
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
-# --- tokens as text ------------------------------------------------------------------------------
-
-
-def byte_characters():
-    """The bytes by the characters that a byte-level tokenizer writes for them (as in GPT-2).
-
-    Printable ones stand for themselves, the others are the characters from 256 on, in order.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    characters = {chr(byte): byte for byte in printable}
-    return characters | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-class TextStream:
-    """Token by token into text; a character that is split over tokens comes with its last byte."""
-
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-        self._bytes = byte_characters()
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def text(self, token):
-        """The text that is complete with one more token; WeightsError for a foreign tokenizer."""
-        word = self._tokenizer.id_to_token(token)
-        try:
-            return self._decoder.decode(bytes(self._bytes[character] for character in word))
-        except (KeyError, TypeError):
-            raise WeightsError(
-                f"{TOKENIZER_NAME}: token {token} is {word!r}: no byte-level tokenizer"
-            ) from None
-
-    def rest(self):
-        """What is left at the end: a replacement character for an incomplete one."""
-        return self._decoder.decode(b"", final=True)
-
-
 # --- the command line ----------------------------------------------------------------------------
-
-
 def build_parser():
     """The command line, with every default in its help."""
     parser = argparse.ArgumentParser(

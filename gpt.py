@@ -11,40 +11,12 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from decoding import KeyValueCache
+from attention.cache import KeyValueCache
+from attention.full import FULL_ATTENTION
+from attention.rotary import check_positions, rotate
 from embedding import CustomEmbedding
+from generation.sampling import check_count, check_sampling, draw
 from linear import CustomLinear
-from rotary import check_positions, rotate
-from sampling import check_count, check_sampling, draw
-from window_attention import cached_window_mask, dense_attention, fused_attention
-
-
-def causal_dense_attention(q, k, v):
-    """Textbook full attention: every score is computed, a cached causal mask hides the future."""
-    return dense_attention(q, k, v, cached_window_mask(q.shape[1], 1, 1, q.device))
-
-
-def published_attention(q, k, v):
-    """Full attention with the mask bookkeeping of the published course experiment.
-
-    The same function as ``causal_dense_attention``; only the work around the mask differs: every
-    layer builds it again on the host, copies it to the device, multiplies the scores by it and
-    then writes minus infinity wherever a score is 0 (a causal score of exactly 0 would go too).
-    """
-    seq_len, head_dim = q.shape[1], q.shape[3]
-    mask = torch.tril(torch.ones(seq_len, seq_len)).to(q.device)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, S, D)
-    scores = (q @ k.transpose(-2, -1)) / head_dim**0.5  # (B, H, S, S)
-    scores = scores * mask
-    scores[scores == 0] = float("-inf")
-    return (scores.softmax(dim=-1) @ v).transpose(1, 2)  # (B, S, H, D)
-
-
-FULL_ATTENTION = {
-    "fused": fused_attention,
-    "dense": causal_dense_attention,
-    "published": published_attention,
-}
 
 
 class CustomMHA(nn.Module):
@@ -287,13 +259,3 @@ def _evaluating(model):
     finally:
         for module in training:
             module.training = True
-
-
-def model_flops(seq_len, d_model, layers, vocab_size):
-    """Forward FLOPs of everything but attention, and of attention for one pair, all layers.
-
-    A token costs in each layer 6 C^2 (qkv) + 2 C^2 (output projection) + 16 C^2 (feed-forward),
-    and 2 C V in the output layer; a pair costs 4 C in each layer (score and weighted sum).
-    """
-    per_token = layers * 24 * d_model**2 + 2 * d_model * vocab_size
-    return seq_len * per_token, 4 * d_model * layers

@@ -4,8 +4,9 @@ The parameters keep their names and shapes, so a state_dict of GPTModel loads in
 and the other way round, and equal seeds give equal weights.
 """
 
+from attention.choose import check_evaluation, window_attention
+from attention.pattern import check_pattern
 from gpt import CustomMHA, GPTModel, TransformerDecoderBlock
-from window_attention import check_evaluation, check_pattern, window_attention
 
 
 def per_layer(name, value, layers):
@@ -24,7 +25,7 @@ def per_layer(name, value, layers):
 
 
 class CustomWindowMHA(CustomMHA):
-    """CustomMHA over the pattern of ``window_attention.may_attend``.
+    """CustomMHA over the pattern of ``attention.may_attend``.
 
     attention: how to evaluate it, one of ``window_attention.EVALUATIONS``.
     """

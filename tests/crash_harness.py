@@ -23,8 +23,9 @@ import torch
 import torch._dynamo  # an optimizer loads it: in every fork, if it were not here
 
 import compare_models
-import train_model
-from metrics_utils import load_experiment
+from analysis.metrics import load_experiment
+from figures import all as figures_all
+from training import memory as training_memory
 
 KILLS = 20
 OPTIONS = "--seq-len 12 --d-model 8 --n-heads 2 --layers 1 --batch-size 2 --max-steps 3 --lr 1e-2"
@@ -230,8 +231,8 @@ def main():
     torch.set_num_threads(1)
     mode, parent = sys.argv[1:]
     # a child process and figures would take most of the time, and write nothing of their own kind
-    train_model.child_peak_memory_mb = lambda *_: 12.5
-    compare_models.create_all_plots = lambda *_: []
+    training_memory.child_peak_memory_mb = lambda *_: 12.5
+    figures_all.create_all_plots = lambda *_: []
     import_ahead(parent)
     gc.freeze()  # else every training's garbage collection goes through all of torch
     runs = 1 if mode == "writes" else 2

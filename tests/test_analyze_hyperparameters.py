@@ -13,8 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.text import Text
 
-import analyze_hyperparameters as hyper
-from analyze_hyperparameters import FAR, FUTURE, NEAR, SINK, UNATTENDED, analyze_pattern
+import analyze_hyperparameters
+from estimates import pattern as estimates_pattern
+from estimates import pictures as estimates_pictures
+from estimates import report as estimates_report
+from estimates import tradeoff as estimates_tradeoff
+from estimates.pattern import analyze_pattern
+from estimates.pictures import FAR, FUTURE, NEAR, SINK, UNATTENDED
 
 PATTERNS = {
     "seq_len": st.integers(1, 70),
@@ -62,7 +67,7 @@ def test_counts_equal_a_double_loop(seq_len, window_size, dilation, sink_tokens)
     assert a.sparsity == pytest.approx((kinds == UNATTENDED).sum() / a.causal_pairs, abs=1e-12)
     assert a.mean_keys == pytest.approx(attended.mean(), rel=1e-12)
     assert a.max_keys == attended.max() == attended[-1]
-    ours = hyper.keys_per_query(np.arange(seq_len), window_size, dilation, sink_tokens)
+    ours = estimates_pattern.keys_per_query(np.arange(seq_len), window_size, dilation, sink_tokens)
     np.testing.assert_array_equal(ours, [near, far, sinks])
 
 
@@ -71,7 +76,9 @@ def test_counts_equal_a_double_loop(seq_len, window_size, dilation, sink_tokens)
 def test_blocks_hold_the_exact_shares_of_their_pairs(
     seq_len, window_size, dilation, sink_tokens, cells
 ):
-    shares, side = hyper.block_shares(seq_len, window_size, dilation, cells, sink_tokens)
+    shares, side = estimates_pictures.block_shares(
+        seq_len, window_size, dilation, cells, sink_tokens
+    )
     n = len(shares)
     assert shares.shape == (n, n, 5) and n <= cells
     assert (n - 1) * side < seq_len <= n * side
@@ -82,7 +89,7 @@ def test_blocks_hold_the_exact_shares_of_their_pairs(
 
 
 def test_detail_shows_the_kinds_of_a_rectangle_of_pairs():
-    ours = hyper.pair_kinds(np.arange(20, 50), np.arange(5, 40), 9, 4, 8)
+    ours = estimates_pictures.pair_kinds(np.arange(20, 50), np.arange(5, 40), 9, 4, 8)
     np.testing.assert_array_equal(ours, brute_force(50, 9, 4, 8)[20:50, 5:40])
 
 
@@ -115,13 +122,13 @@ def test_full_causal_patterns_gain_nothing(pattern):
     a = analyze_pattern(*pattern)
     assert (a.density, a.sparsity, a.attention_speedup) == (1, 0, 1)
     assert a.step_speedup == pytest.approx(1, abs=1e-12)
-    assert "full causal attention" in hyper.format_report([a])
+    assert "full causal attention" in estimates_report.format_report([a])
 
 
 def test_dilation_zero_is_the_window_alone():
     a = analyze_pattern(96, 0)
     assert (a.far_pairs, a.near_pairs, a.max_keys) == (0, 20_176, 97)
-    assert "pure sliding window" in hyper.format_report([a])
+    assert "pure sliding window" in estimates_report.format_report([a])
 
 
 @pytest.mark.parametrize(
@@ -144,27 +151,29 @@ def test_an_analysis_is_frozen():
 def test_the_report_has_columns_for_the_sinks_where_there_are_any():
     # S = 8, w = 2, d = 0: keys 0 and 1 have 5 and 4 queries beyond their window
     a = analyze_pattern(2, 0, 8, sink_tokens=2)
-    report = hyper.format_report([a])
+    report = estimates_report.format_report([a])
     assert a.sink_pairs == 9 and a.label == "w=2 d=0 N=2"
     assert "sink pairs" in report and "max keys = near + far + sink" in report
     assert "5 = 3 + 0 + 2" in report and "pure sliding window with sinks" in report
-    assert "sink" not in hyper.format_report([analyze_pattern(2, 0, 8)])
+    assert "sink" not in estimates_report.format_report([analyze_pattern(2, 0, 8)])
 
 
 # --- the report --------------------------------------------------------------------------------
 
 
 def test_report_says_how_auto_evaluates_the_patterns_and_why():
-    report = hyper.format_report([analyze_pattern(w, 4, seq_len=2048) for w in (96, 1000)])
+    report = estimates_report.format_report(
+        [analyze_pattern(w, 4, seq_len=2048) for w in (96, 1000)]
+    )
     for device in ("cpu, float32", "cuda, bfloat16"):
         assert f"{device}: split for w=96 d=4 (from " in report
         assert f"{device}: masked for w=1000 d=4 (a window over a third" in report
-    assert "cpu, float32: masked (below" in hyper.format_report([analyze_pattern(96, 4)])
+    assert "cpu, float32: masked (below" in estimates_report.format_report([analyze_pattern(96, 4)])
 
 
 def test_report_calls_the_speedups_estimates_and_names_the_sparsest():
-    analyses = [analyze_pattern(w, d) for w, d in hyper.CONFIGURATIONS]
-    report = hyper.format_report(analyses)
+    analyses = [analyze_pattern(w, d) for w, d in estimates_pattern.CONFIGURATIONS]
+    report = estimates_report.format_report(analyses)
     for fact in ("70.82%", "23,296", "20,176", "3,120", "136 = 97 + 39", "1.41x", "1.010x"):
         assert fact in report
     assert "ESTIMATED" in report and "estimates from FLOP counts" in report
@@ -172,7 +181,7 @@ def test_report_calls_the_speedups_estimates_and_names_the_sparsest():
 
 
 def test_ties_for_the_sparsest_are_all_named():
-    report = hyper.format_report([analyze_pattern(w, 4, seq_len=16) for w in (96, 64)])
+    report = estimates_report.format_report([analyze_pattern(w, 4, seq_len=16) for w in (96, 64)])
     assert "w=96 d=4, w=64 d=4 (100.00%" in report
 
 
@@ -185,14 +194,14 @@ def test_ties_for_the_sparsest_are_all_named():
 )
 @settings(max_examples=80, deadline=None)
 def test_labels_keep_their_distance_their_order_and_the_limits(values, gap):
-    placed = hyper.spread(values, gap, 0, 100)
+    placed = estimates_tradeoff.spread(values, gap, 0, 100)
     order = np.argsort(values, kind="stable")
     assert (np.diff(placed[order]) >= gap - 1e-9).all()
     assert placed.min() >= -1e-9 and placed.max() <= 100 + 1e-9
 
 
 def test_labels_with_room_stay_where_they_are():
-    np.testing.assert_allclose(hyper.spread([30, 10, 50], 5, 0, 60), [30, 10, 50])
+    np.testing.assert_allclose(estimates_tradeoff.spread([30, 10, 50], 5, 0, 60), [30, 10, 50])
 
 
 def overlapping(annotations):
@@ -202,8 +211,8 @@ def overlapping(annotations):
 
 @pytest.mark.parametrize("seq_len", [16, 256, 65_536])
 def test_tradeoff_shows_every_configuration_without_overlap(seq_len):
-    analyses = [analyze_pattern(w, d, seq_len) for w, d in hyper.CONFIGURATIONS]
-    figure = hyper.plot_tradeoff(analyses)
+    analyses = [analyze_pattern(w, d, seq_len) for w, d in estimates_pattern.CONFIGURATIONS]
+    figure = estimates_tradeoff.plot_tradeoff(analyses)
     figure.draw_without_rendering()
     top, bottom = figure.axes
     assert sorted(t.get_text() for t in top.texts) == sorted(
@@ -218,18 +227,18 @@ def test_tradeoff_shows_every_configuration_without_overlap(seq_len):
 
 
 def test_mask_picture_has_the_colours_of_the_pattern():
-    figure = hyper.plot_comparison(
+    figure = estimates_pictures.plot_comparison(
         [analyze_pattern(9, 4, 40), analyze_pattern(5, 0, 40, sink_tokens=3)]
     )
     for axes, pattern in zip(figure.axes, ((9, 4), (5, 0, 3)), strict=True):
-        expected = hyper.PALETTE[brute_force(40, *pattern)]
+        expected = estimates_pictures.PALETTE[brute_force(40, *pattern)]
         np.testing.assert_allclose(axes.images[0].get_array(), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("pattern", [(96, 4), (96, 0), (96, 1), (1, 1, 1), (600, 3, 700)])
 def test_configuration_picture_draws(pattern):
     a = analyze_pattern(*pattern)
-    figure = hyper.plot_configuration(a)
+    figure = estimates_pictures.plot_configuration(a)
     figure.draw_without_rendering()
     titles = " ".join(axes.get_title() for axes in figure.axes)
     assert f"{a.label}: {a.density:.2%}" in titles and "Estimate: attention" in titles
@@ -237,7 +246,7 @@ def test_configuration_picture_draws(pattern):
 
 def test_plotting_leaves_global_settings_alone():
     before = dict(matplotlib.rcParams)
-    hyper.plot_tradeoff([analyze_pattern(96, 4)])
+    estimates_tradeoff.plot_tradeoff([analyze_pattern(96, 4)])
     assert dict(matplotlib.rcParams) == before
 
 
@@ -249,7 +258,7 @@ def folders(path):
 
 
 def test_comparison_writes_its_files_and_prints_the_report(tmp_path, capsys):
-    assert hyper.main(folders(tmp_path)) == 0
+    assert analyze_hyperparameters.main(folders(tmp_path)) == 0
     out = capsys.readouterr().out
     report = (tmp_path / "output" / "hyperparameter_analysis.txt").read_text(encoding="utf-8")
     assert out.startswith(report)
@@ -265,7 +274,9 @@ def test_comparison_writes_its_files_and_prints_the_report(tmp_path, capsys):
 def test_equal_figures_are_equal_bytes(suffix, tmp_path):
     paths = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
     for path in paths:
-        hyper.save_figure(hyper.plot_tradeoff([analyze_pattern(8, 3, 40)]), path)
+        analyze_hyperparameters.save_figure(
+            estimates_tradeoff.plot_tradeoff([analyze_pattern(8, 3, 40)]), path
+        )
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -289,7 +300,7 @@ def test_equal_figures_are_equal_bytes(suffix, tmp_path):
 def test_wrong_arguments_end_with_usage_and_code_2(arguments, named, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        hyper.main(arguments.split())
+        analyze_hyperparameters.main(arguments.split())
     captured = capsys.readouterr()
     assert stop.value.code == 2
     assert captured.err.startswith("usage:") and not captured.out
@@ -299,14 +310,14 @@ def test_wrong_arguments_end_with_usage_and_code_2(arguments, named, capsys, tmp
 
 def test_a_folder_that_is_a_file_is_one_line_and_code_1(tmp_path, capsys):
     (tmp_path / "plots").write_text("in the way")
-    assert hyper.main(["8", "3", "40", *folders(tmp_path)]) == 1
+    assert analyze_hyperparameters.main(["8", "3", "40", *folders(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path / "plots") in line and "a file is where its folder should be" in line
 
 
 def test_help_has_defaults_and_an_example(capsys):
     with pytest.raises(SystemExit) as stop:
-        hyper.main(["--help"])
+        analyze_hyperparameters.main(["--help"])
     out = capsys.readouterr().out
     assert stop.value.code == 0
     for fact in ("(default: 256)", "(default: 512)", "(default: 10000)", "96 4 512", "(64,8)"):

@@ -8,10 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-import benchmark_attention as bench
-from benchmark_attention import AttentionBenchmark, Case, Peer, Unavailable
-from train_model import make_config
-from window_attention import density, fused_attention, window_attention
+import benchmark_attention
+from attention import pattern as attention_pattern
+from attention.choose import window_attention
+from attention.full import fused_attention
+from attention.pattern import density
+from benchmarks import attention as benchmarks_attention
+from benchmarks import decoding as benchmarks_decoding
+from benchmarks import peers as benchmarks_peers
+from benchmarks import picture as benchmarks_picture
+from benchmarks import steps as benchmarks_steps
+from benchmarks import tables as benchmarks_tables
+from benchmarks import timing as benchmarks_timing
+from benchmarks.attention import AttentionBenchmark
+from benchmarks.peers import Case, Peer, Unavailable
+from training import trainer as training_trainer
+from training.config import make_config
 
 CPU = torch.device("cpu")
 CASE = Case(1, 64, 2, 8, 10, 3, "float32", "cpu")
@@ -62,12 +74,12 @@ def test_ratios_follow_from_the_samples_of_the_same_length_and_direction(measure
 
 
 def test_the_table_has_a_line_for_each_and_the_picture_a_line_and_the_limit(measured):
-    table = bench.format_attention(measured.records, measured.skipped)
+    table = benchmarks_tables.format_attention(measured.records, measured.skipped)
     for text in ("S 32 (B1 H2 D8, w10 d3, float32)", "split ", "near + far", "all keys"):
         assert text in table
     assert "skipped: cudnn at S 32 64: " in table
-    figure = bench.plot_scaling(measured.records, "title")
-    for axis, direction in zip(figure.axes, bench.DIRECTIONS, strict=True):
+    figure = benchmarks_picture.plot_scaling(measured.records, "title")
+    for axis, direction in zip(figure.axes, benchmarks_peers.DIRECTIONS, strict=True):
         here = [r for r in measured.records if r["direction"] == direction]
         labels = {line.get_label(): line for line in axis.get_lines()}
         assert len(labels) == len({r["peer"] for r in here}) + 1
@@ -79,17 +91,17 @@ def test_the_table_has_a_line_for_each_and_the_picture_a_line_and_the_limit(meas
 
 @pytest.mark.parametrize("name", ["split", "masked", "dense", "flash"])
 def test_the_check_passes_what_is_exact(name):
-    assert bench.error_of(name, CASE) < 1e-5
+    assert benchmarks_peers.error_of(name, CASE) < 1e-5
 
 
 def test_the_check_refuses_a_peer_that_computes_something_else(monkeypatch):
     off_by_one = Peer(
-        bench.PATTERN,
+        benchmarks_peers.PATTERN,
         lambda case: lambda q, k, v: window_attention(q, k, v, case.window_size + 1, case.dilation),
     )
-    monkeypatch.setitem(bench.PEERS, "split", off_by_one)
+    monkeypatch.setitem(benchmarks_peers.PEERS, "split", off_by_one)
     with pytest.raises(Unavailable, match="gives other results than textbook attention"):
-        bench.error_of("split", CASE)
+        benchmarks_peers.error_of("split", CASE)
     benchmark = AttentionBenchmark(["split"], CPU, rounds=1, memory=False)
     benchmark.measure(CASE)
     assert not benchmark.records and len(benchmark.skipped) == 2
@@ -99,7 +111,7 @@ def test_a_peer_whose_code_fails_does_not_end_the_others(monkeypatch):
     def broken(case):
         raise KeyError("its own bug")
 
-    monkeypatch.setitem(bench.PEERS, "dense", Peer(bench.PATTERN, broken))
+    monkeypatch.setitem(benchmarks_peers.PEERS, "dense", Peer(benchmarks_peers.PATTERN, broken))
     benchmark = AttentionBenchmark(["dense", "masked"], CPU, rounds=1, memory=False)
     benchmark.measure(CASE)
     assert {r["peer"] for r in benchmark.records} == {"masked"}
@@ -115,7 +127,9 @@ def test_without_a_backward_pass_the_forward_pass_is_still_timed(monkeypatch):
 
         return attend
 
-    monkeypatch.setitem(bench.PEERS, "flash", Peer(bench.ALL_KEYS, forward_only))
+    monkeypatch.setitem(
+        benchmarks_peers.PEERS, "flash", Peer(benchmarks_peers.ALL_KEYS, forward_only)
+    )
     benchmark = AttentionBenchmark(["flash"], CPU, rounds=1, memory=False)
     benchmark.measure(CASE)
     assert [r["direction"] for r in benchmark.records] == ["forward"]
@@ -124,7 +138,7 @@ def test_without_a_backward_pass_the_forward_pass_is_still_timed(monkeypatch):
 
 def test_what_is_out_of_proportion_is_not_tried(monkeypatch):
     benchmark = AttentionBenchmark(["dense"], CPU, rounds=1, memory=False)
-    monkeypatch.setattr(bench, "free_memory", lambda device: 1e6)
+    monkeypatch.setattr(benchmarks_attention, "free_memory", lambda device: 1e6)
     benchmark.measure(Case(1, 512, 8, 8, 10, 3, "float32", "cpu"))
     assert not benchmark.records and "GB are free" in benchmark.skipped[0]["reason"]
     benchmark = AttentionBenchmark(["flash"], CPU, rounds=1, max_seconds=1e-9, memory=False)
@@ -135,26 +149,26 @@ def test_what_is_out_of_proportion_is_not_tried(monkeypatch):
 
 
 def test_every_round_takes_every_work_in_turn(monkeypatch):
-    monkeypatch.setitem(bench.SAMPLE_SECONDS, "cpu", 1e-9)  # one call a sample
+    monkeypatch.setitem(benchmarks_timing.SAMPLE_SECONDS, "cpu", 1e-9)  # one call a sample
     calls = []
     works = {name: lambda name=name: calls.append(name) for name in "abc"}
-    samples = bench.timed_in_rounds(works, CPU, rounds=4)
+    samples = benchmarks_timing.timed_in_rounds(works, CPU, rounds=4)
     assert {name: len(seconds) for name, seconds in samples.items()} == dict.fromkeys("abc", 4)
     assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab" + "abc"
 
 
 def test_memory_is_that_of_one_forward_and_backward_pass():
     large = Case(1, 1024, 4, 32, 10, 3, "float32", "cpu")
-    dense = bench.peak_memory_mb("dense", large, None)
-    flash = bench.peak_memory_mb("flash", large, None)
+    dense = benchmarks_attention.peak_memory_mb("dense", large, None)
+    flash = benchmarks_attention.peak_memory_mb("flash", large, None)
     # the scores of dense attention alone are 16 MB, kept several times over
     assert dense > 32 > flash > 0
-    assert math.isnan(bench.peak_memory_mb("split-compiled", large, None))
+    assert math.isnan(benchmarks_attention.peak_memory_mb("split-compiled", large, None))
 
 
 def test_the_command_writes_table_json_and_picture(tmp_path, capsys):
     arguments = [*TINY, "--seq-lens", "16", "32", "--peers", "split", "flash", "--no-memory"]
-    assert bench.main([*arguments, *folders(tmp_path)]) == 0
+    assert benchmark_attention.main([*arguments, *folders(tmp_path)]) == 0
     captured = capsys.readouterr()
     assert "S 32 (B1 H2 D8, w96 d4, float32)" in captured.out
     saved = json.loads((tmp_path / "out" / "attention_benchmark.json").read_text())
@@ -165,7 +179,7 @@ def test_the_command_writes_table_json_and_picture(tmp_path, capsys):
 
 def test_steps_of_the_arms_are_timed_side_by_side(tmp_path, capsys):
     arms = ["--arms", "window", "fused", "--window-attention", "masked", "split"]
-    assert bench.main([*STEP, *arms, *folders(tmp_path)]) == 0
+    assert benchmark_attention.main([*STEP, *arms, *folders(tmp_path)]) == 0
     saved = json.loads((tmp_path / "out" / "step_benchmark.json").read_text())
     records = {r["arm"]: r for r in saved["records"]}
     assert list(records) == ["window (masked)", "window (split)", "fused"]
@@ -177,17 +191,17 @@ def test_steps_of_the_arms_are_timed_side_by_side(tmp_path, capsys):
 
 
 def test_a_step_that_fails_is_reported_and_the_others_go_on(monkeypatch):
-    original = bench._step_of
+    original = benchmarks_steps._step_of
 
     def step_of(config, arm, *rest):
         if arm == "window":
             raise RuntimeError("out of memory")
         return original(config, arm, *rest)
 
-    monkeypatch.setattr(bench, "_step_of", step_of)
+    monkeypatch.setattr(benchmarks_steps, "_step_of", step_of)
     sizes = {"d_model": 16, "n_heads": 2, "layers": 1, "seq_len": 16, "batch_size": 1}
     config = make_config("paper", device="cpu", **sizes)
-    records, skipped = bench.measure_steps(config, ["none"], ["auto"], CPU, rounds=1)
+    records, skipped = benchmarks_steps.measure_steps(config, ["none"], ["auto"], CPU, rounds=1)
     assert [r["arm"] for r in records] == ["baseline", "fused"]
     assert skipped[0]["arm"] == "window (auto)" and skipped[0]["reason"] == "out of memory"
 
@@ -206,7 +220,7 @@ def test_a_step_that_fails_is_reported_and_the_others_go_on(monkeypatch):
     ],
 )
 def test_wrong_options_are_named_and_end_with_2(tmp_path, capsys, arguments, words):
-    code = bench.main(["--device", "cpu", *arguments, *folders(tmp_path)])
+    code = benchmark_attention.main(["--device", "cpu", *arguments, *folders(tmp_path)])
     error = capsys.readouterr().err
     assert code == 2 and words in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -214,7 +228,7 @@ def test_wrong_options_are_named_and_end_with_2(tmp_path, capsys, arguments, wor
 
 def test_a_folder_that_cannot_be_written_ends_with_1_before_anything_is_timed(tmp_path, capsys):
     (tmp_path / "out").write_text("a file")
-    assert bench.main([*TINY, "--seq-lens", "8", *folders(tmp_path)]) == 1
+    assert benchmark_attention.main([*TINY, "--seq-lens", "8", *folders(tmp_path)]) == 1
     assert "cannot be written" in capsys.readouterr().err
 
 
@@ -228,7 +242,7 @@ def test_an_interruption_keeps_the_finished_lengths(tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(AttentionBenchmark, "measure", measure)
     arguments = [*TINY, "--seq-lens", "16", "32", "--peers", "flash", "--no-memory"]
-    assert bench.main([*arguments, *folders(tmp_path)]) == 130
+    assert benchmark_attention.main([*arguments, *folders(tmp_path)]) == 130
     saved = json.loads((tmp_path / "out" / "attention_benchmark.json").read_text())
     assert {r["seq_len"] for r in saved["records"]} == {16}
     assert "interrupted" in capsys.readouterr().err
@@ -236,9 +250,9 @@ def test_an_interruption_keeps_the_finished_lengths(tmp_path, monkeypatch, capsy
 
 def test_a_missing_package_is_the_reason():
     with pytest.raises(Unavailable, match="cannot import no_such_package"):
-        bench._package("no_such_package")
+        benchmarks_peers._package("no_such_package")
     with pytest.raises(Unavailable, match="multiple of 16 heads, not 2"):
-        bench.PEERS["nsa"].make(CASE)
+        benchmarks_peers.PEERS["nsa"].make(CASE)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -247,14 +261,19 @@ def test_on_cuda_the_work_is_recorded_as_a_graph_and_its_tensors_stay():
     case = Case(1, 256, 2, 64, 32, 4, "bfloat16", "cuda:0")
     results = {}
     for name in ("split", "cudnn"):
-        work = bench.work_of(bench.PEERS[name].make(case), case, bench.TRAINING)
-        results[name], how = bench.as_cuda_graph(work, device)
+        work = benchmarks_attention.work_of(
+            benchmarks_peers.PEERS[name].make(case), case, benchmarks_peers.TRAINING
+        )
+        results[name], how = benchmarks_timing.as_cuda_graph(work, device)
         assert how == "CUDA graph"
         del work
     torch.cuda.empty_cache()
-    samples = bench.timed_in_rounds(results, device, 3)
+    samples = benchmarks_timing.timed_in_rounds(results, device, 3)
     assert all(0 < s < 1 for seconds in samples.values() for s in seconds)
-    assert bench.peak_memory_mb("split", case, lambda: torch.ones(2**20, device=device)) == 4
+    assert (
+        benchmarks_attention.peak_memory_mb("split", case, lambda: torch.ones(2**20, device=device))
+        == 4
+    )
 
 
 # --- one new token ---
@@ -264,21 +283,25 @@ DECODE = [*TINY, "--decode", "--seq-lens", "16", "300", "--batch-size", "2"]
 
 @pytest.fixture
 def small_copy(monkeypatch):
-    monkeypatch.setitem(bench.COPY_BYTES, "cpu", 2**16)
+    monkeypatch.setitem(benchmarks_decoding.COPY_BYTES, "cpu", 2**16)
 
 
 @pytest.mark.parametrize("name", ["window", "full", "window-products", "full-cpu", "flash", "math"])
 @pytest.mark.parametrize("pattern", [(10, 3), (10, 0), (96, 1)])
 def test_every_peer_of_decoding_is_exact(name, pattern):
     case = Case(2, 64, 2, 8, *pattern, "float32", "cpu")
-    assert bench.decode_error(name, case) < 1e-5
+    assert benchmarks_decoding.decode_error(name, case) < 1e-5
 
 
 def test_a_peer_of_decoding_that_computes_something_else_is_refused(monkeypatch, small_copy):
     monkeypatch.setitem(
-        bench.DECODE_PEERS, "window", Peer(bench.PATTERN, bench.DECODE_PEERS["full"].make)
+        benchmarks_decoding.DECODE_PEERS,
+        "window",
+        Peer(benchmarks_peers.PATTERN, benchmarks_decoding.DECODE_PEERS["full"].make),
     )
-    records, skipped = bench.measure_decoding(["window", "full", "cudnn"], CASE, CPU, rounds=1)
+    records, skipped = benchmarks_decoding.measure_decoding(
+        ["window", "full", "cudnn"], CASE, CPU, rounds=1
+    )
     assert [r["peer"] for r in records] == ["full"]
     reasons = {s["peer"]: s["reason"] for s in skipped}
     assert "gives other results than textbook attention" in reasons["window"]
@@ -288,15 +311,15 @@ def test_a_peer_of_decoding_that_computes_something_else_is_refused(monkeypatch,
 @pytest.mark.parametrize(("seq_len", "keys"), [(1, 1), (11, 11), (13, 11), (14, 12), (64, 28)])
 def test_the_keys_that_a_step_reads_are_those_of_the_mask(seq_len, keys):
     case = Case(1, seq_len, 2, 8, 10, 3, "float32", "cpu")
-    mask = bench.window_mask(seq_len, 10, 3)
-    assert bench.keys_read(case, bench.PATTERN) == keys == mask[-1].sum()
-    assert bench.keys_read(case, bench.ALL_KEYS) == seq_len
-    read = sum(part[0].shape[2] for part in bench.Stored(case).window.parts())
+    mask = attention_pattern.window_mask(seq_len, 10, 3)
+    assert benchmarks_decoding.keys_read(case, benchmarks_peers.PATTERN) == keys == mask[-1].sum()
+    assert benchmarks_decoding.keys_read(case, benchmarks_peers.ALL_KEYS) == seq_len
+    read = sum(part[0].shape[2] for part in benchmarks_decoding.Stored(case).window.parts())
     assert read == keys
 
 
 def test_decoding_writes_a_table_and_json_whose_numbers_agree(tmp_path, capsys, small_copy):
-    assert bench.main([*DECODE, *folders(tmp_path)]) == 0
+    assert benchmark_attention.main([*DECODE, *folders(tmp_path)]) == 0
     captured = capsys.readouterr()
     assert "context 300 (B2 H2 D8, w96 d4, float32): a copy moves" in captured.out
     assert "skipped: cudnn at S 16 300" in captured.out
@@ -319,7 +342,7 @@ def test_decoding_writes_a_table_and_json_whose_numbers_agree(tmp_path, capsys, 
 
 
 def test_whole_steps_of_decoding(tmp_path, capsys):
-    assert bench.main([*DECODE, "--step", "--layers", "2", *folders(tmp_path)]) == 0
+    assert benchmark_attention.main([*DECODE, "--step", "--layers", "2", *folders(tmp_path)]) == 0
     saved = json.loads((tmp_path / "out" / "decode_step_benchmark.json").read_text())
     assert [(r["arm"], r["seq_len"]) for r in saved["records"]] == [
         (arm, seq_len) for seq_len in (16, 300) for arm in ("baseline", "window", "fused")
@@ -329,17 +352,20 @@ def test_whole_steps_of_decoding(tmp_path, capsys):
 
 @pytest.mark.parametrize("what", ["_step_of", "_decode_state"])
 def test_an_arm_without_room_is_named_and_the_others_are_timed(what, tmp_path, capsys, monkeypatch):
-    real, calls = getattr(bench, what), itertools.count()
+    module = benchmarks_steps if what == "_step_of" else benchmarks_decoding
+    real, calls = getattr(module, what), itertools.count()
 
     def no_room_at_first(*args):
         if next(calls) == 0:
             raise RuntimeError("can't allocate memory: 9 bytes")
         return real(*args)
 
-    monkeypatch.setattr(bench, what, no_room_at_first)
+    monkeypatch.setattr(module, what, no_room_at_first)
     options = [*DECODE, "--layers", "1"] if what == "_decode_state" else [*TINY, "--seq-lens", "16"]
     options += ["--step", "--compile", "none"] if what == "_step_of" else ["--step"]
-    assert bench.main([*options, "--arms", "window", "fused", *folders(tmp_path)]) == 0
+    assert (
+        benchmark_attention.main([*options, "--arms", "window", "fused", *folders(tmp_path)]) == 0
+    )
     assert "skipped: window" in (out := capsys.readouterr().out) and "out of memory" in out
     (path,) = (tmp_path / "out").glob("*.json")
     saved = json.loads(path.read_text())
@@ -347,37 +373,37 @@ def test_an_arm_without_room_is_named_and_the_others_are_timed(what, tmp_path, c
 
 
 def test_a_context_without_room_is_named_and_the_others_are_timed(tmp_path, capsys, monkeypatch):
-    real = bench.Stored
+    real = benchmarks_decoding.Stored
 
     def stored(case, **options):
         if case.seq_len == 300:
             raise RuntimeError("can't allocate memory: 9 bytes")
         return real(case, **options)
 
-    monkeypatch.setattr(bench, "Stored", stored)
-    assert bench.main([*DECODE, *folders(tmp_path)]) == 0
+    monkeypatch.setattr(benchmarks_decoding, "Stored", stored)
+    assert benchmark_attention.main([*DECODE, *folders(tmp_path)]) == 0
     assert "at S 300, forward only: out of memory" in capsys.readouterr().out
     saved = json.loads((tmp_path / "out" / "decode_benchmark.json").read_text())
     assert {r["seq_len"] for r in saved["records"]} == {16}
     skipped = [r["peer"] for r in saved["skipped"] if r["seq_len"] == 300]
-    assert skipped == bench.decode_names(CPU)
+    assert skipped == benchmarks_decoding.decode_names(CPU)
 
 
 def test_the_timed_step_is_that_of_the_model():
     """The step that is timed gives the logits of the whole sequence, time after time."""
     sizes = {"d_model": 16, "n_heads": 2, "layers": 2, "seq_len": 50}
     config = make_config("paper", device="cpu", window_size=10, dilation=3, **sizes)
-    model = bench.build_model(config, "window", 100, CPU, seed=0).eval()
+    model = training_trainer.build_model(config, "window", 100, CPU, seed=0).eval()
     tokens = torch.randint(100, (2, 50), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         caches = [block.mha.new_cache(2, 50) for block in model.layers]
         model.features(tokens[:, :-1], torch.arange(49), caches)
         for _ in range(2):
-            logits = bench._model_step(model, caches, tokens[:, -1:])
+            logits = benchmarks_decoding._model_step(model, caches, tokens[:, -1:])
             torch.testing.assert_close(logits, model(tokens)[:, -1])
 
 
 def test_peers_of_the_other_benchmark_are_named(tmp_path, capsys):
     for options in (["--peers", "full"], ["--decode", "--peers", "split"]):
-        assert bench.main([*TINY, *options, *folders(tmp_path)]) == 2
+        assert benchmark_attention.main([*TINY, *options, *folders(tmp_path)]) == 2
         assert f"--peers {options[-1]}: choose of " in capsys.readouterr().err

@@ -13,8 +13,8 @@ import benchmark_attention
 import compare_models
 import create_model_plots
 import generate
+import metrics_utils
 import prepare_data
-import report
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--runs 1 --max-steps 2 --seq-len 32 --d-model 16 --n-heads 2 --layers 1 --batch-size 2"
@@ -99,7 +99,8 @@ def test_analysis_of_one_configuration(tmp_path):
 
 
 def test_the_pattern_draws_itself(tmp_path):
-    done = run("window_attention.py", tmp_path)
+    command = [sys.executable, "-m", "attention"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("\n") == 25
 
 
@@ -110,7 +111,7 @@ SCRIPTS = {
     "analyze_hyperparameters.py": analyze_hyperparameters,
     "benchmark_attention.py": benchmark_attention,
     "generate.py": generate,
-    "metrics_utils.py": report,
+    "metrics_utils.py": metrics_utils,
 }
 
 

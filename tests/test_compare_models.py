@@ -19,27 +19,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import compare_models
-import run_store
-import studies
-import train_model
-from compare_models import (
-    Progress,
-    balanced_orders,
-    build_parser,
-    config_from,
-    format_seconds,
-    identity_of_config,
-    main,
-    make_plan,
-    run_experiment,
-)
-from create_model_plots import create_all_plots, describe_setting
-from metrics_utils import json_sha256, launched, load_experiment, load_metrics
-from run_store import StoreError, locked
-from studies import load_study
-from train_model import PRESETS, ExperimentConfig, Trainer, make_config
-from weights import load_window_model
-from window_attention import window_mask
+from analysis.metrics import load_experiment, load_metrics
+from analysis.values import launched
+from attention.pattern import window_mask
+from compare_models import build_parser, config_from, main
+from experiment import estimate as experiment_estimate
+from experiment import files as experiment_files
+from experiment import run as experiment_run
+from experiment import stored as experiment_stored
+from experiment.files import StoreError, locked
+from experiment.identity import identity_of_config
+from experiment.plan import balanced_orders, make_plan
+from experiment.progress import Progress, format_seconds
+from experiment.run import run_experiment
+from figures.all import create_all_plots
+from figures.data import describe_setting
+from machine.files import json_sha256
+from studies import shared as studies_shared
+from studies.summary import load_study
+from training import batches as training_batches
+from training import tokens as training_tokens
+from training import train as training_train
+from training.config import PRESETS, ExperimentConfig, make_config
+from training.trainer import Trainer
+from training.weights import load_window_model
 
 TINY = "--seq-len 24 --d-model 16 --n-heads 2 --layers 1 --batch-size 2 --max-steps 4 --device cpu"
 TINY += " --window-size 5 --dilation 3 --warmup-steps 2 --val-batches 1 --lr 1e-2"
@@ -50,7 +53,7 @@ def workplace(tmp_path, monkeypatch):
     """An empty folder with a small data file; no child process and no plots there, to be quick."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compare_models, "create_all_plots", lambda *_: [])
-    monkeypatch.setattr(train_model, "child_peak_memory_mb", lambda *_: 12.5)
+    monkeypatch.setattr(training_train, "child_peak_memory_mb", lambda *_: 12.5)
     tokens = np.random.default_rng(0).integers(40, size=(60, 25))
     np.save("training_data.npy", tokens.astype(np.uint16))
     return tmp_path
@@ -145,7 +148,7 @@ def test_saved_weights_rebuild_the_first_runs_window_model(workplace):
     config = make_config(
         seq_len=24, d_model=16, n_heads=2, layers=1, batch_size=2, window_size=5, dilation=3
     )
-    dataset = compare_models.load_dataset("training_data.npy", 24, 2)
+    dataset = training_tokens.load_dataset("training_data.npy", 24, 2)
     trainer = Trainer(config, "window", dataset.train, dataset.vocab_size, torch.device("cpu"), 0)
     trainer.model.load_state_dict(weights)
     run = load_metrics("output/experiment_results.json")["window"][0]
@@ -252,14 +255,14 @@ def test_a_data_file_that_was_named_is_never_made_up(workplace, capsys):
 
 def break_training(monkeypatch, arm, fail):
     """Make the timed steps of one arm fail; the untimed ones of the estimate go on working."""
-    timed_steps = train_model.timed_steps
+    timed_steps = training_train.timed_steps
 
     def maybe(trainer, steps, progress):
         if trainer.arm == arm:
             fail(trainer)
         return timed_steps(trainer, steps, progress)
 
-    monkeypatch.setattr(train_model, "timed_steps", maybe)
+    monkeypatch.setattr(training_train, "timed_steps", maybe)
 
 
 def poison(trainer):
@@ -307,7 +310,7 @@ def test_nothing_but_failures_still_ends_with_a_report(workplace, monkeypatch, c
 
 def stop_at(monkeypatch, number, signum):
     """Send this process a signal in the middle of its ``number``-th training; counts them."""
-    started, train = [], train_model.train
+    started, train = [], training_train.train
 
     def stopped(config, arm, dataset, seed, device, progress):
         started.append(arm)
@@ -318,7 +321,7 @@ def stop_at(monkeypatch, number, signum):
 
         return train(config, arm, dataset, seed, device, progress)
 
-    monkeypatch.setattr(compare_models, "train", stopped)
+    monkeypatch.setattr(experiment_run, "train", stopped)
     return started
 
 
@@ -398,7 +401,7 @@ def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(workplace, mo
     def fail(path):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
 
-    monkeypatch.setattr(run_store, "file_sha256", fail)
+    monkeypatch.setattr(experiment_files, "file_sha256", fail)
     assert run_main("--runs 1 --arms fused") == 2
     assert "000_fused.json: cannot be read (Too many open files)" in capsys.readouterr().err
     assert not Path("output/set_aside").exists()
@@ -438,8 +441,8 @@ def test_a_complete_experiment_trains_nothing_and_reports_again(workplace, monke
     first = capsys.readouterr().out
     Path("output/improved_comparison_results.txt").unlink()
     Path("output/experiment_results.json").unlink()
-    monkeypatch.setattr(compare_models, "train", None)
-    monkeypatch.setattr(compare_models, "estimate_seconds", None)
+    monkeypatch.setattr(experiment_run, "train", None)
+    monkeypatch.setattr(experiment_estimate, "estimate_seconds", None)
     assert run_main("--runs 1") == 0
     printed = capsys.readouterr()
     assert printed.out == first and "complete: all 3 trainings are done" in printed.err
@@ -450,7 +453,7 @@ def test_a_complete_experiment_trains_nothing_and_reports_again(workplace, monke
 def test_a_failed_training_is_an_outcome_and_is_not_tried_again(workplace, monkeypatch):
     break_training(monkeypatch, "window", poison)
     assert run_main("--runs 1") == 3
-    monkeypatch.setattr(compare_models, "train", None)
+    monkeypatch.setattr(experiment_run, "train", None)
     assert run_main("--runs 1") == 3
 
 
@@ -481,9 +484,9 @@ def test_other_data_code_and_device_are_listed(workplace, monkeypatch, capsys):
     tokens[0, 0] += 1
     np.save("training_data.npy", tokens)
     Path("tokenizer.json").write_text("{}")
-    monkeypatch.setattr(compare_models, "describe_code", lambda: {"sources_sha256": "f" * 64})
+    monkeypatch.setattr(experiment_stored, "describe_code", lambda: {"sources_sha256": "f" * 64})
     monkeypatch.setattr(
-        compare_models, "describe_environment", lambda _: {"device_name": "other", "torch": "9"}
+        experiment_stored, "describe_environment", lambda _: {"device_name": "other", "torch": "9"}
     )
     assert run_main("--runs 1 --arms fused") == 2
     error = capsys.readouterr().err
@@ -621,7 +624,7 @@ def test_a_write_that_fails_is_named_and_nothing_is_lost(
 
 def test_too_little_space_is_said_before_the_first_training(workplace, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    monkeypatch.setattr(compare_models, "train", None)
+    monkeypatch.setattr(experiment_run, "train", None)
     assert run_main("--runs 1") == 1
     assert "free some space or choose another --output-dir" in capsys.readouterr().err
 
@@ -645,7 +648,7 @@ def test_a_file_where_runs_should_be_is_found_before_the_first_training(
     assert run_main("--runs 1 --arms fused") == 130
     shutil.rmtree("output/runs")
     Path("output/runs").write_text("")
-    monkeypatch.setattr(compare_models, "train", None)
+    monkeypatch.setattr(experiment_run, "train", None)
     assert run_main("--runs 1 --arms fused") == 1
     assert "runs cannot be written" in capsys.readouterr().err
 
@@ -720,11 +723,11 @@ def test_ctrl_c_before_the_first_training(workplace, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_models, "estimate_seconds", interrupt)
+    monkeypatch.setattr(experiment_estimate, "estimate_seconds", interrupt)
     assert run_main() == 130
     monkeypatch.undo()
     os.chdir(workplace)
-    monkeypatch.setattr(compare_models, "train", interrupt)
+    monkeypatch.setattr(experiment_run, "train", interrupt)
     assert run_main() == 130
     assert "no training had been finished" in capsys.readouterr().err
 
@@ -1015,14 +1018,14 @@ def test_memory_that_runs_out_does_not_end_a_study(workplace, monkeypatch, capsy
 
 
 def test_an_interrupted_study_says_how_to_go_on(workplace, monkeypatch, capsys):
-    real, calls = compare_models.train, itertools.count()
+    real, calls = training_train.train, itertools.count()
 
     def train(*args, **options):
         if next(calls) == 4:
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(compare_models, "train", train)
+    monkeypatch.setattr(experiment_run, "train", train)
     options = "--study lengths --seq-lens 12 24 --runs 1 --positions learned"
     assert run_main(options) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
@@ -1036,7 +1039,7 @@ def test_a_study_interrupted_in_its_pictures_has_lost_nothing(workplace, monkeyp
     def interrupted(content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(studies, "plot_study", interrupted)
+    monkeypatch.setattr(studies_shared, "plot_study", interrupted)
     assert run_main("--study lengths --seq-lens 12 --runs 1 --positions learned") == 130
     errors = capsys.readouterr().err
     assert "the same command goes on from there" in errors and "before the first" not in errors
@@ -1085,7 +1088,7 @@ def test_a_dry_run_of_a_study_trains_nothing(workplace, capsys):
 
 
 def test_a_constant_schedule_stays_at_its_peak(workplace):
-    rates = [train_model.learning_rate(step, 10, 1.0, 4, "constant") for step in range(10)]
+    rates = [training_batches.learning_rate(step, 10, 1.0, 4, "constant") for step in range(10)]
     assert rates == [0.25, 0.5, 0.75, 1.0, *[1.0] * 6]
 
 

@@ -9,9 +9,18 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from scipy import stats
 
-import create_model_plots as plots
-from metrics_utils import THROTTLING, MetricsError, save_metrics, throttled
-from significance import Ratio, mean_interval, paired_ratio
+import create_model_plots
+from analysis.metrics import MetricsError, save_metrics
+from analysis.significance import Ratio, mean_interval, paired_ratio
+from analysis.values import THROTTLING, throttled
+from figures import all as figures_all
+from figures import curves as figures_curves
+from figures import data as figures_data
+from figures import forest as figures_forest
+from figures import look as figures_look
+from figures import tradeoffs as figures_tradeoffs
+from figures import trainings as figures_trainings
+from figures import values as figures_values
 
 THREE = ("baseline", "window", "fused")
 
@@ -87,7 +96,7 @@ EXPERIMENTS = {
 
 
 def prepared(runs=4, arms=THREE, **options):
-    return plots.prepare(*make_experiment(runs, arms, **options))
+    return figures_data.prepare(*make_experiment(runs, arms, **options))
 
 
 def with_losses(*differences, margin=0.02, reference=4.0):
@@ -100,7 +109,7 @@ def with_losses(*differences, margin=0.02, reference=4.0):
     for base, run, difference in zip(*metrics.values(), differences, strict=True):
         base["val_loss"] = reference + 0.1 * run["run"]
         run["val_loss"] = base["val_loss"] + difference
-    return plots.prepare(metrics, metadata)
+    return figures_data.prepare(metrics, metadata)
 
 
 def artists(ax, label):
@@ -136,8 +145,8 @@ def band_edges(collection, x):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_nothing_overlaps_or_leaves_the_page_whatever_the_experiment(name):
-    data = plots.prepare(*EXPERIMENTS[name]())
-    for draw in plots.FIGURES.values():
+    data = figures_data.prepare(*EXPERIMENTS[name]())
+    for draw in figures_all.FIGURES.values():
         fig = draw(data)
         fig.get_layout_engine().execute(fig)
         found = boxes(fig)
@@ -152,7 +161,7 @@ def test_nothing_overlaps_or_leaves_the_page_whatever_the_experiment(name):
 
 
 def test_captions_say_how_many_runs_and_under_what_setting():
-    for draw in plots.FIGURES.values():
+    for draw in figures_all.FIGURES.values():
         text = caption(draw(prepared()))
         assert "n = 4 runs per arm." in text and "deviation" not in text
         for fact in ("2-core CPU", "seq_len 1024", "w = 96", "d = 4", "float32"):
@@ -162,12 +171,14 @@ def test_captions_say_how_many_runs_and_under_what_setting():
 def test_git_revision_is_in_the_caption_where_known():
     metrics, metadata = make_experiment()
     metadata["environment"]["git_revision"] = "0123456789abcdef"
-    assert "git 0123456789ab" in caption(plots.summary(plots.prepare(metrics, metadata)))
+    assert "git 0123456789ab" in caption(
+        figures_forest.summary(figures_data.prepare(metrics, metadata))
+    )
 
 
 def test_one_run_has_no_bands_and_no_intervals_and_says_so():
     data = prepared(1)
-    for draw in plots.FIGURES.values():
+    for draw in figures_all.FIGURES.values():
         fig = draw(data)
         assert "no bands, no intervals" in caption(fig)
         for ax in fig.axes:
@@ -186,11 +197,11 @@ def t_interval(values):
 def test_training_band_is_the_pointwise_t_interval_of_the_mean_over_runs():
     data = prepared(steps=1500)
     losses = np.stack([run["losses"] for run in data.ok["window"]]).astype(float)
-    fig = plots.training_curves(data)
+    fig = figures_curves.training_curves(data)
     top = fig.axes[0]
     (line,), (band,) = artists(top, "window"), artists(top, "window band")
     drawn = line.get_xdata() // 2048 - 1
-    assert len(drawn) == plots.DRAWN_POINTS and drawn[0] == 0 and drawn[-1] == 1499
+    assert len(drawn) == figures_data.DRAWN_POINTS and drawn[0] == 0 and drawn[-1] == 1499
     np.testing.assert_allclose(line.get_ydata(), losses.mean(0)[drawn])
     for step in drawn[[3, 500, 900]]:
         expected = t_interval(losses[:, step])
@@ -202,7 +213,7 @@ def test_training_band_is_the_pointwise_t_interval_of_the_mean_over_runs():
 
 def test_difference_band_is_the_paired_t_interval_with_a_zero_line():
     data = prepared()
-    bottom = plots.training_curves(data).axes[1]
+    bottom = figures_curves.training_curves(data).axes[1]
     differences = [
         float(w["losses"][7]) - float(b["losses"][7])
         for w, b in zip(data.ok["window"], data.ok["baseline"], strict=True)
@@ -217,8 +228,8 @@ def test_difference_band_is_the_paired_t_interval_with_a_zero_line():
 
 def test_final_losses_show_one_dot_a_run_pairs_joined_and_our_intervals():
     data = prepared(5)
-    axes = plots.final_losses(data).axes
-    for ax, metric in zip(axes[:2], plots.LOSSES, strict=True):
+    axes = figures_values.final_losses(data).axes
+    for ax, metric in zip(axes[:2], figures_data.LOSSES, strict=True):
         values = data.values("fused", metric)
         (dots,), (mean,) = artists(ax, "fused"), artists(ax, "fused mean")
         np.testing.assert_allclose(dots.get_offsets()[:, 1], values)
@@ -226,7 +237,8 @@ def test_final_losses_show_one_dot_a_run_pairs_joined_and_our_intervals():
         np.testing.assert_allclose(interval_of(mean), (interval.low, interval.high))
         assert len(artists(ax, "_pair")) == 5
     difference = mean_interval(
-        data.values("window", plots.VAL_LOSS) - data.values("baseline", plots.VAL_LOSS)
+        data.values("window", figures_data.VAL_LOSS)
+        - data.values("baseline", figures_data.VAL_LOSS)
     )
     (mean,) = artists(axes[3], "window mean")
     np.testing.assert_allclose(interval_of(mean), (difference.low, difference.high))
@@ -234,11 +246,11 @@ def test_final_losses_show_one_dot_a_run_pairs_joined_and_our_intervals():
 
 def test_bars_and_forest_rows_are_the_paired_ratios():
     data = prepared()
-    bars, forest = plots.metrics_comparison(data).axes, plots.summary(data).axes
-    for metric, bar_ax, row_ax in zip(plots.METRICS, bars, forest, strict=True):
+    bars, forest = figures_values.metrics_comparison(data).axes, figures_forest.summary(data).axes
+    for metric, bar_ax, row_ax in zip(figures_data.METRICS, bars, forest, strict=True):
         ratio = paired_ratio(data.values("window", metric), data.values("baseline", metric))
         (bar,), (reference,) = artists(bar_ax, "window"), artists(bar_ax, "baseline")
-        is_point = metric in plots.LOSSES  # no bar: a loss of 0 means nothing
+        is_point = metric in figures_data.LOSSES  # no bar: a loss of 0 means nothing
         shown = [b.get_xdata()[0] if is_point else b[0].get_width() for b in (bar, reference)]
         assert shown == pytest.approx([ratio.ratio, 1])
         low, high = bar_ax.get_xlim()
@@ -252,7 +264,9 @@ def test_bars_and_forest_rows_are_the_paired_ratios():
 
 def test_bars_give_the_absolute_values_in_text():
     data = prepared()
-    shown = " ".join(text.get_text() for text in plots.metrics_comparison(data).axes[1].texts)
+    shown = " ".join(
+        text.get_text() for text in figures_values.metrics_comparison(data).axes[1].texts
+    )
     half = np.ptp(t_interval([1500, 1501, 1502, 1503])) / 2
     assert "1,400 MB" in shown and f"1,502 ± {half:.1f} MB" in shown
 
@@ -260,19 +274,19 @@ def test_bars_give_the_absolute_values_in_text():
 @pytest.mark.parametrize(
     "ratio, metric, words",
     [
-        ((0.8, 0.7, 0.9, 0.01, 5), plots.TIME, "faster: −20.0 %"),
-        ((1.25, 1.2, 1.3, 0.01, 5), plots.TIME, "slower: +25.0 %"),
-        ((1.0012, 1.001, 1.0014, 0.01, 5), plots.VAL_LOSS, "higher loss: +0.12 %"),
-        ((0.9, 0.7, 1.1, 0.4, 5), plots.TIME, "no difference detected"),
-        ((1.0, None, None, None, 5), plots.MEMORY, "identical in every run"),
-        ((0.99998, None, None, None, 5), plots.MEMORY, "equal to 0.01 % in every run"),
-        ((1.00002, None, None, None, 1), plots.MEMORY, "equal to 0.01 %"),
-        ((0.5, None, None, None, 5), plots.MEMORY, "less memory: −50.0 % in every run"),
-        ((0.5, None, None, None, 1), plots.MEMORY, "less memory: −50.0 %, one run"),
+        ((0.8, 0.7, 0.9, 0.01, 5), figures_data.TIME, "faster: −20.0 %"),
+        ((1.25, 1.2, 1.3, 0.01, 5), figures_data.TIME, "slower: +25.0 %"),
+        ((1.0012, 1.001, 1.0014, 0.01, 5), figures_data.VAL_LOSS, "higher loss: +0.12 %"),
+        ((0.9, 0.7, 1.1, 0.4, 5), figures_data.TIME, "no difference detected"),
+        ((1.0, None, None, None, 5), figures_data.MEMORY, "identical in every run"),
+        ((0.99998, None, None, None, 5), figures_data.MEMORY, "equal to 0.01 % in every run"),
+        ((1.00002, None, None, None, 1), figures_data.MEMORY, "equal to 0.01 %"),
+        ((0.5, None, None, None, 5), figures_data.MEMORY, "less memory: −50.0 % in every run"),
+        ((0.5, None, None, None, 1), figures_data.MEMORY, "less memory: −50.0 %, one run"),
     ],
 )
 def test_verdicts_name_only_what_the_test_found(ratio, metric, words):
-    assert plots.verdict(Ratio(*ratio), metric) == words
+    assert figures_data.verdict(Ratio(*ratio), metric) == words
 
 
 @pytest.mark.parametrize(
@@ -290,8 +304,8 @@ def test_verdicts_name_only_what_the_test_found(ratio, metric, words):
 )
 def test_with_a_margin_the_verdict_on_the_loss_is_about_the_margin(differences, words):
     data = with_losses(*differences)
-    assert plots.loss_verdict(data, "window", "baseline") == words
-    rows = plots.summary(data).axes
+    assert figures_data.loss_verdict(data, "window", "baseline") == words
+    rows = figures_forest.summary(data).axes
     assert words in [text.get_text() for text in rows[3].texts]
     assert not [text for ax in rows[:3] for text in ax.texts if "margin" in text.get_text()]
 
@@ -301,11 +315,11 @@ def test_the_closest_example_above_would_be_undecided_at_95_percent():
 
 
 def test_margin_spans_lie_around_each_rows_own_reference_and_inside_the_axis():
-    data = plots.prepare(*eventful())
-    fig = plots.summary(data)
+    data = figures_data.prepare(*eventful())
+    fig = figures_forest.summary(data)
     ax = fig.axes[3]
-    for y, (_, base) in enumerate(plots.contrasts(data)):
-        reference = data.values(base, plots.VAL_LOSS).mean()
+    for y, (_, base) in enumerate(figures_forest.contrasts(data)):
+        reference = data.values(base, figures_data.VAL_LOSS).mean()
         (container,) = artists(ax, f"_margin {y}")
         box = container[0].get_bbox()
         assert (box.x0, box.x1) == pytest.approx(
@@ -318,29 +332,31 @@ def test_margin_spans_lie_around_each_rows_own_reference_and_inside_the_axis():
 
 
 def test_the_axis_reaches_a_margin_wider_than_every_interval():
-    ax = plots.summary(with_losses(0.001, 0.0012, 0.0011, margin=0.5)).axes[3]
+    ax = figures_forest.summary(with_losses(0.001, 0.0012, 0.0011, margin=0.5)).axes[3]
     low, high = ax.get_xlim()
     assert low < (4.1 - 0.5) / 4.1 and high > (4.1 + 0.5) / 4.1
 
 
 def test_a_margin_larger_than_the_loss_still_draws():
-    box = artists(plots.summary(with_losses(0.1, 0.2, margin=9)).axes[3], "_margin 0")[0][0]
+    box = artists(figures_forest.summary(with_losses(0.1, 0.2, margin=9)).axes[3], "_margin 0")[0][
+        0
+    ]
     assert box.get_x() > 0
 
 
 @pytest.mark.parametrize("margin", [None, 0, -1, float("nan"), "0.02"])
 def test_without_a_margin_nothing_is_shaded_and_the_old_words_stay(margin):
     data = with_losses(0.05, 0.06, 0.055, 0.05, margin=margin)
-    fig = plots.summary(data)
+    fig = figures_forest.summary(data)
     assert not artists(fig.axes[3], "_margin 0") and fig.axes[3].get_legend() is None
     assert "margin" not in caption(fig) and "Validation loss instead" not in caption(fig)
     assert "higher loss: +1.3 %" in [text.get_text() for text in fig.axes[3].texts]
 
 
 def test_the_one_percent_band_is_in_the_time_and_memory_panels_alone():
-    data = plots.prepare(*eventful())
+    data = figures_data.prepare(*eventful())
     name = "below 1 %: too small to matter"
-    axes = plots.summary(data).axes
+    axes = figures_forest.summary(data).axes
     for ax, expected in zip(axes, (True, True, False, False), strict=True):
         bands = artists(ax, f"_{name}")
         assert bool(bands) == expected
@@ -354,26 +370,33 @@ def test_the_one_percent_band_is_in_the_time_and_memory_panels_alone():
 
 
 def test_contrasts_follow_the_arms():
-    assert plots.contrasts(prepared()) == [
+    assert figures_forest.contrasts(prepared()) == [
         ("window", "fused"),
         ("fused", "baseline"),
         ("window", "baseline"),
     ]
-    assert plots.contrasts(prepared(2, ("window", "fused"))) == [("window", "fused")]
-    assert plots.contrasts(prepared(2, ("window",))) == []
+    assert figures_forest.contrasts(prepared(2, ("window", "fused"))) == [("window", "fused")]
+    assert figures_forest.contrasts(prepared(2, ("window",))) == []
     four = prepared(2, (*THREE, "published"))
-    assert plots.contrasts(four)[-2:] == [("baseline", "published"), ("window", "published")]
+    assert figures_forest.contrasts(four)[-2:] == [
+        ("baseline", "published"),
+        ("window", "published"),
+    ]
 
 
 def test_scatters_cross_at_the_means_with_intervals_in_both_directions():
     data = prepared()
-    left, right = plots.speedup_quality(data).axes
+    left, right = figures_tradeoffs.speedup_quality(data).axes
     (mean,) = artists(left, "window mean")
-    x, y = (mean_interval(data.values("window", m)) for m in (plots.SPEED, plots.VAL_LOSS))
+    x, y = (
+        mean_interval(data.values("window", m)) for m in (figures_data.SPEED, figures_data.VAL_LOSS)
+    )
     bars = [bar.get_segments()[0] for bar in mean.lines[2]]
     np.testing.assert_allclose(bars[0], [(x.low, y.mean), (x.high, y.mean)])
     np.testing.assert_allclose(bars[1], [(x.mean, y.low), (x.mean, y.high)])
-    speedup = paired_ratio(data.values("baseline", plots.TIME), data.values("window", plots.TIME))
+    speedup = paired_ratio(
+        data.values("baseline", figures_data.TIME), data.values("window", figures_data.TIME)
+    )
     (mean,) = artists(right, "window mean")
     assert mean.lines[0].get_xdata()[0] == pytest.approx(speedup.ratio)
     for ax in (left, right):
@@ -383,11 +406,14 @@ def test_scatters_cross_at_the_means_with_intervals_in_both_directions():
 
 def test_better_covers_no_point_and_no_bar():
     corners = [(0.1, 0.1), (0.1, 0.9), (0.9, 0.9)]
-    assert plots.emptiest_place(np.array(corners)) == (0.87, 0.18)
-    assert plots.emptiest_place(np.array([*corners, (0.9, 0.1), (0.5, 0.2)])) == (0.5, 0.82)
-    bar = plots.Estimate(np.array([4.0, 6.0]), 5.0, 1.0, 9.0)
-    place = plots.Estimate(np.array([2.0, 2.0]), 2.0, None, None)
-    taken = plots.occupied(place, bar)
+    assert figures_tradeoffs.emptiest_place(np.array(corners)) == (0.87, 0.18)
+    assert figures_tradeoffs.emptiest_place(np.array([*corners, (0.9, 0.1), (0.5, 0.2)])) == (
+        0.5,
+        0.82,
+    )
+    bar = figures_data.Estimate(np.array([4.0, 6.0]), 5.0, 1.0, 9.0)
+    place = figures_data.Estimate(np.array([2.0, 2.0]), 2.0, None, None)
+    taken = figures_tradeoffs.occupied(place, bar)
     assert set(taken[:, 0]) == {2.0} and {1.0, 4.0, 5.0, 6.0, 9.0} <= set(taken[:, 1])
     assert np.diff(np.unique(taken[:, 1])).max() <= 1  # of 8: no gap for an arrow
 
@@ -395,16 +421,16 @@ def test_better_covers_no_point_and_no_bar():
 def test_better_points_to_fast_small_and_low():
     data = prepared()
     for draw, direction in [
-        (plots.speedup_quality, (1, -1)),
-        (plots.memory_quality, (-1, -1)),
-        (plots.memory_speed, (-1, 1)),
+        (figures_tradeoffs.speedup_quality, (1, -1)),
+        (figures_tradeoffs.memory_quality, (-1, -1)),
+        (figures_tradeoffs.memory_speed, (-1, 1)),
     ]:
         arrow = next(t for t in draw(data).axes[0].texts if t.arrow_patch is not None)
         assert tuple(np.sign(np.subtract(arrow.xy, arrow.xyann))) == direction
 
 
 def test_identical_memory_is_a_labelled_line_and_never_jittered():
-    left, _ = plots.memory_quality(prepared()).axes
+    left, _ = figures_tradeoffs.memory_quality(prepared()).axes
     assert set(artists(left, "fused")[0].get_offsets()[:, 0]) == {1400.0}
     (line,) = artists(left, "_identical fused")
     assert list(line.get_xdata()) == [1400, 1400]
@@ -415,8 +441,8 @@ def test_identical_memory_is_a_labelled_line_and_never_jittered():
 @pytest.mark.parametrize("runs, violins", [(29, 0), (30, 3)])
 def test_violins_appear_from_thirty_runs_and_every_run_is_a_point(runs, violins):
     data = prepared(runs, steps=3)
-    fig = plots.distributions(data)
-    for ax, metric in zip(fig.axes, plots.METRICS, strict=True):
+    fig = figures_values.distributions(data)
+    for ax, metric in zip(fig.axes, figures_data.METRICS, strict=True):
         drawn = [body for arm in THREE for body in artists(ax, f"{arm} violin")]
         assert len(drawn) == violins
         np.testing.assert_allclose(
@@ -434,11 +460,11 @@ def test_violins_appear_from_thirty_runs_and_every_run_is_a_point(runs, violins)
 
 
 def test_launches_are_in_order_with_stacked_times_and_a_mark_on_failures():
-    data = plots.prepare(*EXPERIMENTS["a diverged run"]())
-    fig = plots.per_run(data)
+    data = figures_data.prepare(*EXPERIMENTS["a diverged run"]())
+    fig = figures_trainings.per_run(data)
     times = fig.axes[0]
     for arm, run in data.launches:
-        parts = [artists(times, f"_{arm} {key}") for key in plots.PARTS]
+        parts = [artists(times, f"_{arm} {key}") for key in figures_trainings.PARTS]
         bars = [c[0] for part in parts for c in part if hasattr(c, "patches")]
         mine = [b for b in bars if np.isclose(b.get_x() + 0.4, run["launch_index"])]
         tops = [bar.get_y() + bar.get_height() for bar in mine]
@@ -454,15 +480,15 @@ def test_launches_are_in_order_with_stacked_times_and_a_mark_on_failures():
 
 def test_each_arms_mean_line_lies_in_its_t_interval():
     data = prepared(5)
-    fig = plots.per_run(data)
-    for ax, metric in zip(fig.axes[1:], plots.METRICS, strict=True):
+    fig = figures_trainings.per_run(data)
+    for ax, metric in zip(fig.axes[1:], figures_data.METRICS, strict=True):
         values = data.values("window", metric)
         (line,), (span,) = artists(ax, "window mean"), artists(ax, "window interval")
         assert line.get_ydata()[0] == pytest.approx(values.mean())
         edges = span.get_y(), span.get_y() + span.get_height()
         assert edges == pytest.approx(t_interval(values))
     assert "faint span of its 95 % t interval" in caption(fig)
-    one = plots.per_run(prepared(1))
+    one = figures_trainings.per_run(prepared(1))
     assert not [artist for ax in one.axes[1:] for artist in artists(ax, "window interval")]
 
 
@@ -471,7 +497,7 @@ def legend_names(fig):
 
 
 def test_a_stop_inside_a_block_is_a_line_where_the_launch_id_changes():
-    fig = plots.per_run(plots.prepare(*eventful()))
+    fig = figures_trainings.per_run(figures_data.prepare(*eventful()))
     for ax in fig.axes:
         assert [list(line.get_xdata()) for line in artists(ax, "_stop")] == [[4.5, 4.5]]
     assert "a stop cut this block, resumed later: between 4 and 5." in caption(fig)
@@ -479,7 +505,7 @@ def test_a_stop_inside_a_block_is_a_line_where_the_launch_id_changes():
 
 
 def test_an_undisturbed_experiment_has_no_marks_at_all():
-    fig = plots.per_run(prepared(2))
+    fig = figures_trainings.per_run(prepared(2))
     for ax in fig.axes:
         assert not [*artists(ax, "_stop"), *artists(ax, "_throttled"), *artists(ax, "_failed")]
     assert legend_names(fig) == list(prepared(2).arms)
@@ -491,18 +517,18 @@ def test_a_stop_between_two_blocks_cuts_none(first_of_second, expected):
     metrics, metadata = make_experiment(3)
     for run in (run for runs in metrics.values() for run in runs):
         run["launch_id"] = "b" if run["launch_index"] >= first_of_second else "a"
-    assert plots.stops(plots.prepare(metrics, metadata)) == expected
+    assert figures_trainings.stops(figures_data.prepare(metrics, metadata)) == expected
 
 
 def test_a_block_begun_by_an_older_version_and_resumed_is_marked():
     metrics, metadata = make_experiment(2)
     metrics["fused"][1]["launch_id"] = "after"
-    data = plots.prepare(metrics, metadata)
-    assert plots.stops(data) == [(4, 5)]
+    data = figures_data.prepare(metrics, metadata)
+    assert figures_trainings.stops(data) == [(4, 5)]
 
 
 def test_throttled_trainings_and_no_others_are_marked():
-    fig = plots.per_run(plots.prepare(*eventful()))
+    fig = figures_trainings.per_run(figures_data.prepare(*eventful()))
     for ax in fig.axes:
         assert [list(mark.get_xdata()) for mark in artists(ax, "_throttled")] == [[2], [7]]
     assert "(sw_power_cap in 2, hw_slowdown in 1)" in caption(fig)
@@ -524,25 +550,25 @@ def test_every_word_for_a_slower_gpu_counts_before_and_after(word):
 
 
 def test_a_failed_run_leaves_means_and_its_block_leaves_the_pairs():
-    data = plots.prepare(*EXPERIMENTS["a diverged run"]())
+    data = figures_data.prepare(*EXPERIMENTS["a diverged run"]())
     assert [len(data.ok[arm]) for arm in data.arms] == [4, 3, 4]
     assert [[run["run"] for run in data.paired[arm]] for arm in data.arms] == [[0, 1, 3]] * 3
-    text = caption(plots.final_losses(data))
+    text = caption(figures_values.final_losses(data))
     assert "n = 4 baseline, 3 window, 4 fused. Paired: 3 blocks complete in every arm." in text
     assert "Left out: 1 failed" in text
 
 
 def test_an_arm_without_a_good_run_is_shown_only_as_failed():
-    data = plots.prepare(*EXPERIMENTS["an arm that never fits"]())
+    data = figures_data.prepare(*EXPERIMENTS["an arm that never fits"]())
     assert data.arms == ("fused", "window") and data.pairs == 1
-    assert "baseline at 0 (out_of_memory)" in caption(plots.per_run(data))
+    assert "baseline at 0 (out_of_memory)" in caption(figures_trainings.per_run(data))
 
 
 def test_smoothing_is_centred_per_run_and_invents_no_edges():
     data = prepared(3, steps=200)
-    window = plots.smoothing_window(200)
+    window = figures_data.smoothing_window(200)
     losses = np.stack([run["losses"] for run in data.ok["fused"]]).astype(float)
-    left, right = plots.convergence(data).axes
+    left, right = figures_curves.convergence(data).axes
     (line,) = artists(left, "fused")
     half = window // 2
     assert window % 2 == 1 and len(line.get_xdata()) == 200 - window + 1
@@ -555,18 +581,18 @@ def test_smoothing_is_centred_per_run_and_invents_no_edges():
     seconds = np.stack([run["step_seconds"] for run in data.ok["fused"]]).astype(float)
     expected = seconds.cumsum(axis=1).mean(axis=0)[half]
     assert artists(right, "fused")[0].get_xdata()[0] == pytest.approx(expected)
-    text = caption(plots.convergence(data))
+    text = caption(figures_curves.convergence(data))
     assert f"({window} steps" in text and "95 % t interval, pointwise" in text
 
 
 def test_smoothing_a_straight_line_changes_nothing_and_leaves_no_lag():
     line = np.arange(50.0)[None]
-    np.testing.assert_allclose(plots.smooth(line, 7), line[:, 3:-3])
+    np.testing.assert_allclose(figures_data.smooth(line, 7), line[:, 3:-3])
 
 
 def test_an_arm_looks_the_same_in_every_figure():
     data = prepared(3, (*THREE, "published"))
-    for draw in plots.FIGURES.values():
+    for draw in figures_all.FIGURES.values():
         for legend in draw(data).legends:
             for handle in legend.legend_handles:
                 style = data.styles[handle.get_label()]
@@ -580,13 +606,16 @@ def test_an_arm_looks_the_same_in_every_figure():
 
 
 def test_styles_do_not_depend_on_which_other_arms_are_there():
-    alone, together = plots.arm_styles(["window"]), plots.arm_styles(["odd", "window", "fused"])
-    assert alone["window"] == together["window"] == plots.STYLES["window"]
-    assert together["odd"] not in plots.STYLES.values()
+    alone, together = (
+        figures_look.arm_styles(["window"]),
+        figures_look.arm_styles(["odd", "window", "fused"]),
+    )
+    assert alone["window"] == together["window"] == figures_look.STYLES["window"]
+    assert together["odd"] not in figures_look.STYLES.values()
 
 
 def test_many_arms_all_look_different():
-    looks = plots.arm_styles([f"w{window}-d0" for window in range(1, 31)]).values()
+    looks = figures_look.arm_styles([f"w{window}-d0" for window in range(1, 31)]).values()
     assert len({(look.color, look.marker) for look in looks}) == 34
     assert len({look.linestyle for look in looks}) == 8
 
@@ -594,7 +623,7 @@ def test_many_arms_all_look_different():
 def test_a_setting_names_no_pattern_that_no_arm_has():
     for arms, named in ((("fused", "w32-d0"), False), (("fused", "window"), True)):
         _, metadata = make_experiment(2, arms)
-        words = plots.describe_setting(metadata).replace("\N{NO-BREAK SPACE}", " ")
+        words = figures_data.describe_setting(metadata).replace("\N{NO-BREAK SPACE}", " ")
         assert ("w = 96, d = 4" in words) == named and "seq_len 1024" in words
 
 
@@ -608,47 +637,51 @@ def test_a_setting_names_no_pattern_that_no_arm_has():
     ],
 )
 def test_the_reference_comes_first(arms, expected):
-    assert plots.ordered(arms) == expected
+    assert figures_data.ordered(arms) == expected
 
 
 def test_partial_experiments_carry_a_visible_mark_and_complete_ones_do_not():
-    data = plots.prepare(*partial())
-    for draw in plots.FIGURES.values():
+    data = figures_data.prepare(*partial())
+    for draw in figures_all.FIGURES.values():
         fig = draw(data)
         assert fig.get_suptitle() == "partial: 7/15 trainings"
-    assert not plots.summary(prepared(2)).get_suptitle()
+    assert not figures_forest.summary(prepared(2)).get_suptitle()
 
 
 def test_missing_memory_is_said_and_the_rest_is_drawn():
-    data = plots.prepare(*without_memory())
-    for ax in plots.memory_quality(data).axes:
+    data = figures_data.prepare(*without_memory())
+    for ax in figures_tradeoffs.memory_quality(data).axes:
         assert "not measured" in ax.texts[0].get_text()
-    assert not plots.metrics_comparison(data).axes[1].patches
-    assert plots.metrics_comparison(data).axes[0].patches
-    assert "Not measured in every run: peak memory." in caption(plots.per_run(data))
+    assert not figures_values.metrics_comparison(data).axes[1].patches
+    assert figures_values.metrics_comparison(data).axes[0].patches
+    assert "Not measured in every run: peak memory." in caption(figures_trainings.per_run(data))
 
 
 def test_no_notebook_setting_changes(experiment):
     import matplotlib as mpl
 
     before = mpl.rcParams.copy()
-    plots.summary(plots.prepare(*experiment))
+    figures_forest.summary(figures_data.prepare(*experiment))
     assert mpl.rcParams == before and mpl.pyplot.get_fignums() == []
 
 
 def test_equal_data_give_equal_bytes(tmp_path, monkeypatch):
-    monkeypatch.setitem(plots.LOOK, "savefig.dpi", 40)
+    monkeypatch.setitem(figures_look.LOOK, "savefig.dpi", 40)
     for folder in ("a", "b"):
         for name in ("2_final_losses", "9_summary"):
-            plots.save_figure(plots.FIGURES[name](prepared(2)), tmp_path / folder, name)
+            figures_look.save_figure(
+                figures_all.FIGURES[name](prepared(2)), tmp_path / folder, name
+            )
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
 def test_command_line_writes_ten_png_and_ten_pdf_and_lists_them(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(plots.LOOK, "savefig.dpi", 40)  # speed: resolution is not at stake here
+    monkeypatch.setitem(
+        figures_look.LOOK, "savefig.dpi", 40
+    )  # speed: resolution is not at stake here
     path, _ = save_metrics(*make_experiment(2, ("window",)), tmp_path)
-    assert plots.main([str(path), str(tmp_path / "new" / "plots")]) == 0
+    assert create_model_plots.main([str(path), str(tmp_path / "new" / "plots")]) == 0
     listed = capsys.readouterr().out.split()
     found = sorted(str(p) for p in (tmp_path / "new" / "plots").iterdir())
     assert sorted(listed) == found and len(found) == 20
@@ -676,7 +709,7 @@ def broken_file(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["missing", "foreign", "damaged", "nothing ok", "empty"])
 def test_bad_files_are_one_line_on_stderr_and_exit_2(tmp_path, capsys, kind):
-    assert plots.main([str(broken_file(tmp_path, kind)), str(tmp_path / "plots")]) == 2
+    assert create_model_plots.main([str(broken_file(tmp_path, kind)), str(tmp_path / "plots")]) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
     assert not (tmp_path / "plots").exists()
@@ -685,7 +718,7 @@ def test_bad_files_are_one_line_on_stderr_and_exit_2(tmp_path, capsys, kind):
 def test_unwritable_folder_is_one_line_and_exit_1(tmp_path, capsys):
     path, _ = save_metrics(*make_experiment(1), tmp_path)
     (tmp_path / "plots").write_text("in the way")
-    assert plots.main([str(path), str(tmp_path / "plots")]) == 1
+    assert create_model_plots.main([str(path), str(tmp_path / "plots")]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and "plots" in shown and shown.count("\n") == 1
 
@@ -693,12 +726,12 @@ def test_unwritable_folder_is_one_line_and_exit_1(tmp_path, capsys):
 def test_no_good_run_is_a_metrics_error_that_counts_them():
     experiment = with_status(make_experiment(1, ("window",)), "window", 0, "diverged")
     with pytest.raises(MetricsError, match="1 diverged"):
-        plots.prepare(*experiment)
+        figures_data.prepare(*experiment)
 
 
 def test_help_shows_defaults_and_an_example(capsys):
     with pytest.raises(SystemExit) as exit_:
-        plots.main(["--help"])
+        create_model_plots.main(["--help"])
     text = capsys.readouterr().out
     assert exit_.value.code == 0 and "example:" in text
     assert "output/experiment_results.npz" in text and "plots/" in text

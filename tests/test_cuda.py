@@ -3,18 +3,14 @@
 import pytest
 import torch
 
-from decoding import KERNELS, PRODUCTS, KeyValueCache, decode_kernel
+from attention.cache import KERNELS, PRODUCTS, KeyValueCache, decode_kernel
+from attention.choose import window_attention
+from attention.full import dense_attention, fused_attention
+from attention.kernels import CHOICES
+from attention.pattern import window_mask
+from attention.split import split_attention, split_kernels
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
-from window_attention import (
-    CHOICES,
-    dense_attention,
-    fused_attention,
-    split_attention,
-    split_kernels,
-    window_attention,
-    window_mask,
-)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CASES = [  # B, S, H, D, w, d, N

@@ -15,11 +15,15 @@ import pytest
 import torch
 
 import compare_models
-import distributed
-import train_model
-from compare_models import identity_of_config, ranks_that_differ
-from metrics_utils import load_experiment, load_metrics, ranks_text
-from train_model import make_config, share_of_rank
+from analysis.metrics import load_experiment, load_metrics
+from analysis.values import ranks_text
+from experiment.identity import identity_of_config
+from experiment.run import ranks_that_differ
+from machine import ranks as machine_ranks
+from training import train as training_train
+from training import trainer as training_trainer
+from training.batches import share_of_rank
+from training.config import make_config
 
 WORKER = Path(__file__).with_name("torchrun_worker.py")
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="needs gloo")
@@ -28,7 +32,7 @@ TINY += " --window-size 5 --dilation 3 --warmup-steps 2 --val-batches 0 --lr 1e-
 TWO_ARMS = "--arms baseline fused --output-dir output"
 EVERY_ARM = ("baseline", "window", "fused", "published")
 # the untimed steps of two ranks: two that try the memory and the warm-up's
-UNTIMED = 2 + train_model.UNTIMED_STEPS
+UNTIMED = 2 + training_trainer.UNTIMED_STEPS
 
 
 def write_data(folder):
@@ -52,7 +56,7 @@ def torchrun(folder, *arguments, **environment):
 def one_process(folder, monkeypatch, options):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
-    monkeypatch.setattr(train_model, "child_peak_memory_mb", lambda *_: 12.5)
+    monkeypatch.setattr(training_train, "child_peak_memory_mb", lambda *_: 12.5)
     monkeypatch.setattr(compare_models, "create_all_plots", lambda *_: [])
     assert compare_models.main([*TINY.split(), *options.split()]) == 0
 
@@ -258,57 +262,63 @@ def test_a_store_that_does_not_answer_ends_the_rank(monkeypatch, capsys):
         raise SystemExit
 
     store = SimpleNamespace(set=lambda *_: left.wait(30), get=get)
-    monkeypatch.setattr(distributed._world, "size", 2)
-    monkeypatch.setattr(distributed, "SILENCE", 0.01)
-    monkeypatch.setattr(distributed, "leave", leave)
+    monkeypatch.setattr(machine_ranks._world, "size", 2)
+    monkeypatch.setattr(machine_ranks, "SILENCE", 0.01)
+    monkeypatch.setattr(machine_ranks, "leave", leave)
     before = signal.set_wakeup_fd(-1)
     try:
         with pytest.raises(SystemExit):
-            distributed._Watch(store).run()
+            machine_ranks._Watch(store).run()
     finally:
         signal.set_wakeup_fd(before)
     assert codes == [1] and "has not answered for 0.01 seconds" in capsys.readouterr().err
 
 
 def test_the_first_alone_says_why_all_end(monkeypatch, capsys):
-    assert distributed.first_to_speak() and distributed.first_to_speak()  # one process
-    monkeypatch.setattr(distributed._world, "store", torch.distributed.HashStore())
-    distributed.say_once("the reason", knows=True)
-    distributed.say_once("another", knows=True)
-    assert not distributed.first_to_speak()
-    assert capsys.readouterr().err == f"error: the reason; {distributed.GOES_ON}\n"
+    assert machine_ranks.first_to_speak() and machine_ranks.first_to_speak()  # one process
+    monkeypatch.setattr(machine_ranks._world, "store", torch.distributed.HashStore())
+    machine_ranks.say_once("the reason", knows=True)
+    machine_ranks.say_once("another", knows=True)
+    assert not machine_ranks.first_to_speak()
+    assert capsys.readouterr().err == f"error: the reason; {machine_ranks.GOES_ON}\n"
 
 
 # --- one process -------------------------------------------------------------------------------
 
 
 def test_one_process_is_a_world_of_its_own(monkeypatch):
-    assert (distributed.rank(), distributed.size()) == (0, 1) and not distributed.is_launched()
-    assert distributed.lead_or_follow(lambda: 5) == 5
-    assert distributed.together(max, 3, 4, key=lambda x: -x) == 3
-    assert distributed.gather("a") == ["a"]
+    assert (machine_ranks.rank(), machine_ranks.size()) == (
+        0,
+        1,
+    ) and not machine_ranks.is_launched()
+    assert machine_ranks.lead_or_follow(lambda: 5) == 5
+    assert machine_ranks.together(max, 3, 4, key=lambda x: -x) == 3
+    assert machine_ranks.gather("a") == ["a"]
     assert (
-        distributed.largest(1, 2) == [1, 2] == distributed.total(1, 2) == distributed.mean([1, 2])
+        machine_ranks.largest(1, 2)
+        == [1, 2]
+        == machine_ranks.total(1, 2)
+        == machine_ranks.mean([1, 2])
     )
     cpu = torch.device("cpu")
-    assert distributed.local_device(cpu) == cpu and distributed.backend(cpu) == "none"
+    assert machine_ranks.local_device(cpu) == cpu and machine_ranks.backend(cpu) == "none"
     module = torch.nn.Linear(2, 2)
-    assert distributed.data_parallel(module) is module
-    with distributed.local_gradients(module), distributed.agreeing_on_memory():
-        distributed.barrier()
+    assert machine_ranks.data_parallel(module) is module
+    with machine_ranks.local_gradients(module), machine_ranks.agreeing_on_memory():
+        machine_ranks.barrier()
     with (
         pytest.raises(torch.OutOfMemoryError),
-        distributed.memory_ends_all(),
-        distributed.agreeing_on_memory(),
+        machine_ranks.memory_ends_all(),
+        machine_ranks.agreeing_on_memory(),
     ):
         raise torch.OutOfMemoryError
-    for name in distributed.TORCHRUN:
+    for name in machine_ranks.TORCHRUN:
         monkeypatch.setenv(name, "1")
-    assert not distributed.is_launched()  # torchrun with one process
+    assert not machine_ranks.is_launched()  # torchrun with one process
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert distributed.is_launched()
+    assert machine_ranks.is_launched()
     monkeypatch.delenv("LOCAL_RANK")
-    assert not distributed.is_launched()  # another launcher's variables
+    assert not machine_ranks.is_launched()  # another launcher's variables
 
 
 def test_the_ranks_shares_make_up_the_batch(monkeypatch):
@@ -316,7 +326,7 @@ def test_the_ranks_shares_make_up_the_batch(monkeypatch):
     assert config.sequences_at_once == 2
     rows, seen = np.arange(12), []
     for rank in range(3):
-        monkeypatch.setattr(distributed._world, "rank", rank)
+        monkeypatch.setattr(machine_ranks._world, "rank", rank)
         seen += rows[share_of_rank(config)].tolist()
     assert seen == rows.tolist()
 
@@ -357,7 +367,7 @@ def test_ranks_with_other_data_are_named(tmp_path, monkeypatch):
     config = make_config(data=str(tmp_path / "training_data.npy"), seq_len=24, batch_size=4)
     others = {"data": "other"}, {"problem": "none.npy: no such file"}
     monkeypatch.setattr(
-        distributed, "gather", lambda mine: [mine, mine, mine | others[0], others[1]]
+        machine_ranks, "gather", lambda mine: [mine, mine, mine | others[0], others[1]]
     )
     words = ["rank 2: differs in data", "rank 3: none.npy: no such file"]
     assert ranks_that_differ(replace(config, device="cpu")) == words

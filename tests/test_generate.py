@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import generate
+from generation import text as generation_text
 from gpt_win import GPTWindowModel
-from metrics_utils import sealed, unsealed
-from prepare_data import END_OF_TEXT, _train_tokenizer
-from weights import load_tokenizer, load_window_model, save_window_weights
+from machine.files import sealed, unsealed
+from training.prepare import END_OF_TEXT, _train_tokenizer
+from training.weights import load_tokenizer, load_window_model, save_window_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "def parse(self, naïve: str) -> int:\n    return len(naïve)  # 日本語 🙂\n"
@@ -91,10 +92,10 @@ def test_characters_split_over_tokens_come_whole(folder):
     text = "한국어 🦜 naïve €\t\x00"
     ids = tokenizer.encode(text).ids
     assert len(ids) > len(text)  # some characters are several tokens
-    stream = generate.TextStream(tokenizer)
+    stream = generation_text.TextStream(tokenizer)
     pieces = [stream.text(token) for token in ids]
     assert "".join(pieces) == text and "\ufffd" not in "".join(pieces) and stream.rest() == ""
-    stream = generate.TextStream(tokenizer)
+    stream = generation_text.TextStream(tokenizer)
     assert [stream.text(token) for token in tokenizer.encode("한").ids[:1]] == [""]
     assert stream.rest() == "\ufffd"
 
@@ -174,7 +175,7 @@ def test_a_device_that_is_not_there_is_one_clear_line(folder, capsys):
 
 
 def test_an_interruption_ends_the_line_and_exits_with_130(folder, capsys, monkeypatch):
-    original, calls = generate.TextStream.text, []
+    original, calls = generation_text.TextStream.text, []
 
     def text(self, token):
         calls.append(token)
@@ -182,7 +183,7 @@ def test_an_interruption_ends_the_line_and_exits_with_130(folder, capsys, monkey
             raise KeyboardInterrupt
         return original(self, token)
 
-    monkeypatch.setattr(generate.TextStream, "text", text)
+    monkeypatch.setattr(generation_text.TextStream, "text", text)
     captured = run(capsys, "def", code=130)
     assert captured.out.startswith("def") and captured.out.endswith("\n")
     assert "3 tokens, " in captured.err and captured.err.endswith("interrupted\n")

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpt
-from decoding import PRODUCTS, KeyValueCache
+from attention.cache import PRODUCTS, KeyValueCache
+from attention.full import dense_attention
+from attention.pattern import window_mask
+from generation.sampling import draw
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
-from sampling import draw
-from window_attention import dense_attention, window_mask
 
 SIZES = {"d_model": 24, "n_heads": 3, "layers": 2, "vocab_size": 50, "max_seq_len": 64}
 

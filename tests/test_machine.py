@@ -9,18 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import machine
-from machine import (
-    REASON_FIELDS,
-    REASONS,
-    SOURCES,
-    describe_code,
-    describe_environment,
-    device_state,
-    fragmentation_remedy,
-    gpu_uuid,
-)
-from metrics_utils import throttled
+from analysis.values import throttled
+from machine import describe as machine_describe
+from machine import device as machine_device
+from machine import state as machine_state
+from machine.describe import SOURCES, describe_code, describe_environment
+from machine.device import fragmentation_remedy, gpu_uuid
+from machine.state import REASON_FIELDS, REASONS, device_state
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 UUID = "GPU-0a1b2c3d-0000-1111-2222-333344445555"
@@ -44,7 +39,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
     ],
 )
 def test_the_remedy_of_memory_in_pieces(monkeypatch, device, used, name, setting, words):
-    for variable in machine.ALLOCATOR_SETTINGS:
+    for variable in machine_device.ALLOCATOR_SETTINGS:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(name, setting)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70 * 2**30)
@@ -64,9 +59,9 @@ def strict_json(value):
 
 @pytest.fixture(autouse=True)
 def forget_the_driver():
-    machine._driver_version.cache_clear()
+    machine_state._driver_version.cache_clear()
     yield
-    machine._driver_version.cache_clear()
+    machine_state._driver_version.cache_clear()
 
 
 @pytest.fixture
@@ -76,7 +71,8 @@ def nvidia_smi(tmp_path, monkeypatch):
     known: the clock reason fields that this driver has; for any other it fails as the real one.
     """
     calls = tmp_path / "calls"
-    monkeypatch.setattr(machine, "gpu_uuid", lambda device: UUID)
+    monkeypatch.setattr(machine_state, "gpu_uuid", lambda device: UUID)
+    monkeypatch.setattr("machine.describe.gpu_uuid", lambda device: UUID)
 
     def install(state=BUSY, processes=(), known=REASON_FIELDS, driver="570.86.15", exit_code=0):
         (tmp_path / "state").write_text(state + "\n")
@@ -192,16 +188,16 @@ def test_other_processes_are_counted_where_this_one_is_listed(nvidia_smi, others
 
 
 def test_no_state_without_nvidia_smi(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "gpu_uuid", lambda device: UUID)
+    monkeypatch.setattr(machine_state, "gpu_uuid", lambda device: UUID)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert device_state(GPU) is None
-    assert machine._driver_version() is None
+    assert machine_state._driver_version() is None
 
 
 def test_no_state_from_an_nvidia_smi_that_fails(nvidia_smi):
     nvidia_smi.install(exit_code=9)
     assert device_state(GPU) is None
-    assert machine._driver_version() is None
+    assert machine_state._driver_version() is None
     assert nvidia_smi.calls()
 
 
@@ -231,16 +227,16 @@ def hanging(monkeypatch):
 
 
 def test_a_hanging_nvidia_smi_is_given_up_once(hanging, monkeypatch):
-    monkeypatch.setattr(machine, "gpu_uuid", lambda device: UUID)
+    monkeypatch.setattr(machine_state, "gpu_uuid", lambda device: UUID)
     assert device_state(GPU) is None
     assert hanging == [10]
-    assert machine._driver_version() is machine._driver_version() is None
+    assert machine_state._driver_version() is machine_state._driver_version() is None
     assert hanging == [10, 10]
 
 
 def test_no_state_of_a_gpu_without_a_uuid(nvidia_smi, monkeypatch):
     nvidia_smi.install()
-    monkeypatch.setattr(machine, "gpu_uuid", lambda device: None)
+    monkeypatch.setattr(machine_state, "gpu_uuid", lambda device: None)
     assert device_state(GPU) is None
     assert not nvidia_smi.calls()
 
@@ -266,7 +262,7 @@ def test_a_cpu_has_its_load_average_where_the_system_tells(monkeypatch):
 @needs_cuda
 def test_the_state_of_a_real_gpu():
     torch.zeros(1, device="cuda")
-    state = device_state(machine.resolve_device("cuda"))
+    state = device_state(machine_device.resolve_device("cuda"))
     if state is None:
         pytest.skip("no working nvidia-smi")
     assert state["sm_clock_mhz"] is None or 0 < state["sm_clock_mhz"] < 10_000
@@ -327,7 +323,10 @@ def test_settings_that_pytorch_refuses_to_tell_are_none(monkeypatch):
 
 def test_only_allowed_variables_are_recorded_and_no_secret_or_folder(monkeypatch):
     for name in list(os.environ):
-        if name.startswith(machine.RECORDED_PREFIXES) or name in machine.RECORDED_VARIABLES:
+        if (
+            name.startswith(machine_describe.RECORDED_PREFIXES)
+            or name in machine_describe.RECORDED_VARIABLES
+        ):
             monkeypatch.delenv(name)
     allowed = {
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -355,7 +354,7 @@ def test_only_allowed_variables_are_recorded_and_no_secret_or_folder(monkeypatch
     hidden = {"TORCH_HOME": "(a path)", "TORCHINDUCTOR_CACHE_DIR": "(a path)"}
     assert environment["variables"] == allowed | hidden
     assert "planted" not in strict_json(environment)
-    assert str(machine.FOLDER) not in strict_json(environment)
+    assert str(machine_describe.FOLDER) not in strict_json(environment)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +371,7 @@ def test_containers_are_recognised_by_their_files(tmp_path, file, content, answe
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
-    assert machine._in_container(tmp_path) is answer
+    assert machine_describe._in_container(tmp_path) is answer
 
 
 # --- the code ----------------------------------------------------------------------------------
@@ -397,6 +396,7 @@ def folder(tmp_path, monkeypatch):
 def write_sources(folder):
     folder.mkdir(parents=True)
     for name in SOURCES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"# {name}\n")
     return folder
 
@@ -417,7 +417,7 @@ def test_a_clean_checkout_is_its_revision(checkout):
     assert len(code["revision"]) == 40
     assert code["branch"] == "work"
     assert code["dirty"] is False and code["diff_sha256"] is None
-    assert machine._git_revision(checkout) == code["revision"][:12]
+    assert machine_describe._git_revision(checkout) == code["revision"][:12]
     strict_json(code)
 
 
@@ -428,7 +428,7 @@ def test_a_changed_checkout_is_dirty_with_the_hash_of_its_difference(checkout):
     assert b"caf\xe9" in difference
     assert code["dirty"] is True
     assert code["diff_sha256"] == hashlib.sha256(difference).hexdigest()
-    assert machine._git_revision(checkout) == code["revision"][:12] + "+"
+    assert machine_describe._git_revision(checkout) == code["revision"][:12] + "+"
     strict_json(code)
 
 
@@ -446,11 +446,11 @@ def test_outside_a_checkout_only_the_sources_are_known(folder):
 
 def test_without_git_there_is_no_revision(checkout, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert describe_code(checkout)["revision"] is machine._git_revision(checkout) is None
+    assert describe_code(checkout)["revision"] is machine_describe._git_revision(checkout) is None
 
 
 def test_git_that_hangs_gives_no_revision(checkout, hanging):
-    assert describe_code(checkout)["revision"] is machine._git_revision(checkout) is None
+    assert describe_code(checkout)["revision"] is machine_describe._git_revision(checkout) is None
     assert hanging
 
 

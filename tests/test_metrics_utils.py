@@ -13,22 +13,19 @@ from conftest import ROOT, make_experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics_utils import (
+from analysis.metrics import (
     NUMBERS,
     RECORDS,
     SCHEMA_VERSION,
     SERIES,
     TEXTS,
     MetricsError,
-    atomic_write,
-    format_summary,
     load_experiment,
     load_metrics,
-    print_metrics_summary,
     save_metrics,
-    sealed,
-    throttled,
 )
+from analysis.values import format_summary, print_metrics_summary, throttled
+from machine.files import atomic_write, sealed
 
 
 def assert_same_metrics(left, right):

@@ -18,8 +18,14 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import prepare_data as module
-from prepare_data import DataError, describe, load_dataset, main, prepare_data
+import prepare_data as command
+from prepare_data import main
+from training import corpus as training_corpus
+from training import prepare as training_prepare
+from training import tokens as training_tokens
+from training.corpus import DataError
+from training.prepare import describe, prepare_data
+from training.tokens import load_dataset
 
 quick = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -166,19 +172,19 @@ def test_any_text_survives_the_round_trip(tmp_path, texts):
 
 
 def test_default_corpus_is_the_library_without_tests_and_packages():
-    library = Path(module.sysconfig.get_paths()["stdlib"])
-    files = [source.path for source in module._corpus_sources([], None, [])]
+    library = Path(training_corpus.sysconfig.get_paths()["stdlib"])
+    files = [source.path for source in training_corpus._corpus_sources([], None, [])]
     names = [path.relative_to(library).as_posix() for path in files]
     assert names == sorted(names) and {"argparse.py", "json/decoder.py"} <= set(names)
     left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
     assert all(name.endswith(".py") and not left_out & set(name.split("/")) for name in names)
-    assert 5e6 < sum(path.stat().st_size for path in files) < module.SAMPLE_CHARACTERS
+    assert 5e6 < sum(path.stat().st_size for path in files) < training_prepare.SAMPLE_CHARACTERS
 
 
 def test_loading_needs_neither_tokenizers_nor_torch(tmp_path):
     path = save(tmp_path, np.ones((40, 5), np.int64))
     code = (
-        f"import sys, prepare_data; prepare_data.load_dataset({str(path)!r}); "
+        f"import sys, training.tokens; training.tokens.load_dataset({str(path)!r}); "
         "sys.exit(any(name in sys.modules for name in ('tokenizers', 'torch')))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -188,13 +194,15 @@ def test_loading_needs_neither_tokenizers_nor_torch(tmp_path):
 
 
 def sources_in(folder):
-    return module._corpus_sources([folder], None, [])
+    return training_corpus._corpus_sources([folder], None, [])
 
 
 def test_file_is_the_same_in_tiny_blocks_pieces_and_batches(corpus, tmp_path, monkeypatch):
     prepare_data(corpus[0], 1, 400, tmp_path / "large" / "data.npy")
     for name, value in (("BLOCK_BYTES", 7), ("PIECE_CHARACTERS", 40), ("CHARACTERS_AT_ONCE", 90)):
-        monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(
+            training_corpus if name == "BLOCK_BYTES" else training_prepare, name, value
+        )
     prepare_data(corpus[0], 1, 400, tmp_path / "tiny" / "data.npy")
     for name in ("data.npy", "tokenizer.json"):
         large, tiny = (tmp_path / size / name for size in ("large", "tiny"))
@@ -217,8 +225,8 @@ def test_where_a_document_is_cut_no_word_goes_on(text):
 
     words_of = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PIECE_CHARACTERS", 5)
-        end = module._cut(text)
+        patch.setattr(training_prepare, "PIECE_CHARACTERS", 5)
+        end = training_prepare._cut(text)
     assert 1 <= end <= 5
     places = [i for i in range(1, 6) if text[i] in " \t\r\n" and not text[i - 1].isspace()]
     assert end == max(places, default=5)
@@ -228,7 +236,7 @@ def test_where_a_document_is_cut_no_word_goes_on(text):
 
 
 def test_text_without_a_blank_is_cut_but_stays_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PIECE_CHARACTERS", 30)
+    monkeypatch.setattr(training_prepare, "PIECE_CHARACTERS", 30)
     (tmp_path / "a.json").write_text("日本" * 100)
     assert prepare_data(tmp_path, 1, 300, tmp_path / "data.npy").documents == 1
     assert decoded(tmp_path)[0] == "日本" * 100
@@ -236,12 +244,14 @@ def test_text_without_a_blank_is_cut_but_stays_whole(tmp_path, monkeypatch):
 
 def test_no_more_than_a_batch_is_held_even_of_a_tightly_packed_file(tmp_path, monkeypatch):
     for name, value in (("BLOCK_BYTES", 99), ("PIECE_CHARACTERS", 50), ("CHARACTERS_AT_ONCE", 200)):
-        monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(
+            training_corpus if name == "BLOCK_BYTES" else training_prepare, name, value
+        )
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"word " * 4000))
     (source,) = sources_in(tmp_path)
-    with module._progress([source], "") as bar:
-        assert max(map(len, module._blocks(source, bar))) == 99
-    batches = [[len(text) for text, _ in batch] for batch in module._batches([source])]
+    with training_corpus._progress([source], "") as bar:
+        assert max(map(len, training_corpus._blocks(source, bar))) == 99
+    batches = [[len(text) for text, _ in batch] for batch in training_prepare._batches([source])]
     assert sum(map(sum, batches)) == 20_000 and max(map(max, batches)) <= 50
     assert max(map(sum, batches)) < 250
 
@@ -253,13 +263,13 @@ def test_tokenizer_learns_from_a_bounded_and_evenly_spread_sample(tmp_path, monk
     sources, total = sources_in(tmp_path), 5 * sum(counts)
 
     def sampled():
-        texts = list(module._sample(sources, total))
+        texts = list(training_prepare._sample(sources, total))
         return sum(map(len, texts)), [int(n) for n in re.findall("<([0-9]+)>", "".join(texts))]
 
     everything = [i for i, count in enumerate(counts) for _ in range(count)]
     assert sampled() == (total, everything)
-    monkeypatch.setattr(module, "PIECE_CHARACTERS", 50)
-    monkeypatch.setattr(module, "SAMPLE_CHARACTERS", total // 10)
+    monkeypatch.setattr(training_prepare, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(training_prepare, "SAMPLE_CHARACTERS", total // 10)
     characters, numbers = sampled()
     assert 0 <= characters - total // 10 <= 50 and numbers == sorted(numbers)
     for first in range(0, 100, 10):
@@ -316,7 +326,9 @@ def test_what_is_no_text_is_left_out_and_counted_and_named_with_debug(corpus, tm
 
 
 def test_of_many_files_left_out_only_some_are_named(capsys):
-    module._name_left_out({"binary": ["b"], "unreadable": [f"name{i}" for i in range(1234)]}, False)
+    command._name_left_out(
+        {"binary": ["b"], "unreadable": [f"name{i}" for i in range(1234)]}, False
+    )
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11 and lines[9].endswith("name9") and lines[10].endswith("and 1,224 more")
 
@@ -341,7 +353,7 @@ def fake_python(tmp_path, monkeypatch, packages):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     places = {"stdlib": str(library), "purelib": str(site), "platlib": str(site)}
-    monkeypatch.setattr(module.sysconfig, "get_paths", lambda: places)
+    monkeypatch.setattr(training_corpus.sysconfig, "get_paths", lambda: places)
 
 
 def test_corpus_of_packages_is_the_library_and_then_their_source(tmp_path, monkeypatch, capsys):
@@ -379,7 +391,7 @@ def test_corpus_of_packages_without_any_is_refused(tmp_path, monkeypatch, capsys
 def test_stop_midway_leaves_the_earlier_files_and_no_half_ones(
     corpus, tmp_path, monkeypatch, capsys, document, stop
 ):
-    original, opened, half = module._pieces, [], []
+    original, opened, half = training_prepare._pieces, [], []
 
     def pieces(source, bar):
         opened.append(source)
@@ -388,8 +400,8 @@ def test_stop_midway_leaves_the_earlier_files_and_no_half_ones(
             raise stop
         return original(source, bar)
 
-    monkeypatch.setattr(module, "_pieces", pieces)
-    monkeypatch.setattr(module, "CHARACTERS_AT_ONCE", 1)
+    monkeypatch.setattr(training_prepare, "_pieces", pieces)
+    monkeypatch.setattr(training_prepare, "CHARACTERS_AT_ONCE", 1)
     for name in ("data.npy", "tokenizer.json"):
         (tmp_path / name).write_bytes(EARLIER)
     command = [str(corpus[0]), "--seq-len", "9", "--output", str(tmp_path / "data.npy")]
@@ -420,13 +432,13 @@ def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(corpus,
 
 def test_a_file_that_is_being_written_is_locked(corpus, tmp_path, monkeypatch):
     pytest.importorskip("fcntl")
-    original = module._encode
+    original = training_prepare._encode
 
     def encode(*arguments):
-        module._remove_leftovers(tmp_path / "data.npy")  # another process starts
+        training_prepare._remove_leftovers(tmp_path / "data.npy")  # another process starts
         return original(*arguments)
 
-    monkeypatch.setattr(module, "_encode", encode)
+    monkeypatch.setattr(training_prepare, "_encode", encode)
     prepare_data(corpus[0], 9, 300, tmp_path / "data.npy")
     assert sorted(os.listdir(tmp_path)) == ["corpus", "data.npy", "tokenizer.json"]
 
@@ -470,7 +482,7 @@ def test_rows_cut_anew_are_the_same_stream_of_tokens(tmp_path, rows, width, seq_
 
 @pytest.mark.parametrize("rows", [2, 20, 21, 60, 100, 140, 12_184, 1_000_000])
 def test_held_out_rows_are_five_percent_rounded_up(rows):
-    assert module._held_out_rows(rows) == -(-rows * 5 // 100)
+    assert training_tokens._held_out_rows(rows) == -(-rows * 5 // 100)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 19, 20, 38, 400])
@@ -504,7 +516,7 @@ def test_own_arrays_of_any_integer_dtype_keep_their_values(tmp_path, dtype):
 
 
 def test_extremes_are_found_in_every_piece_of_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "TOKENS_AT_ONCE", 20)
+    monkeypatch.setattr(training_tokens, "TOKENS_AT_ONCE", 20)
     for place in ((0, 0), (13, 2), (29, 4)):
         rows = np.ones((30, 5), np.int64)
         rows[place] = 70_000
@@ -702,14 +714,14 @@ def test_unreadable_file_is_refused_where_named_and_warned_of_in_a_folder(
 
 def test_file_that_goes_while_the_corpus_is_read_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.txt").write_text("text " * 99)
-    train = module._train_tokenizer
+    train = training_prepare._train_tokenizer
 
     def remove_it(*arguments):
         tokenizer = train(*arguments)
         (tmp_path / "a.txt").unlink()
         return tokenizer
 
-    monkeypatch.setattr(module, "_train_tokenizer", remove_it)
+    monkeypatch.setattr(training_prepare, "_train_tokenizer", remove_it)
     code, message = run_main(capsys, tmp_path, "--output", tmp_path / "data.npy")
     assert code == 2 and message.count("\n") == 1 and os.listdir(tmp_path) == []
     assert f"{tmp_path / 'a.txt'}: cannot be read" in message
@@ -749,7 +761,7 @@ def test_unreadable_data_is_named(tmp_path, monkeypatch):
 
 def test_unwritable_folder_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(module, "_train_tokenizer", None)
+    monkeypatch.setattr(training_prepare, "_train_tokenizer", None)
     (tmp_path / "a.txt").write_text("text")
     code, message = run_main(capsys, tmp_path / "a.txt", "--output", tmp_path / "data.npy")
     assert code == 2 and message.count("\n") == 1 and "no writable folder" in message

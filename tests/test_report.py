@@ -13,17 +13,13 @@ import pytest
 from conftest import ROOT, make_experiment
 from scipy import stats
 
-import report
-from metrics_utils import save_metrics
-from report import (
-    describe_change,
-    find_warnings,
-    format_report,
-    main,
-    split_blocks,
-    write_report,
-)
-from significance import Ratio, paired_ratio
+from analysis import contrasts as analysis_contrasts
+from analysis.claims import describe_change
+from analysis.metrics import save_metrics
+from analysis.report import format_report, write_report
+from analysis.significance import Ratio, paired_ratio
+from analysis.warnings import find_warnings, split_blocks
+from metrics_utils import main
 
 
 def flat(report):
@@ -247,7 +243,8 @@ def test_a_small_gain_that_may_be_larger_is_not_called_nothing(experiment):
 def test_the_results_carry_every_test(experiment):
     metrics, metadata = experiment
     tests = {
-        (t["arm"], t["reference"], t["outcome"]): t for t in report.tests_of(metrics, metadata)
+        (t["arm"], t["reference"], t["outcome"]): t
+        for t in analysis_contrasts.tests_of(metrics, metadata)
     }
     assert len(tests) == 3 * 4
     found = tests["window", "fused", "training_time"]
@@ -257,7 +254,7 @@ def test_the_results_carry_every_test(experiment):
     e = column(metrics, "window", "val_loss") - column(metrics, "fused", "val_loss")
     assert loss["difference"]["mean"] == pytest.approx(e.mean())
     assert loss["quality"]["margin"] == 0.02 and loss["quality"]["verdict"]
-    json.dumps(report.tests_of(metrics, metadata), allow_nan=False)
+    json.dumps(analysis_contrasts.tests_of(metrics, metadata), allow_nan=False)
 
 
 # --- quality -----------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import rotary
+from attention import rotary as attention_rotary
+from attention.rotary import rotate
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
-from rotary import rotate
 
 SIZES = {"d_model": 24, "n_heads": 3, "layers": 2, "vocab_size": 50, "max_seq_len": 40}
 MODELS = [
@@ -145,7 +145,7 @@ def test_compiled_as_one_graph_and_in_autocast(dtype):
 
 
 def test_tables_made_without_gradients_serve_a_training():
-    rotary._rotations.cache_clear()
+    attention_rotary._rotations.cache_clear()
     x = torch.randn(1, 9, 2, 4)
     with torch.inference_mode():
         expected = rotate(x)

@@ -11,23 +11,22 @@ import numpy as np
 import pytest
 from conftest import ROOT, make_experiment
 
-import run_store
-from metrics_utils import SERIES, file_sha256, json_sha256, sealed, unsealed
-from run_store import (
+from analysis.metrics import SERIES
+from experiment import files as experiment_files
+from experiment.files import (
     StoreError,
-    Terminated,
-    differences,
-    finishing,
     locked,
     move_aside,
     read_plan,
     read_runs,
     run_paths,
     set_aside,
-    terminable,
     write_plan,
     write_run,
 )
+from experiment.identity import differences
+from machine.files import file_sha256, json_sha256, sealed, unsealed
+from machine.signals import Terminated, finishing, terminable
 
 
 @pytest.fixture
@@ -269,7 +268,7 @@ def test_a_second_experiment_is_kept_out_and_told_by_whom(tmp_path):
 
 
 def test_another_process_is_kept_out(tmp_path):
-    code = "import sys; from run_store import locked\nwith locked(sys.argv[1]): pass"
+    code = "import sys; from experiment.files import locked\nwith locked(sys.argv[1]): pass"
     command = [sys.executable, "-c", code, tmp_path]
     with locked(tmp_path):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -279,7 +278,7 @@ def test_another_process_is_kept_out(tmp_path):
 
 def test_a_lock_that_a_killed_process_left_is_no_lock(tmp_path):
     code = (
-        "import os, signal, sys; from run_store import locked\n"
+        "import os, signal, sys; from experiment.files import locked\n"
         "with locked(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True)
@@ -297,7 +296,7 @@ def test_a_lock_that_cannot_be_had_is_named(tmp_path, monkeypatch, call):
     def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_store.fcntl if call == "flock" else os, call, fail)
+    monkeypatch.setattr(experiment_files.fcntl if call == "flock" else os, call, fail)
     with pytest.raises(OSError, match="cannot be locked") as caught, locked(tmp_path):
         pass
     assert caught.value.filename == str(tmp_path / ".lock")
@@ -306,7 +305,9 @@ def test_a_lock_that_cannot_be_had_is_named(tmp_path, monkeypatch, call):
 def test_what_is_moved_is_flushed_where_it_is_now(stored, monkeypatch):
     folder, _, _ = stored
     flushed = []
-    monkeypatch.setattr(run_store, "flush_folder", lambda path: flushed.append(Path(path).name))
+    monkeypatch.setattr(
+        experiment_files, "flush_folder", lambda path: flushed.append(Path(path).name)
+    )
     set_aside(folder, run_paths(folder, "fused", 0)[1])
     assert flushed == ["set_aside", "runs"]
     flushed.clear()

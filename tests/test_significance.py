@@ -8,24 +8,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from significance import (
-    ALPHA,
-    carry_over,
+from analysis.drift import carry_over, drift, outlying, residuals, trend
+from analysis.power import ALPHA, detectable_effect, runs_needed, t_power
+from analysis.significance import (
     cohens_d,
-    detectable_effect,
-    drift,
     holm,
     mean_interval,
     non_inferiority,
-    outlying,
     paired_difference,
     paired_ratio,
-    residuals,
-    runs_needed,
     sign_flip_p,
     smallest_p,
-    t_power,
-    trend,
     two_sample_t,
     wilcoxon_p,
 )

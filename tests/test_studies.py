@@ -11,32 +11,24 @@ from conftest import make_experiment
 from scipy import stats
 
 import analyze_hyperparameters
-from gpt import model_flops
-from metrics_utils import (
-    MetricsError,
-    arm_of_pattern,
-    ordered_arms,
-    pattern_of_arm,
-    save_metrics,
-)
-from studies import (
+from analysis.metrics import MetricsError, save_metrics
+from analysis.values import arm_of_pattern, ordered_arms, pattern_of_arm
+from attention.pattern import attended_pairs, causal_pairs, density
+from estimates import pattern as estimates_pattern
+from estimates import report as estimates_report
+from estimates.pattern import model_flops
+from studies.pictures import plot_study, save_figures
+from studies.points import (
     PATTERNS,
     StudyError,
-    format_study,
     length_points,
-    load_study,
-    pareto_front,
     parse_pattern,
     pattern_points,
-    plot_study,
-    points_on_disk,
-    recommend,
-    save_figures,
-    save_study,
     shared_identity,
-    summarize,
 )
-from window_attention import attended_pairs, causal_pairs, density
+from studies.shared import points_on_disk
+from studies.summary import load_study, pareto_front, save_study, summarize
+from studies.tables import format_study, recommend
 
 PATTERN_ARMS = ("fused", "w32-d0", "w96-d4", "w96-d16")
 SPEED = {"fused": 1.0, "w32-d0": 0.6, "w96-d4": 0.9, "w96-d16": 0.8, "window": 0.7, "baseline": 2.5}
@@ -133,8 +125,8 @@ def test_what_disturbed_a_point_is_told_with_the_study():
     experiments[1][0]["w96-d4"][2]["step_seconds"][7] = 0.9
     content = json.loads(json.dumps(summarize("patterns", experiments)))
     words = "warning: rotary: w96-d4, run 3: 1 of 60 steps took more than 1.5 times the median"
-    analyses = [analyze_hyperparameters.analyze_pattern(96, 4, 1024)]
-    for text in (format_study(content), analyze_hyperparameters.format_report(analyses, content)):
+    analyses = [estimates_pattern.analyze_pattern(96, 4, 1024)]
+    for text in (format_study(content), estimates_report.format_report(analyses, content)):
         text = " ".join(text.split())
         assert words in text and "warning: learned" not in text
         assert "exact tests" not in text  # nothing of the number of runs, which all points share

@@ -15,28 +15,28 @@ import pytest
 import torch
 from conftest import ROOT
 
-import train_model
-import window_attention
-from machine import resolve_device
-from metrics_utils import NUMBERS, RECORDS, SERIES, TEXTS
-from train_model import (
-    ARMS,
-    PRESETS,
+from analysis.metrics import NUMBERS, RECORDS, SERIES, TEXTS
+from attention import choose as attention_choose
+from attention import full as attention_full
+from attention import masks as attention_masks
+from machine.device import resolve_device
+from training import config as training_config
+from training import operators as training_operators
+from training import train as training_train
+from training import trainer as training_trainer
+from training.batches import batches, learning_rate, planned_steps
+from training.config import ARMS, PRESETS, ExperimentConfig, make_config
+from training.memory import child_peak_memory_mb
+from training.operators import attention_used
+from training.train import train
+from training.trainer import (
     UNTIMED_STEPS,
-    ExperimentConfig,
     Trainer,
-    attention_used,
-    batches,
     build_model,
-    child_peak_memory_mb,
     deterministic_algorithms,
-    learning_rate,
-    make_config,
     next_token_loss,
     parameter_counts,
-    planned_steps,
     release_memory,
-    train,
 )
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def make_trainer(arm="window", device=CPU, **changes):
 def no_child_process(monkeypatch, request):
     """The memory of a child process is tested once; elsewhere it would only cost seconds."""
     if "child" not in request.node.name:
-        monkeypatch.setattr(train_model, "child_peak_memory_mb", lambda *_: 12.5)
+        monkeypatch.setattr(training_train, "child_peak_memory_mb", lambda *_: 12.5)
 
 
 def test_a_training_reports_what_it_did():
@@ -134,7 +134,7 @@ def test_every_arm_starts_from_the_same_weights_and_sees_the_same_batches(monkey
     monkeypatch.setattr(Trainer, "step", spy)
     for arm in ARMS:
         train(tiny_config(), arm, tiny_dataset(), 7, CPU)
-    first_timed = train_model.UNTIMED_STEPS
+    first_timed = training_trainer.UNTIMED_STEPS
     for arm in ARMS:
         assert len(seen[arm]) == first_timed + 6
         for mine, reference in zip(seen[arm], seen["baseline"], strict=True):
@@ -199,10 +199,10 @@ class Recorder:
 
     def __init__(self, monkeypatch, fail_in=None):
         self.events, self.fail_in = [], fail_in
-        monkeypatch.setattr(train_model, "device_state", self.state)
+        monkeypatch.setattr(training_train, "device_state", self.state)
         for owner, name in (
             (Trainer, "warm_up"),
-            (train_model, "timed_steps"),
+            (training_train, "timed_steps"),
             (Trainer, "evaluate"),
         ):
             monkeypatch.setattr(owner, name, self.watch(name, getattr(owner, name)))
@@ -259,7 +259,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(monkeypatch, broken_step):
     def break_once(self, batch, lr):
         calls.append(None)
         loss = step(self, batch, lr)
-        broken = len(calls) == broken_step + train_model.UNTIMED_STEPS
+        broken = len(calls) == broken_step + training_trainer.UNTIMED_STEPS
         return loss * math.nan if broken else loss
 
     monkeypatch.setattr(Trainer, "step", break_once)
@@ -321,10 +321,10 @@ def test_memory_that_lay_in_pieces_is_told_with_the_remedy(monkeypatch):
 
     monkeypatch.setattr(Trainer, "step", fail)
     told = "56.6 of the 71.4 GiB were not in use"
-    monkeypatch.setattr(train_model, "fragmentation_remedy", lambda device: told)
+    monkeypatch.setattr(training_train, "fragmentation_remedy", lambda device: told)
     metrics, _ = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
     assert f"--d-model or --layers; {told} (CUDA out of memory." in metrics["message"]
-    monkeypatch.setattr(train_model, "fragmentation_remedy", lambda device: "")
+    monkeypatch.setattr(training_train, "fragmentation_remedy", lambda device: "")
     metrics, _ = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
     assert "--d-model or --layers (CUDA out of memory." in metrics["message"]
 
@@ -339,7 +339,7 @@ def test_recorded_graphs_are_released_before_the_evaluation(monkeypatch, mode, r
         return evaluate(trainer, held_out)
 
     monkeypatch.setattr(Trainer, "evaluate", noted)
-    monkeypatch.setattr(train_model, "release_memory", lambda device: done.append("released"))
+    monkeypatch.setattr(training_trainer, "release_memory", lambda device: done.append("released"))
     metrics, _ = train(tiny_config(compile=mode), "fused", tiny_dataset(), 7, CPU)
     assert metrics["status"] == "ok" and math.isfinite(metrics["val_loss"])
     assert done == ["released"] * released + [("evaluated", released)]
@@ -457,7 +457,7 @@ def test_attention_is_tried_as_the_model_calls_it(monkeypatch):
         seen.extend((x.shape, x.dtype, x.stride(), x.requires_grad, graph) for x in (q, k, v))
         return q
 
-    monkeypatch.setitem(train_model.FULL_ATTENTION, "fused", spy)
+    monkeypatch.setitem(attention_full.FULL_ATTENTION, "fused", spy)
     config = tiny_config(dtype="bfloat16")
     with torch.no_grad():
         attention_used(config, "fused", CPU)
@@ -469,7 +469,7 @@ def test_attention_is_tried_as_the_model_calls_it(monkeypatch):
 
 
 def test_masked_is_named_where_auto_would_split_but_nothing_works(monkeypatch):
-    for module in (train_model, window_attention):
+    for module in (training_operators, attention_choose):
         monkeypatch.setattr(module, "split_kernels", lambda *_: None)
     used = attention_used(tiny_config(seq_len=512), "window", CPU)
     assert used == {"evaluation": "masked", "kernels": None, "operators": [CPU_KERNEL]}
@@ -481,7 +481,7 @@ def test_attention_that_does_not_fit_names_no_operator(monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setitem(train_model.FULL_ATTENTION, "fused", fail)
+    monkeypatch.setitem(attention_full.FULL_ATTENTION, "fused", fail)
     error = torch.OutOfMemoryError("CUDA out of memory")
     used = attention_used(tiny_config(), "fused", CPU)
     assert used == {"evaluation": "fused", "kernels": None, "operators": []}
@@ -503,7 +503,7 @@ def test_looking_at_attention_and_parameters_leaves_no_trace(device):
         attention_used(tiny_config(), arm, device)
     parameter_counts(tiny_config(), VOCABULARY)
     assert all(torch.equal(a, b) for a, b in zip(before, random_states(), strict=True))
-    assert window_attention._bias_cache.cache_info().currsize == 0
+    assert attention_masks._bias_cache.cache_info().currsize == 0
 
 
 @needs_cuda
@@ -521,7 +521,7 @@ def test_the_window_arm_gets_its_layers_patterns_also_in_a_child_process():
     assert [(b.mha.window_size, b.mha.dilation) for b in model.layers] == [(5, 3), (5, 1)]
     assert all(b.mha.sink_tokens == 2 for b in model.layers)
     job = json.loads(json.dumps({"config": asdict(config)}))
-    assert train_model.config_of(job["config"]) == config
+    assert training_config.config_of(job["config"]) == config
     assert child_peak_memory_mb(config, "window", VOCABULARY, 0) >= 0
 
 
@@ -575,7 +575,7 @@ def test_what_a_child_measures_is_no_import():
     """The compiler alone, which the first optimizer loads, would be a hundred megabytes."""
     code = f"""
 import sys
-from train_model import memory_job
+from training.memory import memory_job
 work = memory_job({asdict(tiny_config())!r}, "window", {VOCABULARY}, 0)
 before = set(sys.modules)
 work()
@@ -596,7 +596,7 @@ def test_child_that_fails_says_why():
 def test_release_memory_empties_the_caches():
     make_trainer().warm_up()
     release_memory(CPU)
-    assert train_model.clear_mask_cache.__globals__["_mask_cache"].cache_info().currsize == 0
+    assert attention_masks.clear_mask_cache.__globals__["_mask_cache"].cache_info().currsize == 0
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gpt_win import GPTWindowModel
-from metrics_utils import sealed, unsealed
-from weights import WeightsError, load_window_model, save_window_weights
+from machine.files import sealed, unsealed
+from training.weights import WeightsError, load_window_model, save_window_weights
 
 ARGUMENTS = {"d_model": 8, "n_heads": 2, "layers": 1, "vocab_size": 11, "max_seq_len": 9}
 ARGUMENTS |= {"window_size": 3, "dilation": 2}

@@ -10,26 +10,22 @@ from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt import FULL_ATTENTION
-from gpt_win import GPTWindowModel
-from window_attention import (
-    EVALUATIONS,
-    _split_kernels,
+from attention.choose import EVALUATIONS, attention_plan, window_attention
+from attention.full import FULL_ATTENTION
+from attention.masks import cached_window_mask, clear_mask_cache, constant_of_a_graph
+from attention.pattern import (
     attended_pairs,
-    attention_plan,
-    cached_window_mask,
     causal_pairs,
-    clear_mask_cache,
-    constant_of_a_graph,
     density,
     draw_pattern,
     is_full_causal,
     may_attend,
     near_far_pairs,
     sink_pairs,
-    window_attention,
     window_mask,
 )
+from attention.split import _split_kernels
+from gpt_win import GPTWindowModel
 
 PATTERN = st.tuples(st.integers(1, 40), st.integers(1, 45), st.integers(0, 45))  # S, w, d
 SINKS = st.one_of(st.just(0), st.integers(1, 45))
@@ -278,7 +274,7 @@ def test_split_never_holds_a_square_of_the_sequence():
     """Forward and backward at 65,536 tokens in a process of its own, by its peak memory."""
     code = """
 import resource, torch
-from window_attention import window_attention
+from attention import window_attention
 torch.set_num_threads(2)
 qkv = torch.randn(1, 65536, 3, 1, 16, requires_grad=True)
 window_attention(*qkv.unbind(2), 96, 64, "split", 4).sum().backward()
@@ -474,7 +470,7 @@ def test_what_is_kept_from_a_call_without_gradients_serves_a_training(evaluation
 
 def test_sinks_that_no_query_needs_cost_nothing(monkeypatch):
     """Without a pair that only a sink keeps the third part is not computed at all."""
-    monkeypatch.setattr("window_attention._sink_products", None)
+    monkeypatch.setattr("attention.sinks._sink_products", None)
     q, k, v = random_qkv(1, 30, 1, 4).unbind(2)
     for window_size, dilation, sinks in ((5, 3, 0), (5, 1, 4), (29, 3, 4), (60, 0, 4)):
         window_attention(q, k, v, window_size, dilation, "split", sinks).sum().backward()

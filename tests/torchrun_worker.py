@@ -21,16 +21,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import compare_models
-import distributed
-import train_model
+from figures import all as figures_all
+from machine import ranks as machine_ranks
+from training import memory as training_memory
+from training import train as training_train
+from training import trainer as training_trainer
 
-train_model.child_peak_memory_mb = lambda *_: 12.5  # a process of its own, which takes seconds
-compare_models.create_all_plots = lambda *_: []
+training_memory.child_peak_memory_mb = lambda *_: 12.5  # a process of its own, which takes seconds
+figures_all.create_all_plots = lambda *_: []
 if "DROPOUT" not in os.environ:  # ranks draw other masks than one process, so losses would differ
     torch.nn.Dropout.forward = lambda self, x: x
 
-TRAIN, UPDATE = train_model.train, train_model.Trainer.update
-LOCAL_GRADIENTS = distributed.local_gradients
+TRAIN, UPDATE = training_train.train, training_trainer.Trainer.update
+LOCAL_GRADIENTS = machine_ranks.local_gradients
 CLOCK = SimpleNamespace(perf_counter=lambda: 3 * time.perf_counter())
 weights, seeds = (
     [],
@@ -44,9 +47,9 @@ class Fault:
 
     def __init__(self, text=""):
         self.what, rank, self.step = text.split() if text else ("none", -1, 0)
-        self.mine = int(rank) == distributed.rank()
+        self.mine = int(rank) == machine_ranks.rank()
         self.trainings, self.steps = 0, 0
-        train_model.time = CLOCK if self.mine and self.what == "clock" else time
+        training_train.time = CLOCK if self.mine and self.what == "clock" else time
 
     def __call__(self, trainer):
         self.steps += 1
@@ -76,8 +79,8 @@ def train(config, arm, dataset, seed, device, progress):
     metrics, model = TRAIN(config, arm, dataset, seed, device, progress)
     if model is not None:
         mine = sum(value.double().abs().sum().item() for value in model.state_dict().values())
-        weights.append(distributed.gather(mine))
-        seeds.append(distributed.gather(torch.initial_seed()))
+        weights.append(machine_ranks.gather(mine))
+        seeds.append(machine_ranks.gather(torch.initial_seed()))
     return metrics, model
 
 
@@ -97,7 +100,7 @@ def run_all(path):
     found = {}
     for name, case in json.loads(path.read_text()).items():
         weights.clear(), seeds.clear(), counts.clear()
-        distributed.together(set_fault, case.get("fault", ""))
+        machine_ranks.together(set_fault, case.get("fault", ""))
         code = compare_models._lead(case["options"].split())
         found[name] = {"code": code, "weights": list(weights), "seeds": list(seeds)}
         found[name]["steps"] = counts["tried"], counts["trained"]
@@ -107,8 +110,8 @@ def run_all(path):
 
 
 if __name__ == "__main__":
-    compare_models.train, train_model.Trainer.update = train, update
-    distributed.local_gradients = local_gradients
+    training_train.train, training_trainer.Trainer.update = train, update
+    machine_ranks.local_gradients = local_gradients
     if sys.argv[1].endswith(".json"):
-        distributed.lead_or_follow(lambda: run_all(Path(sys.argv[1])))
+        machine_ranks.lead_or_follow(lambda: run_all(Path(sys.argv[1])))
     sys.exit(compare_models.main())

@@ -12,8 +12,8 @@ import tokenizers
 import torch
 
 from gpt_win import GPTWindowModel
-from metrics_utils import DAMAGE, atomic_write, file_sha256, read_file, unsealed, write_sealed
-from prepare_data import TOKENIZER_NAME
+from machine.files import DAMAGE, atomic_write, file_sha256, read_file, unsealed, write_sealed
+from training.tokens import TOKENIZER_NAME
 
 WEIGHTS_NAME, WEIGHTS_CONFIG_NAME = "window_model_weights.pt", "window_model_config.json"
 

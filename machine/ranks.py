@@ -22,8 +22,8 @@ import torch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from machine import is_out_of_memory
-from run_store import Terminated, terminable
+from machine.device import is_out_of_memory
+from machine.signals import Terminated, terminable
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 GOES_ON = "finished trainings are kept, and the same command, without --restart, goes on from there"
@@ -41,8 +41,6 @@ class Lost(Exception):
 
 
 # --- the ranks ---------------------------------------------------------------------------------
-
-
 class _World:
     """This process among the ranks; one process is a world of its own."""
 
@@ -214,8 +212,6 @@ def is_lost(error):
 
 
 # --- leading and following ---------------------------------------------------------------------
-
-
 def lead_or_follow(lead):
     """The exit code of ``lead()``, which rank 0 alone runs; the others follow its calls.
 
@@ -295,8 +291,6 @@ def _broadcast(value=None):
 
 
 # --- inside a call -----------------------------------------------------------------------------
-
-
 def gather(value):
     """Every rank's value, as a list on every rank."""
     if _world.size == 1:

@@ -12,25 +12,20 @@ import contextlib
 import itertools
 import json
 import os
-import signal
 import socket
-import threading
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
-from metrics_utils import (
+from analysis.metrics import SCHEMA_VERSION, SERIES, MetricsError, normalised_run
+from machine.files import (
     DAMAGE,
-    SCHEMA_VERSION,
-    SERIES,
-    TEMPORARY_SUFFIX,
-    MetricsError,
     atomic_write,
     file_sha256,
     flush_folder,
     make_folder,
-    normalised_run,
+    remove_leftovers,
     unsealed,
     utc_now,
     write_sealed,
@@ -40,6 +35,7 @@ try:
     import fcntl
 except ImportError:  # Windows: nothing keeps a second experiment out of a folder there
     fcntl = None
+
 
 PLAN_NAME, RUNS_NAME, LOCK_NAME, ASIDE_NAME = "plan.json", "runs", ".lock", "set_aside"
 
@@ -60,8 +56,6 @@ class Busy(StoreError):
 
 
 # --- one writer --------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def locked(folder, names=(), wait=False):
     """Keep a second experiment out of ``folder`` as long as the block runs.
@@ -139,72 +133,7 @@ def _holder_words(text):
         return "it has just started"
 
 
-def remove_leftovers(folder, names):
-    """Remove the temporary files that a killed process left of writing these names (or globs)."""
-    for name in names:
-        for path in Path(folder).glob(f".{name}.*{TEMPORARY_SUFFIX}"):
-            if path.is_file():
-                path.unlink(missing_ok=True)
-
-
-# --- stops -------------------------------------------------------------------------------------
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as an exception: what handles Ctrl-C handles it too."""
-
-
-def _terminate(signum, frame):
-    raise Terminated
-
-
-@contextlib.contextmanager
-def terminable():
-    """SIGTERM raises Terminated inside the block, as Ctrl-C raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def finishing():
-    """Ctrl-C and SIGTERM wait for the end of the block, a second one does not."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers, waiting = {}, []
-
-    def restore():
-        while handlers:
-            signal.signal(*handlers.popitem())
-
-    def wait(signum, frame):
-        waiting.append(signum)
-        if len(waiting) > 1:
-            restore()
-            signal.raise_signal(signum)
-
-    try:
-        for signum in STOP_SIGNALS:
-            handlers[signum] = signal.getsignal(signum)
-            signal.signal(signum, wait)
-        yield
-    finally:
-        restore()
-    if waiting:
-        signal.raise_signal(waiting[0])
-
-
 # --- the plan ----------------------------------------------------------------------------------
-
-
 def write_plan(folder, metadata):
     """Write the experiment's metadata as ``plan.json``, whole or not at all."""
     write_sealed(Path(folder) / PLAN_NAME, {**metadata, "schema_version": SCHEMA_VERSION})
@@ -240,35 +169,7 @@ def read_plan(folder):
     return metadata
 
 
-def differences(one, other, words=("before", "now"), path=""):
-    """Where two JSON-like dicts differ, a line for each place: "config.lr: 0.1 before, 0.2 now"."""
-    lines = []
-    for key in dict.fromkeys([*one, *other]):
-        old, new = one.get(key), other.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, words, f"{path}{key}.")
-        elif old != new:
-            lines.append(f"{path}{key}: {_short(old)} {words[0]}, {_short(new)} {words[1]}")
-    return lines
-
-
-def identities_differ(one, other, words=("before", "now")):
-    """``differences`` of two experiments' identities, in what is known of both."""
-    if any(identity["device"].get("driver") is None for identity in (one, other)):
-        # nvidia-smi may once take too long to answer
-        one, other = (i | {"device": i["device"] | {"driver": None}} for i in (one, other))
-    return differences(one, other, words)
-
-
-def _short(value):
-    """A checksum by its first digits, anything else as it is."""
-    text = json.dumps(value)
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else text
-
-
 # --- finished trainings ------------------------------------------------------------------------
-
-
 def run_name(arm, run):
     """What a training's files are called, without their suffix."""
     return f"{run:03d}_{arm}"

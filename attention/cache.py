@@ -11,13 +11,12 @@ import functools
 
 import torch
 
-from window_attention import check_pattern, may_attend
+from attention.pattern import check_pattern, may_attend
+
 
 # --- how one query attends to a block of keys ----------------------------------------------------
 #
 # PyTorch's attention kernels: q (B, H, 1, D) and k, v (B, H, n, D) -> out, log-sum-exp (B, H, 1).
-
-
 def _cpu(q, k, v, scale):
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
 
@@ -123,8 +122,6 @@ def _by_kernel(kernel, q, parts, scale):
 
 
 # --- the stored keys and values ------------------------------------------------------------------
-
-
 class KeyValueCache:
     """Keys and values of up to ``length`` tokens of one layer, stored the way a step reads them.
 

@@ -6,23 +6,18 @@ test makes no sense (one run, no spread) the fields that would need it are None 
 why in a sentence; nothing here returns NaN or p = 0 for want of data.
 """
 
-import itertools
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import stats
 
-ALPHA = 0.05
+from analysis.power import ALPHA, POWER, _check_alpha, detectable_effect, runs_needed
+
 LEVEL = 0.95
-POWER = 0.8
-MOST_RUNS = 10_000  # beyond it "more runs" is no advice
 MOST_EXACT = 14  # runs up to which all 2^n sign flips are counted (16,384)
 RESAMPLES = 9_999
 ROUNDING = 1e-12  # relative size below which a difference is rounding and no spread
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)  # for powers within 1e-9
 
 
 @dataclass(frozen=True)
@@ -99,29 +94,6 @@ class QualityClaim:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Trend:
-    """A least-squares line with the t intervals of its slope and of its intercept."""
-
-    slope: float | None
-    low: float | None
-    high: float | None
-    intercept: float | None
-    intercept_low: float | None
-    intercept_high: float | None
-    n: int
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Drift:
-    """A trend over the order of the trainings, and Spearman's rank correlation with it."""
-
-    trend: Trend
-    rho: float | None
-    rho_p: float | None
-
-
 def _array(values):
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
@@ -145,86 +117,7 @@ def _no_spread(values, scale=None):
     return float(np.ptp(values)) <= ROUNDING * max(scale, 1e-138)
 
 
-def _check_alpha(alpha):
-    if not 0 < alpha < 0.5:
-        raise ValueError(f"alpha must lie between 0 and 0.5, got {alpha}")
-
-
-# --- power of the paired t-test ----------------------------------------------------------------
-
-
-@cache
-def _t_critical(df, tail):
-    return float(stats.t.isf(tail, df))
-
-
-@cache
-def _sd_distribution(df):
-    """Of sample sd / true sd: where all but 2e-12 of it lies, and its log density's constant."""
-    low, high = (float(q) / math.sqrt(df) for q in stats.chi.ppf([1e-12, 1 - 1e-12], df))
-    constant = df / 2 * math.log(df) - (df / 2 - 1) * math.log(2) - math.lgamma(df / 2)
-    return low, high, constant
-
-
-def t_power(effect, n, alpha=ALPHA, alternative="two-sided"):
-    """Power of a paired t-test with n runs; ``effect`` is the true mean in sd of the differences.
-
-    P(|t| > critical) under the noncentral t distribution (Cohen 1988), for normal differences.
-    For a given s = sample sd / true sd it is a normal probability; the integral averages over s,
-    which is chi distributed.  (scipy.stats.nct returns NaN at the large effects that 2 runs need.)
-    """
-    _check_alpha(alpha)
-    if n < 2 or alternative not in ("two-sided", "greater", "less"):
-        raise ValueError(f"no t-test with n = {n} and alternative {alternative!r}")
-    two_sided, df = alternative == "two-sided", n - 1
-    shift = (-effect if alternative == "less" else effect) * math.sqrt(n)
-    critical = _t_critical(df, alpha / 2 if two_sided else alpha)
-    low, high, constant = _sd_distribution(df)
-
-    # within 8 / critical of this s the rejection probability falls from 1 to 0, which is steep
-    # with few runs: Gauss-Legendre quadrature there, and on either side
-    step = abs(shift) / critical
-    edges = np.clip([0.0, step - 8 / critical, step + 8 / critical, np.inf], low, high)
-    power = 0.0
-    for a, b in itertools.pairwise(edges):
-        s = (a + b) / 2 + (b - a) / 2 * NODES
-        rejected = special.ndtr(shift - critical * s)
-        if two_sided:
-            rejected += special.ndtr(-shift - critical * s)
-        density = np.exp(constant + (df - 1) * np.log(s) - df * s * s / 2)
-        power += (b - a) / 2 * float(WEIGHTS @ (density * rejected))
-    return float(min(power, 1.0))
-
-
-@cache
-def detectable_effect(n, alpha=ALPHA, power=POWER):
-    """The effect, in sd of the paired differences, that n runs detect with this power.
-
-    For the two-sided paired t-test (normal differences; Cohen 1988); None for fewer than 2 runs.
-    """
-    if not alpha < power < 1:
-        raise ValueError(f"power must lie between alpha and 1, got {power}")
-    if n < 2:
-        return None
-    high = 1.0
-    while t_power(high, n, alpha) < power:
-        high *= 2
-    return float(optimize.brentq(lambda effect: t_power(effect, n, alpha) - power, 0.0, high))
-
-
-def runs_needed(effect, alpha=ALPHA, power=POWER, alternative="two-sided"):
-    """The least number of runs with which a paired t-test has this power for ``effect`` (in sd).
-
-    The inverse of ``detectable_effect``; None when it takes more than MOST_RUNS.
-    """
-    candidates = range(2, MOST_RUNS + 1)
-    at = bisect_left(candidates, power, key=lambda n: t_power(effect, n, alpha, alternative))
-    return candidates[at] if at < len(candidates) else None
-
-
 # --- one sample of paired differences ----------------------------------------------------------
-
-
 def smallest_p(n):
     """The least two-sided p of the exact tests below with n runs, 2 / 2^n: 0.0625 for n = 5.
 
@@ -393,8 +286,6 @@ def non_inferiority(x, reference, margin, alpha=ALPHA):
 
 
 # --- two samples, several tests ----------------------------------------------------------------
-
-
 def two_sample_t(x, reference):
     """Student's two-sample t-test with equal variances, and Cohen's d (pooled sd; Cohen 1988).
 
@@ -442,140 +333,3 @@ def holm(p_values):
     for rank, value in zip(order, stepped, strict=True):
         adjusted[tested[rank]] = float(value)
     return adjusted
-
-
-# --- checks of the design: order, drift, carry-over, outliers ------------------------------------
-
-
-def trend(x, y, level=LEVEL):
-    """Least-squares line of y on x, with t intervals (independent normal residuals; Student).
-
-    Two uses.  Position: x = position of the arm - position of the reference in its block, y =
-    paired log ratio; the slope is the effect of coming one place later, the intercept the effect
-    of the arm adjusted for it.  Drift: x = launch index, y = residual log time, see ``drift``.
-    Read the interval: an interval that includes 0 does not show that there is no trend.
-    """
-    x, y = _pairs(x, y)
-    n = x.size
-    if n < 3:
-        return Trend(*[None] * 6, n, "fewer than 3 points: no trend")
-    if _no_spread(x):
-        return Trend(*[None] * 6, n, "all x are equal: no trend")
-    if _no_spread(y):
-        return Trend(0.0, None, None, float(y.mean()), None, None, n, "no spread: no interval")
-    fit = stats.linregress(x, y)
-    slope, intercept = float(fit.slope), float(fit.intercept)
-    if _no_spread(y - intercept - slope * x, scale=np.abs(y).max()):
-        note = "every point lies on the line: no interval"
-        return Trend(slope, None, None, intercept, None, None, n, note)
-    t = float(stats.t.ppf((1 + level) / 2, n - 2))
-    half, intercept_half = t * float(fit.stderr), t * float(fit.intercept_stderr)
-    return Trend(
-        *(slope, slope - half, slope + half),
-        *(intercept, intercept - intercept_half, intercept + intercept_half),
-        n,
-    )
-
-
-def _log(values):
-    values = _array(values)
-    if (values <= 0).any():
-        raise ValueError("logarithms need positive values")
-    return np.log(values)
-
-
-def _indicators(*factors, n):
-    """One column per level of each factor, 1 where a training has it: (n, levels)."""
-    factors = [np.asarray(factor) for factor in factors]
-    for factor in factors:
-        if factor.shape != (n,):
-            raise ValueError(f"a label needed for each of the {n} values, got {factor.shape}")
-    levels = [factor[:, None] == np.unique(factor) for factor in factors]
-    return np.hstack(levels).astype(np.float64)
-
-
-def _without_rounding(left, log):
-    return np.where(np.abs(left) <= ROUNDING * max(np.abs(log).max(), 1.0), 0.0, left)
-
-
-def residuals(values, arms):
-    """Log values less their arm's mean, one value per training.
-
-    The blocks' means stay in: drift is what differs between blocks.
-    """
-    log = _log(values)
-    design = _indicators(arms, n=log.size)
-    left = log - design @ np.linalg.lstsq(design, log, rcond=None)[0]
-    return _without_rounding(left, log)
-
-
-def drift(values, arms, launch_index, level=LEVEL):
-    """Does the machine get slower or faster over the experiment?  In log units per training.
-
-    The trend of the residuals after the arms' means, and Spearman's rank correlation (1904),
-    which needs no straight line.
-    """
-    left = residuals(values, arms)
-    line = trend(launch_index, left, level)
-    if line.n < 3 or _no_spread(left) or _no_spread(_array(launch_index)):
-        return Drift(line, None, None)
-    test = stats.spearmanr(launch_index, left)
-    # scipy's p is 0 for a perfect order; of n! orders two are perfect, so no exact p is smaller
-    least = 2 / math.factorial(min(line.n, 20))
-    return Drift(line, float(test.statistic), max(float(test.pvalue), least))
-
-
-def _half_width(left, df, level):
-    """Half a t interval for a standard error of 1 sd, from a fit's residuals; None without any."""
-    if df < 1 or not left.any():
-        return None
-    return float(stats.t.ppf((1 + level) / 2, df)) * math.sqrt(left @ left / df)
-
-
-def carry_over(values, arms, blocks, previous, level=LEVEL):
-    """What a training inherits from the one before: {previous arm: Interval}, in log units.
-
-    How much more a training takes after this arm than after the average arm (a hot machine, a
-    full cache), arms and blocks removed: crossover trials' first-order carry-over, by least
-    squares (Jones and Kenward 2014).  All three factors are fitted together; residuals after arms
-    and blocks alone would show 0.44 of an effect with 3 arms and 0.12 with 2 (simulated, 10
-    blocks).  A training with previous "" (the first one) is left out, and so are arms whose
-    carry-over the order of the trainings can't tell from arms and blocks.
-    """
-    log, previous = _log(values), np.asarray(previous)
-    design = _indicators(arms, blocks, previous, n=log.size)
-    followed = previous != ""
-    names, counts = np.unique(previous[followed], return_counts=True)
-    log, design = log[followed], design[followed]
-    if names.size < 2:  # no average to compare with
-        return {}
-    inverse = np.linalg.pinv(design)
-    left = _without_rounding(log - design @ inverse @ log, log)
-    # deviations from the average previous arm, whose columns are the last ones
-    contrasts = np.zeros((names.size, design.shape[1]))
-    contrasts[:, -names.size :] = np.eye(names.size) - 1 / names.size
-    half = _half_width(left, log.size - np.linalg.matrix_rank(design), level)
-    found = {}
-    for name, n, contrast in zip(names, counts, contrasts, strict=True):
-        weights = contrast @ inverse  # the estimate is a weighted sum of the log values
-        if np.allclose(weights @ design, contrast):  # else the design does not determine it
-            mean = float(weights @ log)
-            reach = None if half is None else half * float(np.linalg.norm(weights))
-            ends = (None, None) if reach is None else (mean - reach, mean + reach)
-            found[str(name)] = Interval(mean, *ends, int(n))
-    return found
-
-
-def outlying(values, ranges=1.5):
-    """Which values lie beyond 1.5 interquartile ranges of the quartiles (Tukey 1977).
-
-    Tukey calls them outside, and those beyond ``ranges=3`` far out.
-
-    Flags only: a dropped run would break its pair.  With fewer than 5 values none is flagged.
-    """
-    x = _array(values)
-    if x.size < 5:
-        return np.zeros(x.size, dtype=bool)
-    first, third = np.percentile(x, [25, 75])
-    reach = ranges * (third - first) + ROUNDING * np.abs(x).max()
-    return (x < first - reach) | (x > third + reach)

@@ -8,7 +8,7 @@ import functools
 
 import torch
 
-from window_attention import constant_of_a_graph
+from attention.masks import constant_of_a_graph
 
 POSITIONS = ("learned", "rotary")
 BASE = 10_000.0

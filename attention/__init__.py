@@ -1,0 +1,22 @@
+"""Attention over the sliding-window + dilated pattern: one folder to take home, needs torch alone.
+
+    from attention import may_attend, window_attention, window_mask
+
+Letters used everywhere: B batch, S sequence length, H heads, D head_dim, C d_model (= H * D),
+w window_size, d dilation, N sink_tokens.  Queries, keys and values are (B, S, H, D).
+``python -m attention`` draws a small pattern.
+"""
+
+from attention.choose import window_attention
+from attention.full import dense_attention, fused_attention
+from attention.pattern import attended_pairs, density, may_attend, window_mask
+
+__all__ = [
+    "attended_pairs",
+    "dense_attention",
+    "density",
+    "fused_attention",
+    "may_attend",
+    "window_attention",
+    "window_mask",
+]

@@ -1,0 +1,5 @@
+from attention.pattern import draw_pattern
+
+if __name__ == "__main__":
+    print("24 tokens, window_size 4, dilation 3: # near, o far, . causal but not attended")
+    print(draw_pattern(24, 4, 3))

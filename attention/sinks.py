@@ -1,0 +1,50 @@
+import torch
+
+from attention.pattern import may_attend
+
+
+def _sink_products(q, k, v, pattern, scale):
+    """q, k and v of the sinks (B, H, ..., D) and the scores (B, H, S, N), in float32 or more.
+
+    pattern: (w, d, N).  The scores of pairs that are near, far or in the future are minus infinity.
+    """
+    window_size, dilation, sinks = pattern
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q, k, v = (x.transpose(1, 2).to(wide) for x in (q, k[:, :sinks], v[:, :sinks]))
+    query = torch.arange(q.shape[2], device=q.device)[:, None]
+    key = torch.arange(sinks, device=q.device)[None, :]
+    kept = may_attend(query, key, *pattern) & ~may_attend(query, key, window_size, dilation)
+    scores = q @ k.transpose(-2, -1) * scale
+    return q, k, v, scores.masked_fill(~kept, float("-inf"))
+
+
+def _merge_sinks(out, lse, q, k, v, pattern, scale):
+    """The softmax over the sinks too, from out (B, S, H, D) and lse (B, H, S) of the other keys.
+
+    Every query has its own key among the others, so that its lse is finite; where no sink is left
+    to it, the sinks' is minus infinity and their weight exactly 0.
+    """
+    *_, v, scores = _sink_products(q, k, v, pattern, scale)
+    merged_lse = torch.logaddexp(lse, scores.logsumexp(-1))
+    share = (scores - merged_lse.unsqueeze(-1)).exp() @ v  # (B, H, S, D)
+    others = (lse - merged_lse).exp().transpose(1, 2).unsqueeze(-1)  # (B, S, H, 1)
+    merged = out * others + share.transpose(1, 2)
+    # a copy even where nothing is to convert: the compiler of torch 2.11 loses the gradient of an
+    # output that is the same tensor as an intermediate result
+    merged = merged.to(out.dtype, copy=True, memory_format=torch.contiguous_format)
+    return merged, merged_lse
+
+
+def _sink_backward(gradient, q, k, v, out, lse, pattern, scale):
+    """The sinks' shares of dq (B, S, H, D) and of their own dk and dv (B, N, H, D).
+
+    out and lse are the merged ones: as in every flash backward, dS = P (g v^T - sum(g out)).
+    """
+    q, k, v, scores = _sink_products(q, k, v, pattern, scale)
+    gradient, out = (x.transpose(1, 2).to(q.dtype) for x in (gradient, out))
+    weights = (scores - lse.unsqueeze(-1)).exp()  # (B, H, S, N)
+    mean = (gradient * out).sum(-1, keepdim=True)
+    of_scores = weights * (gradient @ v.transpose(-2, -1) - mean) * scale
+    transposed = of_scores.transpose(-2, -1)
+    gradients = of_scores @ k, transposed @ q, weights.transpose(-2, -1) @ gradient
+    return [x.transpose(1, 2) for x in gradients]

@@ -1,0 +1,112 @@
+import math
+
+from attention.choose import attention_plan
+from benchmarks.peers import ALL_DTYPES, DIRECTIONS, FORWARD, TRAINING
+from machine.files import text_table
+
+
+# --- table and picture -------------------------------------------------------------------------
+def _time(record):
+    low, high = record["quartiles_ms"]
+    digits = 3 if record["median_ms"] < 10 else 1
+    return f"{record['median_ms']:,.{digits}f} ± {(high - low) / 2:,.{digits}f}"
+
+
+def _number(value, template):
+    return "-" if value is None or math.isnan(value) else template.format(value)
+
+
+def format_attention(records, skipped):
+    """The records of ``AttentionBenchmark`` as a table for each length, and what was skipped."""
+    lines = []
+    header = ["peer", "attends to", f"{FORWARD} (ms)", f"{TRAINING} (ms)", "over best full"]
+    header += ["of the limit", "memory (MB)", "error"]
+    for seq_len in dict.fromkeys(r["seq_len"] for r in records):
+        here = [r for r in records if r["seq_len"] == seq_len]
+        first = here[0]
+        plan = attention_plan(
+            *(seq_len, first["window_size"], first["dilation"]),
+            *(ALL_DTYPES[first["dtype"]], first["device"]),
+        )
+        lines.append(
+            f"S {seq_len:,} (B{first['batch_size']} H{first['heads']} D{first['head_dim']}, "
+            f"w{first['window_size']} d{first['dilation']}, {first['dtype']}): the pattern keeps "
+            f"{first['density']:.2%} of the pairs, limit {1 / first['density']:.2f}x; "
+            f"auto takes {plan.evaluation}"
+        )
+        rows = [header]
+        for name in dict.fromkeys(r["peer"] for r in here):
+            found = {r["direction"]: r for r in here if r["peer"] == name}
+            last = found.get(TRAINING, {})
+            rows.append(
+                [
+                    name,
+                    next(iter(found.values()))["attends"],
+                    *(_time(found[x]) if x in found else "-" for x in DIRECTIONS),
+                    _number(last.get("ratio_to_best_full"), "{:.2f}x"),
+                    _number(last.get("share_of_limit"), "{:.0%}"),
+                    _number(last.get("peak_memory_mb"), "{:,.1f}"),
+                    _number(next(iter(found.values()))["relative_error"], "{:.1e}"),
+                ]
+            )
+        lines += [*text_table(rows), ""]
+    lines.append(
+        "ms: median ± half the interquartile range. over best full: the fastest of flash, cudnn "
+        "and efficient over this,\nforward + backward. of the limit: that times the share of the "
+        "pairs. memory: peak of forward + backward beside the\ninputs. error: largest of output "
+        "and gradients against float64 on 384 tokens."
+    )
+    return "\n".join(lines + _skipped_lines(skipped, "peer"))
+
+
+def format_decoding(records, skipped):
+    """The records of ``measure_decoding`` as a table for each context, and what was skipped."""
+    lines = []
+    for seq_len in dict.fromkeys(r["seq_len"] for r in records):
+        here = [r for r in records if r["seq_len"] == seq_len]
+        first = here[0]
+        lines.append(
+            f"context {seq_len:,} (B{first['batch_size']} H{first['heads']} "
+            f"D{first['head_dim']}, w{first['window_size']} d{first['dilation']}, "
+            f"{first['dtype']}): a copy moves {first['copy_gb_per_s']:,.0f} GB/s"
+        )
+        rows = [["peer", "attends to", "a token (ms)", "over best full", "read (MB)"]]
+        rows[0] += ["limit (ms)", "of the limit", "error"]
+        for r in here:
+            cells = [r["peer"], r["attends"], _time(r)]
+            cells += [_number(r["ratio_to_best_full"], "{:.2f}x"), f"{r['read_mb']:,.2f}"]
+            cells += [f"{r['limit_ms']:,.3f}", f"{r['share_of_limit']:.0%}"]
+            rows.append([*cells, f"{r['relative_error']:.1e}"])
+        lines += [*text_table(rows), ""]
+    lines.append(
+        "a token: attention of one query alone, median ± half the interquartile range. over best "
+        "full: the fastest that\nattends to all keys, over this. read: keys and values. limit: "
+        "that at the speed of a large copy; what fits into a\ncache can be faster. error: against "
+        "float64 on 384 tokens."
+    )
+    return "\n".join(lines + _skipped_lines(skipped, "peer"))
+
+
+def format_steps(records, skipped):
+    """The records of ``measure_steps`` as one table, and what was skipped."""
+    rows = [["arm", "S", "B", "compile", "step (ms)", "fused over this", "memory (MB)"]]
+    for r in records:
+        cells = [r["arm"], f"{r['seq_len']:,}", str(r["batch_size"]), r["compile"], _time(r)]
+        cells += [_number(r["fused_over_this"], "{:.2f}x"), _number(r["peak_memory_mb"], "{:,.0f}")]
+        rows.append(cells)
+    return "\n".join([*text_table(rows), "", *_skipped_lines(skipped, "arm")])
+
+
+def _skipped_lines(skipped, key):
+    """What was skipped and why, a line for each name and reason."""
+    where = {}
+    for item in skipped:
+        of = item.get("direction") or f"compile {item['compile']}"
+        lengths = where.setdefault((item[key], item["reason"]), {})
+        lengths.setdefault(f"{item['seq_len']:,}", []).append(of)
+    lines = []
+    for (name, reason), lengths in where.items():
+        directions = {of for several in lengths.values() for of in several}
+        only = f", {next(iter(directions))} only" if len(directions) == 1 else ""
+        lines.append(f"skipped: {name} at S {' '.join(lengths)}{only}: {reason}")
+    return lines

@@ -1,0 +1,53 @@
+import itertools
+
+import numpy as np
+
+from analysis.contrasts import FAMILY_OUTCOMES, PRIMARY
+from analysis.power import ALPHA
+from analysis.values import CONTRASTS
+
+MOST_PERMUTED = 6  # arms whose orders are all dealt: 120 squares
+
+
+# --- the plan ----------------------------------------------------------------------------------
+def balanced_orders(arms, runs, rng):
+    """For every run the order of its arms: random, and balanced as far as ``runs`` allows.
+
+    The permutations of the arms are dealt as Latin squares (each arm once in each place), the
+    squares and the rows inside a square in random order; all are used before one comes again.  So
+    no order is used more than once oftener than another, and after every len(arms) runs each arm
+    has been first, second, ... equally often.  With many arms there are too many permutations to
+    deal them all: every square is then drawn anew.
+    """
+    size = len(arms)
+    if size > MOST_PERMUTED:
+        drawn = (arms[:1] + tuple(rng.permutation(arms[1:])) for _ in range(-(-runs // size)))
+        orders = [square[k:] + square[:k] for square in drawn for k in rng.permutation(size)]
+        return [tuple(map(str, order)) for order in orders[:runs]]
+    rest = itertools.permutations(arms[1:])
+    # the rotations of (first, *rest) form a Latin square, and the squares share no permutation
+    squares = [[(arms[0], *tail)[k:] + (arms[0], *tail)[:k] for k in range(size)] for tail in rest]
+    orders = []
+    while len(orders) < runs:
+        for square in rng.permutation(len(squares)):
+            orders += [squares[square][row] for row in rng.permutation(size)]
+    return orders[:runs]
+
+
+def make_plan(config):
+    """Orders and seeds of all runs, drawn from ``config.seed`` alone before anything is trained."""
+    for_orders, for_seeds = np.random.SeedSequence(config.seed).spawn(2)
+    orders = balanced_orders(config.arms, config.runs, np.random.default_rng(for_orders))
+    seeds = for_seeds.generate_state(config.runs)
+    return {"orders": [list(order) for order in orders], "seeds": [int(seed) for seed in seeds]}
+
+
+def declare(config):
+    """What is to be tested, fixed in the plan before the first training."""
+    contrasts = [(a, b) for a, b, _ in CONTRASTS if {a, b} <= set(config.arms)]
+    return {
+        "alpha": ALPHA,
+        "equivalence_margin": config.equivalence_margin,
+        "primary": [list(claim) for claim in PRIMARY if set(claim[:2]) <= set(config.arms)],
+        "family": [[a, b, key] for a, b in contrasts for key in FAMILY_OUTCOMES],
+    }

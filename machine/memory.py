@@ -1,0 +1,65 @@
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from machine.describe import FOLDER
+
+
+# --- memory on a CPU ---------------------------------------------------------------------------
+# A process's high-water mark never falls, so one measurement's would leak into the next one's
+# figure: each is made in a process of its own.
+def _resident_mb(peak):
+    """Resident memory of this process, now or at its peak, in MB; None where it cannot be read."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        line = next(s for s in status.splitlines() if s.startswith("VmHWM" if peak else "VmRSS"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource  # not on Windows
+
+        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    except ImportError:
+        return None
+    return usage / 2**20 if sys.platform == "darwin" else usage / 1024
+
+
+def growth_in_child(module, function, job):
+    """Growth of resident memory in MB while a fresh process does some work.
+
+    ``module.function(**job)`` prepares the work and returns it as a function without arguments,
+    which alone is measured; ``job`` must survive JSON.  NaN where the system does not tell;
+    RuntimeError where the child failed (see ``is_out_of_memory``).
+    """
+    code = (
+        f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import machine.memory, {module}; "
+        f"machine.memory.measure_growth({module}.{function})"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps({"threads": torch.get_num_threads(), "job": job}),
+        capture_output=True,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the child
+    )
+    if child.returncode:
+        last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        raise RuntimeError(f"the process that measures memory failed: {last}")
+    growth = json.loads(child.stdout.splitlines()[-1])
+    return math.nan if growth is None else growth
+
+
+def measure_growth(function):
+    """The child's side of ``growth_in_child``: the job on stdin, the growth on stdout."""
+    order = json.load(sys.stdin)
+    torch.set_num_threads(order["threads"])
+    work = function(**order["job"])
+    before = _resident_mb(peak=False)
+    work()
+    after = _resident_mb(peak=True)
+    print(json.dumps(None if before is None else after - before))

@@ -1,0 +1,252 @@
+import gc
+import os
+import time
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from attention.masks import clear_mask_cache
+from gpt_win import GPTWindowModel
+from machine import ranks
+from machine.device import synchronize
+from training.batches import batches, share_of_rank, to_device, validation_rows
+from training.config import ARMS, DTYPES, Pattern
+
+UNTIMED_STEPS = 3  # before each training: kernels loaded, code compiled, allocator filled
+GRADIENT_CLIP = 1.0
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+# --- the pieces of a training ------------------------------------------------------------------
+def build_model(config, arm, vocab_size, device, seed):
+    """The arm's model on ``device``; equal seeds give every arm the same initial weights."""
+    torch.manual_seed(seed)
+    return _new_model(config, arm, vocab_size).to(device)
+
+
+def _new_model(config, arm, vocab_size):
+    config, arm = config.of_arm(arm)
+    model_class, attention = ARMS[arm]
+    pattern = {}
+    if model_class is GPTWindowModel:
+        pattern = {name: getattr(config, name) for name in Pattern._fields}
+        attention = config.window_attention
+    return model_class(
+        config.d_model,
+        config.n_heads,
+        config.layers,
+        vocab_size,
+        config.seq_len,
+        attention=attention,
+        positions=config.positions,
+        **pattern,
+    )
+
+
+def parameter_counts(config, vocab_size):
+    """{arm: number of parameters} for the configuration's arms; needs no memory, draws nothing."""
+    with torch.device("meta"):  # shapes alone
+        models = {arm: _new_model(config, arm, vocab_size) for arm in config.arms}
+    return {arm: sum(p.numel() for p in model.parameters()) for arm, model in models.items()}
+
+
+def next_token_loss(model, inputs, targets):
+    """Mean cross-entropy in nats per token."""
+    logits = model(inputs)  # (B, S, V)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+class MeanLoss(nn.Module):
+    """A model and its loss as one module, which is what DistributedDataParallel takes."""
+
+    def __init__(self, model, loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, inputs, targets):
+        return self.loss(self.model, inputs, targets)
+
+
+def autocast(config, device):
+    """The context that gives the arithmetic ``config.dtype``; weights stay float32."""
+    if config.dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[config.dtype])
+
+
+@contextmanager
+def deterministic_algorithms(wanted):
+    """Deterministic algorithms alone inside, where ``wanted``; afterwards all is as it was."""
+    if not wanted:
+        yield
+        return
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get(CUBLAS_WORKSPACE)
+    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")  # PyTorch refuses cuBLAS without it
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        if workspace is None:
+            del os.environ[CUBLAS_WORKSPACE]
+
+
+def make_optimizer(model, config):
+    return torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
+
+
+def release_memory(device):
+    """Leave nothing of one training behind for the next: garbage, caches, compiled code."""
+    clear_mask_cache()
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    synchronize(device)
+
+
+# --- one training ------------------------------------------------------------------------------
+class Trainer:
+    """One arm's model with its optimizer, and the step that trains it.
+
+    rows: array of tokens (N, S + 1); everything random follows from ``seed``.  Where several ranks
+    train together, each makes one with the same arguments, and they step together.
+    """
+
+    def __init__(self, config, arm, rows, vocab_size, device, seed):
+        self.config, self.arm, self.rows = config, arm, rows
+        self.device, self.seed = device, seed
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # events and streams are those of the current device
+        loss = next_token_loss
+        if config.compile != "none":
+            loss = torch.compile(next_token_loss, mode=config.compile, dynamic=False)
+        with ranks.agreeing_on_memory():
+            self.model = build_model(config, arm, vocab_size, device, seed)
+            if ranks.size() > 1:  # room for what the ranks exchange, tried while none waits
+                torch.empty(2 * _bytes_of(self.model), dtype=torch.uint8, device=device)
+        with ranks.memory_ends_all():
+            self.loss = ranks.data_parallel(MeanLoss(self.model, loss))
+        self.optimizer = make_optimizer(self.model, config)
+        if ranks.rank():  # other rows, so other dropout; rank 0 draws what one process does
+            torch.manual_seed(_seed_of_rank(seed, ranks.rank()))
+
+    def batches(self, steps):
+        """This rank's share of the first ``steps`` batches."""
+        config = self.config
+        return batches(self.rows, config.batch_size, steps, self.seed, share_of_rank(config))
+
+    def step(self, batch, lr):
+        """One optimizer step on a batch of rows; returns the loss, still on the device."""
+        return self.update(*to_device(batch, self.device), lr)
+
+    def update(self, inputs, targets, lr, together=True):
+        """The same on tokens that are on the device already, (B, S) each.
+
+        The loss is that of this rank's rows.  together: average the gradients over the ranks.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._gradients(inputs, targets, together)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_CLIP)
+        self.optimizer.step()
+        return loss
+
+    def _gradients(self, inputs, targets, together):
+        """Leave the gradients of the mean loss in the parameters; returns that loss."""
+        parts = self.config.gradient_accumulation
+        if parts == 1:
+            return self._add_gradients(inputs, targets, 1, together)
+        micro_steps = list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True))
+        losses = [self._add_gradients(*part, parts, False) for part in micro_steps[:-1]]
+        losses.append(self._add_gradients(*micro_steps[-1], parts, together))
+        return torch.stack(losses).sum()
+
+    def _add_gradients(self, inputs, targets, parts, together):
+        with nullcontext() if together else ranks.local_gradients(self.loss):
+            with autocast(self.config, self.device):
+                loss = self.loss(inputs, targets)
+            if parts > 1:
+                loss = loss / parts
+            loss.backward()
+        return loss.detach()
+
+    def warm_up(self, steps=UNTIMED_STEPS):
+        """Train ``steps`` steps and undo them: weights, optimizer, schedule and random state.
+
+        Returns the seconds of the first step and of the rest (the first one compiles).
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        saved = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+        seconds = []
+        self.model.train()
+        with torch.random.fork_rng(devices=devices):
+            tried = self._try_memory() if ranks.size() > 1 else 0
+            for batch in self.batches(steps):
+                ranks.barrier()
+                started = time.perf_counter()
+                with ranks.memory_ends_all():
+                    self.step(batch, self.config.lr)
+                    synchronize(self.device)
+                seconds.append(time.perf_counter() - started)
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                value.copy_(saved[name])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer = make_optimizer(self.model, self.config)
+        return tuple(ranks.largest(tried + seconds[0], sum(seconds[1:])))
+
+    def _try_memory(self):
+        """Steps without the other ranks, so that none waits where memory is too small for them.
+
+        Two, for the first one makes the optimizer's state at its end.  Returns their seconds.
+        """
+        started = time.perf_counter()
+        with ranks.agreeing_on_memory():
+            for batch in self.batches(2):
+                self.update(*to_device(batch, self.device), self.config.lr, together=False)
+            synchronize(self.device)
+        return time.perf_counter() - started
+
+    def release_graphs(self):
+        """Give back the memory that recorded steps keep for their replays; they are not used again.
+
+        At long lengths the textbook attention's steps fill most of a GPU, and evaluation is eager.
+        """
+        self.optimizer.zero_grad(set_to_none=True)  # gradients lie in that memory
+        release_memory(self.device)
+
+    @torch.no_grad()
+    def evaluate(self, held_out):
+        """Mean loss in nats per token over the held-out rows, dropout off, always eager.
+
+        Every rank takes its share of the rows.
+        """
+        rows = held_out[validation_rows(self.config, len(held_out))]
+        mine = rows[ranks.rank() :: ranks.size()]
+        at_once = self.config.sequences_at_once
+        losses = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.model.eval()
+        with ranks.agreeing_on_memory():
+            for start in range(0, len(mine), at_once):
+                batch = mine[start : start + at_once]
+                inputs, targets = to_device(batch, self.device)
+                with autocast(self.config, self.device):
+                    losses += next_token_loss(self.model, inputs, targets).double() * len(batch)
+            losses = losses.item()
+        self.model.train()
+        return ranks.total(losses)[0] / len(rows)
+
+
+def _bytes_of(model):
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def _seed_of_rank(seed, rank):
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
