@@ -16,7 +16,7 @@ import torch
 
 from analysis.metrics import RESULTS_NAME
 from analysis.report import write_report
-from analysis.values import launched, planned_trainings
+from analysis.values import in_order, planned_trainings
 from attention.rotary import POSITIONS
 from experiment.estimate import begin_experiment, dry_run
 from experiment.files import StoreError, read_plan, read_runs
@@ -231,8 +231,8 @@ def run_and_report(config, dataset, arguments, argv):
         return begin_experiment(config, dataset, stored)
 
     def report(metrics, metadata):
-        if metadata["launches"] and not began:
-            say(f"complete: all {len(launched(metrics))} trainings are done; reporting them again")
+        if metadata["processes"] and not began:
+            say(f"complete: all {len(in_order(metrics))} trainings are done; reporting them again")
         codes.append(report_results(config, metrics, metadata))
 
     options = {"restart": arguments.restart, "allow_mixed": arguments.allow_mixed}
@@ -248,20 +248,20 @@ def report_results(config, metrics, metadata):
     """Write and print the report and draw the plots; returns the exit code."""
     report_path, report = write_report(metrics, metadata, config.output_dir)
     paths = [Path(config.output_dir) / f"{RESULTS_NAME}.npz", report_path]
-    finished_well = [run for run in launched(metrics) if run["status"] == "ok"]
+    finished_well = [run for run in in_order(metrics) if run["status"] == "ok"]
     if finished_well:
         figures = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
         remove_leftovers(config.plots_dir, figures)
         paths += create_all_plots(metrics, metadata, config.plots_dir)
     print(report, flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
-    return 0 if len(finished_well) == len(launched(metrics)) else EXIT_RUNS_FAILED
+    return 0 if len(finished_well) == len(in_order(metrics)) else EXIT_RUNS_FAILED
 
 
 def _kept(config, restarted):
     """What an interrupted experiment leaves, in words, and how to go on."""
     plan = read_plan(config.output_dir)
-    done = launched(read_runs(config.output_dir, plan)[0]) if plan else ()
+    done = in_order(read_runs(config.output_dir, plan)[0]) if plan else ()
     if not done:
         return "no training had been finished, so nothing was kept"
     total = planned_trainings(plan)

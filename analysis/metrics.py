@@ -21,14 +21,14 @@ import numpy as np
 
 from machine.files import DAMAGE, atomic_write, to_json, unsealed, write_sealed
 
-SCHEMA_VERSION, SUITE_VERSION = 2, "0.4.0"
+SCHEMA_VERSION, SUITE_VERSION = 3, "0.5.0"
 RESULTS_NAME = "experiment_results"
 REPORT_NAME = "improved_comparison_results.txt"
 # Per run and arm.  Times in seconds, memory in MB (2**20 bytes), losses in nats per token.
 NUMBERS = {
-    "run": int,  # the block, from 0
+    "block": int,  # the block, from 0
     "position": int,  # place in the block's order, from 0
-    "launch_index": int,  # place in the whole experiment, from 0
+    "index": int,  # place in the whole experiment, from 0
     "seed": int,
     "total_steps": int,  # optimizer steps finished in the timed region
     "total_tokens": int,
@@ -50,19 +50,27 @@ TEXTS = (
     "order",  # the block's arms in the order they were trained, comma separated
     "started_at",  # UTC, ISO 8601
     "ended_at",
-    "launch_id",  # of the process that trained it: two in a block tell of a stop between them
+    "process",  # of the process that trained it: two in a block tell of a stop between them
     "previous_arm",  # what this process had trained before, "" for nothing
 )
 STATUSES = ("ok", "diverged", "out_of_memory")
 RECORDS = ("device_before", "device_after")  # the device's clocks, temperature, ..., or None
 SINCE_VERSION_2 = {
     "ended_at": "",
-    "launch_id": "",
+    "process": "",
     "previous_arm": "",
     "device_before": None,
     "device_after": None,
 }
 SERIES = {"losses": np.float32, "tokens_seen": np.int64, "step_seconds": np.float32}
+# what files of earlier versions call some of these
+BEFORE_VERSION_3 = {
+    "block": "run",
+    "index": "launch_index",
+    "process": "launch_id",
+    "processes": "launches",
+}
+NEW_NAMES = {old: new for new, old in BEFORE_VERSION_3.items()}
 _SECTIONS = ("config", "plan", "environment", "data", "pattern")  # of the metadata
 
 
@@ -70,7 +78,7 @@ class MetricsError(ValueError):
     """A metrics file that is missing, damaged or not ours; the message names the file."""
 
 
-def normalised_run(run, where):
+def checked_training(run, where):
     """One run's dict with every key present and of its own type; MetricsError names what is off."""
     run = SINCE_VERSION_2 | run
     missing = [key for key in (*NUMBERS, *TEXTS, *SERIES) if key not in run]
@@ -89,7 +97,7 @@ def normalised_run(run, where):
             if not isinstance(run[key], str):
                 raise TypeError(f"{key} is not a text")
             out[key] = run[key]
-        if out["status"] not in STATUSES or min(out["run"], out["launch_index"]) < 0:
+        if out["status"] not in STATUSES or min(out["block"], out["index"]) < 0:
             raise ValueError("status, run or launch_index is none of this suite's")
         for key in RECORDS:
             if not isinstance(run[key], dict | None):
@@ -114,7 +122,7 @@ def save_metrics(metrics, metadata, output_dir, name=RESULTS_NAME):
     Raises MetricsError where a run lacks a key.
     """
     metrics = {
-        arm: [normalised_run(run, f"{arm} run {i}") for i, run in enumerate(runs)]
+        arm: [checked_training(run, f"{arm} run {i}") for i, run in enumerate(runs)]
         for arm, runs in metrics.items()
     }
     metadata = {**metadata, "schema_version": SCHEMA_VERSION}
@@ -146,16 +154,19 @@ def _read_npz(path):
         if "metadata" not in file.files:
             raise MetricsError(f"{path}: not a metrics file of this suite (no 'metadata' inside)")
         header = json.loads(file["metadata"].tobytes())
+        old = header["metadata"].get("schema_version") in (1, 2)
+        names = BEFORE_VERSION_3 if old else {}
         metrics = {}
         for arm, texts in header["texts"].items():
-            columns = {key: file[f"{arm}_{key}"] for key in (*NUMBERS, *SERIES)}
+            columns = {key: file[f"{arm}_{names.get(key, key)}"] for key in (*NUMBERS, *SERIES)}
             runs = []
             for i, text in enumerate(texts):
                 run = {key: columns[key][i].item() for key in NUMBERS}
                 run |= {key: columns[key][i][: run["total_steps"]] for key in SERIES}
-                runs.append(run | text)
+                runs.append(run | {NEW_NAMES.get(key, key): value for key, value in text.items()})
             metrics[arm] = runs
-    return metrics, header["metadata"]
+    metadata = {NEW_NAMES.get(key, key): value for key, value in header["metadata"].items()}
+    return metrics, metadata
 
 
 def _read_json(path):
@@ -164,7 +175,11 @@ def _read_json(path):
     content = unsealed(text) if sealed_since else json.loads(text)
     if not sealed_since and content["metadata"].get("schema_version") != 1:
         raise ValueError("its checksum is missing")
-    return content["metrics"], content["metadata"]
+    metrics = {
+        arm: [{NEW_NAMES.get(key, key): value for key, value in run.items()} for run in runs]
+        for arm, runs in content["metrics"].items()
+    }
+    return metrics, {NEW_NAMES.get(key, key): v for key, v in content["metadata"].items()}
 
 
 def load_experiment(path):
@@ -185,11 +200,11 @@ def load_experiment(path):
                 f"{path}: schema_version {version!r}, this suite reads up to {SCHEMA_VERSION}"
             )
         metrics = {
-            arm: [normalised_run(run, f"{path}: {arm} run {i}") for i, run in enumerate(runs)]
+            arm: [checked_training(run, f"{path}: {arm} run {i}") for i, run in enumerate(runs)]
             for arm, runs in metrics.items()
         }
         for arm, runs in metrics.items():
-            if len({run["run"] for run in runs}) < len(runs):
+            if len({run["block"] for run in runs}) < len(runs):
                 raise MetricsError(f"{path}: damaged: holds a training of {arm} twice")
     except MetricsError:
         raise

@@ -29,8 +29,8 @@ from analysis.values import (
     shared_values,
 )
 from analysis.warnings import find_warnings, outlying_runs
-from analysis.words import _interval, _number, _p_value, _starred, _wrapped
-from machine.files import atomic_write, text_table
+from analysis.words import _interval, _number, _p_value, _starred, _wrapped, text_table
+from machine.files import atomic_write
 
 
 # --- the tables --------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def _per_run(metrics, *arms):
         for run in metrics[arm]
         if run["status"] == "ok" and 0 < run["training_time"] < math.inf
     ]
-    launches.sort(key=lambda launch: launch[2]["launch_index"])
+    launches.sort(key=lambda launch: launch[2]["index"])
     return launches
 
 
@@ -131,7 +131,7 @@ def _percent(*logs):
 
 def _position_line(metrics, arm, reference):
     """What coming one place later in a block does to the time of an arm against another."""
-    by_run = [{run["run"]: run for *_, run in _per_run(metrics, a)} for a in (arm, reference)]
+    by_run = [{run["block"]: run for *_, run in _per_run(metrics, a)} for a in (arm, reference)]
     pairs = [(by_run[0][run], by_run[1][run]) for run in sorted(set(by_run[0]) & set(by_run[1]))]
     title = f"position, {arm} against {reference}: "
     if not pairs:
@@ -150,7 +150,7 @@ def _position_line(metrics, arm, reference):
 
 def _drift_line(launches):
     values, arms = [v for v, *_ in launches], [arm for _, arm, _ in launches]
-    found = drift(values, arms, [run["launch_index"] for *_, run in launches])
+    found = drift(values, arms, [run["index"] for *_, run in launches])
     if found.trend.low is None:
         return f"drift: {found.trend.note}."
     fit = found.trend
@@ -162,7 +162,7 @@ def _drift_line(launches):
 
 def _carry_over_line(launches):
     values, arms = [v for v, *_ in launches], [arm for _, arm, _ in launches]
-    blocks, previous = zip(*((r["run"], r["previous_arm"]) for *_, r in launches), strict=True)
+    blocks, previous = zip(*((r["block"], r["previous_arm"]) for *_, r in launches), strict=True)
     found = carry_over(values, arms, list(blocks), list(previous))
     parts = [
         f"after {arm} {_percent(i.mean, i.low, i.high)}"
@@ -211,7 +211,7 @@ def _warning_lines(metrics, metadata):
     for arm in ordered_arms(metrics):
         for run in metrics[arm]:
             if run["status"] != "ok":
-                lines.append(f"{arm}, run {run['run'] + 1}: {run['status']}: {run['message']}")
+                lines.append(f"{arm}, run {run['block'] + 1}: {run['status']}: {run['message']}")
     for warning in find_warnings(metrics, metadata):
         lines += _wrapped(f"warning: {warning}")
     return lines

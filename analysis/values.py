@@ -4,7 +4,7 @@ import re
 import numpy as np
 
 from analysis.metrics import RECORDS
-from machine.files import text_table
+from analysis.words import text_table
 
 ARM_ORDER = ("baseline", "window", "fused", "published")
 
@@ -69,14 +69,14 @@ def declared_margin(metadata):
     return margin if isinstance(margin, int | float) and 0 < margin < math.inf else None
 
 
-def pairs_of(metrics):
+def trainings_of(metrics):
     """(arm, run) of every training."""
     return [(arm, run) for arm, runs in metrics.items() for run in runs]
 
 
-def launched(metrics):
+def in_order(metrics):
     """All trainings, in the order in which the plan starts them."""
-    return sorted((run for _, run in pairs_of(metrics)), key=lambda run: run["launch_index"])
+    return sorted((run for _, run in trainings_of(metrics)), key=lambda run: run["index"])
 
 
 def planned_trainings(metadata):
@@ -110,7 +110,7 @@ def ok_values(metrics, arm, key):
 def shared_values(metrics, arms, key):
     """Values of ``key`` over the runs that all ``arms`` finished well, an equal array for each."""
     by_run = [
-        {r["run"]: r[key] for r in metrics[arm] if r["status"] == "ok" and math.isfinite(r[key])}
+        {r["block"]: r[key] for r in metrics[arm] if r["status"] == "ok" and math.isfinite(r[key])}
         for arm in arms
     ]
     shared = sorted(set.intersection(*map(set, by_run)))

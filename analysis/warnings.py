@@ -6,7 +6,7 @@ from analysis.contrasts import contrasts_of
 from analysis.drift import outlying
 from analysis.power import ALPHA
 from analysis.significance import smallest_p
-from analysis.values import OUTCOMES, launched, ok_values, ordered_arms, shared_values, throttled
+from analysis.values import OUTCOMES, in_order, ok_values, ordered_arms, shared_values, throttled
 
 NOISY_SHARE, FAR_SHARE = 0.10, 0.50  # of the mean: pyperf's limits for calling runs unstable
 FAR_OUT = 3.0  # interquartile ranges (Tukey 1977)
@@ -25,7 +25,7 @@ def outlying_runs(metrics, ranges=1.5):
             if runs:
                 flags = outlying([run[key] for run in runs], ranges)
                 found += [
-                    (arm, run["run"], words, run[key])
+                    (arm, run["block"], words, run[key])
                     for run, flag in zip(runs, flags, strict=True)
                     if flag
                 ]
@@ -36,8 +36,8 @@ def outlying_runs(metrics, ranges=1.5):
 def split_blocks(metrics):
     """The runs (blocks) whose trainings were not all made by one launch of the program."""
     launches = {}
-    for run in launched(metrics):
-        launches.setdefault(run["run"], set()).add(run["launch_id"])
+    for run in in_order(metrics):
+        launches.setdefault(run["block"], set()).add(run["process"])
     return sorted(run for run, ids in launches.items() if len(ids) > 1)
 
 
@@ -73,8 +73,8 @@ def _stall_warnings(metrics):
             cost = (steps[held_up] - usual).sum() / steps.sum() if usual > 0 else 0
             if few and cost >= HELD_UP_TIME:
                 yield (
-                    f"{arm}, run {run['run'] + 1}: {held_up.sum()} of {steps.size} steps took more "
-                    f"than {HELD_UP:g} times the median ({1e3 * usual:,.1f} ms; {at_worst}) and "
+                    f"{arm}, run {run['block'] + 1}: {held_up.sum()} of {steps.size} steps took "
+                    f"more than {HELD_UP:g} times the median ({1e3 * usual:,.1f} ms; {at_worst}) and "
                     f"cost {cost:.1%} of the training time: something held them up; they are kept."
                 )
 
@@ -82,7 +82,7 @@ def _stall_warnings(metrics):
 def _outlier_warnings(metrics):
     for arm, run, words, value in outlying_runs(metrics, FAR_OUT):
         yield f"{arm}, run {run + 1}: {words} {value:,.4g} is far from the others'; it is kept."
-    first = next(iter(launched(metrics)), None)
+    first = next(iter(in_order(metrics)), None)
     for arm in metrics:
         if first is not None and any(run is first for run in metrics[arm]):
             others = [r["training_time"] for r in metrics[arm] if r is not first]
@@ -99,7 +99,7 @@ def _device_warnings(metrics):
         for run in metrics[arm]:
             if run["status"] != "ok":  # no comparison has its time
                 continue
-            place = f"{arm}, run {run['run'] + 1}"
+            place = f"{arm}, run {run['block'] + 1}"
             if words := throttled(run):
                 yield f"{place}: the device slowed itself down ({', '.join(words)})."
             states = (run["device_before"], run["device_after"])
@@ -129,7 +129,7 @@ def _plan_warnings(metadata):
 
 
 def _failure_warnings(metrics):
-    failed = [run for run in launched(metrics) if run["status"] != "ok"]
+    failed = [run for run in in_order(metrics) if run["status"] != "ok"]
     if len(failed) > 1:
         yield f"{len(failed)} trainings failed: with more than one, take no comparison as valid."
     pairs = [shared_values(metrics, c[:2], "training_time")[0] for c in contrasts_of(metrics)]

@@ -26,3 +26,14 @@ def _interval(ratio):
 
 def _wrapped(text, indent="  "):
     return textwrap.wrap(text, COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def text_table(rows):
+    """Rows of texts as aligned lines, the first column to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines

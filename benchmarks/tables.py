@@ -1,8 +1,8 @@
 import math
 
+from analysis.words import text_table
 from attention.choose import attention_plan
 from benchmarks.peers import ALL_DTYPES, DIRECTIONS, FORWARD, TRAINING
-from machine.files import text_table
 
 
 # --- table and picture -------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from statistics import mean
 
 import torch
 
-from analysis.values import launched, pattern_text, ranks_text
+from analysis.values import in_order, pattern_text, ranks_text
 from attention.pattern import density
 from experiment.files import read_plan, read_runs
 from experiment.identity import can_be_mixed, identities_differ, identity_here
@@ -164,12 +164,12 @@ def _what_it_would_do(config, identity, restart, allow_mixed):
     else:
         waiting = {arm: n - len(done.get(arm, ())) for arm, n in waiting.items()}
         goes_on = any(waiting.values())
-        answer = f"go on after {len(launched(done))}" if goes_on else "report it again"
+        answer = f"go on after {len(in_order(done))}" if goes_on else "report it again"
         answer += " and mark the results" if changed and goes_on else ""
     if changed and not restart:
         answer += ", for this differs:\n    " + "\n    ".join(changed)
     return waiting, (
-        f"  {config.output_dir} holds an experiment, {len(launched(done))} trainings done; without "
+        f"  {config.output_dir} holds an experiment, {len(in_order(done))} trainings done; without "
         f"--dry-run this command would {answer}"
     )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.metrics import SCHEMA_VERSION, SERIES, MetricsError, normalised_run
+from analysis.metrics import SCHEMA_VERSION, SERIES, MetricsError, checked_training
 from machine.files import (
     DAMAGE,
     atomic_write,
@@ -146,7 +146,7 @@ def read_plan(folder):
         metadata = unsealed(path.read_bytes())
         orders, seeds = metadata["plan"]["orders"], metadata["plan"]["seeds"]
         kinds = {"identity": dict, "config": dict, "experiment_id": str}
-        kinds |= {"launches": list, "mixed": list, "parameters": dict, "steps": int}
+        kinds |= {"processes": list, "mixed": list, "parameters": dict, "steps": int}
         whole = all(isinstance(metadata[key], kind) for key, kind in kinds.items())
         if len(orders) != len(seeds) or not whole:
             raise ValueError("it is incomplete")
@@ -186,8 +186,8 @@ def write_run(folder, experiment_id, arm, run):
 
     Returns the run as ``read_runs`` would give it back; MetricsError where it lacks a key.
     """
-    run = normalised_run(run, f"{arm} run {run['run']}")
-    arrays_path, path = run_paths(folder, arm, run["run"])
+    run = checked_training(run, f"{arm} run {run['block']}")
+    arrays_path, path = run_paths(folder, arm, run["block"])
     series = {key: run[key] for key in SERIES}
     atomic_write(arrays_path, lambda file: np.savez_compressed(file, **series))
     content = {
@@ -196,7 +196,7 @@ def write_run(folder, experiment_id, arm, run):
         "arm": arm,
         "arrays": arrays_path.name,
         "arrays_sha256": file_sha256(arrays_path),
-        "run": {key: value for key, value in run.items() if key not in SERIES},
+        "training": {key: value for key, value in run.items() if key not in SERIES},
     }
     write_sealed(path, content)
     return run
@@ -213,13 +213,13 @@ def _read_run(path, metadata):
             raise MetricsError(f"{arrays_path}: not the file that was written with {path.name}")
         with np.load(arrays_path, allow_pickle=False) as arrays:
             series = {key: arrays[key] for key in SERIES}
-        arm, run = content["arm"], normalised_run(content["run"] | series, str(path))
-        order = metadata["plan"]["orders"][run["run"]]
+        arm, run = content["arm"], checked_training(content["training"] | series, str(path))
+        order = metadata["plan"]["orders"][run["block"]]
         planned = order[run["position"]] == arm and run["order"] == ",".join(order)
-        if not planned or run["seed"] != metadata["plan"]["seeds"][run["run"]]:
+        if not planned or run["seed"] != metadata["plan"]["seeds"][run["block"]]:
             raise MetricsError(f"{path}: not what the plan says")
-        if run_name(arm, run["run"]) != path.stem:
-            raise MetricsError(f"{path}: holds another training, {arm} of run {run['run'] + 1}")
+        if run_name(arm, run["block"]) != path.stem:
+            raise MetricsError(f"{path}: holds another training, {arm} of run {run['block'] + 1}")
     except MetricsError:
         raise
     except OSError as error:  # of the disk or the system, and no word on the file itself
@@ -246,7 +246,9 @@ def read_runs(folder, metadata):
             metrics[arm].append(run)
         except MetricsError as error:
             damaged.append((path, str(error)))
-    return {arm: sorted(runs, key=lambda run: run["run"]) for arm, runs in metrics.items()}, damaged
+    return {
+        arm: sorted(runs, key=lambda run: run["block"]) for arm, runs in metrics.items()
+    }, damaged
 
 
 def set_aside(folder, path):

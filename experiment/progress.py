@@ -3,7 +3,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from analysis.values import launched
+from analysis.values import in_order
 from machine import ranks
 from machine.command import EXIT_INTERRUPTED, EXIT_TERMINATED
 from machine.signals import Terminated
@@ -28,7 +28,7 @@ class Progress:
         self.waiting = {arm: config.runs - len(done[arm]) for arm in config.arms}
         self.whole = tqdm(
             total=config.runs * len(config.arms) * steps,
-            initial=len(launched(done)) * steps,
+            initial=len(in_order(done)) * steps,
             desc="experiment",
             unit="step",
             disable=None,

@@ -129,16 +129,16 @@ def run_experiment(
 def train_waiting(stored, waiting, dataset, device, estimates):
     """Train what waits, in the plan's order; every finished training is saved at once."""
     config, metadata = stored.config, stored.metadata
-    launch_id, previous_arm = stored.launch["launch_id"], ""
+    launch_id, previous_arm = stored.launch["process"], ""
     with Progress(config, stored.steps, estimates, stored.metrics) as progress:
         for arm, place in waiting:
-            run = place["run"]
+            run = place["block"]
             callback = progress.start(run, arm)
-            place["launch_index"] = stored.next_index(place["launch_index"])
+            place["index"] = stored.next_index(place["index"])
             seed = metadata["plan"]["seeds"][run]
             own = {"dataset": dataset, "progress": callback}
             result, model = ranks.together(train_here, config, arm, seed, **own)
-            result |= place | {"launch_id": launch_id, "previous_arm": previous_arm}
+            result |= place | {"process": launch_id, "previous_arm": previous_arm}
             with finishing():
                 if arm == "window" and run == 0 and model is not None:
                     save_window_model(model, config, dataset)

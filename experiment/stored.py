@@ -16,7 +16,7 @@ from analysis.metrics import (
     load_experiment,
     save_metrics,
 )
-from analysis.values import launched, pairs_of
+from analysis.values import in_order, trainings_of
 from analysis.warnings import find_warnings, split_blocks
 from attention.pattern import attended_pairs, causal_pairs, density
 from experiment.files import (
@@ -114,7 +114,7 @@ def describe_experiment(config, dataset, device):
         "parameters": parameter_counts(config, dataset.vocab_size),
         "steps": planned_steps(config, len(dataset.train)),
         "memory_measure": memory_measure(config, device),
-        "launches": [],
+        "processes": [],
         "mixed": [],
     }
 
@@ -157,7 +157,7 @@ class StoredExperiment:
         for path, reason in damaged:
             moved = set_aside(self.folder, path)
             say(f"warning: {reason}; it is now {moved}, and its training will be repeated")
-        launch = {"launch_id": uuid.uuid4().hex, "started_at": now["created_at"], "argv": argv}
+        launch = {"process": uuid.uuid4().hex, "started_at": now["created_at"], "argv": argv}
         launch |= {key: now[key] for key in ("config", "code", "environment", "attention")}
         self.launch = launch | {"differs": self.changed}
 
@@ -181,10 +181,10 @@ class StoredExperiment:
             return
         if metadata.get("experiment_id") != self.metadata["experiment_id"]:
             return
-        known = {run_name(arm, run["run"]) for arm, run in pairs_of(self.metrics)}
+        known = {run_name(arm, run["block"]) for arm, run in trainings_of(self.metrics)}
         known |= {path.stem for path, _ in damaged}
         known |= {name.rsplit("_", 1)[0] for name in files_aside(self.folder)}
-        held = {run_name(arm, run["run"]) for arm, run in pairs_of(metrics)}
+        held = {run_name(arm, run["block"]) for arm, run in trainings_of(metrics)}
         if lost := sorted(held - known):
             raise StoreError(
                 f"{self.folder / RUNS_NAME} lacks trainings that {RESULTS_NAME}.json holds "
@@ -206,39 +206,41 @@ class StoredExperiment:
 
     def progress(self):
         """How much is done, in words."""
-        return f"{len(launched(self.metrics))} of {len(self.trainings())} trainings done"
+        return f"{len(in_order(self.metrics))} of {len(self.trainings())} trainings done"
 
     def trainings(self):
         """(arm, place) of every planned training, in the plan's order."""
         orders, indices = self.metadata["plan"]["orders"], itertools.count()
         return [
-            (arm, {"run": run, "position": i, "launch_index": next(indices), "order": ",".join(o)})
+            (arm, {"block": run, "position": i, "index": next(indices), "order": ",".join(o)})
             for run, o in enumerate(orders)
             for i, arm in enumerate(o)
         ]
 
     def waiting(self):
         """The planned trainings that are not done."""
-        done = {(arm, run["run"]) for arm, run in pairs_of(self.metrics)}
-        return [(arm, place) for arm, place in self.trainings() if (arm, place["run"]) not in done]
+        done = {(arm, run["block"]) for arm, run in trainings_of(self.metrics)}
+        return [
+            (arm, place) for arm, place in self.trainings() if (arm, place["block"]) not in done
+        ]
 
     def begin(self):
         """Note this launch in the plan; from now on the folder holds the experiment."""
         known = self.metadata["mixed"]
         known += [line for line in self.changed if line not in known]
         check_writable(self.folder / RUNS_NAME)
-        self.metadata["launches"].append(self.launch)
+        self.metadata["processes"].append(self.launch)
         write_plan(self.folder, self.metadata)
 
     def finished(self, arm, run):
         """Save a finished training, and the results that follow from all of them."""
         run = write_run(self.folder, self.metadata["experiment_id"], arm, run)
-        self.metrics[arm] = sorted([*self.metrics[arm], run], key=lambda run: run["run"])
+        self.metrics[arm] = sorted([*self.metrics[arm], run], key=lambda run: run["block"])
         self.save_results()
 
     def next_index(self, planned):
         """The launch index of the next training: its place in time, also where it is repeated."""
-        done = [run["launch_index"] for run in launched(self.metrics)]
+        done = [run["index"] for run in in_order(self.metrics)]
         return max(planned, 1 + max(done, default=-1))
 
     def save_results(self, with_tests=False):

@@ -6,7 +6,7 @@ import numpy as np
 from analysis.metrics import MetricsError
 from analysis.power import ALPHA
 from analysis.significance import ROUNDING, mean_interval, non_inferiority, paired_ratio
-from analysis.values import SHOWN_SHARE, declared_margin, layers_text, ordered_arms, pairs_of
+from analysis.values import SHOWN_SHARE, declared_margin, layers_text, ordered_arms, trainings_of
 from figures.look import arm_styles, minus, number
 
 DRAWN_POINTS = 1000  # a line is at most this many points; 7.2 inches show no more
@@ -40,7 +40,8 @@ class Experiment:
     """What the figures draw.  The reference arm comes first in ``arms``.
 
     ok: {arm: its runs that went well}; paired: {arm: its runs of the blocks in which every arm
-    went well}, aligned; launches: [(arm, run)] of every training, failed ones too, as launched.
+    went well}, aligned; launches: [(arm, run)] of every training, failed
+    ones too, in the order of their start.
     """
 
     arms: tuple
@@ -66,7 +67,7 @@ class Experiment:
 
     def pair(self, arm, base, metric):
         """The metric over the blocks in which both arms went well, aligned: as in the report."""
-        runs = [{run["run"]: run[metric.key] for run in self.ok[a]} for a in (arm, base)]
+        runs = [{run["block"]: run[metric.key] for run in self.ok[a]} for a in (arm, base)]
         shared = sorted(set(runs[0]) & set(runs[1]))
         return [np.array([of[block] for block in shared], dtype=np.float64) for of in runs]
 
@@ -143,17 +144,17 @@ def partial_mark(metrics, metadata):
 def prepare(metrics, metadata):
     """The ``Experiment`` of loaded metrics; MetricsError when no training went well."""
     ok = {arm: [run for run in runs if went_well(run)] for arm, runs in metrics.items()}
-    ok = {arm: sorted(runs, key=lambda run: run["run"]) for arm, runs in ok.items() if runs}
+    ok = {arm: sorted(runs, key=lambda run: run["block"]) for arm, runs in ok.items() if runs}
     if not ok:
         statuses = Counter(run["status"] for runs in metrics.values() for run in runs)
         found = ", ".join(f"{n} {status}" for status, n in statuses.items()) or "no training at all"
         raise MetricsError(f"nothing to draw: no training went well ({found})")
-    blocks = set.intersection(*({run["run"] for run in runs} for runs in ok.values()))
+    blocks = set.intersection(*({run["block"] for run in runs} for runs in ok.values()))
     return Experiment(
         arms=ordered(ok),
         ok=ok,
-        paired={arm: [run for run in runs if run["run"] in blocks] for arm, runs in ok.items()},
-        launches=sorted(pairs_of(metrics), key=lambda launch: launch[1]["launch_index"]),
+        paired={arm: [run for run in runs if run["block"] in blocks] for arm, runs in ok.items()},
+        launches=sorted(trainings_of(metrics), key=lambda launch: launch[1]["index"]),
         styles=arm_styles(metrics),
         setting=describe_setting(metadata),
         partial=partial_mark(metrics, metadata),

@@ -25,17 +25,17 @@ def stops(data):
     """[(launch before, launch after)] of the stops that cut a block in two."""
     blocks = {}
     for _, run in data.launches:
-        blocks.setdefault(run["run"], []).append(run)
+        blocks.setdefault(run["block"], []).append(run)
     pairs = [pair for runs in blocks.values() for pair in pairwise(runs)]
-    cut = [pair for pair in pairs if len({run.get("launch_id", "") for run in pair}) > 1]
-    return [(before["launch_index"], after["launch_index"]) for before, after in cut]
+    cut = [pair for pair in pairs if len({run.get("process", "") for run in pair}) > 1]
+    return [(before["index"], after["index"]) for before, after in cut]
 
 
 def shade_blocks(ax, data):
     """Every second block gray."""
     for _, run in data.launches:
-        x = run["launch_index"]
-        if run["run"] % 2:
+        x = run["index"]
+        if run["block"] % 2:
             ax.axvspan(x - 0.5, x + 0.5, color="0.94", lw=0, zorder=0)
     ax.grid(False, axis="x")
 
@@ -45,9 +45,9 @@ def mark_launches(ax, data):
     place = {"transform": ax.get_xaxis_transform()}
     for _, run in data.launches:
         if not went_well(run):
-            ax.plot(run["launch_index"], 0.08, **place, label="_failed", **FAILED)
+            ax.plot(run["index"], 0.08, **place, label="_failed", **FAILED)
         if throttled(run):
-            ax.plot(run["launch_index"], 0.92, **place, label="_throttled", **THROTTLED)
+            ax.plot(run["index"], 0.92, **place, label="_throttled", **THROTTLED)
     for before, after in stops(data):
         ax.axvline((before + after) / 2, label="_stop", **STOP)
 
@@ -61,7 +61,7 @@ def time_parts(ax, data):
             height = max(np.nan_to_num(height), 0)
             color = look.get("facecolor", data.styles[arm].color)
             look = {"facecolor": color, "lw": 0.4} | look | {"label": f"_{arm} {key}"}
-            ax.bar(run["launch_index"], height, 0.8, bottom, **look)
+            ax.bar(run["index"], height, 0.8, bottom, **look)
             bottom += height
     ax.margins(y=0.18)  # room for a mark over the bars
     parts = [Patch(**look) for look in PARTS.values() if "facecolor" in look]
@@ -72,7 +72,7 @@ def launch_panel(ax, data, metric):
     """A metric in launch order, with every arm's mean as a line across its interval."""
     for arm in data.arms:
         style, mean = data.styles[arm], absolute(data, arm, metric)
-        x = [run["launch_index"] for run in data.ok[arm]]
+        x = [run["index"] for run in data.ok[arm]]
         dots(ax, x, mean.values, style, alpha=0.9, label=arm)
         ax.axhline(mean.center, **style.line, lw=0.9, zorder=2, label=f"{arm} mean")
         if mean.low is not None:
@@ -86,7 +86,7 @@ def launch_panel(ax, data, metric):
 
 def failures(data):
     failed = [(arm, run) for arm, run in data.launches if not went_well(run)]
-    listed = [f"{arm} at {run['launch_index']} ({run['status']})" for arm, run in failed]
+    listed = [f"{arm} at {run['index']} ({run['status']})" for arm, run in failed]
     return f" Failed: {', '.join(listed)}." if failed else ""
 
 
@@ -116,9 +116,7 @@ def per_run(data):
         shade_blocks(ax, data)
         mark_launches(ax, data)
     last = axes[-1, 0]
-    last.set(
-        xlabel="launch (order in time)", xlim=(-0.7, data.launches[-1][1]["launch_index"] + 0.7)
-    )
+    last.set(xlabel="launch (order in time)", xlim=(-0.7, data.launches[-1][1]["index"] + 0.7))
     last.xaxis.set_major_locator(MaxNLocator(15, integer=True))
     fig.align_ylabels()
     absent = ", ".join(metric.name for metric in METRICS if metric not in panels)

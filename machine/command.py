@@ -1,1 +1,90 @@
-EXIT_FAILED, EXIT_USAGE, EXIT_RUNS_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
+"""How every command of the suite begins and ends: streams, exit codes, one line for an error.
+
+Knows nothing of what the commands do.
+"""
+
+import os
+import sys
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from machine.files import explained
+from machine.signals import Terminated, terminable
+
+DONE, FAILED, USAGE, TRAININGS_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+
+
+class UserError(ValueError):
+    """What the user can mend: the message is one line that names the value and the remedy."""
+
+
+@contextmanager
+def checked_options():
+    """A ValueError inside is about the user's options, and becomes a ``UserError``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def say(text):
+    """A line for the person at the screen: stderr, above progress bars; stdout is for results."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def add_debug(parser):
+    """The option that every command has."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def run_command(parser, story, argv=None, kept=lambda arguments: ""):
+    """Parse ``argv``, tell the ``story(arguments)`` and return the exit code.
+
+    The story returns its exit code, None for done.  ``UserError`` ends it with 2, an OSError with
+    1, each in one line (a traceback with --debug); any other exception is a bug and goes through.
+    kept: what a stop by Ctrl-C or SIGTERM leaves, in words.  A reader that closes the pipe, as
+    ``| head`` does, has seen all it wants.
+    """
+    arguments = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
+            stream.reconfigure(errors="replace")
+    try:
+        with terminable():
+            code = story(arguments) or DONE
+            sys.stdout.flush()
+            return code
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
+        say(("terminated" if terminated else "interrupted") + kept(arguments))
+        return TERMINATED if terminated else INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return DONE
+    except (UserError, OSError) as error:
+        if arguments.debug:
+            raise
+        return _complain(error)
+
+
+def _complain(error):
+    """One line on stderr for an error; returns the exit code."""
+    if isinstance(error, UserError):
+        say(f"error: {error}")
+        return USAGE
+    if error.filename is None:  # of a stream, not of a file
+        _drop_output()
+        say(f"error: the output could not be written ({error.strerror or error})")
+    else:
+        error = explained(error, error.filename)
+        say(f"error: {error.filename}: {error.strerror}")
+    return FAILED
+
+
+def _drop_output():
+    """Nothing more can be written: the interpreter must not try it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

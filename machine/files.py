@@ -148,6 +148,12 @@ def to_json(value, indent=None):
     return json.dumps(_missing_to_none(value), indent=indent, allow_nan=False)
 
 
+def write_json(path, content):
+    """Write strict JSON (see ``to_json``), whole or not at all."""
+    text = to_json(content, indent=1)
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
 def file_sha256(path):
     """SHA-256 of a file's bytes as hexadecimal digits, or None where there is no such file."""
     digest = hashlib.sha256()
@@ -198,17 +204,6 @@ def unsealed(text):
     if content.pop("sha256") != json_sha256(content):
         raise ValueError("its checksum does not fit: it was changed after it was written")
     return content
-
-
-def text_table(rows):
-    """Rows of texts as aligned lines, the first column to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def remove_leftovers(folder, names):

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from analysis.metrics import RESULTS_NAME, MetricsError, fitting, load_experiment
-from analysis.values import launched, planned_trainings
+from analysis.values import in_order, planned_trainings
 from experiment.files import locked, read_plan, read_runs
 from experiment.identity import identities_differ
 from studies.pictures import plot_study, save_figures
@@ -45,7 +45,7 @@ def points_on_disk(study, folder, shared, own):
 
 
 def _progress(metrics, metadata):
-    return f"{len(launched(metrics))} of {planned_trainings(metadata)} trainings done"
+    return f"{len(in_order(metrics))} of {planned_trainings(metadata)} trainings done"
 
 
 def _why_no_point(study, name, metadata, shared):
@@ -86,7 +86,7 @@ class SharedStudy:
         if identities_differ(_on_any_gpu(plan["identity"]), _on_any_gpu(identity)):
             return None
         metrics = read_runs(folder, plan)[0]
-        if len(launched(metrics)) == planned_trainings(plan):
+        if len(in_order(metrics)) == planned_trainings(plan):
             return "done by a launch on another GPU"
         words = f"begun on another GPU, {_progress(metrics, plan)}: left to a launch there"
         return None if allow_mixed else words

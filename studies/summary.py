@@ -209,7 +209,7 @@ def _smoothed(run):
 
 
 def _by_run(metrics, arm):
-    return {run["run"]: run for run in metrics[arm] if run["status"] == "ok"}
+    return {run["block"]: run for run in metrics[arm] if run["status"] == "ok"}
 
 
 def _curves(metrics):

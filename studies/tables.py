@@ -1,6 +1,6 @@
 import textwrap
 
-from machine.files import text_table
+from analysis.words import text_table
 from studies.points import point_name
 from studies.summary import NO_ROOM, _inverse, measured_rows
 

@@ -30,9 +30,9 @@ def make_run(arm, run, position, launch_index, steps=40, seed=0, time_scale=1.0)
     step_seconds = (time_scale * rng.uniform(0.019, 0.021, steps)).astype(np.float32)
     training_time = float(step_seconds.sum(dtype=np.float64))
     return {
-        "run": run,
+        "block": run,
         "position": position,
-        "launch_index": launch_index,
+        "index": launch_index,
         "seed": 1000 + run,
         "total_steps": steps,
         "total_tokens": steps * 2048,
@@ -52,7 +52,7 @@ def make_run(arm, run, position, launch_index, steps=40, seed=0, time_scale=1.0)
         "order": "window,baseline,fused",
         "started_at": "2026-01-01T00:00:00+00:00",
         "ended_at": "2026-01-01T00:00:09+00:00",
-        "launch_id": "first",
+        "process": "first",
         "previous_arm": "",
         "device_before": None,
         "device_after": {"load_average_1min": 0.5},

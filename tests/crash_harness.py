@@ -24,8 +24,7 @@ import torch._dynamo  # an optimizer loads it: in every fork, if it were not her
 
 import compare_models
 from analysis.metrics import load_experiment
-from figures import all as figures_all
-from training import memory as training_memory
+from training import train as training_train
 
 KILLS = 20
 OPTIONS = "--seq-len 12 --d-model 8 --n-heads 2 --layers 1 --batch-size 2 --max-steps 3 --lr 1e-2"
@@ -168,8 +167,8 @@ def outcome(folder):
     for suffix in ("npz", "json"):
         metrics, metadata = load_experiment(output / f"experiment_results.{suffix}")
         runs = {
-            f"{arm} {run['run']}": [
-                *(run[key] for key in ("seed", "order", "position", "launch_index", "val_loss")),
+            f"{arm} {run['block']}": [
+                *(run[key] for key in ("seed", "order", "position", "index", "val_loss")),
                 run["losses"].tobytes().hex(),
             ]
             for arm in sorted(metrics)
@@ -231,8 +230,8 @@ def main():
     torch.set_num_threads(1)
     mode, parent = sys.argv[1:]
     # a child process and figures would take most of the time, and write nothing of their own kind
-    training_memory.child_peak_memory_mb = lambda *_: 12.5
-    figures_all.create_all_plots = lambda *_: []
+    training_train.child_peak_memory_mb = lambda *_: 12.5
+    compare_models.create_all_plots = lambda *_: []
     import_ahead(parent)
     gc.freeze()  # else every training's garbage collection goes through all of torch
     runs = 1 if mode == "writes" else 2

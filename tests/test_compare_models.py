@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import compare_models
 from analysis.metrics import load_experiment, load_metrics
-from analysis.values import launched
+from analysis.values import in_order
 from attention.pattern import window_mask
 from compare_models import build_parser, config_from, main
 from experiment import estimate as experiment_estimate
@@ -136,9 +136,9 @@ def test_an_experiment_leaves_results_report_weights_and_plots(workplace, monkey
         assert [run["seed"] for run in runs] == metadata["plan"]["seeds"]
         for run in runs:
             order = run["order"].split(",")
-            assert order == metadata["plan"]["orders"][run["run"]]
+            assert order == metadata["plan"]["orders"][run["block"]]
             assert order[run["position"]] == arm
-    assert [run["launch_index"] for run in launched(metrics)] == list(range(6))
+    assert [run["index"] for run in in_order(metrics)] == list(range(6))
 
 
 def test_saved_weights_rebuild_the_first_runs_window_model(workplace):
@@ -340,7 +340,7 @@ def test_a_stop_keeps_what_was_finished_and_the_same_command_goes_on(
         f"{word}: 2 of 6 trainings are kept in output; the same command goes on from there"
     )
     metrics, metadata = load_experiment("output/experiment_results.npz")
-    assert len(launched(metrics)) == 2 and metadata["status"] == "partial"
+    assert len(in_order(metrics)) == 2 and metadata["status"] == "partial"
     assert run_main("--runs 2") == 0
     printed = capsys.readouterr()
     assert "resuming: 2 of 6 trainings done" in printed.err and len(started) == 3 + 4
@@ -349,8 +349,8 @@ def test_a_stop_keeps_what_was_finished_and_the_same_command_goes_on(
     expected, about = load_experiment("undisturbed/experiment_results.npz")
     assert same_losses(expected, metrics)
     assert metadata["plan"] == about["plan"] and metadata["status"] == "complete"
-    assert len(metadata["launches"]) == 2 and metadata["split_blocks"] == [0]
-    assert about["split_blocks"] == [] and len(about["launches"]) == 1
+    assert len(metadata["processes"]) == 2 and metadata["split_blocks"] == [0]
+    assert about["split_blocks"] == [] and len(about["processes"]) == 1
     assert not [name for name in contents("output") if name.startswith(".")]
 
 
@@ -369,7 +369,7 @@ def test_a_stop_in_the_middle_of_a_write_lets_it_end(workplace, monkeypatch, nam
     monkeypatch.setattr(os, "replace", stop_inside)
     assert run_main("--runs 1 --arms window fused") == code and sent
     metrics = load_metrics("output/experiment_results.npz")
-    ended = {(arm, run["run"]) for arm, runs in metrics.items() for run in runs}
+    ended = {(arm, run["block"]) for arm, runs in metrics.items() for run in runs}
     names = {Path(path).stem for path in contents("output/runs")}
     assert names == {f"{run:03d}_{arm}" for arm, run in ended} and ended
 
@@ -391,8 +391,8 @@ def test_a_repeated_training_has_its_place_in_time(workplace):
     Path(f"output/runs/000_{first}.json").write_text("{")
     assert run_main("--runs 2 --arms window fused") == 0
     metrics = load_metrics("output/experiment_results.npz")
-    assert sorted(run["launch_index"] for run in launched(metrics)) == [1, 2, 3, 4]
-    assert metrics[first][0]["launch_index"] == 4
+    assert sorted(run["index"] for run in in_order(metrics)) == [1, 2, 3, 4]
+    assert metrics[first][0]["index"] == 4
 
 
 def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(workplace, monkeypatch, capsys):
@@ -418,7 +418,7 @@ def test_the_results_carry_their_tests_and_what_each_launch_was(workplace):
     assert run_main("--runs 2 --arms window fused") == 0
     metadata = load_experiment("output/experiment_results.json")[1]
     assert {test["outcome"] for test in metadata["tests"]} >= {"training_time", "val_loss"}
-    (launch,) = metadata["launches"]
+    (launch,) = metadata["processes"]
     assert launch["argv"] == [*TINY.split(), *["--runs", "2", "--arms", "window", "fused"]]
     assert launch["config"]["arms"] == ["window", "fused"] and set(launch["attention"]) == {
         "window",
@@ -522,7 +522,7 @@ def test_allow_mixed_goes_on_and_marks_the_results(workplace, monkeypatch, capsy
     assert line in printed.err and "MIXED" in printed.out
     metadata = load_experiment("output/experiment_results.npz")[1]
     assert metadata["mixed"] == [line] and line in " ".join(metadata["warnings"])
-    assert [launch["differs"] for launch in metadata["launches"]] == [[], [line]]
+    assert [launch["differs"] for launch in metadata["processes"]] == [[], [line]]
 
 
 @pytest.mark.parametrize("suffix", ["json", "npz"])

@@ -36,7 +36,7 @@ def with_status(experiment, arm, index, status):
 def identical():
     metrics, metadata = make_experiment(3)
     for arm, runs in metrics.items():
-        metrics[arm] = [{**runs[0], "run": i, "launch_index": 3 * i} for i in range(3)]
+        metrics[arm] = [{**runs[0], "block": i, "index": 3 * i} for i in range(3)]
     return metrics, metadata
 
 
@@ -71,7 +71,7 @@ def eventful():
     metrics, metadata = make_experiment(4)
     metadata["plan"]["equivalence_margin"] = 0.02
     for run in (run for runs in metrics.values() for run in runs):
-        run["launch_id"] = "before" if run["launch_index"] < 5 else "after"
+        run["process"] = "before" if run["index"] < 5 else "after"
         run["device_before"], run["device_after"] = None, {"throttle_reasons": ["gpu_idle"]}
     metrics["fused"][0]["device_after"] = {"throttle_reasons": ["sw_power_cap", "gpu_idle"]}
     metrics["window"][2]["device_before"] = {"throttle_reasons": ["hw_slowdown", "sw_power_cap"]}
@@ -107,7 +107,7 @@ def with_losses(*differences, margin=0.02, reference=4.0):
     else:
         del metadata["plan"]["equivalence_margin"]
     for base, run, difference in zip(*metrics.values(), differences, strict=True):
-        base["val_loss"] = reference + 0.1 * run["run"]
+        base["val_loss"] = reference + 0.1 * run["block"]
         run["val_loss"] = base["val_loss"] + difference
     return figures_data.prepare(metrics, metadata)
 
@@ -466,7 +466,7 @@ def test_launches_are_in_order_with_stacked_times_and_a_mark_on_failures():
     for arm, run in data.launches:
         parts = [artists(times, f"_{arm} {key}") for key in figures_trainings.PARTS]
         bars = [c[0] for part in parts for c in part if hasattr(c, "patches")]
-        mine = [b for b in bars if np.isclose(b.get_x() + 0.4, run["launch_index"])]
+        mine = [b for b in bars if np.isclose(b.get_x() + 0.4, run["index"])]
         tops = [bar.get_y() + bar.get_height() for bar in mine]
         assert max(tops) == pytest.approx(run["wall_time"])
     failed = data.launches[7]
@@ -516,13 +516,13 @@ def test_an_undisturbed_experiment_has_no_marks_at_all():
 def test_a_stop_between_two_blocks_cuts_none(first_of_second, expected):
     metrics, metadata = make_experiment(3)
     for run in (run for runs in metrics.values() for run in runs):
-        run["launch_id"] = "b" if run["launch_index"] >= first_of_second else "a"
+        run["process"] = "b" if run["index"] >= first_of_second else "a"
     assert figures_trainings.stops(figures_data.prepare(metrics, metadata)) == expected
 
 
 def test_a_block_begun_by_an_older_version_and_resumed_is_marked():
     metrics, metadata = make_experiment(2)
-    metrics["fused"][1]["launch_id"] = "after"
+    metrics["fused"][1]["process"] = "after"
     data = figures_data.prepare(metrics, metadata)
     assert figures_trainings.stops(data) == [(4, 5)]
 
@@ -552,7 +552,7 @@ def test_every_word_for_a_slower_gpu_counts_before_and_after(word):
 def test_a_failed_run_leaves_means_and_its_block_leaves_the_pairs():
     data = figures_data.prepare(*EXPERIMENTS["a diverged run"]())
     assert [len(data.ok[arm]) for arm in data.arms] == [4, 3, 4]
-    assert [[run["run"] for run in data.paired[arm]] for arm in data.arms] == [[0, 1, 3]] * 3
+    assert [[run["block"] for run in data.paired[arm]] for arm in data.arms] == [[0, 1, 3]] * 3
     text = caption(figures_values.final_losses(data))
     assert "n = 4 baseline, 3 window, 4 fused. Paired: 3 blocks complete in every arm." in text
     assert "Left out: 1 failed" in text

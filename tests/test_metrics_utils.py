@@ -113,7 +113,7 @@ def test_files_of_the_first_version_still_load():
         for run in (run for runs in metrics.values() for run in runs):
             assert set(run) == {*NUMBERS, *TEXTS, *RECORDS, *SERIES}
             if metadata["schema_version"] == 1:
-                assert run["launch_id"] == "" and run["device_before"] is None
+                assert run["process"] == "" and run["device_before"] is None
 
 
 def test_a_throttled_run_is_told_from_an_idle_one():
@@ -175,7 +175,7 @@ def test_a_mutated_file_is_refused_or_right(tmp_path, which):
         ("a.json", seal({"metrics": {}, "metadata": {"config": "x"}}), "is not a table"),
         ("a.json", b'{"metrics": {}, "metadata": {}}', "checksum is missing"),
         ("a.json", b'{"metrics": {}, "metadata": {}, "sha256": "0"}', "changed after it was"),
-        ("a.json", b'{"metrics": {"x": [{}]}, "metadata": {"schema_version": 1}}', "missing run"),
+        ("a.json", b'{"metrics": {"x": [{}]}, "metadata": {"schema_version": 1}}', "missing block"),
     ],
 )
 def test_a_foreign_file_is_refused(tmp_path, name, content, words):
@@ -188,9 +188,9 @@ def test_a_foreign_file_is_refused(tmp_path, name, content, words):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("run", 0, "twice"),
-        ("run", -1, "none of this suite's"),
-        ("launch_index", -5, "none of this suite's"),
+        ("block", 0, "twice"),
+        ("block", -1, "none of this suite's"),
+        ("index", -5, "none of this suite's"),
         ("status", "weird", "none of this suite's"),
         ("training_time", "1e3", "training_time is '1e3', not a number"),
         ("seed", True, "seed is True, not a number"),

@@ -94,7 +94,7 @@ def test_decomposition_multiplies_up(experiment):
 
 def slower_window(metrics, factor):
     for run, fused in zip(metrics["window"], metrics["fused"], strict=True):
-        run["training_time"] = fused["training_time"] * factor * (1 + 1e-4 * run["run"])
+        run["training_time"] = fused["training_time"] * factor * (1 + 1e-4 * run["block"])
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def damage(metrics, name):
     elif name == "first":
         metrics["baseline"][0]["training_time"] *= 1.3
     elif name == "split":
-        metrics["window"][4]["launch_id"] = "second"
+        metrics["window"][4]["process"] = "second"
     elif name == "failed":
         for run in (metrics["window"][0], metrics["fused"][5]):
             run |= {"status": "diverged", "message": "the loss became nan at step 3"}
@@ -431,9 +431,9 @@ def test_mixed_and_repeated_trainings_are_named():
 def test_a_block_is_split_when_two_launches_trained_it(experiment):
     metrics, _ = experiment
     assert split_blocks(metrics) == []
-    metrics["fused"][2]["launch_id"] = metrics["fused"][3]["launch_id"] = "second"
+    metrics["fused"][2]["process"] = metrics["fused"][3]["process"] = "second"
     for arm in metrics:
-        metrics[arm][3]["launch_id"] = "second"
+        metrics[arm][3]["process"] = "second"
     assert split_blocks(metrics) == [2]
 
 
@@ -446,7 +446,7 @@ def interleaved(runs=12):
     previous = ""
     for run, order in zip(range(runs), itertools.cycle(itertools.permutations(metrics))):
         for place, arm in enumerate(order):
-            metrics[arm][run] |= {"position": place, "launch_index": 3 * run + place}
+            metrics[arm][run] |= {"position": place, "index": 3 * run + place}
             metrics[arm][run]["previous_arm"] = previous
             previous = arm
     return metrics, metadata
@@ -470,7 +470,7 @@ def test_drift_over_the_experiment_is_estimated():
     metrics, metadata = interleaved()
     for runs in metrics.values():
         for run in runs:
-            run["training_time"] *= math.exp(0.01 * run["launch_index"])
+            run["training_time"] *= math.exp(0.01 * run["index"])
     text = flat(format_report(metrics, metadata))
     drift = re.search(r"from one training to the next \+(\d\.\d+) % \[", text)
     assert float(drift[1]) == pytest.approx(1, abs=0.1)
@@ -526,7 +526,7 @@ def test_times_beyond_reason_cost_their_lines_and_not_the_report(experiment, val
 def test_a_loss_beyond_reason_has_no_perplexity(experiment):
     metrics, metadata = experiment
     for run in metrics["window"]:
-        run["val_loss"] = 1e8 + run["run"]
+        run["val_loss"] = 1e8 + run["block"]
     text = quality_of(metrics, metadata)
     assert "worse than fused by more than" in text and "perplexity" not in text
 

@@ -33,11 +33,11 @@ from machine.signals import Terminated, finishing, terminable
 def stored(tmp_path):
     """A folder with a plan and all its trainings; gives folder, metrics and metadata."""
     metrics, metadata = make_experiment(2, ("window", "fused"))
-    metadata |= {"experiment_id": "abc", "identity": {"code": "1"}, "launches": [], "mixed": []}
+    metadata |= {"experiment_id": "abc", "identity": {"code": "1"}, "processes": [], "mixed": []}
     metadata |= {"parameters": {"window": 7, "fused": 7}, "steps": 40}
     for arm, runs in metrics.items():
         for run in runs:
-            run["order"] = ",".join(metadata["plan"]["orders"][run["run"]])
+            run["order"] = ",".join(metadata["plan"]["orders"][run["block"]])
             write_run(tmp_path, "abc", arm, run)
     write_plan(tmp_path, metadata)
     return tmp_path, metrics, metadata
@@ -87,30 +87,30 @@ def test_an_array_file_without_its_json_does_not_count(stored):
     folder, _, metadata = stored
     run_paths(folder, "window", 0)[1].unlink()
     metrics, damaged = read_runs(folder, metadata)
-    assert [run["run"] for run in metrics["window"]] == [1] and damaged == []
+    assert [run["block"] for run in metrics["window"]] == [1] and damaged == []
 
 
 def change(content, name):
     if name == "another experiment":
         content["experiment_id"] = "xyz"
     elif name == "another seed":
-        content["run"]["seed"] += 1
+        content["training"]["seed"] += 1
     elif name == "another place":
-        content["run"]["position"] = 1 - content["run"]["position"]
+        content["training"]["position"] = 1 - content["training"]["position"]
     elif name == "another order":
-        content["run"]["order"] = "fused,window"
+        content["training"]["order"] = "fused,window"
     elif name == "another arm":
         content["arm"] = "fused"
     elif name == "another run":
-        content["run"]["run"] = 1
+        content["training"]["block"] = 1
     elif name == "no such run":
-        content["run"]["run"] = 7
+        content["training"]["block"] = 7
     elif name == "other arrays":
         content["arrays_sha256"] = "0" * 64
     elif name == "a missing number":
-        del content["run"]["val_loss"]
+        del content["training"]["val_loss"]
     elif name == "no table":
-        content["run"] = [1, 2]
+        content["training"] = [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_mutated_trainings_are_refused_or_right(stored):
 
 
 WHOLE = {"plan": {"orders": [], "seeds": []}, "identity": {}, "experiment_id": "a"}
-WHOLE |= {"config": {}, "launches": [], "mixed": [], "parameters": {}, "steps": 3}
+WHOLE |= {"config": {}, "processes": [], "mixed": [], "parameters": {}, "steps": 3}
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def experiment_of(arms, positions, seq_len, seed=0, runs=4):
             noise = rng.normal(0, 0.002)
             run["training_time"] = 10 * SPEED[arm] * (1 + noise)
             shift = LOSS.get(arm, -0.02)
-            run["val_loss"] = 4 + 0.1 * run["run"] + shift + noise
-            curve = 9 * np.exp(-np.arange(60) / 30) + 2 + 0.1 * run["run"]
+            run["val_loss"] = 4 + 0.1 * run["block"] + shift + noise
+            curve = 9 * np.exp(-np.arange(60) / 30) + 2 + 0.1 * run["block"]
             run["losses"] = (curve + shift * np.arange(60) / 59).astype(np.float32)
     config = metadata["config"]
     config |= {"positions": positions, "seq_len": seq_len, "schedule": "constant"}

@@ -41,7 +41,7 @@ from training.trainer import (
 
 CPU = torch.device("cpu")
 VOCABULARY = 30
-PLACE = {"run", "position", "launch_index", "order", "launch_id", "previous_arm"}
+PLACE = {"block", "position", "index", "order", "process", "previous_arm"}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 
