@@ -74,8 +74,9 @@ def _stall_warnings(metrics):
             if few and cost >= HELD_UP_TIME:
                 yield (
                     f"{arm}, run {run['block'] + 1}: {held_up.sum()} of {steps.size} steps took "
-                    f"more than {HELD_UP:g} times the median ({1e3 * usual:,.1f} ms; {at_worst}) and "
-                    f"cost {cost:.1%} of the training time: something held them up; they are kept."
+                    f"more than {HELD_UP:g} times the median ({1e3 * usual:,.1f} ms; {at_worst}) "
+                    f"and cost {cost:.1%} of the training time: something held them up; they are "
+                    "kept."
                 )
 
 
