@@ -24,7 +24,7 @@ from experiment.progress import _exit_code, _say_stopped, say
 from experiment.run import check_ranks, ensure_data, run_experiment, world_of
 from figures.all import FIGURES, create_all_plots
 from machine import ranks
-from machine.command import EXIT_FAILED, EXIT_RUNS_FAILED, EXIT_USAGE
+from machine.command import FAILED, TRAININGS_FAILED, USAGE
 from machine.device import resolve_device
 from machine.files import check_writable, explained, remove_leftovers
 from machine.signals import terminable
@@ -255,7 +255,7 @@ def report_results(config, metrics, metadata):
         paths += create_all_plots(metrics, metadata, config.plots_dir)
     print(report, flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
-    return 0 if len(finished_well) == len(in_order(metrics)) else EXIT_RUNS_FAILED
+    return 0 if len(finished_well) == len(in_order(metrics)) else TRAININGS_FAILED
 
 
 def _kept(config, restarted):
@@ -292,7 +292,7 @@ def _lead(argv):
             try:
                 config, prepared = (prepare_study if study else prepare_experiment)(arguments)
             except ValueError as error:
-                return _complain(error, arguments, EXIT_USAGE)
+                return _complain(error, arguments, USAGE)
             if study:
                 return run_study(config, prepared, arguments, argv)
             if arguments.dry_run:
@@ -300,9 +300,9 @@ def _lead(argv):
                 return 0
             return run_and_report(config, prepared, arguments, argv)
         except StoreError as error:
-            return _complain(error, arguments, EXIT_USAGE)
+            return _complain(error, arguments, USAGE)
         except OSError as error:
-            return _complain(error, arguments, EXIT_FAILED)
+            return _complain(error, arguments, FAILED)
         except KeyboardInterrupt as stop:
             _say_stopped(stop, " before the first training")
             return _exit_code(stop)

@@ -12,9 +12,9 @@ import time
 import torch
 
 from generation.sampling import check_count, check_sampling
-from generation.text import TextStream
 from machine.device import device_name, is_out_of_memory, resolve_device
 from training.prepare import END_OF_TEXT
+from training.text import TextStream
 from training.weights import WEIGHTS_NAME, load_tokenizer, load_window_model
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

@@ -259,3 +259,13 @@ def _evaluating(model):
     finally:
         for module in training:
             module.training = True
+
+
+def model_flops(seq_len, d_model, layers, vocab_size):
+    """Forward FLOPs of everything but attention, and of attention for one pair, all layers.
+
+    A token costs in each layer 6 C^2 (qkv) + 2 C^2 (output projection) + 16 C^2 (feed-forward),
+    and 2 C V in the output layer; a pair costs 4 C in each layer (score and weighted sum).
+    """
+    per_token = layers * 24 * d_model**2 + 2 * d_model * vocab_size
+    return seq_len * per_token, 4 * d_model * layers

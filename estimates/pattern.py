@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attention.pattern import causal_pairs, near_far_pairs, sink_pairs
+from gpt import model_flops
 
 CONFIGURATIONS = ((128, 4), (128, 2), (96, 4), (96, 6), (80, 4), (80, 6), (64, 4), (64, 8))
 SEQ_LEN, D_MODEL, LAYERS, VOCAB_SIZE = 256, 512, 8, 10_000
@@ -116,13 +117,3 @@ def describe_model(a):
     """Length and model of an analysis in one line."""
     shape = f"seq_len {a.seq_len:,}, d_model {a.d_model:,}, {a.layers:,} layers"
     return f"{shape}, vocabulary {a.vocab_size:,}"
-
-
-def model_flops(seq_len, d_model, layers, vocab_size):
-    """Forward FLOPs of everything but attention, and of attention for one pair, all layers.
-
-    A token costs in each layer 6 C^2 (qkv) + 2 C^2 (output projection) + 16 C^2 (feed-forward),
-    and 2 C V in the output layer; a pair costs 4 C in each layer (score and weighted sum).
-    """
-    per_token = layers * 24 * d_model**2 + 2 * d_model * vocab_size
-    return seq_len * per_token, 4 * d_model * layers

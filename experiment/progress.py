@@ -5,7 +5,7 @@ from tqdm import tqdm
 
 from analysis.values import in_order
 from machine import ranks
-from machine.command import EXIT_INTERRUPTED, EXIT_TERMINATED
+from machine.command import INTERRUPTED, TERMINATED
 from machine.signals import Terminated
 
 
@@ -130,4 +130,4 @@ def _say_stopped(stop, what):
 
 
 def _exit_code(stop):
-    return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+    return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED

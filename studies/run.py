@@ -7,7 +7,7 @@ from experiment.identity import identity_here, identity_of_config
 from experiment.progress import _exit_code, _say_stopped, format_seconds, say
 from experiment.run import run_experiment
 from experiment.stored import move_old_results, result_names
-from machine.command import EXIT_RUNS_FAILED
+from machine.command import TRAININGS_FAILED
 from studies.shared import SharedStudy
 from studies.tables import format_study
 
@@ -81,4 +81,4 @@ def report_study(study):
     print(format_study(content), flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
     arms = [arm for point in content["points"] for arm in point["arms"].values()]
-    return EXIT_RUNS_FAILED if any(arm["diverged"] for arm in arms) else 0
+    return TRAININGS_FAILED if any(arm["diverged"] for arm in arms) else 0

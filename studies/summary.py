@@ -24,9 +24,9 @@ from analysis.significance import mean_interval, non_inferiority, paired_differe
 from analysis.values import ordered_arms, pattern_of_arm, shared_values
 from analysis.warnings import measurement_warnings
 from attention.pattern import causal_pairs, density
-from estimates.pattern import model_flops
 from experiment.identity import identities_differ
 from figures.data import smooth
+from gpt import model_flops
 from machine.files import DAMAGE, read_file, unsealed, utc_now, write_sealed
 from studies.points import STUDIES, StudyError, point_name, shared_identity, study_name
 

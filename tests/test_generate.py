@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import generate
-from generation import text as generation_text
 from gpt_win import GPTWindowModel
 from machine.files import sealed, unsealed
+from training import text as training_text
 from training.prepare import END_OF_TEXT, _train_tokenizer
 from training.weights import load_tokenizer, load_window_model, save_window_weights
 
@@ -92,10 +92,10 @@ def test_characters_split_over_tokens_come_whole(folder):
     text = "한국어 🦜 naïve €\t\x00"
     ids = tokenizer.encode(text).ids
     assert len(ids) > len(text)  # some characters are several tokens
-    stream = generation_text.TextStream(tokenizer)
+    stream = training_text.TextStream(tokenizer)
     pieces = [stream.text(token) for token in ids]
     assert "".join(pieces) == text and "\ufffd" not in "".join(pieces) and stream.rest() == ""
-    stream = generation_text.TextStream(tokenizer)
+    stream = training_text.TextStream(tokenizer)
     assert [stream.text(token) for token in tokenizer.encode("한").ids[:1]] == [""]
     assert stream.rest() == "\ufffd"
 
@@ -175,7 +175,7 @@ def test_a_device_that_is_not_there_is_one_clear_line(folder, capsys):
 
 
 def test_an_interruption_ends_the_line_and_exits_with_130(folder, capsys, monkeypatch):
-    original, calls = generation_text.TextStream.text, []
+    original, calls = training_text.TextStream.text, []
 
     def text(self, token):
         calls.append(token)
@@ -183,7 +183,7 @@ def test_an_interruption_ends_the_line_and_exits_with_130(folder, capsys, monkey
             raise KeyboardInterrupt
         return original(self, token)
 
-    monkeypatch.setattr(generation_text.TextStream, "text", text)
+    monkeypatch.setattr(training_text.TextStream, "text", text)
     captured = run(capsys, "def", code=130)
     assert captured.out.startswith("def") and captured.out.endswith("\n")
     assert "3 tokens, " in captured.err and captured.err.endswith("interrupted\n")

@@ -16,7 +16,7 @@ from analysis.values import arm_of_pattern, ordered_arms, pattern_of_arm
 from attention.pattern import attended_pairs, causal_pairs, density
 from estimates import pattern as estimates_pattern
 from estimates import report as estimates_report
-from estimates.pattern import model_flops
+from gpt import model_flops
 from studies.pictures import plot_study, save_figures
 from studies.points import (
     PATTERNS,

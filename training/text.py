@@ -1,10 +1,11 @@
+"""Tokens of a byte-level tokenizer as text, one after the other."""
+
 import codecs
 
 from training.tokens import TOKENIZER_NAME
 from training.weights import WeightsError
 
 
-# --- tokens as text ------------------------------------------------------------------------------
 def byte_characters():
     """The bytes by the characters that a byte-level tokenizer writes for them (as in GPT-2).
 
