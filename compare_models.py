@@ -8,7 +8,7 @@ goes on where a stop left off.  ``python main.py`` runs it from the command line
 
 import argparse
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -40,8 +40,9 @@ from studies.points import (
     study_folder,
 )
 from studies.run import run_study
-from training.config import PRESETS, ExperimentConfig, check_config, make_config
+from training.config import PRESETS, check_config, make_config
 from training.operators import attention_used
+from training.options import add_options
 from training.tokens import load_dataset
 from training.trainer import deterministic_algorithms
 
@@ -50,18 +51,6 @@ NOT_CONFIG += ("study", "seq_lens", "patterns")
 
 
 # --- the command line --------------------------------------------------------------------------
-def _default_text(name, default):
-    """A field's default, or one for each preset where they differ."""
-    values = {preset: changes.get(name, default) for preset, changes in PRESETS.items()}
-
-    def show(value):
-        return " ".join(value) if isinstance(value, tuple) else value
-
-    if len(set(values.values())) == 1:
-        return f"(default: {show(default)})"
-    return "(default: " + ", ".join(f"{preset} {show(v)}" for preset, v in values.items()) + ")"
-
-
 def build_parser():
     """The command line, derived from the fields of ExperimentConfig."""
     parser = argparse.ArgumentParser(
@@ -125,17 +114,7 @@ def build_parser():
     study.add_argument(
         "--patterns", nargs="+", metavar="W:D", help=f"of the patterns (default: {patterns})"
     )
-    groups = {}
-    for item in fields(ExperimentConfig):
-        if "group" not in item.metadata:
-            continue
-        title = item.metadata["group"]
-        group = groups.setdefault(title, None) or parser.add_argument_group(title)
-        groups[title] = group
-        typed = isinstance(item.default, str | int | float) and not isinstance(item.default, bool)
-        options = ({"type": type(item.default)} if typed else {}) | item.metadata["argparse"]
-        text = f"{item.metadata['help']} {_default_text(item.name, item.default)}"
-        group.add_argument(f"--{item.name.replace('_', '-')}", help=text, **options)
+    add_options(parser)
     return parser
 
 

@@ -1,3 +1,5 @@
+"""``python -m attention`` draws a small pattern as text."""
+
 from attention.pattern import draw_pattern
 
 if __name__ == "__main__":

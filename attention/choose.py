@@ -1,10 +1,4 @@
-"""The sliding-window + dilated causal pattern, and the ways to evaluate attention over it.
-
-This file knows tensors and no models.  ``python -m attention`` draws a small pattern.
-
-Letters used everywhere: B batch, S sequence length, H heads, D head_dim, C d_model (= H * D),
-w window_size, d dilation, N sink_tokens.  Queries, keys and values are (B, S, H, D).
-"""
+"""The choice among the evaluations, and the one entry to all: ``window_attention``."""
 
 from typing import NamedTuple
 

@@ -1,3 +1,5 @@
+"""Full causal attention, and textbook attention over any mask: the readable references."""
+
 import math
 
 import torch

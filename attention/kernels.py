@@ -1,3 +1,5 @@
+"""PyTorch's attention kernels by their underscored operators: every one of them stands here."""
+
 import functools
 import math
 from collections.abc import Callable

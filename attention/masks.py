@@ -1,3 +1,5 @@
+"""The pattern as a mask, or as what is added to scores: built once, shared by layers and steps."""
+
 import functools
 
 import torch

@@ -1,3 +1,5 @@
+"""The near and the far part of split attention: which pieces, forward and backward."""
+
 from typing import NamedTuple
 
 import torch

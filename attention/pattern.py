@@ -1,3 +1,5 @@
+"""The sliding-window + dilated causal pattern: its definition, counts in closed form, a picture."""
+
 import torch
 
 

@@ -1,3 +1,5 @@
+"""The sinks' part of split attention: a few keys for every query, in plain products."""
+
 import torch
 
 from attention.pattern import may_attend

@@ -1,3 +1,5 @@
+"""Split attention: near, far and sink part, each by its own kernel, merged into one softmax."""
+
 import functools
 import warnings
 from functools import partial

@@ -1,3 +1,5 @@
+"""What FLOP counts say of a pattern: shares of pairs, cost, limits of the speed-up."""
+
 from dataclasses import dataclass
 
 import numpy as np

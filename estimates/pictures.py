@@ -1,3 +1,5 @@
+"""The estimates of patterns as figures."""
+
 from contextlib import contextmanager
 
 import matplotlib

@@ -1,3 +1,5 @@
+"""The estimates of patterns as text."""
+
 import torch
 from matplotlib.ticker import EngFormatter
 

@@ -1,3 +1,5 @@
+"""Sparsity against estimated and measured speed-up, as a figure."""
+
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure

@@ -1,3 +1,5 @@
+"""What an experiment is about to do, and roughly how long it will take."""
+
 from dataclasses import asdict, replace
 from functools import lru_cache
 from statistics import mean

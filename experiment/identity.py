@@ -1,3 +1,5 @@
+"""What must not change inside an experiment, and where two experiments differ."""
+
 import json
 from dataclasses import asdict
 from pathlib import Path

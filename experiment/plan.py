@@ -1,3 +1,5 @@
+"""Orders and seeds of all blocks, drawn and declared before the first training."""
+
 import itertools
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""What a person sees while an experiment goes on: bars, or a line a training."""
+
 import sys
 
 import numpy as np

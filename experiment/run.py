@@ -1,3 +1,5 @@
+"""The experiment: every waiting training in the plan's order, each saved at once."""
+
 import os
 from dataclasses import replace
 

@@ -1,3 +1,5 @@
+"""An experiment's folder: its plan, the trainings that are done, and those that wait."""
+
 import errno
 import itertools
 import os

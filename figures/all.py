@@ -1,3 +1,5 @@
+"""The ten figures by name, and all of them written."""
+
 from figures.curves import convergence, training_curves
 from figures.data import prepare
 from figures.forest import summary

@@ -1,3 +1,5 @@
+"""Figures 1 and 10: losses over training."""
+
 import matplotlib
 import numpy as np
 

@@ -1,3 +1,5 @@
+"""A saved experiment prepared for drawing, and the estimates that figures show."""
+
 from collections import Counter
 from dataclasses import dataclass
 

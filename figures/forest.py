@@ -1,3 +1,5 @@
+"""Figure 9: every contrast with its interval."""
+
 import math
 
 import matplotlib

@@ -1,3 +1,5 @@
+"""How every figure looks: sizes, colours, an arm's style, saving."""
+
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""What several figures share: frames, captions, ticks, points with intervals."""
+
 import textwrap
 
 from matplotlib.figure import Figure

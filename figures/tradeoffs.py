@@ -1,3 +1,5 @@
+"""Figures 4 to 6: speed, memory and quality against one another."""
+
 import matplotlib
 import numpy as np
 

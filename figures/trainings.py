@@ -1,3 +1,5 @@
+"""Figure 8: every training in the order of time."""
+
 from collections import Counter
 from itertools import pairwise
 

@@ -1,3 +1,5 @@
+"""Figures 2, 3 and 7: the values of every training, ratios, distributions."""
+
 import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator

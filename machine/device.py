@@ -1,3 +1,5 @@
+"""The device that computes: its name, its memory running out, waiting for it."""
+
 import os
 import platform
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Files that are there whole or not at all, their checksums, and errors that name the remedy."""
+
 import errno
 import hashlib
 import json

@@ -1,3 +1,5 @@
+"""Memory on a CPU: the growth of a fresh process that does some work."""
+
 import json
 import math
 import subprocess

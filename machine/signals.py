@@ -1,3 +1,5 @@
+"""Stops by Ctrl-C and SIGTERM: as exceptions, or waiting for the end of a write."""
+
 import contextlib
 import signal
 import threading

@@ -1,3 +1,5 @@
+"""The device's state before and after a training: clocks, temperature, load, other processes."""
+
 import functools
 import math
 import os

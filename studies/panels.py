@@ -1,3 +1,5 @@
+"""What the figures of studies share."""
+
 import textwrap
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The figure of a study of patterns: speed against loss, and loss over training."""
+
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D

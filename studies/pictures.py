@@ -1,3 +1,5 @@
+"""The figures of a study of lengths."""
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure

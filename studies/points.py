@@ -1,3 +1,5 @@
+"""The points of the two studies: lengths and patterns."""
+
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""A study: its experiments one after the other, summed up."""
+
 from functools import partial
 
 from analysis.report import write_report

@@ -1,3 +1,5 @@
+"""A study's folder: points on the disk, summed up while others still train."""
+
 from pathlib import Path
 
 from analysis.metrics import RESULTS_NAME, MetricsError, fitting, load_experiment

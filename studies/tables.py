@@ -1,3 +1,5 @@
+"""A study in words: tables, warnings, and the pattern to choose."""
+
 import textwrap
 
 from analysis.words import text_table

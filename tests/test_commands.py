@@ -1,6 +1,7 @@
 """Every command of the README, as a person types it: a process of its own in an empty folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,12 @@ def test_bad_input_is_one_clear_message_and_exit_code_2(tmp_path):
         done = run(command, tmp_path)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_attention_goes_home_as_one_folder(tmp_path):
+    shutil.copytree(ROOT / "attention", tmp_path / "attention")
+    code = "import torch; from attention import may_attend, window_attention, window_mask; "
+    code += "q = torch.ones(1, 5, 1, 2); print(window_attention(q, q, q, 2, 2).shape == q.shape)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -1,3 +1,5 @@
+"""Batches of tokens, the learning rate over the steps, and how many steps there are."""
+
 import math
 
 import numpy as np

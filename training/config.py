@@ -1,3 +1,5 @@
+"""The configuration of an experiment: every field with its default, presets, checks."""
+
 import argparse
 import math
 from dataclasses import dataclass, field, fields, replace

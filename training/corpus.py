@@ -1,3 +1,5 @@
+"""Which files are text for training: found, looked through, duplicates and binaries left out."""
+
 import codecs
 import gzip
 import hashlib

@@ -1,3 +1,5 @@
+"""Peak memory of a training on a CPU, measured in a process of its own."""
+
 from dataclasses import asdict, replace
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""What an arm's attention really runs: its evaluation, kernels and dispatched operators."""
+
 from functools import partial
 
 import torch

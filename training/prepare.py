@@ -1,3 +1,5 @@
+"""Text into rows of tokens on the disk, with the tokenizer that was trained on it."""
+
 import codecs
 import glob
 import os

@@ -1,3 +1,5 @@
+"""Rows of tokens as training reads them: checked, cut to a length, split.  Needs no torch."""
+
 import math
 from dataclasses import dataclass
 from pathlib import Path

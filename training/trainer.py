@@ -1,3 +1,5 @@
+"""One arm's model with its optimizer, and the step that trains it."""
+
 import gc
 import os
 import time
