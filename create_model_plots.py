@@ -14,11 +14,13 @@ The statistics are those of significance.py; equal data give equal bytes.
 import argparse
 import sys
 
-from analysis.metrics import MetricsError, fitting, load_experiment
+from analysis.metrics import fitting, load_experiment
 from figures.all import create_all_plots
+from machine.command import add_debug, checked_options, run_command
 
 
-def parse_arguments(argv):
+def build_parser():
+    """The command line, with every default in its help."""
     parser = argparse.ArgumentParser(
         description="Draw ten figures of a saved experiment, each as .png and .pdf.",
         epilog="example: python create_model_plots.py output/experiment_results.npz plots/",
@@ -27,25 +29,21 @@ def parse_arguments(argv):
     results = "output/experiment_results.npz"
     parser.add_argument("results", nargs="?", default=results, help="saved metrics")
     parser.add_argument("plots_dir", nargs="?", default="plots/", help="folder for the figures")
-    return parser.parse_args(argv)
+    add_debug(parser)
+    return parser
+
+
+def draw(arguments):
+    """Load a saved experiment, draw its figures and list the files."""
+    with checked_options(), fitting(arguments.results):
+        paths = create_all_plots(*load_experiment(arguments.results), arguments.plots_dir)
+    print(*paths, sep="\n")
 
 
 def main(argv=None):
-    args = parse_arguments(argv)
-    try:
-        with fitting(args.results):
-            paths = create_all_plots(*load_experiment(args.results), args.plots_dir)
-    except MetricsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the figures finished so far are written", file=sys.stderr)
-        return 130
-    print(*paths, sep="\n")
-    return 0
+    """The command line; returns the exit code."""
+    kept = ": the figures finished so far are written"
+    return run_command(build_parser(), draw, argv, lambda arguments: kept)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ to encode), always in blocks, so that the memory needed does not grow with it.
 import argparse
 import sys
 
-from training.corpus import CORPORA, TEXT_SUFFIXES, DataError
+from machine.command import run_command, say
+from training.corpus import CORPORA, TEXT_SUFFIXES
 from training.prepare import describe, prepare_data
 from training.tokens import DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, TOKENIZER_NAME
 
@@ -68,31 +69,20 @@ def _name_left_out(left_out, debug):
             more = len(names) - NAMED_AT_MOST
             names = names[:NAMED_AT_MOST] + [f"and {more:,} more"] * (more > 0)
             for name in names:
-                print(f"prepare_data.py: left out, {kind}: {name}", file=sys.stderr)
+                say(f"prepare_data.py: left out, {kind}: {name}")
+
+
+def _prepare(arguments):
+    chosen = {"paths": ()} | vars(arguments)
+    debug = chosen.pop("debug", False)
+    prepared = prepare_data(**chosen)
+    _name_left_out(prepared.left_out, debug)
+    print(describe(prepared))
 
 
 def main(argv=None):
     """The command line; returns the exit code (see --help)."""
-    arguments = {"paths": ()} | vars(_parser().parse_args(argv))
-    debug = arguments.pop("debug", False)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that is no UTF-8 gets a ? and not a traceback
-            stream.reconfigure(errors="replace")
-    try:
-        prepared = prepare_data(**arguments)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    except (DataError, OSError) as error:
-        if debug:
-            raise
-        usage = isinstance(error, DataError)
-        words = error if usage else f"{error.filename}: {error.strerror}"
-        print(f"prepare_data.py: {words}", file=sys.stderr)
-        return 2 if usage else 1
-    _name_left_out(prepared.left_out, debug)
-    print(describe(prepared))
-    return 0
+    return run_command(_parser(), _prepare, argv, lambda arguments: ": nothing was written")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Knows nothing of what the commands do.
 """
 
+import argparse
 import os
 import sys
 from contextlib import contextmanager
@@ -38,7 +39,9 @@ def say(text):
 
 def add_debug(parser):
     """The option that every command has."""
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    hidden = argparse.SUPPRESS  # a help that shows defaults says nothing of this one
+    text = "show the traceback of an error"
+    parser.add_argument("--debug", action="store_true", default=hidden, help=text)
 
 
 def run_command(parser, story, argv=None, kept=lambda arguments: ""):
@@ -66,7 +69,7 @@ def run_command(parser, story, argv=None, kept=lambda arguments: ""):
         _drop_output()
         return DONE
     except (UserError, OSError) as error:
-        if arguments.debug:
+        if getattr(arguments, "debug", False):
             raise
         return _complain(error)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from machine.command import UserError
+
 CORPORA = ("stdlib", "site-packages")
 # fmt: off
 TEXT_SUFFIXES = {
@@ -31,7 +33,7 @@ NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests",
 BLOCK_BYTES = 2**20  # read at once
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be used; the message names the path or value and the remedy."""
 
 
