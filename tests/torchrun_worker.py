@@ -21,24 +21,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import compare_models
-from figures import all as figures_all
+from experiment import run as experiment_run
 from machine import ranks as machine_ranks
-from training import memory as training_memory
 from training import train as training_train
 from training import trainer as training_trainer
 
-training_memory.child_peak_memory_mb = lambda *_: 12.5  # a process of its own, which takes seconds
-figures_all.create_all_plots = lambda *_: []
+training_train.child_peak_memory_mb = lambda *_: 12.5  # a process of its own, which takes seconds
+compare_models.create_all_plots = lambda *_: []
 if "DROPOUT" not in os.environ:  # ranks draw other masks than one process, so losses would differ
     torch.nn.Dropout.forward = lambda self, x: x
 
 TRAIN, UPDATE = training_train.train, training_trainer.Trainer.update
 LOCAL_GRADIENTS = machine_ranks.local_gradients
 CLOCK = SimpleNamespace(perf_counter=lambda: 3 * time.perf_counter())
-weights, seeds = (
-    [],
-    [],
-)  # of every training: a checksum, and what dropout follows from, of each rank
+weights, seeds = [], []  # of every training and rank: a checksum, what dropout follows from
 counts = Counter()  # of rank 0, with the estimates
 
 
@@ -110,7 +106,7 @@ def run_all(path):
 
 
 if __name__ == "__main__":
-    training_train.train, training_trainer.Trainer.update = train, update
+    experiment_run.train, training_trainer.Trainer.update = train, update
     machine_ranks.local_gradients = local_gradients
     if sys.argv[1].endswith(".json"):
         machine_ranks.lead_or_follow(lambda: run_all(Path(sys.argv[1])))
