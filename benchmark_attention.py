@@ -216,7 +216,7 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
             stream.reconfigure(errors="replace")
-    warnings.filterwarnings("ignore", module="torch|natten|xformers|fla|local_attention")
+    warnings.filterwarnings("ignore", module="torch|local_attention")
     records, skipped, code = [], [], 0
     run, name, show = run_attention, "attention_benchmark", format_attention
     if args.decode and args.step:
