@@ -14,6 +14,7 @@ Letters: B batch, S sequence length, H heads, D head_dim, w window_size, d dilat
 """
 
 import argparse
+import errno
 import math
 import sys
 import warnings
@@ -30,14 +31,13 @@ from benchmarks.peers import ALL_DTYPES, DESCRIPTIONS, PEERS, Case
 from benchmarks.picture import plot_scaling
 from benchmarks.steps import measure_steps
 from benchmarks.tables import format_attention, format_decoding, format_steps
-from benchmarks.timing import say
 from figures.look import save_figure
+from machine.command import add_debug, checked_options, run_command, say
 from machine.describe import describe_environment
 from machine.device import device_name, resolve_device
 from machine.files import atomic_write, check_writable, to_json
 from training.config import ARMS, COMPILE_MODES, DEFAULT_ARMS, make_config
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 SEQ_LENS = {"cpu": (256, 1024, 4096, 16384), "cuda": (256, 1024, 4096, 16384, 65536)}
 # --- the command line --------------------------------------------------------------------------
 ALL_PEERS = tuple(dict.fromkeys([*PEERS, *DECODE_PEERS]))
@@ -60,8 +60,8 @@ def build_parser():
         "  python benchmark_attention.py --seq-lens 1024 4096 --head-dim 32 --heads 4\n"
         "  python benchmark_attention.py --step --seq-lens 16384 --head-dim 32\n"
         "  python benchmark_attention.py --decode --batch-size 8 --seq-lens 4096 65536\n\n"
-        "exit codes: 0 done, 1 a file could not be written, 2 wrong options, 130 interrupted "
-        "(what was measured is kept)",
+        "exit codes: 0 done, 1 a file could not be written, 2 wrong options, 130 interrupted, "
+        "143 terminated (what was measured is kept)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -84,7 +84,7 @@ def build_parser():
     add("--no-memory", "do not measure memory", action="store_true")
     add("--output-dir", "folder of the JSON file", default="output")
     add("--plots-dir", "folder of the picture", default="plots")
-    add("--debug", "show the traceback of an error", action="store_true")
+    add_debug(parser)
     add("--step", "time training steps of the arms instead", action="store_true")
     add("--decode", "time one new token over contexts of S tokens instead", action="store_true")
     choices = {"nargs": "+", "choices": COMPILE_MODES, "default": ("none", "default")}
@@ -209,48 +209,62 @@ def run_decode_steps(args, device, cases):
         yield records, skipped
 
 
-def main(argv=None):
-    """The command line; returns the exit code (see --help)."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
-            stream.reconfigure(errors="replace")
-    warnings.filterwarnings("ignore", module="torch|natten|xformers|fla|local_attention")
-    records, skipped, code = [], [], 0
-    run, name, show = run_attention, "attention_benchmark", format_attention
-    if args.decode and args.step:
-        run, name, show = run_decode_steps, "decode_step_benchmark", format_steps
-    elif args.decode:
-        run, name, show = run_decoding, "decode_benchmark", format_decoding
-    elif args.step:
-        run, name, show = run_steps, "step_benchmark", format_steps
-    try:
+def _check_folders(*folders):
+    """``check_writable``, with the folder in the error for ``run_command`` to name."""
+    for folder in folders:
         try:
-            device, cases = cases_from(args)
-            for case in cases if args.step else ():
-                _step_config(args, case)
-        except ValueError as error:
-            return _complain(error, args, EXIT_USAGE)
-        check_writable(args.output_dir, args.plots_dir)
-        path = Path(args.output_dir) / f"{name}.json"
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            try:
-                for records, skipped in run(args, device, cases):
-                    _save(path, args, device, records, skipped)
-            except KeyboardInterrupt:
-                say("interrupted: the lengths that were finished are kept")
-                code = EXIT_INTERRUPTED
+            check_writable(folder)
+        except OSError as error:
+            words = str(error).removeprefix(f"{Path(folder)} ")
+            raise OSError(errno.EIO, words, str(folder)) from None
+
+
+def _benchmark_of(args):
+    """What measures, the name of its JSON file and what makes its table."""
+    if args.decode and args.step:
+        return run_decode_steps, "decode_step_benchmark", format_steps
+    if args.decode:
+        return run_decoding, "decode_benchmark", format_decoding
+    if args.step:
+        return run_steps, "step_benchmark", format_steps
+    return run_attention, "attention_benchmark", format_attention
+
+
+def _tell(args):
+    """Measure length by length, each saved when it is finished; then the table and the picture."""
+    warnings.filterwarnings("ignore", module="torch|local_attention")
+    with checked_options():
+        device, cases = cases_from(args)
+        for case in cases if args.step else ():
+            _step_config(args, case)
+    _check_folders(args.output_dir, args.plots_dir)
+    run, name, form = _benchmark_of(args)
+    path = Path(args.output_dir) / f"{name}.json"
+    records, skipped = [], []
+
+    def show():
         print(device_name(device) + f", torch {torch.__version__}\n")
-        print(show(records, skipped), flush=True)
+        print(form(records, skipped), flush=True)
         written = [path] if path.exists() and records else []
         if records and not (args.step or args.decode):
             figure = plot_scaling(records, _title(records, device))
             written += save_figure(figure, args.plots_dir, "attention_scaling")
         say("written: " + ", ".join(str(p) for p in written))
-        return code
-    except OSError as error:
-        return _complain(error, args, EXIT_FAILED)
+
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            for records, skipped in run(args, device, cases):
+                _save(path, args, device, records, skipped)
+    except KeyboardInterrupt:
+        show()
+        raise
+    show()
+
+
+def main(argv=None):
+    """The command line; returns the exit code (see --help)."""
+    kept = ": the lengths that were finished are kept"
+    return run_command(build_parser(), _tell, argv, kept=lambda args: kept)
 
 
 def _title(records, device):
@@ -259,14 +273,6 @@ def _title(records, device):
         f"{device_name(device)}, {r['dtype']}, B{r['batch_size']} "
         f"H{r['heads']} D{r['head_dim']}, w{r['window_size']} d{r['dilation']}"
     )
-
-
-def _complain(error, args, code):
-    """One line for an error, or its traceback with --debug; returns ``code``."""
-    if args.debug:
-        raise error
-    print(f"error: {error}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from benchmarks.timing import (
     _times,
     as_cuda_graph,
     free_memory,
-    say,
     timed_in_rounds,
 )
+from machine.command import say
 from machine.device import synchronize
 from machine.memory import growth_in_child
 from training.trainer import release_memory as forget_everything

@@ -1,5 +1,4 @@
 import importlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -63,7 +62,7 @@ class Peer(NamedTuple):
     compiled: bool = False
 
 
-ALL_KEYS, PATTERN, NEAR_ONLY, OTHER_KEYS = "all keys", "near + far", "near only", "chosen blocks"
+ALL_KEYS, PATTERN, NEAR_ONLY = "all keys", "near + far", "near only"
 
 
 def _compiled(function):
@@ -121,41 +120,6 @@ def _local_attention(case):
     return lambda q, k, v: run(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
 
-def _xformers(case):
-    ops = _package("xformers.ops")
-    bias = ops.fmha.attn_bias.LocalAttentionFromBottomRightMask(case.window_size, 0)
-    return lambda q, k, v: ops.memory_efficient_attention(q, k, v, attn_bias=bias)
-
-
-def _fla(case):
-    run = _package("fla.ops.attn.parallel").parallel_attn
-    return lambda q, k, v: run(q, k, v, window_size=case.window_size + 1)
-
-
-def _natten(case):
-    natten = _package("natten")
-    if case.device != "cpu":
-        natten.allow_flex_compile()
-        natten.allow_flex_compile_backprop()
-    options = {"kernel_size": min(case.window_size + 1, case.seq_len), "is_causal": True}
-    options |= {"backend": "flex-fna", "torch_compile": case.device != "cpu"}
-    return lambda q, k, v: natten.na1d(q, k, v, **options)
-
-
-def _nsa(case):
-    """Native sparse attention: 16 selected blocks of 64 keys; 16 query heads share a key head."""
-    if case.heads % 16:
-        raise Unavailable(f"needs a multiple of 16 heads, not {case.heads}")
-    run = _package("fla.ops.nsa").parallel_nsa
-    shared = case.heads // 16
-
-    def attend(q, k, v):
-        gate = q.new_ones(q.shape[:3])
-        return run(q, k[:, :, :shared], v[:, :, :shared], gate, gate, None)
-
-    return attend
-
-
 PEERS = {
     "split": Peer(PATTERN, partial(_evaluation, "split")),
     "split-compiled": Peer(PATTERN, lambda case: _compiled(_evaluation("split", case)), True),
@@ -166,10 +130,6 @@ PEERS = {
     "cudnn": Peer(ALL_KEYS, partial(_sdpa, SDPBackend.CUDNN_ATTENTION)),
     "efficient": Peer(ALL_KEYS, partial(_sdpa, SDPBackend.EFFICIENT_ATTENTION)),
     "local-attention": Peer(NEAR_ONLY, _local_attention),
-    "xformers": Peer(NEAR_ONLY, _xformers),
-    "fla": Peer(NEAR_ONLY, _fla),
-    "natten": Peer(NEAR_ONLY, _natten, True),
-    "nsa": Peer(OTHER_KEYS, _nsa, True),
 }
 DESCRIPTIONS = {
     "split": "window_attention's split evaluation",
@@ -181,10 +141,6 @@ DESCRIPTIONS = {
     "cudnn": "scaled_dot_product_attention, cuDNN kernel",
     "efficient": "scaled_dot_product_attention, memory-efficient kernel",
     "local-attention": "LocalAttention of the local-attention package",
-    "xformers": "memory_efficient_attention of xformers with a local mask",
-    "fla": "parallel_attn of flash-linear-attention with a window",
-    "natten": "na1d of NATTEN, its FlexAttention backend",
-    "nsa": "native sparse attention of flash-linear-attention, 16 query heads a key head",
 }
 
 
@@ -206,14 +162,12 @@ def _values(attend, qkv, upstream):
 def error_of(name, case):
     """The peer's largest relative error, output and gradients, in a small problem like ``case``.
 
-    Against textbook attention in float64 over the keys that it claims; NaN where it chooses them
-    by the data.  Raises Unavailable where the error is larger than its dtype's rounding explains.
+    Against textbook attention in float64 over the keys that it claims.  Raises Unavailable where
+    the error is larger than its dtype's rounding explains.
     """
     peer, small = PEERS[name], _small(case)
     qkv, upstream = small.inputs(seed=1)
     values = _values(peer.make(small), qkv, upstream)
-    if peer.attends == OTHER_KEYS:
-        return math.nan
     exact = [x.detach().double().requires_grad_() for x in qkv]
     mask = _allowed(small, peer.attends)
     attend = partial(dense_attention, mask=mask)

@@ -4,26 +4,25 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 
-from benchmarks.peers import ALL_KEYS, DIRECTIONS, NEAR_ONLY, OTHER_KEYS, PATTERN, PEERS
+from benchmarks.peers import ALL_KEYS, DIRECTIONS, NEAR_ONLY, PATTERN, PEERS
 from figures.look import LOOK
 
 COLORS = {
     ALL_KEYS: ("#0173B2", "#56B4E9", "#029E73"),
     PATTERN: ("#D55E00", "#CA9161", "#CC78BC", "#949494", "#ECE133"),
-    NEAR_ONLY: ("0.15", "0.35", "0.5", "0.65"),
-    OTHER_KEYS: ("#78552B",),
+    NEAR_ONLY: ("0.15",),
 }
-MARKERS = "os^Dv<>PX*hdp"
+MARKERS = "os^Dv<>PX"
 
 
 def _style(name):
-    """Colour by what a peer attends to, a marker of its own, ours bold, other patterns dotted."""
+    """Colour by what a peer attends to, a marker of its own, ours bold, near only dotted."""
     attends = PEERS[name].attends
     group = [other for other in PEERS if PEERS[other].attends == attends]
     return {
         "color": COLORS[attends][group.index(name)],
         "marker": MARKERS[list(PEERS).index(name)],
-        "linestyle": ":" if attends in (NEAR_ONLY, OTHER_KEYS) else "-",
+        "linestyle": ":" if attends == NEAR_ONLY else "-",
         "linewidth": 2.2 if name == "split" else 1.1,
         "zorder": 4 if name == "split" else 3,
         "label": f"{name} ({attends})",

@@ -1,7 +1,6 @@
 import math
 import os
 import re
-import sys
 import time
 
 import numpy as np
@@ -102,10 +101,6 @@ def _reason(error):
     if quoted:
         return ": ".join(quoted.groups())
     return f"{type(error).__name__}: {lines[0]}"[:160]
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 def _progress(names, title):
