@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.significance import LEVEL, ROUNDING, Interval, _array, _no_spread, _pairs
+from analysis.significance import LEVEL, ROUNDING, _array, _no_spread, _pairs
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Drift:
     rho_p: float | None
 
 
-# --- checks of the design: order, drift, carry-over, outliers ------------------------------------
+# --- checks of the design: order, drift, outliers -------------------------------------------------
 def trend(x, y, level=LEVEL):
     """Least-squares line of y on x, with t intervals (independent normal residuals; Student).
 
@@ -107,47 +107,6 @@ def drift(values, arms, launch_index, level=LEVEL):
     # scipy's p is 0 for a perfect order; of n! orders two are perfect, so no exact p is smaller
     least = 2 / math.factorial(min(line.n, 20))
     return Drift(line, float(test.statistic), max(float(test.pvalue), least))
-
-
-def _half_width(left, df, level):
-    """Half a t interval for a standard error of 1 sd, from a fit's residuals; None without any."""
-    if df < 1 or not left.any():
-        return None
-    return float(stats.t.ppf((1 + level) / 2, df)) * math.sqrt(left @ left / df)
-
-
-def carry_over(values, arms, blocks, previous, level=LEVEL):
-    """What a training inherits from the one before: {previous arm: Interval}, in log units.
-
-    How much more a training takes after this arm than after the average arm (a hot machine, a
-    full cache), arms and blocks removed: crossover trials' first-order carry-over, by least
-    squares (Jones and Kenward 2014).  All three factors are fitted together; residuals after arms
-    and blocks alone would show 0.44 of an effect with 3 arms and 0.12 with 2 (simulated, 10
-    blocks).  A training with previous "" (the first one) is left out, and so are arms whose
-    carry-over the order of the trainings can't tell from arms and blocks.
-    """
-    log, previous = _log(values), np.asarray(previous)
-    design = _indicators(arms, blocks, previous, n=log.size)
-    followed = previous != ""
-    names, counts = np.unique(previous[followed], return_counts=True)
-    log, design = log[followed], design[followed]
-    if names.size < 2:  # no average to compare with
-        return {}
-    inverse = np.linalg.pinv(design)
-    left = _without_rounding(log - design @ inverse @ log, log)
-    # deviations from the average previous arm, whose columns are the last ones
-    contrasts = np.zeros((names.size, design.shape[1]))
-    contrasts[:, -names.size :] = np.eye(names.size) - 1 / names.size
-    half = _half_width(left, log.size - np.linalg.matrix_rank(design), level)
-    found = {}
-    for name, n, contrast in zip(names, counts, contrasts, strict=True):
-        weights = contrast @ inverse  # the estimate is a weighted sum of the log values
-        if np.allclose(weights @ design, contrast):  # else the design does not determine it
-            mean = float(weights @ log)
-            reach = None if half is None else half * float(np.linalg.norm(weights))
-            ends = (None, None) if reach is None else (mean - reach, mean + reach)
-            found[str(name)] = Interval(mean, *ends, int(n))
-    return found
 
 
 def outlying(values, ranges=1.5):

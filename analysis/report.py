@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.claims import claims_of
 from analysis.contrasts import compare, contrasts_of, positive
-from analysis.drift import carry_over, drift, trend
+from analysis.drift import drift, trend
 from analysis.metrics import REPORT_NAME
 from analysis.power import ALPHA, POWER
 from analysis.significance import LEVEL, two_sample_t
@@ -55,7 +55,6 @@ def _more_tests_row(words, compared):
     return [
         words,
         _starred(ratio.permutation_p),
-        _starred(ratio.wilcoxon_p),
         _number(ratio.effect_size, "{:.2f}"),
         "-" if published.t is None else f"t {published.t:.2f}, p {_starred(published.p)}",
         _number(published.d, "{:.2f}"),
@@ -64,7 +63,7 @@ def _more_tests_row(words, compared):
 
 def _contrast_lines(metrics, found, arm, reference, meaning):
     header = ["", "improvement", "ratio", f"{LEVEL:.0%} interval", "p", "adjusted p", "detectable"]
-    more = ["", "sign-flip p", "Wilcoxon p", "d_z", "two-sample t-test", "Cohen's d"]
+    more = ["", "sign-flip p", "d_z", "two-sample t-test", "Cohen's d"]
     rows, more_rows, notes = [header], [more], []
     for key, words, *_ in OUTCOMES:
         if (arm, reference, key) in found:
@@ -160,18 +159,6 @@ def _drift_line(launches):
     return f"drift: from one training to the next {_percent(fit.slope, fit.low, fit.high)}{rho}."
 
 
-def _carry_over_line(launches):
-    values, arms = [v for v, *_ in launches], [arm for _, arm, _ in launches]
-    blocks, previous = zip(*((r["block"], r["previous_arm"]) for *_, r in launches), strict=True)
-    found = carry_over(values, arms, list(blocks), list(previous))
-    parts = [
-        f"after {arm} {_percent(i.mean, i.low, i.high)}"
-        for arm, i in sorted(found.items())
-        if i.low is not None
-    ]
-    return f"carry-over: {', '.join(parts)}." if parts else "carry-over: too few trainings to tell."
-
-
 def _pairing_line(metrics, arm, reference):
     """How much of the spread of the times a block's trainings share."""
     x, ref = shared_values(metrics, (arm, reference), "training_time")
@@ -184,7 +171,7 @@ def _pairing_line(metrics, arm, reference):
 
 
 def _check_lines(metrics):
-    """Order, drift, carry-over and outliers of the training times: estimates, not verdicts."""
+    """Order, drift and outliers of the training times: estimates, not verdicts."""
     launches = _per_run(metrics, *ordered_arms(metrics))
     if not launches:
         return []
@@ -192,8 +179,6 @@ def _check_lines(metrics):
     for arm, reference, _ in contrasts_of(metrics)[:3]:
         lines.append("  " + _position_line(metrics, arm, reference))
     lines.append("  " + _drift_line(launches))
-    if any(run["previous_arm"] for *_, run in launches):
-        lines.append("  " + _carry_over_line(launches))
     pairing = [_pairing_line(metrics, a, b) for a, b, _ in contrasts_of(metrics)[:3]]
     lines += ["  " + line for line in pairing if line]
     outliers = [f"{a} run {r + 1}: {words} {v:,.4g}" for a, r, words, v in outlying_runs(metrics)]

@@ -41,7 +41,6 @@ class Ratio:
     n: int
     note: str = ""
     permutation_p: float | None = None  # exact sign-flip test of the log ratios
-    wilcoxon_p: float | None = None
     effect_size: float | None = None  # d_z: mean / sd of the log ratios (Cohen 1988)
     detectable: float | None = None  # share: 0.012 is 1.2 %, at ALPHA and POWER
 
@@ -57,7 +56,6 @@ class Difference:
     n: int
     note: str = ""
     permutation_p: float | None = None
-    wilcoxon_p: float | None = None
     effect_size: float | None = None
     detectable: float | None = None  # in the data's units
 
@@ -144,19 +142,6 @@ def sign_flip_p(differences):
     return float(test.pvalue)
 
 
-def wilcoxon_p(differences):
-    """Two-sided signed-rank test (Wilcoxon 1945); None without spread.
-
-    Assumes differences symmetric about their median.  Zeros are dropped, ties share their mean
-    rank.  scipy counts exactly up to n = 50, with zeros or ties up to n = 13; above, it takes the
-    normal approximation.
-    """
-    d = _array(differences)
-    if d.size < 2 or _no_spread(d):
-        return None
-    return float(stats.wilcoxon(d).pvalue)
-
-
 def mean_interval(values, level=LEVEL):
     """Mean and its t interval, ``mean ± t(n - 1) s / sqrt(n)`` (normal data; Student 1908)."""
     x = _array(values)
@@ -171,7 +156,6 @@ def _further_tests(d):
     """What ``Ratio`` and ``Difference`` say beside the t-test, of differences with spread."""
     return {
         "permutation_p": sign_flip_p(d),
-        "wilcoxon_p": wilcoxon_p(d),
         "effect_size": float(d.mean() / d.std(ddof=1)),
     }
 
@@ -186,7 +170,7 @@ def paired_ratio(x, reference, level=LEVEL):
 
     The logs make the ratio symmetric (a/b and b/a agree) and its interval positive; pairing
     removes whatever a block's two trainings share.  Assumes positive values and roughly normal
-    log ratios.  ``permutation_p`` and ``wilcoxon_p`` do without the normality.
+    log ratios.  ``permutation_p`` does without the normality.
     """
     x, reference = _pairs(x, reference)
     if (x <= 0).any() or (reference <= 0).any():
