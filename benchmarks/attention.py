@@ -1,3 +1,8 @@
+"""Attention timed against its peers: every peer at one case, forward alone and with backward.
+
+Also the memory that one pass with its backward pass takes, on a CPU as a fresh process's growth.
+"""
+
 import gc
 import math
 from dataclasses import asdict, replace
@@ -19,12 +24,12 @@ from benchmarks.peers import (
 )
 from benchmarks.timing import (
     MEMORY_SHARE,
-    _progress,
-    _reason,
-    _times,
     as_cuda_graph,
     free_memory,
+    progress,
+    reason_of,
     timed_in_rounds,
+    times_of,
 )
 from machine.command import say
 from machine.device import synchronize
@@ -90,7 +95,7 @@ class AttentionBenchmark:
         made = {}
         for direction in DIRECTIONS:
             works, how = {}, {}
-            for name in _progress(self.names, f"S {case.seq_len:,}, {direction}"):
+            for name in progress(self.names, f"S {case.seq_len:,}, {direction}"):
                 try:
                     self._check(name, case, direction)
                     if name not in made:
@@ -100,7 +105,7 @@ class AttentionBenchmark:
                     works[name], how[name] = as_cuda_graph(work, self.device)
                 # whatever a peer's own code raises must not end the others' measurement
                 except Exception as error:
-                    self._skip(name, case, direction, _reason(error))
+                    self._skip(name, case, direction, reason_of(error))
             samples = timed_in_rounds(works, self.device, self.rounds)
             for name, seconds in samples.items():
                 self._seconds[name, direction] = case.seq_len, float(np.median(seconds))
@@ -116,7 +121,7 @@ class AttentionBenchmark:
             try:
                 self._errors[name] = error_of(name, case)
             except Exception as error:
-                self._errors[name] = Unavailable(_reason(error))
+                self._errors[name] = Unavailable(reason_of(error))
         if isinstance(self._errors[name], Unavailable):
             raise self._errors[name]
         needed, free = least_memory(name, case), free_memory(self.device)
@@ -145,7 +150,7 @@ class AttentionBenchmark:
                     work = work_of(made[name], case, TRAINING)
                     memory = peak_memory_mb(name, case, work)
                 except RuntimeError as error:
-                    say(f"  memory of {name} not measured: {_reason(error)}")
+                    say(f"  memory of {name} not measured: {reason_of(error)}")
             ratio = min(full) / medians[name] if full else math.nan
             same = PEERS[name].attends == PATTERN
             self.records.append(
@@ -156,7 +161,7 @@ class AttentionBenchmark:
                     "direction": direction,
                     "density": kept,
                     "timed_as": how[name],
-                    **_times(seconds),
+                    **times_of(seconds),
                     "ratio_to_best_full": ratio,
                     "share_of_limit": ratio * kept if same else math.nan,
                     "peak_memory_mb": memory,

@@ -1,3 +1,8 @@
+"""Decoding timed: the attention of one new token over its context, or the models' whole step.
+
+Each peer is checked against textbook attention first, and set against what a large copy moves.
+"""
+
 import math
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -16,19 +21,19 @@ from benchmarks.peers import (
     FORWARD,
     PATTERN,
     Peer,
-    _allowed,
-    _checked,
-    _small,
+    allowed_mask,
+    checked_error,
+    small_case,
 )
 from benchmarks.steps import STEP_VOCAB
 from benchmarks.timing import (
     MEMORY_SHARE,
-    _progress,
-    _reason,
-    _times,
     as_cuda_graph,
     free_memory,
+    progress,
+    reason_of,
     timed_in_rounds,
+    times_of,
 )
 from training.trainer import autocast, build_model
 from training.trainer import release_memory as forget_everything
@@ -110,13 +115,13 @@ def decode_names(device):
 
 def decode_error(name, case):
     """As ``error_of``, for the one query of decoding."""
-    small = _small(case)
+    small = small_case(case)
     stored = Stored(small, seed=1)
     out = DECODE_PEERS[name].make(stored)().double()
-    mask = _allowed(small, DECODE_PEERS[name].attends)[-1:]
+    mask = allowed_mask(small, DECODE_PEERS[name].attends)[-1:]
     k, v = stored.keys_values.transpose(2, 3).double()
     expected = dense_attention(stored.q.double(), k, v, mask)
-    return _checked(((out - expected).norm() / expected.norm()).item(), case)
+    return checked_error(((out - expected).norm() / expected.norm()).item(), case)
 
 
 def keys_read(case, attends):
@@ -134,7 +139,7 @@ def measure_decoding(names, case, device, rounds):
 
     def skip(name, error):
         about = {"peer": name, **asdict(case), "direction": FORWARD}
-        skipped.append(about | {"reason": _reason(error)})
+        skipped.append(about | {"reason": reason_of(error)})
 
     try:
         works[COPY], copied = copy_work(device)
@@ -143,7 +148,7 @@ def measure_decoding(names, case, device, rounds):
         for name in names:
             skip(name, error)
         return records, skipped
-    for name in _progress(names, f"S {case.seq_len:,}, one token"):
+    for name in progress(names, f"S {case.seq_len:,}, one token"):
         try:
             errors[name] = decode_error(name, case)
             work = torch.no_grad()(DECODE_PEERS[name].make(stored))
@@ -165,7 +170,7 @@ def measure_decoding(names, case, device, rounds):
                 "attends": attends,
                 **asdict(case),
                 "timed_as": how[name],
-                **_times(samples[name]),
+                **times_of(samples[name]),
                 "read_mb": read / 1e6,
                 "ratio_to_best_full": min(full) / median if full else math.nan,
                 "limit_ms": 1e3 * read / bandwidth,
@@ -202,7 +207,7 @@ def measure_decode_steps(config, device, rounds=11):
                 work = partial(_model_step, model, *_decode_state(model, config, device))
                 works[arm], how[arm] = as_cuda_graph(work, device)
             except RuntimeError as error:  # memory: the other arms go on
-                skipped.append({"arm": arm, **shape, "reason": _reason(error)})
+                skipped.append({"arm": arm, **shape, "reason": reason_of(error)})
         samples = timed_in_rounds(works, device, rounds)
     fused = float(np.median(samples.get("fused", [math.nan])))
     records = [
@@ -211,7 +216,7 @@ def measure_decode_steps(config, device, rounds=11):
             **shape,
             "dtype": config.dtype,
             "timed_as": how[arm],
-            **_times(seconds),
+            **times_of(seconds),
             "peak_memory_mb": math.nan,
             "fused_over_this": fused / float(np.median(seconds)),
         }

@@ -1,3 +1,8 @@
+"""What attention is timed against: the peers, the problem they solve, and the check of each.
+
+A peer claims to which keys it attends; one that computes something else is ``Unavailable``.
+"""
+
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -74,15 +79,24 @@ def _evaluation(evaluation, case):
     return lambda q, k, v: window_attention(q, k, v, w, d, evaluation)
 
 
+def _heads_first(run):
+    """A function of q, k, v (B, S, H, D) from one of (B, H, S, D)."""
+
+    def attend(q, k, v):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return run(q, k, v).transpose(1, 2)
+
+    return attend
+
+
 def _sdpa(backend, case):
     """PyTorch's full causal attention by one of its kernels, which must be the one that runs."""
 
     def attend(q, k, v):
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    return attend
+    return _heads_first(attend)
 
 
 def _flex(case):
@@ -93,10 +107,7 @@ def _flex(case):
     mask = create_block_mask(
         lambda b, h, query, key: may_attend(query, key, w, d), None, None, S, S, case.device
     )
-    run = _compiled(flex_attention)
-    return lambda q, k, v: run(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(
-        1, 2
-    )
+    return _heads_first(partial(_compiled(flex_attention), block_mask=mask))
 
 
 def _package(name):
@@ -117,7 +128,7 @@ def _local_attention(case):
         autopad=True,
         use_rotary_pos_emb=False,
     )
-    return lambda q, k, v: run(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    return _heads_first(run)
 
 
 PEERS = {
@@ -144,7 +155,7 @@ DESCRIPTIONS = {
 }
 
 
-def _allowed(case, attends):
+def allowed_mask(case, attends):
     """The mask (S, S) of the keys that a peer claims to attend to."""
     w, d = {ALL_KEYS: (1, 1), PATTERN: case.pattern, NEAR_ONLY: (case.window_size, 0)}[attends]
     return window_mask(case.seq_len, w, d, case.device)
@@ -152,7 +163,8 @@ def _allowed(case, attends):
 
 def _values(attend, qkv, upstream):
     """The output and, as far as the peer can give them, the gradients of q, k and v."""
-    out = attend(*(x.detach() for x in qkv))
+    q, k, v = (x.detach() for x in qkv)
+    out = attend(q, k, v)
     try:
         return [out, *torch.autograd.grad(attend(*qkv), qkv, upstream)]
     except (RuntimeError, NotImplementedError):  # the timing will say why
@@ -165,28 +177,28 @@ def error_of(name, case):
     Against textbook attention in float64 over the keys that it claims.  Raises Unavailable where
     the error is larger than its dtype's rounding explains.
     """
-    peer, small = PEERS[name], _small(case)
+    peer, small = PEERS[name], small_case(case)
     qkv, upstream = small.inputs(seed=1)
     values = _values(peer.make(small), qkv, upstream)
     exact = [x.detach().double().requires_grad_() for x in qkv]
-    mask = _allowed(small, peer.attends)
+    mask = allowed_mask(small, peer.attends)
     attend = partial(dense_attention, mask=mask)
     reference = _values(attend, exact, upstream.double())[: len(values)]
     error = max(
         ((value.double() - expected).norm() / expected.norm()).item()
         for value, expected in zip(values, reference, strict=True)
     )
-    return _checked(error, case)
+    return checked_error(error, case)
 
 
-def _small(case):
+def small_case(case):
     """A problem like ``case`` that textbook attention in float64 can do."""
     window_size = min(case.window_size, CHECKED_TOKENS // 4)
     batch_size = min(case.batch_size, 2)
     return replace(case, batch_size=batch_size, seq_len=CHECKED_TOKENS, window_size=window_size)
 
 
-def _checked(error, case):
+def checked_error(error, case):
     """The relative error; Unavailable where its dtype's rounding does not explain it."""
     if not error <= LARGEST_ERROR[case.dtype]:
         raise Unavailable(

@@ -1,3 +1,8 @@
+"""The log-log picture of the attention benchmark: time over sequence length, a line a peer.
+
+Dashed beside them is the limit that the pattern's share of the pairs sets.
+"""
+
 import math
 
 import matplotlib

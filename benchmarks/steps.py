@@ -1,3 +1,8 @@
+"""Whole training steps of the experiment's arms, timed side by side.
+
+An arm that has no room, or that a compiler refuses, is skipped with its reason.
+"""
+
 import gc
 import math
 from dataclasses import replace
@@ -6,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.timing import _progress, _reason, _times, as_cuda_graph, timed_in_rounds
+from benchmarks.timing import as_cuda_graph, progress, reason_of, timed_in_rounds, times_of
 from machine.device import synchronize
 from training.batches import to_device
 from training.trainer import Trainer
@@ -33,13 +38,13 @@ def measure_steps(config, modes, evaluations, device, rounds=11):
         forget_everything(device)
         works, how, memory = {}, {}, {}
         shape = {"seq_len": config.seq_len, "batch_size": config.batch_size, "compile": mode}
-        for label in _progress(arms, f"S {config.seq_len:,}, compile {mode}"):
+        for label in progress(arms, f"S {config.seq_len:,}, compile {mode}"):
             arm, evaluation = arms[label]
             try:
                 settings = replace(config, compile=mode, window_attention=evaluation)
                 works[label], how[label], memory[label] = _step_of(settings, arm, tokens, device)
             except Exception as error:  # of a compiler, or memory: the other arms go on
-                skipped.append({"arm": label, **shape, "reason": _reason(error)})
+                skipped.append({"arm": label, **shape, "reason": reason_of(error)})
                 gc.collect()
         for label, seconds in timed_in_rounds(works, device, rounds).items():
             records.append(
@@ -48,7 +53,7 @@ def measure_steps(config, modes, evaluations, device, rounds=11):
                     **shape,
                     "dtype": config.dtype,
                     "timed_as": how[label],
-                    **_times(seconds),
+                    **times_of(seconds),
                     "peak_memory_mb": memory[label],
                 }
             )

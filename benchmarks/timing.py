@@ -1,3 +1,8 @@
+"""How a work is timed, whatever it is: in rounds, on CUDA as a recorded graph where it can be.
+
+A work is a function without arguments.
+"""
+
 import math
 import os
 import re
@@ -87,7 +92,7 @@ def timed_in_rounds(works, device, rounds):
     return samples
 
 
-def _reason(error):
+def reason_of(error):
     """An exception in one short line."""
     if isinstance(error, Unavailable):
         return str(error)
@@ -103,7 +108,7 @@ def _reason(error):
     return f"{type(error).__name__}: {lines[0]}"[:160]
 
 
-def _progress(names, title):
+def progress(names, title):
     """Go through names with a bar on standard error that shows the present one."""
     bar = tqdm(names, desc=title, leave=False, disable=None, bar_format=BAR)
     for name in bar:
@@ -111,7 +116,7 @@ def _progress(names, title):
         yield name
 
 
-def _times(seconds):
+def times_of(seconds):
     """Median, quartiles and samples for a record."""
     return {
         "median_ms": 1e3 * float(np.median(seconds)),
