@@ -1,3 +1,5 @@
+"""What the report claims of an experiment: each claim a sentence with its evidence and its limits."""
+
 import math
 
 import numpy as np

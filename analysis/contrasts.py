@@ -1,3 +1,5 @@
+"""Contrasts: two arms compared over the blocks that both finished, and the declared family of tests."""
+
 from dataclasses import asdict
 from typing import NamedTuple
 

@@ -1,3 +1,5 @@
+"""Checks of the design: the effect of the position in a block, drift, outlying trainings."""
+
 import math
 from dataclasses import dataclass
 

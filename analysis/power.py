@@ -1,3 +1,5 @@
+"""Power of the paired t-test: what so many blocks could detect, and how many would decide."""
+
 import itertools
 import math
 from bisect import bisect_left

@@ -1,3 +1,5 @@
+"""Values of saved trainings, picked and named: arms, outcomes, contrasts, summaries."""
+
 import math
 import re
 

@@ -1,3 +1,5 @@
+"""What a reader must know before the figures, and what may have disturbed a measurement."""
+
 import math
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Numbers and tables as text."""
+
 import textwrap
 
 from analysis.power import ALPHA
