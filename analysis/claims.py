@@ -1,4 +1,4 @@
-"""What the report claims of an experiment: each claim a sentence with its evidence and its limits."""
+"""What the report claims of an experiment: each claim a sentence, its evidence and its limits."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Contrasts: two arms compared over the blocks that both finished, and the declared family of tests."""
+"""Contrasts: two arms compared over the blocks both finished, and the declared family of tests."""
 
 from dataclasses import asdict
 from typing import NamedTuple
