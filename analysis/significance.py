@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.power import ALPHA, POWER, _check_alpha, detectable_effect, runs_needed
+from analysis.power import ALPHA, POWER, check_alpha, detectable_effect, runs_needed
 
 LEVEL = 0.95
 MOST_EXACT = 14  # runs up to which all 2^n sign flips are counted (16,384)
@@ -184,11 +184,11 @@ def paired_ratio(x, reference, level=LEVEL):
     test = stats.ttest_1samp(log_ratio, 0.0)
     interval = test.confidence_interval(level)
     low, high = _exp(interval.low), _exp(interval.high)
-    detectable = detectable_effect(x.size) * log_ratio.std(ddof=1)
+    effect = detectable_effect(x.size)
     return Ratio(
         *(ratio, low, high, float(test.pvalue), x.size),
         **_further_tests(log_ratio),
-        detectable=_exp(detectable) - 1,
+        detectable=None if effect is None else _exp(effect * log_ratio.std(ddof=1)) - 1,
     )
 
 
@@ -207,11 +207,11 @@ def paired_difference(x, reference, level=LEVEL):
         return Difference(mean, None, None, None, d.size, "the same difference in every run")
     test = stats.ttest_1samp(d, 0.0)
     low, high = (float(end) for end in test.confidence_interval(level))
-    detectable = float(detectable_effect(d.size) * d.std(ddof=1))
+    effect = detectable_effect(d.size)
     return Difference(
         *(mean, low, high, float(test.pvalue), d.size),
         **_further_tests(d),
-        detectable=detectable,
+        detectable=None if effect is None else float(effect * d.std(ddof=1)),
     )
 
 
@@ -240,7 +240,7 @@ def non_inferiority(x, reference, margin, alpha=ALPHA):
     run.  ``runs_needed``: the runs that would decide with 80 % power, were the observed mean and
     sd the true ones.  Without spread a difference of exactly the margin counts as worse.
     """
-    _check_alpha(alpha)
+    check_alpha(alpha)
     if not (math.isfinite(margin) and margin > 0):
         raise ValueError(f"the margin must be finite and positive, got {margin}")
     x, reference = _pairs(x, reference)
