@@ -13,15 +13,15 @@ stopped early; ``metadata`` holds the rest as the bytes of a JSON text.
 """
 
 import argparse
-import os
 import sys
 
-from analysis.metrics import RESULTS_NAME, MetricsError, fitting, load_experiment
+from analysis.metrics import RESULTS_NAME, fitting, load_experiment
 from analysis.report import format_report
+from machine.command import add_debug, run_command
 
 
-def main(argv=None):
-    """Print the report of a saved experiment; returns the exit code."""
+def build_parser():
+    """The command line, with every default in its help."""
     parser = argparse.ArgumentParser(
         prog="metrics_utils.py",
         description="Print the report of a saved experiment again.",
@@ -30,25 +30,20 @@ def main(argv=None):
     )
     results = f"output/{RESULTS_NAME}.json"
     parser.add_argument("results", nargs="?", default=results, help="saved metrics, .json or .npz")
-    args = parser.parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
-            stream.reconfigure(errors="replace")
-    try:
-        with fitting(args.results):
-            report = format_report(*load_experiment(args.results))
-    except MetricsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        print(report, flush=True)
-    except BrokenPipeError:  # as of `| head`: what was read is all that was wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"error: the report could not be written ({error.strerror})", file=sys.stderr)
-        return 1
-    return 0
+    add_debug(parser)
+    return parser
+
+
+def print_report(arguments):
+    """Load a saved experiment and print its report."""
+    with fitting(arguments.results):
+        report = format_report(*load_experiment(arguments.results))
+    print(report)
+
+
+def main(argv=None):
+    """The command line; returns the exit code."""
+    return run_command(build_parser(), print_report, argv)
 
 
 if __name__ == "__main__":

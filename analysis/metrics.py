@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from machine.command import UserError
 from machine.files import DAMAGE, atomic_write, to_json, unsealed, write_sealed
 
 SCHEMA_VERSION, SUITE_VERSION = 3, "0.5.0"
@@ -74,7 +75,7 @@ NEW_NAMES = {old: new for new, old in BEFORE_VERSION_3.items()}
 _SECTIONS = ("config", "plan", "environment", "data", "pattern")  # of the metadata
 
 
-class MetricsError(ValueError):
+class MetricsError(UserError):
     """A metrics file that is missing, damaged or not ours; the message names the file."""
 
 
