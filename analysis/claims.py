@@ -8,7 +8,7 @@ from analysis.contrasts import contrasts_of, positive, primary_of
 from analysis.power import ALPHA
 from analysis.significance import LEVEL, ROUNDING, non_inferiority, paired_ratio
 from analysis.values import PRACTICAL_SHARE, SHOWN_SHARE, declared_margin, shared_values
-from analysis.words import _interval, _p_value
+from analysis.words import interval, p_value
 
 SPARSITY = ("window", "fused", "training_time")
 LARGEST_LOSS = 50  # nats of difference beyond which a perplexity is no number for people
@@ -53,11 +53,11 @@ def describe_change(ratio, arm, reference, what="time"):
     if ratio.low <= 1 <= ratio.high:
         return (
             f"{arm} against {reference}: no difference detected, ratio {ratio.ratio:.4f} "
-            f"[{ratio.low:.4f}, {ratio.high:.4f}] includes 1, p {_p_value(ratio.p)}."
+            f"[{ratio.low:.4f}, {ratio.high:.4f}] includes 1, p {p_value(ratio.p)}."
         )
     # an interval of less time, in the direction that the sentence speaks of
     low, high = sorted((abs(1 - ratio.low), abs(1 - ratio.high)))
-    text += f" [{low:.2%}, {high:.2%}], p {_p_value(ratio.p)}"
+    text += f" [{low:.2%}, {high:.2%}], p {p_value(ratio.p)}"
     if abs(1 - ratio.ratio) < PRACTICAL_SHARE:
         text += f": significant, but below {PRACTICAL_SHARE:.0%}"
     return text + "."
@@ -74,7 +74,7 @@ def _evidence(compared, family_size, primary=False):
     text = " Primary," if primary else ""
     text += f" {'p' if primary else 'P'}aired t-test on log ratios, {compared.ratio.n} runs"
     if compared.adjusted is not None:
-        text += f"; adjusted p {_p_value(compared.adjusted)} (Holm, {family_size} tests)"
+        text += f"; adjusted p {p_value(compared.adjusted)} (Holm, {family_size} tests)"
         if compared.ratio.p < ALPHA <= compared.adjusted:
             text += ", which is not significant among so many"
     return text + "."
@@ -128,12 +128,12 @@ def describe_quality(x, reference, margin, arm, name):
     else:
         text += (
             f", at most {claim.upper:+.4f} (one-sided {LEVEL:.0%} bound), p "
-            f"{_p_value(claim.p_not_worse)} (non-inferiority, paired t-test, {claim.n} runs)."
+            f"{p_value(claim.p_not_worse)} (non-inferiority, paired t-test, {claim.n} runs)."
             " Primary, so not adjusted."
         )
         text += (
             f" Equivalence within ±{margin:g}: {claim.equivalence}, {2 * LEVEL - 1:.0%} interval "
-            f"[{claim.low:+.4f}, {claim.high:+.4f}], p {_p_value(claim.p_equivalent)} (two "
+            f"[{claim.low:+.4f}, {claim.high:+.4f}], p {p_value(claim.p_equivalent)} (two "
             "one-sided tests)."
         )
     if claim.runs_needed is not None:
@@ -174,7 +174,7 @@ def both_claim(metrics, metadata, found):
     quality = non_inferiority(x, ref, margin)
     faster = ratio.p is not None and ratio.p < ALPHA and ratio.ratio < 1
     parts = (
-        ("faster", faster, f"time ratio {ratio.ratio:.4f} {_interval(ratio)}", ratio.p),
+        ("faster", faster, f"time ratio {ratio.ratio:.4f} {interval(ratio)}", ratio.p),
         ("not worse", quality.verdict == "not worse", "validation loss", quality.p_not_worse),
     )
     words = "is shown" if all(shown for _, shown, *_ in parts) else "is not shown"
@@ -182,7 +182,7 @@ def both_claim(metrics, metadata, found):
     reason = " (neither part is)" if len(missing) == 2 else ""
     if len(missing) == 1:
         reason = f" ({missing[0]} is not)"
-    evidence = "; ".join(f"{what}, p {_p_value(p)}" for _, _, what, p in parts)
+    evidence = "; ".join(f"{what}, p {p_value(p)}" for _, _, what, p in parts)
     return [
         f"Faster and not worse: of window against fused this {words}{reason}: {evidence}. Each "
         f"part counts at {ALPHA}; a claim that needs both needs no correction "
@@ -245,8 +245,8 @@ def _decomposition(metrics, metadata):
 
 def _times(ratio):
     """A speed-up with its interval."""
-    interval = "" if ratio.low is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
-    return f"{ratio.ratio:.3f}x{interval}"
+    bounds = "" if ratio.low is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
+    return f"{ratio.ratio:.3f}x{bounds}"
 
 
 def claims_of(metrics, metadata, found):

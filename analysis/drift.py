@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.significance import LEVEL, ROUNDING, _array, _no_spread, _pairs
+from analysis.significance import LEVEL, ROUNDING, array, no_spread, pairs
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ def trend(x, y, level=LEVEL):
     of the arm adjusted for it.  Drift: x = launch index, y = residual log time, see ``drift``.
     Read the interval: an interval that includes 0 does not show that there is no trend.
     """
-    x, y = _pairs(x, y)
+    x, y = pairs(x, y)
     n = x.size
     if n < 3:
         return Trend(*[None] * 6, n, "fewer than 3 points: no trend")
-    if _no_spread(x):
+    if no_spread(x):
         return Trend(*[None] * 6, n, "all x are equal: no trend")
-    if _no_spread(y):
+    if no_spread(y):
         return Trend(0.0, None, None, float(y.mean()), None, None, n, "no spread: no interval")
     fit = stats.linregress(x, y)
     slope, intercept = float(fit.slope), float(fit.intercept)
-    if _no_spread(y - intercept - slope * x, scale=np.abs(y).max()):
+    if no_spread(y - intercept - slope * x, scale=np.abs(y).max()):
         note = "every point lies on the line: no interval"
         return Trend(slope, None, None, intercept, None, None, n, note)
     t = float(stats.t.ppf((1 + level) / 2, n - 2))
@@ -64,7 +64,7 @@ def trend(x, y, level=LEVEL):
 
 
 def _log(values):
-    values = _array(values)
+    values = array(values)
     if (values <= 0).any():
         raise ValueError("logarithms need positive values")
     return np.log(values)
@@ -103,7 +103,7 @@ def drift(values, arms, launch_index, level=LEVEL):
     """
     left = residuals(values, arms)
     line = trend(launch_index, left, level)
-    if line.n < 3 or _no_spread(left) or _no_spread(_array(launch_index)):
+    if line.n < 3 or no_spread(left) or no_spread(array(launch_index)):
         return Drift(line, None, None)
     test = stats.spearmanr(launch_index, left)
     # scipy's p is 0 for a perfect order; of n! orders two are perfect, so no exact p is smaller
@@ -118,7 +118,7 @@ def outlying(values, ranges=1.5):
 
     Flags only: a dropped run would break its pair.  With fewer than 5 values none is flagged.
     """
-    x = _array(values)
+    x = array(values)
     if x.size < 5:
         return np.zeros(x.size, dtype=bool)
     first, third = np.percentile(x, [25, 75])

@@ -29,7 +29,7 @@ from analysis.values import (
     shared_values,
 )
 from analysis.warnings import find_warnings, outlying_runs
-from analysis.words import _interval, _number, _p_value, _starred, _wrapped, text_table
+from analysis.words import interval, number, p_value, starred, text_table, wrapped
 from machine.files import atomic_write
 
 
@@ -41,10 +41,10 @@ def _tests_row(words, compared):
         words,
         f"{100 * (1 - x.mean() / reference.mean()):+.2f} %",
         f"{ratio.ratio:.4f}",
-        _interval(ratio),
-        _starred(ratio.p),
-        _starred(adjusted),
-        "> 1,000%" if (ratio.detectable or 0) > 10 else _number(ratio.detectable, "{:.2%}"),
+        interval(ratio),
+        starred(ratio.p),
+        starred(adjusted),
+        "> 1,000%" if (ratio.detectable or 0) > 10 else number(ratio.detectable, "{:.2%}"),
     ]
 
 
@@ -54,10 +54,10 @@ def _more_tests_row(words, compared):
     published = two_sample_t(x, reference)
     return [
         words,
-        _starred(ratio.permutation_p),
-        _number(ratio.effect_size, "{:.2f}"),
-        "-" if published.t is None else f"t {published.t:.2f}, p {_starred(published.p)}",
-        _number(published.d, "{:.2f}"),
+        starred(ratio.permutation_p),
+        number(ratio.effect_size, "{:.2f}"),
+        "-" if published.t is None else f"t {published.t:.2f}, p {starred(published.p)}",
+        number(published.d, "{:.2f}"),
     ]
 
 
@@ -155,7 +155,7 @@ def _drift_line(launches):
     fit = found.trend
     rho = ""
     if found.rho is not None:
-        rho = f"; Spearman's rho {found.rho:+.2f}, p {_p_value(found.rho_p)}"
+        rho = f"; Spearman's rho {found.rho:+.2f}, p {p_value(found.rho_p)}"
     return f"drift: from one training to the next {_percent(fit.slope, fit.low, fit.high)}{rho}."
 
 
@@ -198,7 +198,7 @@ def _warning_lines(metrics, metadata):
             if run["status"] != "ok":
                 lines.append(f"{arm}, run {run['block'] + 1}: {run['status']}: {run['message']}")
     for warning in find_warnings(metrics, metadata):
-        lines += _wrapped(f"warning: {warning}")
+        lines += wrapped(f"warning: {warning}")
     return lines
 
 
@@ -261,7 +261,7 @@ def _heading_lines(metrics, metadata):
         lines.append(_attention_line(metadata["attention"]))
     if declared_margin(metadata) is not None:  # else a file of the first version
         lines += [_code_line(metadata), _plan_line(metadata)]
-    return [title, "=" * len(title), *(line for long in lines for line in _wrapped(long))]
+    return [title, "=" * len(title), *(line for long in lines for line in wrapped(long))]
 
 
 def format_report(metrics, metadata):
@@ -269,15 +269,15 @@ def format_report(metrics, metadata):
     found = compare(metrics, metadata)
     claims = [f"{i}. {claim}" for i, claim in enumerate(claims_of(metrics, metadata, found), 1)]
     parts = [_heading_lines(metrics, metadata), _warning_lines(metrics, metadata)]
-    parts.append(["Claims", *(line for claim in claims for line in _wrapped(claim, "   "))])
+    parts.append(["Claims", *(line for claim in claims for line in wrapped(claim, "   "))])
     parts.append(["Mean ± standard deviation over the runs", *format_summary(metrics).split("\n")])
     if any(ok_values(metrics, arm, "training_time").size > 1 for arm in metrics):
         parts.append(_spread_lines(metrics))
     for arm, reference, meaning in contrasts_of(metrics):
         parts.append(_contrast_lines(metrics, found, arm, reference, meaning))
     checks = _check_lines(metrics)
-    parts.append([line for check in checks for line in _wrapped(check, "    ")])
-    parts.append([line for sentence in LEGEND for line in _wrapped(sentence)])
+    parts.append([line for check in checks for line in wrapped(check, "    ")])
+    parts.append([line for sentence in LEGEND for line in wrapped(sentence)])
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 

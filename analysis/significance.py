@@ -92,7 +92,7 @@ class QualityClaim:
     note: str = ""
 
 
-def _array(values):
+def array(values):
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"expected a non-empty list of numbers, got shape {values.shape}")
@@ -101,14 +101,14 @@ def _array(values):
     return values
 
 
-def _pairs(x, reference):
-    x, reference = _array(x), _array(reference)
+def pairs(x, reference):
+    x, reference = array(x), array(reference)
     if x.shape != reference.shape:
         raise ValueError(f"pairs needed, got {x.size} and {reference.size} values")
     return x, reference
 
 
-def _no_spread(values, scale=None):
+def no_spread(values, scale=None):
     """True when the values differ by rounding alone (so a t-test would divide by nothing)."""
     scale = np.abs(values).max() if scale is None else scale
     # the floor: squares of less than 1e-150 would underflow, and the variance be 0
@@ -132,8 +132,8 @@ def sign_flip_p(differences):
     Assumes only that each difference would be as likely with the other sign.  Exact, over all
     2^n flips, up to n = 14; above, 9,999 random flips from a fixed seed.
     """
-    d = _array(differences)
-    if d.size < 2 or _no_spread(d):
+    d = array(differences)
+    if d.size < 2 or no_spread(d):
         return None
     flips = np.inf if d.size <= MOST_EXACT else RESAMPLES
     test = stats.permutation_test(
@@ -144,7 +144,7 @@ def sign_flip_p(differences):
 
 def mean_interval(values, level=LEVEL):
     """Mean and its t interval, ``mean ± t(n - 1) s / sqrt(n)`` (normal data; Student 1908)."""
-    x = _array(values)
+    x = array(values)
     mean = float(x.mean())
     if x.size < 2:
         return Interval(mean, None, None, 1)
@@ -172,14 +172,14 @@ def paired_ratio(x, reference, level=LEVEL):
     removes whatever a block's two trainings share.  Assumes positive values and roughly normal
     log ratios.  ``permutation_p`` does without the normality.
     """
-    x, reference = _pairs(x, reference)
+    x, reference = pairs(x, reference)
     if (x <= 0).any() or (reference <= 0).any():
         raise ValueError("a ratio needs positive values")
     log_ratio = np.log(x / reference)
     ratio = float(np.exp(log_ratio.mean()))
     if x.size < 2:
         return Ratio(ratio, None, None, None, 1, "one run: no test")
-    if _no_spread(log_ratio, scale=1.0):
+    if no_spread(log_ratio, scale=1.0):
         return Ratio(ratio, None, None, None, x.size, "same in every run")
     test = stats.ttest_1samp(log_ratio, 0.0)
     interval = test.confidence_interval(level)
@@ -198,12 +198,12 @@ def paired_difference(x, reference, level=LEVEL):
     For held-out losses in nats, whose differences matter and not their ratios.  Assumes roughly
     normal differences (Student 1908).
     """
-    x, reference = _pairs(x, reference)
+    x, reference = pairs(x, reference)
     d = x - reference
     mean = float(d.mean())
     if d.size < 2:
         return Difference(mean, None, None, None, 1, "one run: no test")
-    if _no_spread(d, scale=max(np.abs(x).max(), np.abs(reference).max())):
+    if no_spread(d, scale=max(np.abs(x).max(), np.abs(reference).max())):
         return Difference(mean, None, None, None, d.size, "the same difference in every run")
     test = stats.ttest_1samp(d, 0.0)
     low, high = (float(end) for end in test.confidence_interval(level))
@@ -243,13 +243,13 @@ def non_inferiority(x, reference, margin, alpha=ALPHA):
     check_alpha(alpha)
     if not (math.isfinite(margin) and margin > 0):
         raise ValueError(f"the margin must be finite and positive, got {margin}")
-    x, reference = _pairs(x, reference)
+    x, reference = pairs(x, reference)
     e = x - reference
     mean, n = float(e.mean()), e.size
     if n < 2:
         undecided = ("undecided", "undecided")
         return QualityClaim(mean, n, margin, *[None] * 5, *undecided, note="one run: no test")
-    if _no_spread(e, scale=max(np.abs(x).max(), np.abs(reference).max())):
+    if no_spread(e, scale=max(np.abs(x).max(), np.abs(reference).max())):
         return _decided_by_constant(mean, n, margin)
     test = stats.ttest_1samp(e, margin, alternative="less")
     above = stats.ttest_1samp(e, -margin, alternative="greater").pvalue
@@ -275,10 +275,10 @@ def two_sample_t(x, reference):
 
     The published experiment's test.  It ignores the pairing, so it is the weaker one here.
     """
-    x, reference = _array(x), _array(reference)
+    x, reference = array(x), array(reference)
     if min(x.size, reference.size) < 2:
         return TwoSample(None, None, None, "one run: no test")
-    if _no_spread(x) and _no_spread(reference):
+    if no_spread(x) and no_spread(reference):
         return TwoSample(None, None, None, "no spread between the runs: no test")
     test = stats.ttest_ind_from_stats(
         *(x.mean(), x.std(ddof=1), x.size),
@@ -289,7 +289,7 @@ def two_sample_t(x, reference):
 
 def cohens_d(x, reference):
     """Difference of the means in pooled standard deviations (Cohen 1988), None without spread."""
-    x, reference = _array(x), _array(reference)
+    x, reference = array(x), array(reference)
     if min(x.size, reference.size) < 2:
         return None
     squares = (x.size - 1) * x.var(ddof=1) + (reference.size - 1) * reference.var(ddof=1)
@@ -309,7 +309,7 @@ def holm(p_values):
     adjusted = [None] * len(p_values)
     if not tested:
         return adjusted
-    p = _array([p_values[i] for i in tested])
+    p = array([p_values[i] for i in tested])
     if p.min() < 0 or p.max() > 1:
         raise ValueError(f"a p-value lies between 0 and 1, got {p.min()} to {p.max()}")
     order = np.argsort(p)

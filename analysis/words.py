@@ -8,25 +8,25 @@ COLUMNS = 100
 
 
 # --- words for numbers -------------------------------------------------------------------------
-def _p_value(p):
+def p_value(p):
     return "-" if p is None else f"{p:.2g}" if p >= 1e-15 else "< 1e-15"
 
 
-def _starred(p):
+def starred(p):
     """A p-value with a mark where it is below ALPHA."""
-    return _p_value(p) + ("*" if p is not None and p < ALPHA else " ")
+    return p_value(p) + ("*" if p is not None and p < ALPHA else " ")
 
 
-def _number(value, template):
+def number(value, template):
     return "-" if value is None else template.format(value)
 
 
-def _interval(ratio):
+def interval(ratio):
     """A ratio's interval, or in its place why there is none."""
     return ratio.note if ratio.low is None else f"[{ratio.low:.4f}, {ratio.high:.4f}]"
 
 
-def _wrapped(text, indent="  "):
+def wrapped(text, indent="  "):
     return textwrap.wrap(text, COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
 
 
