@@ -20,11 +20,11 @@ from analysis.values import in_order, planned_trainings
 from attention.rotary import POSITIONS
 from experiment.estimate import begin_experiment, dry_run
 from experiment.files import StoreError, read_plan, read_runs
-from experiment.progress import _exit_code, _say_stopped, say
+from experiment.progress import _exit_code, _say_stopped
 from experiment.run import check_ranks, ensure_data, run_experiment, world_of
 from figures.all import FIGURES, create_all_plots
 from machine import ranks
-from machine.command import FAILED, TRAININGS_FAILED, USAGE
+from machine.command import FAILED, TRAININGS_FAILED, USAGE, say
 from machine.device import resolve_device
 from machine.files import check_writable, explained, remove_leftovers
 from machine.signals import terminable

@@ -8,7 +8,7 @@ function of the prepared ``Experiment`` that returns a matplotlib Figure, and th
     fig = training_curves(prepare(*load_experiment("output/experiment_results.npz")))
 
 Figures are made without pyplot: nothing stays open, and no backend or style of a notebook changes.
-The statistics are those of significance.py; equal data give equal bytes.
+The statistics are those of analysis/significance.py; equal data give equal bytes.
 """
 
 import argparse

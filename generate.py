@@ -12,6 +12,7 @@ import time
 import torch
 
 from generation.sampling import check_count, check_sampling
+from machine.command import say
 from machine.device import device_name, is_out_of_memory, resolve_device
 from training.prepare import END_OF_TEXT
 from training.text import TextStream
@@ -85,10 +86,6 @@ def room_for(model, prompt, tokens):
             f"positions end at {model.max_seq_len:,}: shorten it"
         )
     return min(tokens, room)
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 def write(text):

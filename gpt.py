@@ -105,7 +105,8 @@ class GPTModel(nn.Module):
     """Decoder-only transformer with full causal attention: token ids (B, S) -> logits (B, S, V).
 
     Learned word and position embeddings, ``layers`` blocks, no final norm, an untied output layer.
-    ``positions="rotary"`` has rotary positions (see rotary.py) in place of the position embeddings.
+    ``positions="rotary"`` has rotary positions (see attention/rotary.py) in place of the position
+    embeddings.
     ``make_block(layer)`` takes the place of the full-attention block where a subclass hands one in.
     Raises ValueError where d_model is not divisible by n_heads, for an unknown attention or
     positions, and in ``forward`` for a sequence longer than max_seq_len.
@@ -164,7 +165,7 @@ class GPTModel(nn.Module):
         A list of prompts of any lengths, 1-D each, gives a list of 1-D tensors; each row's
         probabilities are what they would be alone (its draws are not: the rows share a generator).
         Neighbouring rows of one length are evaluated in one pass, and then all token by token with
-        keys and values kept (see decoding.py), without gradients and without dropout.
+        keys and values kept (see attention/cache.py), without gradients and without dropout.
         temperature, top_k, top_p, generator: see ``sampling.draw``; temperature 0 is greedy.
         Raises ValueError for arguments out of range, and with learned positions where the longest
         row would become longer than max_seq_len; rotary positions have no end.

@@ -1,23 +1,19 @@
-"""Saved metrics: reading, writing and summarising them.  Needs no torch.
+"""The report of saved metrics again, and how to read, write and sum them up.  Needs no torch.
 
-    python metrics_utils.py [output/experiment_results.json]     prints the report again
+    python metrics_utils.py [output/experiment_results.json]
 
-An experiment is two files with the same content: ``experiment_results.npz`` (numbers for programs,
-loads with ``allow_pickle=False``) and ``experiment_results.json`` (for people and other languages).
-
-In memory the metrics are ``{arm: [run, run, ...]}``, one dict a run with the keys of ``NUMBERS``,
-``TEXTS``, ``RECORDS`` and ``SERIES`` below, and the metadata (configuration, plan, code, versions,
-device, data) is one JSON-like dict.  In the npz each number is an array over runs,
-``<arm>_<name>`` (R,); each series is ``<arm>_<name>`` (R, steps), padded at the end where a run
-stopped early; ``metadata`` holds the rest as the bytes of a JSON text.
+What the files hold: analysis/metrics.py.
 """
 
 import argparse
 import sys
 
-from analysis.metrics import RESULTS_NAME, fitting, load_experiment
+from analysis.metrics import RESULTS_NAME, fitting, load_experiment, load_metrics, save_metrics
 from analysis.report import format_report
+from analysis.values import print_metrics_summary
 from machine.command import add_debug, run_command
+
+__all__ = ["load_experiment", "load_metrics", "main", "print_metrics_summary", "save_metrics"]
 
 
 def build_parser():

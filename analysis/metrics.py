@@ -1,7 +1,5 @@
 """Saved metrics: reading, writing and summarising them.  Needs no torch.
 
-    python metrics_utils.py [output/experiment_results.json]     prints the report again
-
 An experiment is two files with the same content: ``experiment_results.npz`` (numbers for programs,
 loads with ``allow_pickle=False``) and ``experiment_results.json`` (for people and other languages).
 
@@ -150,6 +148,11 @@ def save_metrics(metrics, metadata, output_dir, name=RESULTS_NAME):
     return npz_path, json_path
 
 
+def _renamed(table):
+    """A table of any version with the present names of its keys."""
+    return {NEW_NAMES.get(key, key): value for key, value in table.items()}
+
+
 def _read_npz(path):
     with np.load(path, allow_pickle=False) as file:
         if "metadata" not in file.files:
@@ -164,10 +167,9 @@ def _read_npz(path):
             for i, text in enumerate(texts):
                 run = {key: columns[key][i].item() for key in NUMBERS}
                 run |= {key: columns[key][i][: run["total_steps"]] for key in SERIES}
-                runs.append(run | {NEW_NAMES.get(key, key): value for key, value in text.items()})
+                runs.append(run | _renamed(text))
             metrics[arm] = runs
-    metadata = {NEW_NAMES.get(key, key): value for key, value in header["metadata"].items()}
-    return metrics, metadata
+    return metrics, _renamed(header["metadata"])
 
 
 def _read_json(path):
@@ -176,11 +178,8 @@ def _read_json(path):
     content = unsealed(text) if sealed_since else json.loads(text)
     if not sealed_since and content["metadata"].get("schema_version") != 1:
         raise ValueError("its checksum is missing")
-    metrics = {
-        arm: [{NEW_NAMES.get(key, key): value for key, value in run.items()} for run in runs]
-        for arm, runs in content["metrics"].items()
-    }
-    return metrics, {NEW_NAMES.get(key, key): v for key, v in content["metadata"].items()}
+    metrics = {arm: [_renamed(run) for run in runs] for arm, runs in content["metrics"].items()}
+    return metrics, _renamed(content["metadata"])
 
 
 def load_experiment(path):

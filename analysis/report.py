@@ -2,7 +2,7 @@
 
     python metrics_utils.py [output/experiment_results.json]     prints it again, without torch
 
-Everything is worked out from the metrics and metadata of metrics_utils, by the tests of
+Everything is worked out from the metrics and metadata of metrics.py, by the tests of
 significance.py.
 """
 

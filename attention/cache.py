@@ -1,7 +1,7 @@
 """Attention of one new token to the stored keys and values of the tokens before it.
 
 This file knows tensors and no models.  A step reads the keys that its pattern allows: with the
-letters of window_attention.py (B batch, H heads, D head_dim, w window_size, d dilation, N
+letters of the pattern (B batch, H heads, D head_dim, w window_size, d dilation, N
 sink_tokens) about w + i/d + N of them at position i, where full attention reads i.  (Where there
 are sinks, or rows of different lengths in a batch, it reads a few that are masked then.)
 """

@@ -40,7 +40,7 @@ def rotate(x, first_position=0):
     return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1).to(x.dtype)
 
 
-# as with the masks of window_attention.py, a constant of the compiled graph
+# as with the masks, a constant of the compiled graph
 @constant_of_a_graph
 def cached_rotations(positions, head_dim, device, dtype):
     """cos and sin of every position's angles, (positions, D/2) each; shared, do not write."""

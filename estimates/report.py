@@ -101,7 +101,7 @@ def measured_lines(content):
 def format_report(analyses, content=None):
     """The report as text; ``analyses`` (at least one) share length, model and sink_tokens.
 
-    content: of a study of patterns (see studies.py), whose measurements are shown too.
+    content: of a study of patterns (see studies/), whose measurements are shown too.
     """
     a = analyses[0]
     names, kinds = ("w", "d"), ("near", "far")

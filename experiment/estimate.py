@@ -11,8 +11,9 @@ from attention.pattern import density
 from experiment.files import read_plan, read_runs
 from experiment.identity import can_be_mixed, identities_differ, identity_here
 from experiment.plan import make_plan
-from experiment.progress import format_seconds, say
+from experiment.progress import format_seconds
 from machine import ranks
+from machine.command import say
 from machine.device import device_name, is_out_of_memory
 from training.batches import planned_steps, validation_rows
 from training.config import layer_patterns

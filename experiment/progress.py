@@ -1,13 +1,11 @@
 """What a person sees while an experiment goes on: bars, or a line a training."""
 
-import sys
-
 import numpy as np
 from tqdm import tqdm
 
 from analysis.values import in_order
 from machine import ranks
-from machine.command import INTERRUPTED, TERMINATED
+from machine.command import INTERRUPTED, TERMINATED, say
 from machine.signals import Terminated
 
 
@@ -68,7 +66,7 @@ class Progress:
         )
 
     def start(self, run, arm):
-        """A training begins; returns the callback for ``train_model.train``."""
+        """A training begins; returns the callback for ``training.train.train``."""
         self.waiting[arm] -= 1
         self.current = tqdm(
             total=self.steps,
@@ -114,12 +112,6 @@ class Progress:
         else:
             result = f"{metrics['status'].replace('_', ' ')}: {metrics['message']}"
         say(f"run {run + 1}/{self.runs} {arm}: {result}; about {self._left()} left")
-
-
-def say(text):
-    """A line for the person at the screen: stderr, above the bars; stdout is the report alone."""
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()
 
 
 # --- from the command line to the exit code ----------------------------------------------------

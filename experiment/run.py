@@ -8,9 +8,10 @@ import torch
 from experiment.estimate import _own
 from experiment.files import locked
 from experiment.identity import tokenizer_of
-from experiment.progress import Progress, say
+from experiment.progress import Progress
 from experiment.stored import StoredExperiment, check_space, result_names
 from machine import ranks
+from machine.command import say
 from machine.describe import describe_code
 from machine.device import device_name, resolve_device
 from machine.files import file_sha256
@@ -24,7 +25,7 @@ from training.weights import save_window_weights
 
 
 def train_here(config, arm, seed, dataset=None, progress=lambda steps_done, loss: None):
-    """``train_model.train`` with this rank's device and data."""
+    """``training.train.train`` with this rank's device and data."""
     device, dataset = _own(config, dataset)
     release_memory(device)
     return train(config, arm, dataset, seed, device, progress)

@@ -36,7 +36,7 @@ from experiment.files import (
 )
 from experiment.identity import _plain, can_be_mixed, identities_differ, identity_of
 from experiment.plan import declare, make_plan
-from experiment.progress import say
+from machine.command import say
 from machine.describe import describe_code, describe_environment
 from machine.files import check_writable, json_sha256, utc_now
 from training.batches import planned_steps, validation_rows
@@ -135,7 +135,7 @@ def memory_measure(config, device):
 class StoredExperiment:
     """An experiment's folder: its plan, the trainings that are done, and those that wait.
 
-    Make one inside ``run_store.locked``.  A folder without a plan gets one.  One with a plan is
+    Make one inside ``files.locked``.  A folder without a plan gets one.  One with a plan is
     gone on with where configuration, data, code and device are the same; StoreError lists what
     differs.  restart: the old files are moved aside first.  allow_mixed: go on all the same, and
     mark the results.  argv: the command line, for the record.

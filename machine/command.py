@@ -33,6 +33,8 @@ def checked_options():
 
 def say(text):
     """A line for the person at the screen: stderr, above progress bars; stdout is for results."""
+    if sys.stderr is None:  # closed, and stdout must not get it instead
+        return
     tqdm.write(text, file=sys.stderr)
     sys.stderr.flush()
 
@@ -59,7 +61,7 @@ def run_command(parser, story, argv=None, kept=lambda arguments: ""):
     try:
         with terminable():
             code = story(arguments) or DONE
-            sys.stdout.flush()
+            print(end="", flush=True)  # a closed stdout has nothing to flush
             return code
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)

@@ -1,5 +1,4 @@
-"""The machine that a measurement runs on: its device, what describes it and the code, its state
-before and after a training, and memory on a CPU.
+"""What a result belongs to: the code, its versions, the machine and the device.
 
 Everything here is read and recorded; no setting of the machine is ever changed.
 """

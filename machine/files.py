@@ -150,12 +150,6 @@ def to_json(value, indent=None):
     return json.dumps(_missing_to_none(value), indent=indent, allow_nan=False)
 
 
-def write_json(path, content):
-    """Write strict JSON (see ``to_json``), whole or not at all."""
-    text = to_json(content, indent=1)
-    atomic_write(path, lambda file: file.write(text.encode()))
-
-
 def file_sha256(path):
     """SHA-256 of a file's bytes as hexadecimal digits, or None where there is no such file."""
     digest = hashlib.sha256()

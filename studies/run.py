@@ -6,10 +6,10 @@ from analysis.report import write_report
 from experiment.estimate import begin_experiment, dry_run
 from experiment.files import Busy, locked
 from experiment.identity import identity_here, identity_of_config
-from experiment.progress import _exit_code, _say_stopped, format_seconds, say
+from experiment.progress import _exit_code, _say_stopped, format_seconds
 from experiment.run import run_experiment
 from experiment.stored import move_old_results, result_names
-from machine.command import TRAININGS_FAILED
+from machine.command import TRAININGS_FAILED, say
 from studies.shared import SharedStudy
 from studies.tables import format_study
 

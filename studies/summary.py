@@ -1,10 +1,8 @@
-"""Studies: the experiment at many sequence lengths or with many patterns, summed up.
+"""A study summed up: from the saved metrics of its points to the content of its file.
 
 ``python compare_models.py --study lengths`` and ``--study patterns`` train; every point of a study
-is an experiment with a folder of its own, which goes on after a stop like any other.  What is here
-works on their saved metrics: which points there are, the content of ``<study>_study.json``, its
-tables and its pictures.  That file is always made anew from the points on the disk, so that several
-launches, each with a GPU and some points of its own, can share a study.
+is an experiment with a folder of its own, which goes on after a stop like any other.  The content
+of ``<study>_study.json`` is always made anew from the points on the disk.
 
     content = summarize("lengths", [load_experiment(path) for path in paths])
     print(format_study(content))

@@ -148,3 +148,15 @@ def test_attention_goes_home_as_one_folder(tmp_path):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+@pytest.mark.parametrize("name", ["h200_paper_3_runs.npz", "no_such_file.npz"])
+def test_a_closed_stream_changes_no_exit_code_and_gets_nothing_through_the_other(closed, name):
+    command = [sys.executable, ROOT / "metrics_utils.py", ROOT / "results" / name]
+    open_code = subprocess.run(command, capture_output=True).returncode
+    redirected = {"stdout": ">&-", "stderr": "2>&-"}[closed]
+    shell = ["sh", "-c", f'exec "$@" {redirected}', "sh", *map(str, command)]
+    done = subprocess.run(shell, capture_output=True, text=True)
+    assert done.returncode == open_code and "Traceback" not in done.stderr
+    assert closed == "stdout" or "error" not in done.stdout

@@ -19,7 +19,7 @@ def child_peak_memory_mb(config, arm, vocab_size, seed):
 
     The tokens are random: memory depends on how many there are, not on which.  The steps are
     eager ones, for a compiler's own memory would hide the model's.  Of several ranks, which are
-    alike, it is the share of one.  See ``machine.growth_in_child`` for NaN and RuntimeError.
+    alike, it is the share of one.  See ``machine.memory.growth_in_child`` for NaN and RuntimeError.
     """
     share = {"batch_size": config.batch_size // config.world_size, "world_size": 1}
     config = replace(config, compile="none", **share)

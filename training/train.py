@@ -1,6 +1,6 @@
 """Training ONE model: configuration, batches, schedule, timing and memory -> one run's metrics.
 
-Knows nothing of arms in comparison, orders or files; compare_models.py does that.
+Knows nothing of arms in comparison, orders or files; experiment/ does that.
 """
 
 import math
