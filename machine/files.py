@@ -128,16 +128,16 @@ def utc_now():
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _missing_to_none(value):
+def missing_to_none(value):
     """``value`` for strict JSON: NaN and infinities become null, arrays become lists."""
     if isinstance(value, dict):
-        return {str(k): _missing_to_none(v) for k, v in value.items()}
+        return {str(k): missing_to_none(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_missing_to_none(v) for v in value]
+        return [missing_to_none(v) for v in value]
     if isinstance(value, np.ndarray):
         if value.dtype == np.float32:  # shortest decimal that reads back as the same float32
             return [float(str(v)) if math.isfinite(v) else None for v in value]
-        return _missing_to_none(value.tolist())
+        return missing_to_none(value.tolist())
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -147,7 +147,13 @@ def _missing_to_none(value):
 
 def to_json(value, indent=None):
     """Strict JSON text (no NaN) of dicts, lists, numbers, texts and arrays."""
-    return json.dumps(_missing_to_none(value), indent=indent, allow_nan=False)
+    return json.dumps(missing_to_none(value), indent=indent, allow_nan=False)
+
+
+def write_json(path, content):
+    """Write strict JSON (see ``to_json``), whole or not at all."""
+    text = to_json(content, indent=1)
+    atomic_write(path, lambda file: file.write(text.encode()))
 
 
 def file_sha256(path):
@@ -169,7 +175,7 @@ def json_sha256(value):
 
 def sealed(content):
     """Strict JSON text of a dict with its own checksum, so that a change of it is noticed."""
-    content = _missing_to_none(content)
+    content = missing_to_none(content)
     return json.dumps(content | {"sha256": json_sha256(content)}, indent=1, allow_nan=False)
 
 
