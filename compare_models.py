@@ -1,12 +1,13 @@
-"""The experiment: every arm trained in every run, in balanced random order, measured and reported.
+"""The experiment: every arm trained in every block, in balanced random order, and the report.
 
-A run is a block: each arm once, from the same seed, adjacent in time, so that arms can be compared
+A block trains each arm once, from the same seed, adjacent in time, so that arms can be compared
 pair by pair.  Every finished training is on the disk before the next begins, and the same command
 goes on where a stop left off.  ``python main.py`` runs it from the command line;
 ``run_experiment`` from a notebook.
 """
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -18,16 +19,23 @@ from analysis.metrics import RESULTS_NAME
 from analysis.report import write_report
 from analysis.values import in_order, planned_trainings
 from attention.rotary import POSITIONS
-from experiment.estimate import begin_experiment, dry_run
-from experiment.files import StoreError, read_plan, read_runs
-from experiment.progress import _exit_code, _say_stopped
-from experiment.run import check_ranks, ensure_data, run_experiment, world_of
+from experiment.estimate import dry_run
+from experiment.files import read_plan, read_trainings
+from experiment.run import run_experiment
 from figures.all import FIGURES, create_all_plots
 from machine import ranks
-from machine.command import FAILED, TRAININGS_FAILED, USAGE, say
-from machine.device import resolve_device
-from machine.files import check_writable, explained, remove_leftovers
-from machine.signals import terminable
+from machine.command import (
+    DONE,
+    TRAININGS_FAILED,
+    UserError,
+    add_debug,
+    checked_options,
+    run_command,
+    say,
+)
+from machine.describe import describe_code
+from machine.device import device_name, resolve_device
+from machine.files import check_writable, file_sha256, remove_leftovers
 from studies.points import (
     DEFAULTS,
     LENGTHS,
@@ -41,16 +49,14 @@ from studies.points import (
 )
 from studies.run import run_study
 from training.config import PRESETS, check_config, make_config
-from training.operators import attention_used
 from training.options import add_options
-from training.tokens import load_dataset
-from training.trainer import deterministic_algorithms
+from training.prepare import describe, prepare_data
+from training.tokens import DEFAULT_PATH, load_dataset
 
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
 NOT_CONFIG += ("study", "seq_lens", "patterns")
 
 
-# --- the command line --------------------------------------------------------------------------
 def build_parser():
     """The command line, derived from the fields of ExperimentConfig."""
     parser = argparse.ArgumentParser(
@@ -83,21 +89,19 @@ def build_parser():
     )
     switch = {"action": "store_true", "default": False}
     parser.add_argument("--dry-run", help="print the plan and a time estimate, no more", **switch)
-    parser.add_argument(
-        "--restart", help="move the results in --output-dir aside and start anew", **switch
-    )
+    parser.add_argument("--restart", help="rename the old --output-dir and start anew", **switch)
     parser.add_argument(
         "--allow-mixed",
         help="go on with an experiment although configuration, data, code or device differ; the "
         "results are marked",
         **switch,
     )
-    parser.add_argument("--debug", help="show the traceback of an error", **switch)
+    add_debug(parser)
     study = parser.add_argument_group(
         "study",
         "Many experiments, each in a folder of its own below --output-dir, summed up in one table "
         "and in pictures. The defaults change: 3 runs, a constant learning rate, preset long with "
-        "CUDA, fewer steps. The same command started once for each GPU shares the points.",
+        "CUDA, fewer steps.",
     )
     study.add_argument(
         "--study",
@@ -130,173 +134,153 @@ def config_from(arguments):
             "takes its own, name cuda"
         )
     study = getattr(arguments, "study", None)
-    large = "long" if study else "paper"
-    preset = getattr(arguments, "preset", None) or (large if device.type == "cuda" else "laptop")
+    preset = getattr(arguments, "preset", None) or default_preset(device, study)
     if study:
         chosen = {**DEFAULTS, **STUDY_DEFAULTS[study, device.type], **chosen}
-    graphs = PRESETS[preset].get("compile") == "reduce-overhead" and "compile" not in chosen
-    if graphs and chosen.get("gradient_accumulation", 1) > 1:
+    records_graphs = PRESETS[preset].get("compile") == "reduce-overhead"
+    if records_graphs and "compile" not in chosen and chosen.get("gradient_accumulation", 1) > 1:
         say("note: CUDA graphs do not go with --gradient-accumulation: --compile default instead")
         chosen["compile"] = "default"
-    return make_config(preset, **{**chosen, "device": str(device), **world_of(device)})
+    chosen |= {"device": str(device), "world_size": ranks.size(), "backend": ranks.backend(device)}
+    return make_config(preset, **chosen)
 
 
-def _refuse_study_options(arguments):
+def default_preset(device, study):
+    if device.type == "cpu":
+        return "laptop"
+    return "long" if study else "paper"
+
+
+def check_study_options(arguments):
     """ValueError for options of a study that is not asked for."""
-    for option, study in (("seq_lens", "lengths"), ("patterns", "patterns")):
-        if hasattr(arguments, option) and getattr(arguments, "study", None) != study:
-            raise ValueError(f"--{option.replace('_', '-')} belongs to --study {study}")
+    study = getattr(arguments, "study", None)
+    if hasattr(arguments, "seq_lens") and study != "lengths":
+        raise ValueError("--seq-lens belongs to --study lengths")
+    if hasattr(arguments, "patterns") and study != "patterns":
+        raise ValueError("--patterns belongs to --study patterns")
+    if hasattr(arguments, "arms") and study == "patterns":
+        raise ValueError("--arms does not go with --study patterns: name --patterns")
 
 
 def points_from(arguments, config):
     """The points of the study that parsed arguments mean; ValueError for what cannot be run."""
-    _refuse_study_options(arguments)
     positions = (arguments.positions,) if hasattr(arguments, "positions") else POSITIONS
     if arguments.study == "lengths":
         lengths = getattr(arguments, "seq_lens", LENGTHS[torch.device(config.device).type])
         return length_points(lengths, positions, config.batch_size, config.seq_len)
-    if hasattr(arguments, "arms"):
-        raise ValueError("--arms does not go with --study patterns: name --patterns")
-    patterns = [parse_pattern(text) for text in getattr(arguments, "patterns", ())] or PATTERNS
-    return pattern_points(patterns, positions)
+    patterns = [parse_pattern(text) for text in getattr(arguments, "patterns", ())]
+    return pattern_points(patterns or PATTERNS, positions)
 
 
-def prepare_experiment(arguments):
-    """Everything that can be wrong with options, folders and data, before hours of training.
-
-    Returns the configuration and the dataset; raises ValueError or OSError.
-    """
-    config = config_from(arguments)
-    _refuse_study_options(arguments)
-    ensure_data(config.data)
-    dataset = load_dataset(config.data, config.seq_len, config.batch_size)
-    check_ranks(config)
-    if config.window_attention == "split":
-        with deterministic_algorithms(config.deterministic):
-            for arm in config.arms:  # ValueError if it can't
-                attention_used(config, arm, torch.device(config.device))
-    if not arguments.dry_run:
-        check_writable(config.output_dir, config.plots_dir)
-    return config, dataset
-
-
-def prepare_study(arguments):
-    """The same for a study: its configuration, and [(point, configuration, dataset)]."""
-    config = config_from(arguments)
-    points = points_from(arguments, config)
-    ensure_data(config.data)
-    prepared = []
-    for point in points:
-        folder = study_folder(config.output_dir, arguments.study) / point.name
-        here = replace(config, **point.changes, output_dir=str(folder))
-        try:
-            check_config(here)
-            dataset = load_dataset(here.data, here.seq_len, here.batch_size)
-        except ValueError as error:
-            raise ValueError(f"point {point.name}: {error}") from None
-        prepared.append((point, here, dataset))
-    check_ranks(prepared[0][1])
-    if not arguments.dry_run:
-        check_writable(config.output_dir, config.plots_dir)
-    return config, prepared
-
-
-def run_and_report(config, dataset, arguments, argv):
-    """The experiment, its report on stdout and in a file, and its plots; returns the exit code."""
-    codes, began = [], []
-
-    def begin(stored):
-        began.append(True)
-        return begin_experiment(config, dataset, stored)
-
-    def report(metrics, metadata):
-        if metadata["processes"] and not began:
-            say(f"complete: all {len(in_order(metrics))} trainings are done; reporting them again")
-        codes.append(report_results(config, metrics, metadata))
-
-    options = {"restart": arguments.restart, "allow_mixed": arguments.allow_mixed}
+def prepare_point(point, config, study):
+    """A point's configuration and dataset; ValueError names the point."""
+    folder = study_folder(config.output_dir, study) / point.name
     try:
-        run_experiment(config, dataset, **options, before=begin, after=report, argv=argv)
-        return codes[0]
-    except KeyboardInterrupt as stop:
-        _say_stopped(stop, f": {_kept(config, arguments.restart)}")
-        return _exit_code(stop)
+        here = replace(config, **point.changes, output_dir=str(folder))
+        check_config(here)
+        dataset = load_dataset(here.data, here.seq_len, here.batch_size)
+    except ValueError as error:
+        raise ValueError(f"point {point.name}: {error}") from None
+    return point, here, dataset
+
+
+def ensure_data(path):
+    """Prepare the default corpus where the default file is missing, and say so.
+
+    A file that the user named is never made up: load_dataset says that it is missing.
+    """
+    if os.path.lexists(path) or path != DEFAULT_PATH:
+        return
+    say(f"{path} is missing: preparing it from the Python standard library's own source")
+    say(describe(prepare_data(output=path)))
+
+
+def check_ranks(config):
+    """UserError before hours of training where the ranks cannot train one model.
+
+    Machines need not share a disk, and each reads its own.
+    """
+    if ranks.size() == 1:
+        return
+    device = ranks.on_every(ranks.local_device, torch.device(config.device))
+    mine = {
+        "data": file_sha256(config.data),
+        "code": describe_code()["sources_sha256"],
+        "torch": torch.__version__,
+        "device": device_name(device).split(" (")[0],
+    }
+    first, *others = ranks.gather(mine)
+    for rank, other in enumerate(others, start=1):
+        different = [key for key in first if other[key] != first[key]]
+        if different:
+            raise UserError(
+                f"rank {rank} differs from rank 0 in {', '.join(different)}: every rank needs the "
+                "same data, code, torch and kind of device"
+            )
+
+
+def tell(arguments, argv):
+    """The whole story of the command; returns its exit code (see --help)."""
+    with checked_options():
+        check_study_options(arguments)
+        config = config_from(arguments)
+        points = points_from(arguments, config) if hasattr(arguments, "study") else []
+        ranks.from_first(ensure_data, config.data)
+        if points:
+            prepared = [
+                ranks.on_every(prepare_point, point, config, arguments.study) for point in points
+            ]
+        else:
+            dataset = ranks.on_every(load_dataset, config.data, config.seq_len, config.batch_size)
+        check_ranks(config)
+    if not arguments.dry_run:
+        ranks.from_first(check_writable, config.output_dir, config.plots_dir)
+    if points:
+        return run_study(config, prepared, arguments, argv)
+    how = {"restart": arguments.restart, "allow_mixed": arguments.allow_mixed}
+    if arguments.dry_run:
+        dry_run(config, dataset, **how)
+        return DONE
+    results = run_experiment(config, dataset, **how, argv=argv)
+    return report_results(config, *results) if ranks.is_first() else DONE
 
 
 def report_results(config, metrics, metadata):
     """Write and print the report and draw the plots; returns the exit code."""
     report_path, report = write_report(metrics, metadata, config.output_dir)
     paths = [Path(config.output_dir) / f"{RESULTS_NAME}.npz", report_path]
-    finished_well = [run for run in in_order(metrics) if run["status"] == "ok"]
-    if finished_well:
+    trainings = in_order(metrics)
+    ended_well = [training for training in trainings if training["status"] == "ok"]
+    if ended_well:
         figures = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
         remove_leftovers(config.plots_dir, figures)
         paths += create_all_plots(metrics, metadata, config.plots_dir)
     print(report, flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
-    return 0 if len(finished_well) == len(in_order(metrics)) else TRAININGS_FAILED
+    return DONE if len(ended_well) == len(trainings) else TRAININGS_FAILED
 
 
-def _kept(config, restarted):
-    """What an interrupted experiment leaves, in words, and how to go on."""
-    plan = read_plan(config.output_dir)
-    done = in_order(read_runs(config.output_dir, plan)[0]) if plan else ()
+def kept(arguments):
+    """What a stop leaves, in words, and how to go on."""
+    folder = getattr(arguments, "output_dir", "output")
+    command = "the same command without --restart" if arguments.restart else "the same command"
+    if hasattr(arguments, "study"):
+        return f": finished trainings are kept below {folder}; {command} goes on from there"
+    plan = read_plan(folder)
+    done = in_order(read_trainings(folder, plan)[0]) if plan else ()
     if not done:
-        return "no training had been finished, so nothing was kept"
-    total = planned_trainings(plan)
-    command = "the same command without --restart" if restarted else "the same command"
+        return ": no training had been finished, so nothing was kept"
     return (
-        f"{len(done)} of {total} trainings are kept in {config.output_dir}; {command} goes on from "
-        "there"
+        f": {len(done)} of {planned_trainings(plan)} trainings are kept in {folder}; {command} "
+        "goes on from there"
     )
 
 
 def main(argv=None):
-    """The command line of the experiment; returns the exit code (see --help).
-
-    Of the ranks that torchrun started, rank 0 alone reads it; the others do as rank 0 says.
-    """
-    return ranks.lead_or_follow(partial(_lead, argv))
-
-
-def _lead(argv):
-    arguments = build_parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
-            stream.reconfigure(errors="replace")
-    with terminable():
-        argv = sys.argv[1:] if argv is None else argv
-        try:
-            study = hasattr(arguments, "study")
-            try:
-                config, prepared = (prepare_study if study else prepare_experiment)(arguments)
-            except ValueError as error:
-                return _complain(error, arguments, USAGE)
-            if study:
-                return run_study(config, prepared, arguments, argv)
-            if arguments.dry_run:
-                dry_run(config, prepared, arguments.restart, arguments.allow_mixed)
-                return 0
-            return run_and_report(config, prepared, arguments, argv)
-        except StoreError as error:
-            return _complain(error, arguments, USAGE)
-        except OSError as error:
-            return _complain(error, arguments, FAILED)
-        except KeyboardInterrupt as stop:
-            _say_stopped(stop, " before the first training")
-            return _exit_code(stop)
-
-
-def _complain(error, arguments, code):
-    """One line for an error, or its traceback with --debug; returns ``code``."""
-    if arguments.debug:
-        raise error
-    words = error
-    if isinstance(error, OSError) and error.filename is not None:
-        error = explained(error, error.filename)
-        words = f"{error.filename}: {error.strerror}"
-    print(f"error: {words}", file=sys.stderr)
-    return code
+    """The command line of the experiment; returns the exit code (see --help)."""
+    argv = sys.argv[1:] if argv is None else argv
+    story = partial(tell, argv=argv)
+    return ranks.run(lambda: run_command(build_parser(), story, argv, kept))
 
 
 if __name__ == "__main__":

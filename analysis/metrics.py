@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from machine.command import UserError
-from machine.files import DAMAGE, atomic_write, to_json, unsealed, write_sealed
+from machine.files import DAMAGE, atomic_write, to_json, write_json
 
 SCHEMA_VERSION, SUITE_VERSION = 3, "0.5.0"
 RESULTS_NAME = "experiment_results"
@@ -144,7 +144,7 @@ def save_metrics(metrics, metadata, output_dir, name=RESULTS_NAME):
     output_dir = Path(output_dir)
     npz_path, json_path = output_dir / f"{name}.npz", output_dir / f"{name}.json"
     atomic_write(npz_path, lambda file: np.savez_compressed(file, **arrays))
-    write_sealed(json_path, {"metadata": metadata, "metrics": metrics})
+    write_json(json_path, {"metadata": metadata, "metrics": metrics})
     return npz_path, json_path
 
 
@@ -174,10 +174,7 @@ def _read_npz(path):
 
 def _read_json(path):
     text = Path(path).read_text(encoding="utf-8")
-    sealed_since = '"sha256"' in text[-100:]  # files of the first version have no checksum
-    content = unsealed(text) if sealed_since else json.loads(text)
-    if not sealed_since and content["metadata"].get("schema_version") != 1:
-        raise ValueError("its checksum is missing")
+    content = json.loads(text)
     metrics = {arm: [_renamed(run) for run in runs] for arm, runs in content["metrics"].items()}
     return metrics, _renamed(content["metadata"])
 

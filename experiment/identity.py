@@ -13,13 +13,25 @@ from training.trainer import deterministic_algorithms
 
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 # options that experiments before them lack: no part of the identity while they change nothing
-ADDED_LATER = {"positions": "learned", "sink_tokens": 0, "schedule": "cosine"}
-ADDED_LATER |= {"gradient_accumulation": 1, "world_size": 1, "backend": "none"}
+ADDED_LATER = {
+    "positions": "learned",
+    "sink_tokens": 0,
+    "schedule": "cosine",
+    "gradient_accumulation": 1,
+    "world_size": 1,
+    "backend": "none",
+}
 # what the plan rests on, and what makes curves of other steps: never to be mixed
-PLANNED = tuple(
-    f"config.{name}:"
-    for name in ("runs", "seed", "arms", "equivalence_margin", "seq_len", "batch_size", "max_steps")
-) + ("config.world_size:",)
+PLANNED = (
+    "runs",
+    "seed",
+    "arms",
+    "equivalence_margin",
+    "seq_len",
+    "batch_size",
+    "max_steps",
+    "world_size",
+)
 
 
 def tokenizer_of(dataset):
@@ -27,39 +39,44 @@ def tokenizer_of(dataset):
     return Path(dataset.path).resolve().parent / TOKENIZER_NAME
 
 
-# --- the experiment ----------------------------------------------------------------------------
+def plain_config(config):
+    """A configuration as JSON gives it back."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(config).items()
+    }
+
+
 def identity_of_config(config):
     """The part of a configuration that decides what is trained."""
-    chosen = _plain(asdict(config)).items()
-    return {k: v for k, v in chosen if k not in NOT_IDENTITY and (k, v) not in ADDED_LATER.items()}
+    chosen = {}
+    for name, value in plain_config(config).items():
+        changes_nothing = name in ADDED_LATER and value == ADDED_LATER[name]
+        if name not in NOT_IDENTITY and not changes_nothing:
+            chosen[name] = value
+    # an experiment may go on on another GPU of the same model
+    return chosen | {"device": torch.device(config.device).type}
 
 
 def identity_of(config, dataset, environment, code):
     """What must not change inside an experiment, for its trainings to be compared."""
     gpu = environment.get("gpu") or {}
-    keys = ("device_name", "torch", "cuda", "cudnn", "float32_matmul_precision")
-    # PyTorch itself sets some that name a folder, in the middle of a process
-    variables = environment.get("variables", {}).items()
-    variables = {name: value for name, value in variables if value != A_PATH}
+    of_torch = ("device_name", "torch", "cuda", "cudnn", "float32_matmul_precision")
+    device = {key: environment.get(key) for key in of_torch}
+    device |= {key: gpu.get(key) for key in ("driver", "tf32_matmul", "tf32_cudnn")}
+    # PyTorch itself sets some variables that name a folder, in the middle of a process
+    device["variables"] = {
+        name: value
+        for name, value in environment.get("variables", {}).items()
+        if value != A_PATH and name != "CUDA_VISIBLE_DEVICES"
+    }
     return {
         "config": identity_of_config(config),
         "code": code["sources_sha256"],
         "data": file_sha256(dataset.path),
         "tokenizer": file_sha256(tokenizer_of(dataset)),
-        "device": {key: environment.get(key) for key in keys}
-        | {"variables": variables}
-        | {key: gpu.get(key) for key in ("uuid", "driver", "tf32_matmul", "tf32_cudnn")},
+        "device": device,
     }
-
-
-def _plain(config):
-    """A configuration as JSON gives it back."""
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in config.items()}
-
-
-def can_be_mixed(changed):
-    """May --allow-mixed go on although this differs (lines of ``identities_differ``)?"""
-    return not any(line.startswith(PLANNED) for line in changed)
 
 
 def identity_here(config, dataset):
@@ -69,24 +86,34 @@ def identity_here(config, dataset):
         return identity_of(config, dataset, environment, describe_code())
 
 
-def differences(one, other, words=("before", "now"), path=""):
-    """Where two JSON-like dicts differ, a line for each place: "config.lr: 0.1 before, 0.2 now"."""
+def can_be_mixed(changed):
+    """May --allow-mixed go on although this differs (lines of ``identities_differ``)?"""
+    planned = tuple(f"config.{name}:" for name in PLANNED)
+    return not any(line.startswith(planned) for line in changed)
+
+
+def identities_differ(before, now):
+    """Where two identities differ, a line for each place: "config.lr: 0.1 before, 0.2 now"."""
+    if None in (before["device"].get("driver"), now["device"].get("driver")):
+        # the driver may not have been told once
+        before, now = without_driver(before), without_driver(now)
+    return differences(before, now)
+
+
+def without_driver(identity):
+    return identity | {"device": identity["device"] | {"driver": None}}
+
+
+def differences(before, now, path=""):
+    """Where two JSON-like dicts differ, a line for each place."""
     lines = []
-    for key in dict.fromkeys([*one, *other]):
-        old, new = one.get(key), other.get(key)
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, words, f"{path}{key}.")
+            lines += differences(old, new, f"{path}{key}.")
         elif old != new:
-            lines.append(f"{path}{key}: {_short(old)} {words[0]}, {_short(new)} {words[1]}")
+            lines.append(f"{path}{key}: {_short(old)} before, {_short(new)} now")
     return lines
-
-
-def identities_differ(one, other, words=("before", "now")):
-    """``differences`` of two experiments' identities, in what is known of both."""
-    if any(identity["device"].get("driver") is None for identity in (one, other)):
-        # nvidia-smi may once take too long to answer
-        one, other = (i | {"device": i["device"] | {"driver": None}} for i in (one, other))
-    return differences(one, other, words)
 
 
 def _short(value):

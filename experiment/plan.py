@@ -11,33 +11,33 @@ from analysis.values import CONTRASTS
 MOST_PERMUTED = 6  # arms whose orders are all dealt: 120 squares
 
 
-# --- the plan ----------------------------------------------------------------------------------
-def balanced_orders(arms, runs, rng):
-    """For every run the order of its arms: random, and balanced as far as ``runs`` allows.
+def balanced_orders(arms, blocks, rng):
+    """For every block the order of its arms: random, and balanced as far as ``blocks`` allows.
 
     The permutations of the arms are dealt as Latin squares (each arm once in each place), the
     squares and the rows inside a square in random order; all are used before one comes again.  So
-    no order is used more than once oftener than another, and after every len(arms) runs each arm
+    no order is used more than once oftener than another, and after every len(arms) blocks each
+    arm
     has been first, second, ... equally often.  With many arms there are too many permutations to
     deal them all: every square is then drawn anew.
     """
     size = len(arms)
     if size > MOST_PERMUTED:
-        drawn = (arms[:1] + tuple(rng.permutation(arms[1:])) for _ in range(-(-runs // size)))
+        drawn = (arms[:1] + tuple(rng.permutation(arms[1:])) for _ in range(-(-blocks // size)))
         orders = [square[k:] + square[:k] for square in drawn for k in rng.permutation(size)]
-        return [tuple(map(str, order)) for order in orders[:runs]]
+        return [tuple(map(str, order)) for order in orders[:blocks]]
     rest = itertools.permutations(arms[1:])
     # the rotations of (first, *rest) form a Latin square, and the squares share no permutation
     squares = [[(arms[0], *tail)[k:] + (arms[0], *tail)[:k] for k in range(size)] for tail in rest]
     orders = []
-    while len(orders) < runs:
+    while len(orders) < blocks:
         for square in rng.permutation(len(squares)):
             orders += [squares[square][row] for row in rng.permutation(size)]
-    return orders[:runs]
+    return orders[:blocks]
 
 
 def make_plan(config):
-    """Orders and seeds of all runs, drawn from ``config.seed`` alone before anything is trained."""
+    """Orders and seeds of all blocks, drawn from ``config.seed`` alone before any training."""
     for_orders, for_seeds = np.random.SeedSequence(config.seed).spawn(2)
     orders = balanced_orders(config.arms, config.runs, np.random.default_rng(for_orders))
     seeds = for_seeds.generate_state(config.runs)

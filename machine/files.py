@@ -48,7 +48,6 @@ DAMAGE = (
 )
 
 
-# --- files -------------------------------------------------------------------------------------
 def atomic_write(path, write):
     """Write a file so that it is there whole or not at all.
 
@@ -173,18 +172,6 @@ def json_sha256(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def sealed(content):
-    """Strict JSON text of a dict with its own checksum, so that a change of it is noticed."""
-    content = missing_to_none(content)
-    return json.dumps(content | {"sha256": json_sha256(content)}, indent=1, allow_nan=False)
-
-
-def write_sealed(path, content):
-    """Write ``sealed(content)``, whole or not at all."""
-    text = sealed(content)
-    atomic_write(path, lambda file: file.write(text.encode()))
-
-
 def read_file(path, failure, remedy):
     """A file's bytes; otherwise raises ``failure``, an exception's class, with what is wrong.
 
@@ -198,14 +185,6 @@ def read_file(path, failure, remedy):
         raise failure(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # of a name that none can have
         raise failure(f"{str(path)!r}: cannot be read ({error})") from None
-
-
-def unsealed(text):
-    """The dict of ``sealed``'s text; ValueError where it was changed since."""
-    content = json.loads(text)
-    if content.pop("sha256") != json_sha256(content):
-        raise ValueError("its checksum does not fit: it was changed after it was written")
-    return content
 
 
 def remove_leftovers(folder, names):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from machine import ranks
-from machine.device import fragmentation_remedy, is_out_of_memory, synchronize
+from machine.device import fragmentation_remedy, synchronize
 from machine.files import utc_now
 from machine.state import device_state
 from training.batches import learning_rate, planned_steps
@@ -138,8 +138,7 @@ def _measure(trainer, dataset, metrics, progress):
     if cuda and not config.records_graphs:
         torch.cuda.reset_peak_memory_stats(device)
     steps = planned_steps(config, len(dataset.train))
-    with ranks.memory_ends_all():
-        losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
+    losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
     metrics |= _training_metrics(config, losses, step_seconds, seconds)
     if cuda:
         peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
@@ -179,20 +178,18 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
     trainer = None
     try:
         with deterministic_algorithms(config.deterministic):
-            with ranks.agreeing_on_memory():
-                if device.type == "cpu" and ranks.rank() == 0:
-                    memory = child_peak_memory_mb(config, arm, dataset.vocab_size, seed)
-                    metrics["peak_memory_mb"] = memory
+            if device.type == "cpu" and ranks.is_first():
+                memory = child_peak_memory_mb(config, arm, dataset.vocab_size, seed)
+                metrics["peak_memory_mb"] = memory
             trainer = Trainer(config, arm, dataset.train, dataset.vocab_size, device, seed)
             _measure(trainer, dataset, metrics, progress)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not is_out_of_memory(error):
+        if not ranks.ran_out_of_memory(error):
             raise
         metrics["status"] = "out_of_memory"
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         remedy = "lower --batch-size, --seq-len, --d-model or --layers"
-        # among several ranks it may be another one's memory that ran out
-        if ranks.size() == 1 and (fragmented := fragmentation_remedy(device)):
+        if fragmented := fragmentation_remedy(device):
             remedy += f"; {fragmented}"
         metrics["message"] = f"out of memory on {device} {_stage(metrics)}: {remedy} ({words})"
     metrics["wall_time"] = time.perf_counter() - entered

@@ -128,12 +128,8 @@ class Trainer:
         loss = next_token_loss
         if config.compile != "none":
             loss = torch.compile(next_token_loss, mode=config.compile, dynamic=False)
-        with ranks.agreeing_on_memory():
-            self.model = build_model(config, arm, vocab_size, device, seed)
-            if ranks.size() > 1:  # room for what the ranks exchange, tried while none waits
-                torch.empty(2 * _bytes_of(self.model), dtype=torch.uint8, device=device)
-        with ranks.memory_ends_all():
-            self.loss = ranks.data_parallel(MeanLoss(self.model, loss))
+        self.model = build_model(config, arm, vocab_size, device, seed)
+        self.loss = ranks.data_parallel(MeanLoss(self.model, loss))
         self.optimizer = make_optimizer(self.model, config)
         if ranks.rank():  # other rows, so other dropout; rank 0 draws what one process does
             torch.manual_seed(_seed_of_rank(seed, ranks.rank()))
@@ -189,32 +185,18 @@ class Trainer:
         seconds = []
         self.model.train()
         with torch.random.fork_rng(devices=devices):
-            tried = self._try_memory() if ranks.size() > 1 else 0
             for batch in self.batches(steps):
                 ranks.barrier()
                 started = time.perf_counter()
-                with ranks.memory_ends_all():
-                    self.step(batch, self.config.lr)
-                    synchronize(self.device)
+                self.step(batch, self.config.lr)
+                synchronize(self.device)
                 seconds.append(time.perf_counter() - started)
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
                 value.copy_(saved[name])
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer = make_optimizer(self.model, self.config)
-        return tuple(ranks.largest(tried + seconds[0], sum(seconds[1:])))
-
-    def _try_memory(self):
-        """Steps without the other ranks, so that none waits where memory is too small for them.
-
-        Two, for the first one makes the optimizer's state at its end.  Returns their seconds.
-        """
-        started = time.perf_counter()
-        with ranks.agreeing_on_memory():
-            for batch in self.batches(2):
-                self.update(*to_device(batch, self.device), self.config.lr, together=False)
-            synchronize(self.device)
-        return time.perf_counter() - started
+        return tuple(ranks.largest(seconds[0], sum(seconds[1:])))
 
     def release_graphs(self):
         """Give back the memory that recorded steps keep for their replays; they are not used again.
@@ -235,19 +217,13 @@ class Trainer:
         at_once = self.config.sequences_at_once
         losses = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.eval()
-        with ranks.agreeing_on_memory():
-            for start in range(0, len(mine), at_once):
-                batch = mine[start : start + at_once]
-                inputs, targets = to_device(batch, self.device)
-                with autocast(self.config, self.device):
-                    losses += next_token_loss(self.model, inputs, targets).double() * len(batch)
-            losses = losses.item()
+        for start in range(0, len(mine), at_once):
+            batch = mine[start : start + at_once]
+            inputs, targets = to_device(batch, self.device)
+            with autocast(self.config, self.device):
+                losses += next_token_loss(self.model, inputs, targets).double() * len(batch)
         self.model.train()
-        return ranks.total(losses)[0] / len(rows)
-
-
-def _bytes_of(model):
-    return sum(parameter.nbytes for parameter in model.parameters())
+        return ranks.total(losses.item())[0] / len(rows)
 
 
 def _seed_of_rank(seed, rank):

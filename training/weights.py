@@ -6,13 +6,14 @@
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 import tokenizers
 import torch
 
 from gpt_win import GPTWindowModel
-from machine.files import DAMAGE, atomic_write, file_sha256, read_file, unsealed, write_sealed
+from machine.files import DAMAGE, atomic_write, file_sha256, read_file, write_json
 from training.tokens import TOKENIZER_NAME
 
 WEIGHTS_NAME, WEIGHTS_CONFIG_NAME = "window_model_weights.pt", "window_model_config.json"
@@ -41,7 +42,7 @@ def save_window_weights(model, arguments, tokenizer, folder):
         "weights": WEIGHTS_NAME,
         "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
     }
-    write_sealed(folder / WEIGHTS_CONFIG_NAME, about)
+    write_json(folder / WEIGHTS_CONFIG_NAME, about)
 
 
 def load_window_model(path=f"output/{WEIGHTS_NAME}", device="cpu"):
@@ -104,7 +105,7 @@ def load_tokenizer(path, vocab_size):
 def _read_config(path):
     text = read_file(path, WeightsError, "python main.py writes it")
     try:
-        about = unsealed(text)
+        about = json.loads(text)
         if not {"arguments", "weights", "weights_sha256"} <= set(about):
             raise ValueError("it is incomplete")
         if about.get("model") != "GPTWindowModel":
