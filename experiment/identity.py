@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-from machine.describe import A_PATH, describe_code, describe_environment
+from machine.describe import A_PATH
 from machine.files import file_sha256
 from training.tokens import TOKENIZER_NAME
-from training.trainer import deterministic_algorithms
 
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 # options that experiments before them lack: no part of the identity while they change nothing
@@ -77,13 +76,6 @@ def identity_of(config, dataset, environment, code):
         "tokenizer": file_sha256(tokenizer_of(dataset)),
         "device": device,
     }
-
-
-def identity_here(config, dataset):
-    """``identity_of`` an experiment that would be begun here and now."""
-    with deterministic_algorithms(config.deterministic):
-        environment = describe_environment(torch.device(config.device))
-        return identity_of(config, dataset, environment, describe_code())
 
 
 def can_be_mixed(changed):

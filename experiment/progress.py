@@ -66,4 +66,6 @@ class Progress:
             )
         else:
             outcome = f"{training['status'].replace('_', ' ')}: {training['message']}"
-        say(f"{self._name(block, arm)}: {outcome}; about {format_seconds(left)} left")
+        if left:
+            outcome += f"; about {format_seconds(left)} left"
+        say(f"{self._name(block, arm)}: {outcome}")

@@ -3,7 +3,9 @@
 from collections import Counter
 from dataclasses import replace
 
-from experiment.estimate import estimate_all
+import torch
+
+from experiment.estimate import estimate, introduce
 from experiment.files import locked, move_aside
 from experiment.identity import tokenizer_of
 from experiment.progress import Progress
@@ -26,11 +28,10 @@ def run_experiment(config, dataset=None, restart=False, allow_mixed=False, argv=
     holds results already.  restart: rename that folder first.  argv: the command line, for the
     record.
     """
-    device = resolve_device(config.device)
-    config = replace(config, device=str(device))
-    device = ranks.local_device(device)
     if dataset is None:
         dataset = load_dataset(config.data, config.seq_len, config.batch_size)
+    config = replace(config, device=str(resolve_device(config.device)))
+    device = ranks.local_device(torch.device(config.device))
     if restart and (moved := ranks.from_first(move_aside, config.output_dir, config.data)):
         say(f"the old results are now in {moved}")
     # PyTorch looks for cuBLAS' setting at its first use: the mode must be on from the start
@@ -39,7 +40,9 @@ def run_experiment(config, dataset=None, restart=False, allow_mixed=False, argv=
         if waiting := stored.waiting():
             if not stored.is_new:
                 say(f"resuming: {stored.progress()}")
-            estimate_all(config, dataset, device, Counter(arm for arm, _ in waiting))
+            introduce(stored.metadata)
+            counts = Counter(arm for arm, _ in waiting)
+            estimate(config, stored.metadata, dataset, device, counts)
             stored.begin()
             train_waiting(stored, waiting, config, dataset, device)
         else:
@@ -62,10 +65,10 @@ def train_waiting(stored, waiting, config, dataset, device):
                 if arm == "window" and block == 0 and model is not None and ranks.is_first():
                     save_window_model(model, config, dataset)
                 stored.finished(arm, training)
+            progress.finish(block, arm, training)
             previous_arm = arm
             del model
-            release_memory(device)
-            progress.finish(block, arm, training)
+    release_memory(device)
 
 
 def save_window_model(model, config, dataset):

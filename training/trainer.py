@@ -129,7 +129,8 @@ class Trainer:
         if config.compile != "none":
             loss = torch.compile(next_token_loss, mode=config.compile, dynamic=False)
         self.model = build_model(config, arm, vocab_size, device, seed)
-        self.loss = ranks.data_parallel(MeanLoss(self.model, loss))
+        mean_loss = MeanLoss(self.model, loss)
+        self.loss = ranks.data_parallel(mean_loss)
         self.optimizer = make_optimizer(self.model, config)
         if ranks.rank():  # other rows, so other dropout; rank 0 draws what one process does
             torch.manual_seed(_seed_of_rank(seed, ranks.rank()))
