@@ -11,7 +11,7 @@ import sys
 
 from machine.command import run_command, say
 from training.corpus import CORPORA, TEXT_SUFFIXES
-from training.prepare import describe, prepare_data
+from training.prepare import prepare_data
 from training.tokens import DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, TOKENIZER_NAME
 
 NAMED_AT_MOST = 10  # files of one kind left out that are named
@@ -69,11 +69,11 @@ def name_left_out(left_out, every_kind):
 
 def prepare(options):
     """Prepare the data as the options say, and tell what was written and what was left out."""
-    prepared = prepare_data(
+    summary, left_out = prepare_data(
         options.paths, options.seq_len, options.vocab_size, options.output, options.corpus
     )
-    name_left_out(prepared.left_out, options.debug)
-    print(describe(prepared))
+    name_left_out(left_out, options.debug)
+    print(summary)
 
 
 def main(argv=None):

@@ -17,7 +17,7 @@ from machine.device import device_name, resolve_device
 from machine.files import file_sha256
 from machine.signals import finishing
 from training.config import check_config
-from training.prepare import describe, prepare_data
+from training.prepare import prepare_data
 from training.tokens import DEFAULT_PATH, load_dataset
 from training.train import train
 from training.trainer import deterministic_algorithms, release_memory
@@ -68,7 +68,8 @@ def ensure_data(path):
     if os.path.lexists(path) or path != DEFAULT_PATH:
         return
     say(f"{path} is missing: preparing it from the Python standard library's own source")
-    say(describe(prepare_data(output=path)))
+    summary, _ = prepare_data(output=path)
+    say(summary)
 
 
 def save_window_model(model, config, dataset):

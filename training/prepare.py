@@ -4,7 +4,6 @@ import glob
 import os
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -134,42 +133,10 @@ def write_rows(output, rows, tokenizer):
     atomic_write(output, write_both)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What ``prepare_data`` wrote: ``rows`` rows of ``seq_len + 1`` tokens.
-
-    seconds: encoding and writing took, without the tokenizer's training.  left_out: for each kind
-    (duplicate, binary, not UTF-8, unreadable) the files, in words.
-    """
-
-    path: Path
-    documents: int
-    rows: int
-    seq_len: int
-    vocab_size: int
-    seconds: float
-    left_out: dict
-
-    @property
-    def tokens(self):
-        """Number of tokens in all rows."""
-        return self.rows * (self.seq_len + 1)
-
-
-def _left_out_in_words(left_out):
-    """Nothing, or how many files of each kind, to follow a sentence."""
+def _counted(left_out):
+    """How many files of each kind, in words; nothing where there are none."""
     counts = [f"{len(files):,} {kind}" for kind, files in left_out.items() if files]
     return f"; files left out: {', '.join(counts)}" if counts else ""
-
-
-def describe(prepared):
-    """One line on what ``prepare_data`` wrote."""
-    return (
-        f"{prepared.path}: {prepared.documents:,} documents, {prepared.tokens:,} tokens, "
-        f"{prepared.rows:,} rows of {prepared.seq_len + 1:,}, vocabulary {prepared.vocab_size:,} "
-        f"({TOKENIZER_NAME} beside it); {prepared.tokens / prepared.seconds:,.0f} tokens/s"
-        + _left_out_in_words(prepared.left_out)
-    )
 
 
 def prepare_data(
@@ -186,8 +153,8 @@ def prepare_data(
     ``output`` becomes an array (rows, seq_len + 1) of the smallest unsigned dtype that holds the
     vocabulary, which is of ``vocab_size`` tokens or of fewer where the text is short.  Equal text
     gives equal files, however many cores there are.  Memory: about twice the text and 0.5 GB.
-    Returns a ``Prepared``; raises UserError, or OSError where a file cannot be written, and then
-    leaves all files as they were.
+    Returns (one line on what was written, what was left out as ``read_corpus`` gives it).  Raises
+    UserError, or OSError where a file cannot be written, and then leaves all files as they were.
     """
     output = Path(output)
     if paths and corpus:
@@ -204,18 +171,15 @@ def prepare_data(
     documents, left_out = read_corpus(paths, corpus, except_for=tokenizer_path)
     if not documents:
         places = ", ".join(map(str, paths)) or "the default corpus"
-        words = _left_out_in_words(left_out)
-        raise UserError(f"{places}: no text in there{words}; give a PATH to text files")
+        raise UserError(f"{places}: no text in there{_counted(left_out)}; give a PATH to text")
     tokenizer = train_tokenizer(sample(documents), vocab_size)
     start = time.perf_counter()
     rows = cut_into_rows(encode(tokenizer, documents), seq_len)
     write_rows(output, rows, tokenizer)
-    return Prepared(
-        path=output,
-        documents=len(documents),
-        rows=len(rows),
-        seq_len=seq_len,
-        vocab_size=tokenizer.get_vocab_size(),
-        seconds=time.perf_counter() - start,
-        left_out=left_out,
+    speed = rows.size / (time.perf_counter() - start)
+    summary = (
+        f"{output}: {len(documents):,} documents, {rows.size:,} tokens, {len(rows):,} rows of "
+        f"{seq_len + 1:,}, vocabulary {tokenizer.get_vocab_size():,} ({TOKENIZER_NAME} beside it); "
+        f"{speed:,.0f} tokens/s{_counted(left_out)}"
     )
+    return summary, left_out

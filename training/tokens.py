@@ -27,16 +27,6 @@ class Dataset:
     held_out: np.ndarray
     vocab_size: int
 
-    @property
-    def seq_len(self):
-        """Tokens that a row predicts: one less than it has."""
-        return self.train.shape[1] - 1
-
-    @property
-    def tokens(self):
-        """Number of tokens in all rows, held-out ones included."""
-        return self.train.size + self.held_out.size
-
 
 def _open_array(path):
     """The memory-mapped array of a .npy file; nothing in the file is ever executed."""
@@ -65,37 +55,34 @@ def _check_rows(path, rows):
 def _vocab_size(path, rows):
     """Largest token + 1; UserError for tokens that no vocabulary has."""
     least, largest = int(rows.min()), int(rows.max())
-    for token in (least, largest):
-        if not 0 <= token <= LARGEST_TOKEN:
-            limits = f"from 0 to {LARGEST_TOKEN:,} at most"
-            raise UserError(f"{path}: has the token {token:,}: number the tokens {limits}")
+    if least < 0 or largest > LARGEST_TOKEN:
+        raise UserError(
+            f"{path}: has tokens from {least:,} to {largest:,}: number them from 0 to "
+            f"{LARGEST_TOKEN:,} at most"
+        )
     return largest + 1
-
-
-def _cut_anew(rows, seq_len):
-    """The same tokens in rows of ``seq_len + 1``, the rest dropped, without a copy."""
-    width = seq_len + 1
-    count = rows.size // width
-    return rows.reshape(-1)[: count * width].reshape(count, width)
 
 
 def load_dataset(path=DEFAULT_PATH, seq_len=None, batch_size=1):
     """Check a file of tokens (N, S + 1) and split it; the last 5 % of the rows are held out.
 
-    seq_len: tokens a row predicts; where it is not the file's S (None: S) the tokens are cut anew.
+    seq_len: tokens a row predicts; where it is not the file's S (None: S) the same tokens are
+    cut anew, the rest dropped, without a copy.
     batch_size: rows that training takes at once, so the least it must have.
     Returns a ``Dataset``; raises UserError.
     """
     path = Path(path)
     stored = _open_array(path)
     _check_rows(path, stored)
-    rows = stored if seq_len is None else _cut_anew(stored, seq_len)
-    held_out = math.ceil(len(rows) * HELD_OUT_SHARE)
-    split = len(rows) - held_out
+    width = stored.shape[1] if seq_len is None else seq_len + 1
+    count = stored.size // width
+    held_out = math.ceil(count * HELD_OUT_SHARE)
+    split = count - held_out
     if split < batch_size:
         raise UserError(
-            f"{path}: {len(rows):,} rows of {rows.shape[1]:,} tokens, of which {held_out:,} are "
-            f"held out, are too few for a batch of {batch_size:,}: prepare more text, or take a "
-            "smaller --seq-len or --batch-size"
+            f"{path}: {count:,} rows of {width:,} tokens, of which {held_out:,} are held out, are "
+            f"too few for a batch of {batch_size:,}: prepare more text, or take a smaller "
+            "--seq-len or --batch-size"
         )
+    rows = stored.reshape(-1)[: count * width].reshape(count, width)
     return Dataset(str(path), rows[:split], rows[split:], _vocab_size(path, stored))

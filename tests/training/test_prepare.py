@@ -17,7 +17,6 @@ from training import prepare
 from training.prepare import (
     END_OF_TEXT,
     cut_into_rows,
-    describe,
     encode,
     pieces_of,
     prepare_data,
@@ -53,45 +52,49 @@ def documents_in(tokens, tokenizer):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """What ``prepare_data`` returned for TEXTS; its files lie beside ``texts``."""
+    """A folder with data.npy and tokenizer.json of the TEXTS in ``texts``, and the summary."""
     folder = tmp_path_factory.mktemp("prepared")
     texts = write_texts(folder / "texts")
-    return prepare_data([texts], seq_len=1, vocab_size=280, output=folder / "data.npy")
+    summary, _ = prepare_data([texts], seq_len=1, vocab_size=280, output=folder / "data.npy")
+    return folder, summary
 
 
-def contents(folder, names=("data.npy", "tokenizer.json")):
-    return [(folder / name).read_bytes() for name in names]
+def contents(folder):
+    return [(folder / name).read_bytes() for name in ("data.npy", "tokenizer.json")]
 
 
 def test_the_file_holds_the_documents_whole_in_order_and_separated(prepared):
-    tokens = np.load(prepared.path, allow_pickle=False).reshape(-1)
-    tokenizer = Tokenizer.from_file(str(prepared.path.with_name("tokenizer.json")))
+    folder, _ = prepared
+    tokens = np.load(folder / "data.npy", allow_pickle=False).reshape(-1)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     *documents, rest = documents_in(tokens, tokenizer)
     # rows of two tokens drop one token at most: the separator after the last document
     assert (documents if rest == "" else [*documents, rest]) == TEXTS
 
 
-def test_what_is_returned_and_described_is_what_the_file_holds(prepared):
-    rows = np.load(prepared.path, allow_pickle=False)
-    assert rows.shape == (prepared.rows, 2) and rows.size == prepared.tokens
-    assert rows.dtype == np.uint16 and rows.max() < prepared.vocab_size == 280
-    assert prepared.tokens < sum(len(text.encode()) for text in TEXTS)  # words were merged
-    assert load_dataset(prepared.path).vocab_size == 280
-    for words in ("3 documents", f"{prepared.tokens:,} tokens", f"{prepared.rows:,} rows", "280"):
-        assert words in describe(prepared)
-    assert "left out" not in describe(prepared)
+def test_the_summary_tells_what_the_file_holds(prepared):
+    folder, summary = prepared
+    rows = np.load(folder / "data.npy", allow_pickle=False)
+    assert rows.dtype == np.uint16 and rows.max() == 279 and rows.shape[1] == 2
+    assert rows.size < sum(len(text.encode()) for text in TEXTS)  # words were merged
+    assert load_dataset(folder / "data.npy").vocab_size == 280
+    assert summary.startswith(
+        f"{folder / 'data.npy'}: 3 documents, {rows.size:,} tokens, {len(rows):,} rows of 2, "
+        "vocabulary 280 (tokenizer.json beside it); "
+    )
 
 
 def test_the_same_text_gives_the_same_bytes_on_other_cores_and_without_torch(prepared, tmp_path):
+    folder, _ = prepared
     code = (
         "import sys; from training.prepare import prepare_data; "
-        f"prepare_data([{str(prepared.path.parent / 'texts')!r}], 1, 280, 'data.npy'); "
+        f"prepare_data([{str(folder / 'texts')!r}], 1, 280, 'data.npy'); "
         "sys.exit('torch' in sys.modules)"
     )
     environment = {"RAYON_NUM_THREADS": "3", "PYTHONHASHSEED": "3", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
     subprocess.run(command, cwd=tmp_path, env=os.environ | environment, check=True)
-    assert contents(tmp_path) == contents(prepared.path.parent)
+    assert contents(tmp_path) == contents(folder)
 
 
 def test_preparing_again_inside_the_corpus_gives_the_same_bytes(tmp_path):
