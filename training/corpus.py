@@ -11,19 +11,15 @@ from tqdm import tqdm
 from machine.command import UserError
 
 CORPORA = ("stdlib", "site-packages")
+SUFFIXES = """
+adoc bash bat bib c cc cfg cjs clj cmake conf cpp cs css csv cu cuh cxx dart erl ex exs f f90
+go h hh hpp hs htm html ini java jl js json jsonl jsx kt log lua m markdown md mjs ml org php
+pl proto ps1 pxd py pyi pyx r rb rs rst scala sh sql srt swift tex text toml ts tsv tsx txt
+vue xml yaml yml zig
+"""
+TEXT_SUFFIXES = {f".{suffix}" for suffix in SUFFIXES.split()}
 # Beside the library itself these hold installed packages, compiled files and its test suite.
 NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-# fmt: off
-TEXT_SUFFIXES = {
-    ".adoc", ".bash", ".bat", ".bib", ".c", ".cc", ".cfg", ".cjs", ".clj", ".cmake", ".conf",
-    ".cpp", ".cs", ".css", ".csv", ".cu", ".cuh", ".cxx", ".dart", ".erl", ".ex", ".exs", ".f",
-    ".f90", ".go", ".h", ".hh", ".hpp", ".hs", ".htm", ".html", ".ini", ".java", ".jl", ".js",
-    ".json", ".jsonl", ".jsx", ".kt", ".log", ".lua", ".m", ".markdown", ".md", ".mjs", ".ml",
-    ".org", ".php", ".pl", ".proto", ".ps1", ".pxd", ".py", ".pyi", ".pyx", ".r", ".rb", ".rs",
-    ".rst", ".scala", ".sh", ".sql", ".srt", ".swift", ".tex", ".text", ".toml", ".ts", ".tsv",
-    ".tsx", ".txt", ".vue", ".xml", ".yaml", ".yml", ".zig",
-}
-# fmt: on
 
 
 class _NoText(Exception):
@@ -71,22 +67,20 @@ def _given_files(paths, unreadable):
     return files
 
 
-def _library_files(unreadable):
-    """The source of Python's standard library."""
-    return _walk(Path(sysconfig.get_paths()["stdlib"]), {".py"}, NOT_LIBRARY, unreadable)
-
-
-def _package_files(unreadable):
-    """The source of the packages installed beside the library; UserError where there is none."""
+def _installed_files(corpus, unreadable):
+    """The source (of the standard library, of the packages installed beside it)."""
     places = sysconfig.get_paths()
-    folders = dict.fromkeys(Path(places[name]).resolve() for name in ("purelib", "platlib"))
-    files = []
-    for folder in filter(Path.is_dir, folders):
-        files += _walk(folder, {".py"}, {"__pycache__"}, unreadable)
-    if not files:
-        where = ", ".join(map(str, folders))
-        raise UserError(f"{where}: no package's source in there: choose --corpus stdlib")
-    return files
+    library = _walk(Path(places["stdlib"]), {".py"}, NOT_LIBRARY, unreadable)
+    if corpus != "site-packages":
+        return library, []
+    packages = []
+    for folder in dict.fromkeys(Path(places[name]).resolve() for name in ("purelib", "platlib")):
+        if folder.is_dir():
+            packages += _walk(folder, {".py"}, {"__pycache__"}, unreadable)
+    if not packages:
+        place = places["purelib"]
+        raise UserError(f"{place}: no package's source in there: choose --corpus stdlib")
+    return library, packages
 
 
 def _read_text(path, errors):
@@ -109,19 +103,19 @@ def read_corpus(paths, corpus, except_for):
     """The documents of a corpus as a list of texts, and what was left out of it.
 
     paths: files and folders; without any, ``corpus`` (one of CORPORA).  except_for: a file that is
-    no part of the corpus, wherever it lies.
-    left_out: for each kind (duplicate, binary, not UTF-8, unreadable) the files, in words.  Blank
-    files are in neither.  Raises UserError, also for a file that the user named and that is no
+    no part of the corpus.
+    left_out: for each kind (duplicate, binary, not UTF-8, unreadable) the files, in words; blank
+    files are not counted.  Raises UserError, also for a file that the user named and that is no
     text; bytes of such a file that are no UTF-8 are replaced.
     """
     left_out = {kind: [] for kind in ("duplicate", "binary", "not UTF-8", "unreadable")}
-    library = [] if paths else _library_files(left_out["unreadable"])
-    files = library + _given_files(paths, left_out["unreadable"])
-    if corpus == "site-packages":
-        files += _package_files(left_out["unreadable"])
+    if paths:
+        library, files = [], _given_files(paths, left_out["unreadable"])
+    else:
+        library, files = _installed_files(corpus, left_out["unreadable"])
     named, may_repeat = set(map(Path, paths)), set(library)
     documents, seen = [], set()
-    for path in progress(files, "reading"):
+    for path in progress(library + files, "reading"):
         if path.resolve() == except_for:
             continue
         try:

@@ -1,7 +1,6 @@
 """Text into rows of tokens on the disk, with the tokenizer that was trained on it."""
 
 import glob
-import os
 import re
 import time
 from pathlib import Path
@@ -111,15 +110,6 @@ def cut_into_rows(tokens, seq_len):
     return tokens[: rows * width].reshape(rows, width)
 
 
-def _check_output(output):
-    """Refuse, before any work is done, an output that could not be written after it."""
-    if output.suffix != ".npy":
-        raise UserError(f"--output {output}: must end in .npy: choose such a name")
-    folder = next(parent for parent in output.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{output}: {folder} is no writable folder: choose another --output")
-
-
 def write_rows(output, rows, tokenizer):
     """Write the rows, and the tokenizer beside them; a failure leaves both files as they were."""
     text = tokenizer.to_str(pretty=True).encode()
@@ -137,6 +127,18 @@ def _counted(left_out):
     """How many files of each kind, in words; nothing where there are none."""
     counts = [f"{len(files):,} {kind}" for kind, files in left_out.items() if files]
     return f"; files left out: {', '.join(counts)}" if counts else ""
+
+
+def _check_options(paths, seq_len, vocab_size, output, corpus):
+    if paths and corpus:
+        raise UserError(f"--corpus {corpus} beside PATH {paths[0]}: give one or the other")
+    if seq_len < 1:
+        raise UserError(f"--seq-len must be at least 1, got {seq_len}")
+    if not LEAST_VOCAB <= vocab_size <= MOST_VOCAB:
+        limits = f"from {LEAST_VOCAB} to {MOST_VOCAB}"
+        raise UserError(f"--vocab-size must be {limits}, got {vocab_size}")
+    if output.suffix != ".npy":  # a slip must not replace a text by its tokens
+        raise UserError(f"--output {output}: must end in .npy: choose such a name")
 
 
 def prepare_data(
@@ -157,14 +159,7 @@ def prepare_data(
     UserError, or OSError where a file cannot be written, and then leaves all files as they were.
     """
     output = Path(output)
-    if paths and corpus:
-        raise UserError(f"--corpus {corpus} beside PATH {paths[0]}: give one or the other")
-    if seq_len < 1:
-        raise UserError(f"--seq-len must be at least 1, got {seq_len}")
-    if not LEAST_VOCAB <= vocab_size <= MOST_VOCAB:
-        limits = f"from {LEAST_VOCAB} to {MOST_VOCAB}"
-        raise UserError(f"--vocab-size must be {limits}, got {vocab_size}")
-    _check_output(output)
+    _check_options(paths, seq_len, vocab_size, output, corpus)
     remove_leftovers(output.parent, [glob.escape(output.name), TOKENIZER_NAME])
     # an earlier process's tokenizer is no text of the corpus, also where it lies in its folder
     tokenizer_path = (output.parent / TOKENIZER_NAME).resolve()

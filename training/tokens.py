@@ -28,28 +28,25 @@ class Dataset:
     vocab_size: int
 
 
-def _open_array(path):
-    """The memory-mapped array of a .npy file; nothing in the file is ever executed."""
+def _open_rows(path):
+    """The memory-mapped rows of a .npy file; nothing in the file is ever executed."""
     if not path.exists():
         raise UserError(f"{path}: no such file: write it with python prepare_data.py")
     try:
         # unlike np.load, which also takes archives, and pickles when told to
-        return np.lib.format.open_memmap(path, mode="r")
+        rows = np.lib.format.open_memmap(path, mode="r")
     except (OSError, *DAMAGE) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"{path}: unreadable, truncated or no .npy file ({reason}): write it again with "
             "python prepare_data.py"
         ) from None
-
-
-def _check_rows(path, rows):
-    """Refuse an array that is not rows of tokens."""
-    remedy = "save rows of tokens, a 2-D array of integers (rows, seq_len + 1)"
-    if rows.ndim != 2 or rows.shape[1] < 2:
-        raise UserError(f"{path}: has the shape {rows.shape}: {remedy}")
-    if rows.dtype.kind not in "iu":
-        raise UserError(f"{path}: holds {rows.dtype}, not integers: {remedy}")
+    if rows.ndim != 2 or rows.shape[1] < 2 or rows.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: holds {rows.dtype} in the shape {rows.shape}: save rows of tokens, a 2-D "
+            "array of integers (rows, seq_len + 1)"
+        )
+    return rows
 
 
 def _vocab_size(path, rows):
@@ -72,8 +69,7 @@ def load_dataset(path=DEFAULT_PATH, seq_len=None, batch_size=1):
     Returns a ``Dataset``; raises UserError.
     """
     path = Path(path)
-    stored = _open_array(path)
-    _check_rows(path, stored)
+    stored = _open_rows(path)
     width = stored.shape[1] if seq_len is None else seq_len + 1
     count = stored.size // width
     held_out = math.ceil(count * HELD_OUT_SHARE)

