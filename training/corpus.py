@@ -26,11 +26,6 @@ class _NoText(Exception):
     """A file that is no text: the kind that it is instead, and the reason."""
 
 
-def progress(items, description):
-    """A bar over ``items`` where the person at the screen sees it."""
-    return tqdm(items, desc=description, disable=None, leave=False)
-
-
 def _walk(folder, suffixes, skipped, unreadable):
     """Text files below ``folder``, also packed as .gz, sorted by their relative paths.
 
@@ -115,7 +110,7 @@ def read_corpus(paths, corpus, except_for):
         library, files = _installed_files(corpus, left_out["unreadable"])
     named, may_repeat = set(map(Path, paths)), set(library)
     documents, seen = [], set()
-    for path in progress(library + files, "reading"):
+    for path in tqdm(library + files, "reading", disable=None, leave=False):
         if path.resolve() == except_for:
             continue
         try:

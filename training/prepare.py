@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from machine.command import UserError
 from machine.files import atomic_write, remove_leftovers
-from training.corpus import progress, read_corpus
+from training.corpus import read_corpus
 from training.tokens import DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, TOKENIZER_NAME
 
 END_OF_TEXT = "<|endoftext|>"
@@ -35,16 +36,26 @@ def pieces_of(document):
     yield document[start:], True
 
 
+def _pieces(documents, description):
+    """Yield the pieces of all documents, with a bar over their characters."""
+    characters = sum(map(len, documents))
+    options = {"unit": "", "unit_scale": True, "disable": None, "leave": False}
+    with tqdm(desc=description, total=characters, **options) as bar:
+        for document in documents:
+            for piece, ends in pieces_of(document):
+                yield piece, ends
+                bar.update(len(piece))
+
+
 def sample(documents):
     """Yield all text, or evenly spread pieces of it, SAMPLE_CHARACTERS in all."""
     characters = sum(map(len, documents))
     seen = taken = 0
-    for document in progress(documents, "training the tokenizer"):
-        for piece, _ in pieces_of(document):
-            if taken * characters <= seen * SAMPLE_CHARACTERS:
-                taken += len(piece)
-                yield piece
-            seen += len(piece)
+    for piece, _ in _pieces(documents, "training the tokenizer"):
+        if taken * characters <= seen * SAMPLE_CHARACTERS:
+            taken += len(piece)
+            yield piece
+        seen += len(piece)
 
 
 def train_tokenizer(texts, vocab_size):
@@ -67,16 +78,15 @@ def train_tokenizer(texts, vocab_size):
     return tokenizer
 
 
-def _batches(documents):
-    """Yield lists of what ``pieces_of`` yields, about CHARACTERS_AT_ONCE in each."""
+def _batches(pieces):
+    """Yield lists of pieces, about CHARACTERS_AT_ONCE in each."""
     batch, characters = [], 0
-    for document in documents:
-        for piece, ends in pieces_of(document):
-            batch.append((piece, ends))
-            characters += len(piece)
-            if characters >= CHARACTERS_AT_ONCE:
-                yield batch
-                batch, characters = [], 0
+    for piece, ends in pieces:
+        batch.append((piece, ends))
+        characters += len(piece)
+        if characters >= CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
     yield batch
 
 
@@ -85,7 +95,7 @@ def encode(tokenizer, documents):
     end = tokenizer.token_to_id(END_OF_TEXT)
     dtype = np.min_scalar_type(tokenizer.get_vocab_size() - 1)
     stream = []
-    for batch in _batches(progress(documents, "encoding")):
+    for batch in _batches(_pieces(documents, "encoding")):
         pieces = [piece for piece, _ in batch]
         # on all cores; each piece by itself, so that the number of cores changes nothing
         encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
