@@ -10,12 +10,12 @@ import sys
 import time
 
 import torch
-from tokenizers.decoders import DecodeStream
 
 from generation.sampling import check_count, check_sampling
 from machine.command import say
 from machine.device import device_name, is_out_of_memory, resolve_device
 from training.prepare import END_OF_TEXT
+from training.text import TextStream
 from training.weights import WEIGHTS_NAME, load_tokenizer, load_window_model
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -106,8 +106,7 @@ def run(args):
     room = room_for(model, len(ids), args.tokens)
     generator = torch.Generator(device).manual_seed(args.seed)
     stream = model.stream([ids], room, *sampling, generator)
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    text = DecodeStream(skip_special_tokens=False)
+    end, text = tokenizer.token_to_id(END_OF_TEXT), TextStream(tokenizer)
     count, ended, started = 0, False, time.perf_counter()
     try:
         write(prompt)
@@ -116,9 +115,8 @@ def run(args):
             ended = token == end
             if ended:
                 break
-            # None until the last of the tokens that share a character
-            write(text.step(tokenizer, token) or "")
-        write("\n")
+            write(text.text(token))
+        write(text.rest() + "\n")
     except KeyboardInterrupt:
         write("\n")
         say(_speed(count, started, device))

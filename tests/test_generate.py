@@ -12,6 +12,7 @@ import torch
 import generate
 from gpt_win import GPTWindowModel
 from machine.files import sealed, unsealed
+from training import text as training_text
 from training.prepare import END_OF_TEXT, train_tokenizer
 from training.weights import load_tokenizer, load_window_model, save_window_weights
 
@@ -86,14 +87,17 @@ def test_the_prompt_comes_from_standard_input(folder, capsys, monkeypatch):
         assert words in refused(capsys, "-")
 
 
-def test_characters_split_over_tokens_come_whole(folder, capsys, monkeypatch):
+def test_characters_split_over_tokens_come_whole(folder):
     tokenizer = load_tokenizer(folder / "window_model_weights.pt", 300)
     text = "한국어 🦜 naïve €\t\x00"
     ids = tokenizer.encode(text).ids
     assert len(ids) > len(text)  # some characters are several tokens
-    ids += tokenizer.encode("한").ids[:1]  # and of the last one there is only a part
-    monkeypatch.setattr(GPTWindowModel, "stream", lambda *arguments: iter(ids))
-    assert run(capsys, "def").out == f"def{text}\n"
+    stream = training_text.TextStream(tokenizer)
+    pieces = [stream.text(token) for token in ids]
+    assert "".join(pieces) == text and "\ufffd" not in "".join(pieces) and stream.rest() == ""
+    stream = training_text.TextStream(tokenizer)
+    assert [stream.text(token) for token in tokenizer.encode("한").ids[:1]] == [""]
+    assert stream.rest() == "\ufffd"
 
 
 def test_learned_positions_end_with_a_note_and_rotary_ones_go_on(folder, capsys):
@@ -171,15 +175,15 @@ def test_a_device_that_is_not_there_is_one_clear_line(folder, capsys):
 
 
 def test_an_interruption_ends_the_line_and_exits_with_130(folder, capsys, monkeypatch):
-    original, calls = generate.write, []
+    original, calls = training_text.TextStream.text, []
 
-    def write(text):
-        calls.append(text)
-        if len(calls) == 4:  # the prompt and two tokens were written
+    def text(self, token):
+        calls.append(token)
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        original(text)
+        return original(self, token)
 
-    monkeypatch.setattr(generate, "write", write)
+    monkeypatch.setattr(training_text.TextStream, "text", text)
     captured = run(capsys, "def", code=130)
     assert captured.out.startswith("def") and captured.out.endswith("\n")
     assert "3 tokens, " in captured.err and captured.err.endswith("interrupted\n")

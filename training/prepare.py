@@ -164,7 +164,7 @@ def prepare_data(
     Python standard library's source; "site-packages": that and the installed packages').
     ``output`` becomes an array (rows, seq_len + 1) of the smallest unsigned dtype that holds the
     vocabulary, which is of ``vocab_size`` tokens or of fewer where the text is short.  Equal text
-    gives equal files, however many cores there are.  Memory: about twice the text and 0.5 GB.
+    gives equal files, however many cores there are.  Memory: see docs/data.md.
     Returns (one line on what was written, what was left out as ``read_corpus`` gives it).  Raises
     UserError, or OSError where a file cannot be written, and then leaves all files as they were.
     """

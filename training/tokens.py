@@ -38,13 +38,13 @@ def _open_rows(path):
     except (OSError, *DAMAGE) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"{path}: unreadable, truncated or no .npy file ({reason}): write it again with "
-            "python prepare_data.py"
+            f"{path}: unreadable, truncated, pickled or no .npy file ({reason}): write it again "
+            "with python prepare_data.py"
         ) from None
     if rows.ndim != 2 or rows.shape[1] < 2 or rows.dtype.kind not in "iu":
         raise UserError(
-            f"{path}: holds {rows.dtype} in the shape {rows.shape}: save rows of tokens, a 2-D "
-            "array of integers (rows, seq_len + 1)"
+            f"{path}: holds {rows.dtype} in the shape {rows.shape}: save rows of at least 2 tokens "
+            "as an array of integers (rows, seq_len + 1)"
         )
     return rows
 
@@ -54,8 +54,8 @@ def _vocab_size(path, rows):
     least, largest = int(rows.min()), int(rows.max())
     if least < 0 or largest > LARGEST_TOKEN:
         raise UserError(
-            f"{path}: has tokens from {least:,} to {largest:,}: number them from 0 to "
-            f"{LARGEST_TOKEN:,} at most"
+            f"{path}: has tokens from {least:,} to {largest:,}: none may be negative or above "
+            f"{LARGEST_TOKEN:,}"
         )
     return largest + 1
 
