@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from machine.command import UserError
@@ -60,8 +61,6 @@ def sample(documents):
 
 def train_tokenizer(texts, vocab_size):
     """A byte-level BPE of at most ``vocab_size`` tokens; equal texts give equal tokenizers."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
