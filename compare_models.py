@@ -50,7 +50,7 @@ from studies.points import (
 from studies.run import run_study
 from training.config import PRESETS, check_config, make_config
 from training.options import add_options
-from training.prepare import describe, prepare_data
+from training.prepare import prepare_data
 from training.tokens import DEFAULT_PATH, load_dataset
 
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
@@ -192,7 +192,8 @@ def ensure_data(path):
     if os.path.lexists(path) or path != DEFAULT_PATH:
         return
     say(f"{path} is missing: preparing it from the Python standard library's own source")
-    say(describe(prepare_data(output=path)))
+    summary, _ = prepare_data(output=path)
+    say(summary)
 
 
 def check_ranks(config):

@@ -13,7 +13,7 @@ import generate
 from gpt_win import GPTWindowModel
 from machine.files import sealed, unsealed
 from training import text as training_text
-from training.prepare import END_OF_TEXT, _train_tokenizer
+from training.prepare import END_OF_TEXT, train_tokenizer
 from training.weights import load_tokenizer, load_window_model, save_window_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +23,7 @@ TEXT = "def parse(self, naïve: str) -> int:\n    return len(naïve)  # 日本�
 def save(folder, positions="learned", change=None):
     """A small model with differing logits, and a real tokenizer."""
     tokenizer = folder / "source.json"
-    _train_tokenizer([TEXT * 5], 300).save(str(tokenizer))
+    train_tokenizer([TEXT * 5], 300).save(str(tokenizer))
     arguments = {"d_model": 16, "n_heads": 2, "layers": 2, "vocab_size": 300}
     arguments |= {"max_seq_len": 64, "window_size": 4, "dilation": 3, "positions": positions}
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_missing_and_foreign_files_are_one_clear_line(folder, capsys):
     config.write_text(sealed(about))
     tokenizer.write_bytes(original[1])
     run(capsys, "x", "--tokens", "1")
-    _train_tokenizer([TEXT], 270).save(str(tokenizer))
+    train_tokenizer([TEXT], 270).save(str(tokenizer))
     assert " tokens and the model 300: not the tokenizer" in refused(capsys, "x")
     tokenizer.write_text("{}")
     assert "tokenizer.json: no tokenizer (" in refused(capsys, "x")

@@ -1,15 +1,9 @@
-"""Which files are text for training: found, looked through, duplicates and binaries left out."""
+"""Which files are text for training: found, read, duplicates and binaries left out."""
 
-import codecs
 import gzip
-import hashlib
-import math
 import os
-import stat
 import sysconfig
 import zlib
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,179 +11,121 @@ from tqdm import tqdm
 from machine.command import UserError
 
 CORPORA = ("stdlib", "site-packages")
-# fmt: off
-TEXT_SUFFIXES = {
-    ".adoc", ".bash", ".bat", ".bib", ".c", ".cc", ".cfg", ".cjs", ".clj", ".cmake", ".conf",
-    ".cpp", ".cs", ".css", ".csv", ".cu", ".cuh", ".cxx", ".dart", ".erl", ".ex", ".exs", ".f",
-    ".f90", ".go", ".h", ".hh", ".hpp", ".hs", ".htm", ".html", ".ini", ".java", ".jl", ".js",
-    ".json", ".jsonl", ".jsx", ".kt", ".log", ".lua", ".m", ".markdown", ".md", ".mjs", ".ml",
-    ".org", ".php", ".pl", ".proto", ".ps1", ".pxd", ".py", ".pyi", ".pyx", ".r", ".rb", ".rs",
-    ".rst", ".scala", ".sh", ".sql", ".srt", ".swift", ".tex", ".text", ".toml", ".ts", ".tsv",
-    ".tsx", ".txt", ".vue", ".xml", ".yaml", ".yml", ".zig",
-}
-# fmt: on
+SUFFIXES = """
+adoc bash bat bib c cc cfg cjs clj cmake conf cpp cs css csv cu cuh cxx dart erl ex exs f f90
+go h hh hpp hs htm html ini java jl js json jsonl jsx kt log lua m markdown md mjs ml org php
+pl proto ps1 pxd py pyi pyx r rb rs rst scala sh sql srt swift tex text toml ts tsv tsx txt
+vue xml yaml yml zig
+"""
+TEXT_SUFFIXES = {f".{suffix}" for suffix in SUFFIXES.split()}
 # Beside the library itself these hold installed packages, compiled files and its test suite.
 NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-BLOCK_BYTES = 2**20  # read at once
 
 
-class DataError(UserError):
-    """Data that cannot be used; the message names the path or value and the remedy."""
-
-
-@contextmanager
-def _explained(path, action, remedy):
-    """Turn an error of reading or writing a file into a DataError that names it."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a damaged .gz
-        raise DataError(f"{path}: cannot be {action} ({error}): {remedy}") from None
-
-
-def _check_range(option, value, least, most=math.inf):
-    if not least <= value <= most:
-        limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-        raise DataError(f"{option} must be {limits}, got {value}")
-
-
-# --- the corpus --------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Source:
-    """A file of the corpus and its size in bytes on the disk."""
-
-    path: Path
-    size: int
-    named: bool = False  # by the user: then what is wrong with it is an error
-    library: bool = False  # of the default corpus, whose few duplicates have always been in it
-
-
-class _Unusable(Exception):
-    """What kind of file this is instead of text, and the reason."""
+class _NoText(Exception):
+    """A file that is no text: the kind that it is instead, and the reason."""
 
 
 def _walk(folder, suffixes, skipped, unreadable):
-    """Text files below ``folder``, also packed as .gz, as (path, bytes) sorted by relative path.
+    """Text files below ``folder``, also packed as .gz, sorted by their relative paths.
 
-    Hidden folders, those called as in ``skipped`` and links to folders are not entered.  What
-    cannot be read is added to ``unreadable`` in words, but raises OSError for ``folder`` itself.
+    Hidden folders, those called as in ``skipped`` and links to folders are not entered.  A folder
+    that cannot be read is added to ``unreadable``, in words; UserError for ``folder`` itself.
     """
 
     def note(error):
         if error.filename == str(folder):
-            raise error
+            raise UserError(f"{folder}: unreadable ({error.strerror}): give a readable folder")
         unreadable.append(f"{error.filename} ({error.strerror})")
 
     found = []
     for root, folders, names in os.walk(folder, onerror=note):
         folders[:] = [name for name in folders if name[0] != "." and name not in skipped]
         for name in names:
-            if Path(name.lower().removesuffix(".gz")).suffix in suffixes:
-                path = Path(root, name)
-                try:
-                    status = path.stat()
-                    if stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-                        found.append((path, status.st_size))
-                except FileNotFoundError:  # a link to nowhere
-                    pass
-                except OSError as error:
-                    unreadable.append(f"{path} ({error.strerror})")
-    return sorted(found, key=lambda file: file[0].relative_to(folder).as_posix())
+            path = Path(root, name)
+            suffix = Path(name.lower().removesuffix(".gz")).suffix
+            if suffix in suffixes and os.path.isfile(path):  # reading a pipe would wait for ever
+                found.append(path)
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def _corpus_folders(corpus):
-    """The folders of --corpus, the standard library first."""
-    places = sysconfig.get_paths()
-    names = ("stdlib", "purelib", "platlib") if corpus == "site-packages" else ("stdlib",)
-    return list(dict.fromkeys(Path(places[name]).resolve() for name in names))
-
-
-def _corpus_sources(paths, corpus, unreadable):
-    """The corpus as a list of Source, in the order it is read; DataError where there is none."""
-    sources = []
-    if not paths:
-        library, *packages = _corpus_folders(corpus)
-        files = _walk(library, {".py"}, NOT_LIBRARY, unreadable)
-        sources += [Source(*file, library=True) for file in files]
-        for folder in filter(Path.is_dir, packages):
-            files = _walk(folder, {".py"}, {"__pycache__"}, unreadable)
-            sources += [Source(*file) for file in files]
-        if packages and all(source.library for source in sources):
-            places = ", ".join(map(str, packages))
-            raise DataError(f"{places}: no package's source in there: choose --corpus stdlib")
-    for path in map(Path, paths):
-        if path.is_dir():
-            sources += [Source(*file) for file in _walk(path, TEXT_SUFFIXES, (), unreadable)]
-        elif path.is_file():
-            sources.append(Source(path, path.stat().st_size, named=True))
+def _given_files(paths, unreadable):
+    """The files of the paths that the user named, in the order given."""
+    files = []
+    for path in paths:
+        if os.path.isdir(path):
+            files += _walk(Path(path), TEXT_SUFFIXES, (), unreadable)
+        elif os.path.isfile(path):
+            files.append(Path(path))
         else:
-            raise DataError(f"{path}: no such file or folder: check the PATH")
-    return sources
+            raise UserError(f"PATH {path}: no such file or folder: check the name")
+    return files
 
 
-def _blocks(source, bar):
-    """Yield the bytes of a file, unpacked where it is a .gz, BLOCK_BYTES or fewer at a time."""
-    with source.path.open("rb") as file:
-        packed = source.path.suffix.lower() == ".gz"
-        stream = gzip.GzipFile(fileobj=file) if packed else file
-        place = 0
-        while block := stream.read(BLOCK_BYTES):
-            bar.update(file.tell() - place)
-            place = file.tell()
-            yield block
+def _installed_files(corpus, unreadable):
+    """The source (of the standard library, of the packages installed beside it)."""
+    places = sysconfig.get_paths()
+    library = _walk(Path(places["stdlib"]), {".py"}, NOT_LIBRARY, unreadable)
+    if corpus != "site-packages":
+        return library, []
+    packages = []
+    for folder in dict.fromkeys(Path(places[name]).resolve() for name in ("purelib", "platlib")):
+        if folder.is_dir():
+            packages += _walk(folder, {".py"}, {"__pycache__"}, unreadable)
+    if not packages:
+        place = places["purelib"]
+        raise UserError(f"{place}: no package's source in there: choose --corpus stdlib")
+    return library, packages
 
 
-def _look_at(source, bar):
-    """Characters of a file, 0 for a blank one, and the SHA-256 of its bytes; raises _Unusable."""
-    errors = "replace" if source.named else "strict"
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    characters, blank, digest = 0, True, hashlib.sha256()
+def _read_text(path, errors):
+    """The text of a file, unpacked where it is a .gz; raises _NoText."""
     try:
-        for block in _blocks(source, bar):
-            if b"\0" in block:
-                raise _Unusable("binary", "it has NUL bytes")
-            characters += len(decoder.decode(block))
-            blank = blank and block.isspace()
-            digest.update(block)
-        characters += len(decoder.decode(b"", final=True))
+        content = path.read_bytes()
+        if path.suffix.lower() == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a damaged .gz
+        raise _NoText("unreadable", getattr(error, "strerror", None) or error) from None
+    if b"\0" in content:
+        raise _NoText("binary", "it has NUL bytes")
+    try:
+        return content.decode("utf-8", errors)
     except UnicodeDecodeError as error:
-        raise _Unusable("not UTF-8", error.reason) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise _Unusable("unreadable", getattr(error, "strerror", None) or error) from None
-    return 0 if blank else characters, digest.digest()
+        raise _NoText("not UTF-8", error.reason) from None
 
 
-def _look_through(sources, left_out):
-    """The sources that are documents, and their characters in all; the others into ``left_out``.
+def read_corpus(paths, corpus, except_for):
+    """The documents of a corpus as a list of texts, and what was left out of it.
 
-    A blank file is no document and nothing that is left out.  Raises DataError for a file that the
-    user named and that is no text.
+    paths: files and folders; without any, ``corpus`` (one of CORPORA).  except_for: a file that is
+    no part of the corpus.
+    left_out: for each kind (duplicate, binary, not UTF-8, unreadable) the files, in words; blank
+    files are not counted.  Raises UserError, also for a file that the user named and that is no
+    text; bytes of such a file that are no UTF-8 are replaced.
     """
-    documents, total, seen = [], 0, set()
-    with _progress(sources, "reading") as bar:
-        for source in sources:
-            try:
-                characters, digest = _look_at(source, bar)
-            except _Unusable as error:
-                kind, reason = error.args
-                if source.named:
-                    words = {"unreadable": "cannot be read"}.get(kind, kind)
-                    raise DataError(
-                        f"{source.path}: {words} ({reason}): give a readable text file in UTF-8"
-                    ) from None
-                left_out[kind].append(f"{source.path} ({reason})")
-                continue
-            if characters and digest in seen and not source.library:
-                left_out["duplicate"].append(str(source.path))
-            elif characters:
-                documents.append(source)
-                total += characters
-                seen.add(digest)
-    return documents, total
-
-
-# --- text into rows of tokens ------------------------------------------------------------------
-def _progress(sources, description):
-    """A bar over the bytes of the sources on the disk."""
-    total = sum(source.size for source in sources)
-    options = {"unit": "B", "unit_scale": True, "disable": None, "leave": False}
-    return tqdm(desc=description, total=total, **options)
+    left_out = {kind: [] for kind in ("duplicate", "binary", "not UTF-8", "unreadable")}
+    if paths:
+        library, files = [], _given_files(paths, left_out["unreadable"])
+    else:
+        library, files = _installed_files(corpus, left_out["unreadable"])
+    named, may_repeat = set(map(Path, paths)), set(library)
+    documents, seen = [], set()
+    for path in tqdm(library + files, "reading", disable=None, leave=False):
+        if path.resolve() == except_for:
+            continue
+        try:
+            text = _read_text(path, "replace" if path in named else "strict")
+        except _NoText as error:
+            kind, reason = error.args
+            if path in named:
+                remedy = "give a readable text file in UTF-8"
+                raise UserError(f"{path}: {kind} ({reason}): {remedy}") from None
+            left_out[kind].append(f"{path} ({reason})")
+            continue
+        # the few duplicates of the library have always been in the default corpus
+        if text in seen and path not in may_repeat:
+            left_out["duplicate"].append(str(path))
+        elif text and not text.isspace():
+            documents.append(text)
+            seen.add(text)
+    return documents, left_out
