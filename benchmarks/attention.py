@@ -38,11 +38,11 @@ class AttentionBenchmark:
 
     def measure(self, case):
         """Time every peer at a case; returns (records, skipped) for JSON."""
-        records, skipped, made = [], [], {}
+        records, skipped = [], []
         kept = density(case.seq_len, *case.pattern())
         for timed in self.timed:
             about = {**asdict(case), "direction": timed, "density": kept}
-            makers = {name: partial(self._work, name, case, timed, made) for name in self.peers}
+            makers = {name: partial(self._work, name, case, timed) for name in self.peers}
             here, failed = side_by_side("peer", makers, about, self.device, self.rounds)
             add_ratios(here, "ratio_to_best_full", lambda r: r["attends"] == ALL_KEYS)
             for r in here:
@@ -51,17 +51,14 @@ class AttentionBenchmark:
                 r["share_of_limit"] = kept * r["ratio_to_best_full"] if same else math.nan
             records += here
             skipped += failed
-        made.clear()
         release_memory(self.device)
         return records, skipped
 
-    def _work(self, name, case, timed, made):
+    def _work(self, name, case, timed):
         """One call of a peer as a work, and what else its record holds.  Raises Unavailable."""
         peer, error = self.peers[name], self._error(name, case, timed)
         self._refuse_what_is_too_large(name, case, timed)
-        if name not in made:
-            made[name] = peer.make(case)
-        work = work_of(made[name], *case.inputs(), timed)
+        work = work_of(peer.make(case), *case.inputs(), timed)
         work()
         memory = math.nan
         if self.memory and timed == TRAINING:

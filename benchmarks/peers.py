@@ -66,10 +66,8 @@ class Peer(NamedTuple):
 
 
 def _evaluation(evaluation, case):
-    def attend(q, k, v):
-        return window_attention(q, k, v, case.window_size, case.dilation, evaluation)
-
-    return attend
+    w, d = case.pattern()
+    return lambda q, k, v: window_attention(q, k, v, w, d, evaluation)
 
 
 def _compiled(function):
@@ -102,8 +100,10 @@ def _sdpa(backend, case):
 def _flex(case):
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+    w, d = case.pattern()
+
     def kept(batch, head, query, key):
-        return may_attend(query, key, case.window_size, case.dilation)
+        return may_attend(query, key, w, d)
 
     mask = create_block_mask(kept, None, None, case.seq_len, case.seq_len, case.device)
     return _heads_first(partial(_compiled(flex_attention), block_mask=mask))
@@ -173,8 +173,9 @@ def error_of(peer, case, timed):
         ((result - truth).norm() / truth.norm()).item()
         for result, truth in zip(results, truths, strict=True)
     ]
-    if not max(errors) <= LARGEST_ERROR[case.dtype]:
-        raise Unavailable(
-            f"gives other results than textbook attention, relative error {max(errors):.2g}"
-        )
+    for error in errors:
+        if not error <= LARGEST_ERROR[case.dtype]:  # NaN is not
+            raise Unavailable(
+                f"gives other results than textbook attention, relative error {error:.2g}"
+            )
     return max(errors)

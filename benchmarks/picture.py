@@ -35,9 +35,10 @@ def plot_scaling(records, title):
             _draw_peer(axis, name, [r for r in here if r["peer"] == name])
         _draw_limit(axis, here)
         axis.set(xscale="log", yscale="log", title=timed, xlabel="sequence length S (tokens)")
+        axis.tick_params("x", rotation=30)
         handles |= {line.get_label(): line for line in axis.get_lines()}
     lengths = sorted({r["seq_len"] for r in records})
-    axes[0].set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=30)
+    axes[0].set_xticks(lengths, [f"{n:,}" for n in lengths])
     axes[0].xaxis.set_minor_locator(NullLocator())
     axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter(lambda ms, _: EngFormatter(unit="s", sep=" ")(ms / 1e3))

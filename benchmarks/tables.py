@@ -3,45 +3,52 @@
 Nothing is measured here; a record is the dict that the JSON file holds.
 """
 
-import math
+from typing import NamedTuple
 
 from analysis.words import text_table
 from benchmarks.peers import FORWARD, ONE_TOKEN, TRAINING
 from benchmarks.steps import STEP
+from machine.files import missing_to_none
 
-# title, key of a record, how its value is written, what it is; one without values is left out
+
+class Column(NamedTuple):
+    """``form``: how the value that a record has under ``key`` is written; ``note``: what it is."""
+
+    title: str
+    key: str
+    form: str = "{}"
+    note: str = ""
+
+
+# a table has those for which it has values
 COLUMNS = [
-    ("peer", "peer", "{}", ""),
-    ("arm", "arm", "{}", ""),
-    ("compile", "compile", "{}", ""),
-    ("attends to", "attends", "{}", ""),
-    *((f"{timed} (ms)", timed, "{}", "") for timed in (FORWARD, TRAINING, ONE_TOKEN, STEP)),
-    ("over best full", "ratio_to_best_full", "{:.2f}x", "the fastest over all keys over this"),
-    ("fused over this", "fused_over_this", "{:.2f}x", ""),
-    ("read (MB)", "read_mb", "{:,.2f}", "keys and values"),
-    ("limit (ms)", "limit_ms", "{:,.3f}", "to read them as fast as a large copy does"),
-    ("of the limit", "share_of_limit", "{:.0%}", "limit over this; above, best full x pairs kept"),
-    ("memory (MB)", "peak_memory_mb", "{:,.1f}", "peak of forward + backward, or of a step"),
-    ("error", "relative_error", "{:.1e}", "largest, against float64 on 384 tokens"),
+    Column("peer", "peer"),
+    Column("arm", "arm"),
+    Column("compile", "compile"),
+    Column("attends to", "attends"),
+    *(Column(f"{timed} (ms)", timed) for timed in (FORWARD, TRAINING, ONE_TOKEN, STEP)),
+    Column("over best full", "ratio_to_best_full", "{:.2f}x", "the fastest over all keys / this"),
+    Column("fused over this", "fused_over_this", "{:.2f}x"),
+    Column("read (MB)", "read_mb", "{:,.2f}", "keys and values"),
+    Column("limit (ms)", "limit_ms", "{:,.3f}", "to read them as fast as a large copy does"),
+    Column("of the limit", "share_of_limit", "{:.0%}", "the limit (else best full x pairs) / this"),
+    Column("memory (MB)", "peak_memory_mb", "{:,.1f}", "peak of forward + backward, or of a step"),
+    Column("error", "relative_error", "{:.1e}", "largest, against float64 on 384 tokens"),
 ]
-NOTE = (
-    "ms: median ± half the interquartile range; what is right of the times is of the last of them."
-)
+NOTE = "ms: median ± half the interquartile range; what follows the times is of the last of them."
 
 
 def results_text(records, skipped):
     """A table for each length, the meaning of the columns, and what was skipped."""
     lines, notes = [], {}
     for seq_len in dict.fromkeys(r["seq_len"] for r in records):
-        here = [r for r in records if r["seq_len"] == seq_len]
-        rows = _rows(here)
-        columns = [c for c in COLUMNS if any(not _is_missing(row.get(c[1])) for row in rows)]
-        table = [[title for title, *_ in columns]]
-        table += [[_cell(row.get(key), form) for _, key, form, _ in columns] for row in rows]
-        lines += [_heading(here[0]), *text_table(table), ""]
-        notes |= {title: f"{title}: {note}." for title, _, _, note in columns if note}
-    lines.append(NOTE)
-    return "\n".join([*lines, *notes.values(), *_skipped_lines(skipped)])
+        rows = _rows([r for r in records if r["seq_len"] == seq_len])
+        columns = [c for c in COLUMNS if any(row.get(c.key) is not None for row in rows)]
+        table = [[column.title for column in columns]]
+        table += [[_cell(row, column) for column in columns] for row in rows]
+        lines += [_heading(rows[0]), *text_table(table), ""]
+        notes |= {c.title: f"{c.title}: {c.note}." for c in columns if c.note}
+    return "\n".join([*lines, NOTE, *notes.values(), *_skipped_lines(skipped)])
 
 
 def _heading(record):
@@ -60,7 +67,7 @@ def _rows(records):
     for r in records:
         name = r.get("peer") or r["arm"]
         row = rows.setdefault((name, r.get("compile")), {})
-        row |= r
+        row |= missing_to_none(r)
         row[r["direction"]] = _time(r)
     return list(rows.values())
 
@@ -71,12 +78,9 @@ def _time(record):
     return f"{record['median_ms']:,.{digits}f} ± {(high - low) / 2:,.{digits}f}"
 
 
-def _is_missing(value):
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _cell(value, form):
-    return "-" if _is_missing(value) else form.format(value)
+def _cell(row, column):
+    value = row.get(column.key)
+    return "-" if value is None else column.form.format(value)
 
 
 def _skipped_lines(skipped):

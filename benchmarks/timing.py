@@ -41,7 +41,8 @@ def side_by_side(kind, makers, about, device, rounds, graphs=True):
         # whatever the code of a peer or a compiler raises, or memory
         except Exception as error:
             skipped.append({**record, "reason": reason_of(error)})
-            gc.collect()
+        if name not in works:
+            gc.collect()  # what it left, which its error holds no longer
     for name, seconds in timed_in_rounds(works, device, rounds).items():
         milliseconds = 1e3 * np.array(seconds)
         records[name]["median_ms"] = float(np.median(milliseconds))
@@ -128,6 +129,8 @@ def reason_of(error):
         return str(error)
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
         return "out of memory"
+    while error.__cause__ is not None:  # a compiler's error quotes what it met
+        error = error.__cause__
     first_sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
     return f"{type(error).__name__}: {first_sentence}"[:160]
 
