@@ -73,9 +73,10 @@ def measure_decoding(benchmark, case):
 
 def bytes_read(case, attends):
     """The keys and values that the last query of a context attends to, in bytes."""
-    pairs = [attended_pairs(case.seq_len - n, *case.pattern(attends)) for n in (0, 1)]
-    numbers = case.batch_size * case.heads * case.head_dim * 2 * (pairs[0] - pairs[1])
-    return numbers * ALL_DTYPES[case.dtype].itemsize
+    pattern = case.pattern(attends)
+    keys = attended_pairs(case.seq_len, *pattern) - attended_pairs(case.seq_len - 1, *pattern)
+    of_a_key = 2 * case.batch_size * case.heads * case.head_dim * ALL_DTYPES[case.dtype].itemsize
+    return keys * of_a_key
 
 
 def copy_bandwidth(device, rounds):

@@ -113,8 +113,9 @@ def problems_of(args):
         return [Case(seq_len=seq_len, **common) for seq_len in args.seq_lens]
     common |= {"d_model": args.heads * args.head_dim, "n_heads": args.heads}
     common |= {"layers": args.layers, "arms": tuple(args.arms)}
+    modes = ["none"] if args.decode else args.compile
     return [
         make_config("paper", seq_len=seq_len, compile=mode, **common)
         for seq_len in args.seq_lens
-        for mode in (["none"] if args.decode else args.compile)
+        for mode in modes
     ]

@@ -41,7 +41,9 @@ class Case:
         """(window_size, dilation) of what a peer claims to attend to."""
         if attends == ALL_KEYS:
             return 1, 1
-        return self.window_size, 0 if attends == NEAR_ONLY else self.dilation
+        if attends == NEAR_ONLY:
+            return self.window_size, 0
+        return self.window_size, self.dilation
 
     def inputs(self, seed=0):
         """q, k, v as views of one fused projection, as the models have them, and a gradient."""

@@ -24,12 +24,12 @@ def measure_steps(config, evaluations, device, rounds):
     tokens = np.random.default_rng(0).integers(STEP_VOCAB, size=shape)
     makers = {}
     for arm in config.arms:
-        if arm != "window":
+        if arm == "window":
+            for evaluation in evaluations:
+                here = replace(config, window_attention=evaluation)
+                makers[f"{arm} ({evaluation})"] = partial(_training_step, here, arm, tokens, device)
+        else:
             makers[arm] = partial(_training_step, config, arm, tokens, device)
-            continue
-        for evaluation in evaluations:
-            here = replace(config, window_attention=evaluation)
-            makers[f"{arm} ({evaluation})"] = partial(_training_step, here, arm, tokens, device)
     return _side_by_side(makers, config, device, rounds)
 
 

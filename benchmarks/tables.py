@@ -90,9 +90,13 @@ def _skipped_lines(skipped):
         name, timed = item.get("peer") or item["arm"], item["direction"]
         if "compile" in item:
             timed += f" (compile {item['compile']})"
-        lengths, works = places.setdefault((name, item["reason"]), ({}, {}))
-        lengths[f"{item['seq_len']:,}"] = works[timed] = True
-    return [
-        f"skipped: {name} at S {' '.join(lengths)}, {' and '.join(works)}: {reason}"
-        for (name, reason), (lengths, works) in places.items()
-    ]
+        lengths, works = places.setdefault((name, item["reason"]), ([], []))
+        lengths.append(f"{item['seq_len']:,}")
+        works.append(timed)
+    lines = []
+    for (name, reason), (lengths, works) in places.items():
+        where = " ".join(dict.fromkeys(lengths))
+        lines.append(
+            f"skipped: {name} at S {where}, {' and '.join(dict.fromkeys(works))}: {reason}"
+        )
+    return lines

@@ -36,7 +36,10 @@ def side_by_side(kind, makers, about, device, rounds, graphs=True):
         record = {kind: name, **about}
         try:
             work, more = makers[name]()
-            works[name], timed_as = as_cuda_graph(work, device) if graphs else (work, "calls")
+            timed_as = "calls"
+            if graphs:
+                work, timed_as = as_cuda_graph(work, device)
+            works[name] = work
             records[name] = {**record, **more, "timed_as": timed_as}
         # whatever the code of a peer or a compiler raises, or memory
         except Exception as error:
