@@ -1,40 +1,94 @@
-"""Attention timed against its peers: every peer at one case, forward alone and with backward.
+"""Attention timed against its peers, case by case: whole sequences, or one new token."""
 
-Also the memory that one pass with its backward pass takes, on a CPU as a fresh process's growth.
-"""
-
-import gc
 import math
 from dataclasses import asdict, replace
+from functools import partial
 
-import numpy as np
 import torch
 
-from attention.pattern import density
-from benchmarks.peers import (
-    ALL_DTYPES,
-    ALL_KEYS,
-    DIRECTIONS,
-    PATTERN,
-    PEERS,
-    TRAINING,
-    Case,
-    Unavailable,
-    error_of,
-)
+from attention import density
+from benchmarks.peers import ALL_DTYPES, ALL_KEYS, PATTERN, PEERS, TRAINING, Case, error_of, work_of
 from benchmarks.timing import (
-    MEMORY_SHARE,
-    as_cuda_graph,
+    Unavailable,
+    add_ratios,
+    cuda_peak_mb,
     free_memory,
-    progress,
     reason_of,
-    timed_in_rounds,
-    times_of,
+    side_by_side,
 )
 from machine.command import say
-from machine.device import synchronize
 from machine.memory import growth_in_child
-from training.trainer import release_memory as forget_everything
+from training.trainer import release_memory
+
+MEMORY_SHARE = 0.8  # of what is free: a peer that is sure to need more is not tried
+
+
+class AttentionBenchmark:
+    """Times peers case by case, the shortest first.
+
+    peers: {name: Peer}; timed: of FORWARD, TRAINING and ONE_TOKEN; max_seconds: leave out what is
+    expected to take longer a call; memory: measure that of the backward pass too.
+    """
+
+    def __init__(self, peers, timed, device, rounds=11, max_seconds=10.0, memory=True):
+        self.peers, self.timed, self.device = peers, timed, device
+        self.rounds, self.max_seconds, self.memory = rounds, max_seconds, memory
+        self._errors = {}  # {(name, timed): relative error, or why it is not timed}
+        self._seconds = {}  # {(name, timed): (S, seconds of a call)} of the last case
+
+    def measure(self, case):
+        """Time every peer at a case; returns (records, skipped) for JSON."""
+        records, skipped = [], []
+        kept = density(case.seq_len, *case.pattern())
+        for timed in self.timed:
+            about = {**asdict(case), "direction": timed, "density": kept}
+            makers = {name: partial(self._work, name, case, timed) for name in self.peers}
+            here, failed = side_by_side("peer", makers, about, self.device, self.rounds)
+            add_ratios(here, "ratio_to_best_full", lambda r: r["attends"] == ALL_KEYS)
+            for r in here:
+                self._seconds[r["peer"], timed] = case.seq_len, r["median_ms"] / 1e3
+                same = r["attends"] == PATTERN
+                r["share_of_limit"] = kept * r["ratio_to_best_full"] if same else math.nan
+            records += here
+            skipped += failed
+        release_memory(self.device)
+        return records, skipped
+
+    def _work(self, name, case, timed):
+        """One call of a peer as a work, and what else its record holds.  Raises Unavailable."""
+        peer, error = self.peers[name], self._error(name, case, timed)
+        self._refuse_what_is_too_large(name, case, timed)
+        work = work_of(peer.make(case), *case.inputs(), timed)
+        work()
+        memory = math.nan
+        if self.memory and timed == TRAINING:
+            memory = peak_memory_mb(name, case, work)
+        extra = {"attends": peer.attends, "relative_error": error, "peak_memory_mb": memory}
+        return work, extra
+
+    def _error(self, name, case, timed):
+        """A peer's relative error, found once.  Raises Unavailable where it is wrong or fails."""
+        key = name, timed
+        if key not in self._errors:
+            try:
+                self._errors[key] = error_of(self.peers[name], case, timed)
+            except Exception as error:  # its words alone: a traceback would keep tensors
+                self._errors[key] = reason_of(error)
+        if isinstance(self._errors[key], str):
+            raise Unavailable(self._errors[key])
+        return self._errors[key]
+
+    def _refuse_what_is_too_large(self, name, case, timed):
+        """Raise Unavailable where memory cannot suffice, or time would be out of proportion."""
+        needed, free = least_memory(name, case), free_memory(self.device)
+        if needed > MEMORY_SHARE * free:
+            raise Unavailable(
+                f"needs {needed / 1e9:,.0f} GB and some room, {free / 1e9:,.0f} GB are free"
+            )
+        shorter, seconds = self._seconds.get((name, timed), (case.seq_len, 0))
+        expected = seconds * (case.seq_len / shorter) ** 2
+        if expected > self.max_seconds:
+            raise Unavailable(f"would take about {expected:,.0f} s a call (--max-seconds)")
 
 
 def least_memory(name, case):
@@ -45,16 +99,6 @@ def least_memory(name, case):
     return square * 24 if name == "masked" else 0  # the mask is made from 64-bit distances
 
 
-# --- time and memory ---------------------------------------------------------------------------
-def work_of(attend, case, direction):
-    """A function without arguments: one forward pass, or one with its backward pass."""
-    qkv, upstream = case.inputs()
-    if direction == TRAINING:
-        return lambda: torch.autograd.grad(attend(*qkv), qkv, upstream)
-    qkv = [x.detach() for x in qkv]
-    return lambda: attend(*qkv)
-
-
 def peak_memory_mb(name, case, work):
     """The most memory that one forward and backward pass takes beside its inputs, in MB.
 
@@ -63,108 +107,19 @@ def peak_memory_mb(name, case, work):
     """
     device = torch.device(case.device)
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        synchronize(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        return cuda_peak_mb(work, device, before=torch.cuda.memory_allocated(device))
     if PEERS[name].compiled:
         return math.nan
-    return growth_in_child("benchmarks.attention", "memory_job", {"name": name, **asdict(case)})
+    try:
+        return growth_in_child("benchmarks.attention", "memory_job", {"name": name, **asdict(case)})
+    except RuntimeError as error:
+        say(f"memory of {name} not measured: {reason_of(error)}")
+        return math.nan
 
 
 def memory_job(name, **case):
-    """What the child of ``peak_memory_mb`` measures, as a function without arguments."""
+    """What the child of ``peak_memory_mb`` measures, as a work."""
     case = Case(**case)
     small = replace(case, seq_len=min(case.seq_len, 64), batch_size=1)
-    work_of(PEERS[name].make(small), small, TRAINING)()  # loads libraries, starts threads
-    return work_of(PEERS[name].make(case), case, TRAINING)
-
-
-class AttentionBenchmark:
-    """Measures peers case by case; ``records`` and ``skipped`` hold plain values for JSON."""
-
-    def __init__(self, names, device, rounds=11, max_seconds=10.0, memory=True):
-        self.names, self.device = names, device
-        self.rounds, self.max_seconds, self.memory = rounds, max_seconds, memory
-        self.records, self.skipped = [], []
-        self._errors, self._seconds = {}, {}
-
-    def measure(self, case):
-        """Time every peer at one case, each where it can run."""
-        made = {}
-        for direction in DIRECTIONS:
-            works, how = {}, {}
-            for name in progress(self.names, f"S {case.seq_len:,}, {direction}"):
-                try:
-                    self._check(name, case, direction)
-                    if name not in made:
-                        made[name] = PEERS[name].make(case)
-                    work = work_of(made[name], case, direction)
-                    work()
-                    works[name], how[name] = as_cuda_graph(work, self.device)
-                # whatever a peer's own code raises must not end the others' measurement
-                except Exception as error:
-                    self._skip(name, case, direction, reason_of(error))
-            samples = timed_in_rounds(works, self.device, self.rounds)
-            for name, seconds in samples.items():
-                self._seconds[name, direction] = case.seq_len, float(np.median(seconds))
-            del works
-            self._record(case, direction, samples, how, made)
-            gc.collect()
-        made.clear()
-        forget_everything(self.device)
-
-    def _check(self, name, case, direction):
-        """Raise Unavailable where the peer is known not to work, or to be out of proportion."""
-        if name not in self._errors:
-            try:
-                self._errors[name] = error_of(name, case)
-            except Exception as error:
-                self._errors[name] = Unavailable(reason_of(error))
-        if isinstance(self._errors[name], Unavailable):
-            raise self._errors[name]
-        needed, free = least_memory(name, case), free_memory(self.device)
-        if needed > MEMORY_SHARE * free:
-            raise Unavailable(
-                f"needs {needed / 1e9:,.0f} GB and some room, {free / 1e9:,.0f} GB are free"
-            )
-        shorter, seconds = self._seconds.get((name, direction), (case.seq_len, 0))
-        expected = seconds * (case.seq_len / shorter) ** 2
-        if expected > self.max_seconds:
-            raise Unavailable(f"would take about {expected:,.0f} s a call (--max-seconds)")
-
-    def _skip(self, name, case, direction, reason):
-        self.skipped.append(
-            {"peer": name, **asdict(case), "direction": direction, "reason": reason}
-        )
-
-    def _record(self, case, direction, samples, how, made):
-        medians = {name: float(np.median(seconds)) for name, seconds in samples.items()}
-        full = [medians[name] for name in medians if PEERS[name].attends == ALL_KEYS]
-        kept = density(case.seq_len, *case.pattern)
-        for name, seconds in samples.items():
-            memory = math.nan
-            if self.memory and direction == TRAINING:
-                try:
-                    work = work_of(made[name], case, TRAINING)
-                    memory = peak_memory_mb(name, case, work)
-                except RuntimeError as error:
-                    say(f"  memory of {name} not measured: {reason_of(error)}")
-            ratio = min(full) / medians[name] if full else math.nan
-            same = PEERS[name].attends == PATTERN
-            self.records.append(
-                {
-                    "peer": name,
-                    "attends": PEERS[name].attends,
-                    **asdict(case),
-                    "direction": direction,
-                    "density": kept,
-                    "timed_as": how[name],
-                    **times_of(seconds),
-                    "ratio_to_best_full": ratio,
-                    "share_of_limit": ratio * kept if same else math.nan,
-                    "peak_memory_mb": memory,
-                    "relative_error": self._errors[name],
-                }
-            )
+    work_of(PEERS[name].make(small), *small.inputs(), TRAINING)()  # loads libraries, starts threads
+    return work_of(PEERS[name].make(case), *case.inputs(), TRAINING)

@@ -1,9 +1,8 @@
 """What attention is timed against: the peers, the problem they solve, and the check of each.
 
-A peer claims to which keys it attends; one that computes something else is ``Unavailable``.
+A peer claims to which keys it attends; one that computes something else is not timed.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,20 +12,16 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attention.choose import window_attention
-from attention.full import dense_attention
-from attention.pattern import may_attend, window_mask
+from attention import dense_attention, may_attend, window_attention, window_mask
+from benchmarks.timing import Unavailable
 from training.config import DTYPES
 
-FORWARD, TRAINING = "forward", "forward + backward"
-DIRECTIONS = (FORWARD, TRAINING)
+# what is timed: whole sequences, or the last query of one, whose keys and values are stored
+FORWARD, TRAINING, ONE_TOKEN = "forward", "forward + backward", "one token"
+ALL_KEYS, PATTERN, NEAR_ONLY = "all keys", "near + far", "near only"
 ALL_DTYPES = {**DTYPES, "float16": torch.float16}
 CHECKED_TOKENS = 384
 LARGEST_ERROR = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
-
-
-class Unavailable(Exception):
-    """Why a peer cannot run here, in words."""
 
 
 @dataclass(frozen=True)
@@ -42,49 +37,54 @@ class Case:
     dtype: str
     device: str
 
-    @property
-    def pattern(self):
+    def pattern(self, attends=PATTERN):
+        """(window_size, dilation) of what a peer claims to attend to."""
+        if attends == ALL_KEYS:
+            return 1, 1
+        if attends == NEAR_ONLY:
+            return self.window_size, 0
         return self.window_size, self.dilation
 
     def inputs(self, seed=0):
         """q, k, v as views of one fused projection, as the models have them, and a gradient."""
         generator = torch.Generator(self.device).manual_seed(seed)
-        shape = (self.batch_size, self.seq_len, 3, self.heads, self.head_dim)
         options = {"device": self.device, "dtype": ALL_DTYPES[self.dtype], "generator": generator}
+        shape = self.batch_size, self.seq_len, 3, self.heads, self.head_dim
         qkv = [x.detach().requires_grad_() for x in torch.randn(shape, **options).unbind(2)]
         return qkv, torch.randn(qkv[0].shape, **options)
 
 
-# --- the peers ---------------------------------------------------------------------------------
 class Peer(NamedTuple):
-    """``make(case)`` gives a function of q, k, v (B, S, H, D), or raises Unavailable.
+    """A way to compute attention, which ``make(case)`` gives as a function of q, k and v.
 
-    attends: to which keys; only those with the same compute the same thing.
+    That function returns (B, S, H, D); for one token it stores k and v and returns a work.
+    attends: to which keys; only peers with the same compute the same thing.
     """
 
     attends: str
+    description: str
     make: Callable
     compiled: bool = False
 
 
-ALL_KEYS, PATTERN, NEAR_ONLY = "all keys", "near + far", "near only"
+def _evaluation(evaluation, case):
+    w, d = case.pattern()
+    return lambda q, k, v: window_attention(q, k, v, w, d, evaluation)
 
 
 def _compiled(function):
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def _evaluation(evaluation, case):
-    w, d = case.pattern
-    return lambda q, k, v: window_attention(q, k, v, w, d, evaluation)
+def _split_compiled(case):
+    return _compiled(_evaluation("split", case))
 
 
 def _heads_first(run):
     """A function of q, k, v (B, S, H, D) from one of (B, H, S, D)."""
 
     def attend(q, k, v):
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return run(q, k, v).transpose(1, 2)
+        return run(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
     return attend
 
@@ -100,27 +100,21 @@ def _sdpa(backend, case):
 
 
 def _flex(case):
-    """FlexAttention over the same pattern, compiled, as its documentation advises."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    w, d, S = *case.pattern, case.seq_len
-    mask = create_block_mask(
-        lambda b, h, query, key: may_attend(query, key, w, d), None, None, S, S, case.device
-    )
+    w, d = case.pattern()
+
+    def kept(batch, head, query, key):
+        return may_attend(query, key, w, d)
+
+    mask = create_block_mask(kept, None, None, case.seq_len, case.seq_len, case.device)
     return _heads_first(partial(_compiled(flex_attention), block_mask=mask))
 
 
-def _package(name):
-    """An optional package; whatever its import raises is the reason why the peer cannot run."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise Unavailable(f"cannot import {name} ({error})") from None
-
-
 def _local_attention(case):
-    package = _package("local_attention")
-    run = package.LocalAttention(
+    from local_attention import LocalAttention  # optional
+
+    run = LocalAttention(
         window_size=case.window_size,
         causal=True,
         look_backward=1,
@@ -132,76 +126,58 @@ def _local_attention(case):
 
 
 PEERS = {
-    "split": Peer(PATTERN, partial(_evaluation, "split")),
-    "split-compiled": Peer(PATTERN, lambda case: _compiled(_evaluation("split", case)), True),
-    "masked": Peer(PATTERN, partial(_evaluation, "masked")),
-    "dense": Peer(PATTERN, partial(_evaluation, "dense")),
-    "flex": Peer(PATTERN, _flex, True),
-    "flash": Peer(ALL_KEYS, partial(_sdpa, SDPBackend.FLASH_ATTENTION)),
-    "cudnn": Peer(ALL_KEYS, partial(_sdpa, SDPBackend.CUDNN_ATTENTION)),
-    "efficient": Peer(ALL_KEYS, partial(_sdpa, SDPBackend.EFFICIENT_ATTENTION)),
-    "local-attention": Peer(NEAR_ONLY, _local_attention),
-}
-DESCRIPTIONS = {
-    "split": "window_attention's split evaluation",
-    "split-compiled": "the same under torch.compile",
-    "masked": "scaled_dot_product_attention with the pattern as a mask",
-    "dense": "textbook attention with the pattern as a mask",
-    "flex": "PyTorch's FlexAttention, compiled, with the pattern as a block mask",
-    "flash": "scaled_dot_product_attention, FlashAttention kernel",
-    "cudnn": "scaled_dot_product_attention, cuDNN kernel",
-    "efficient": "scaled_dot_product_attention, memory-efficient kernel",
-    "local-attention": "LocalAttention of the local-attention package",
+    "split": Peer(PATTERN, "this project's split evaluation", partial(_evaluation, "split")),
+    "split-compiled": Peer(PATTERN, "the same under torch.compile", _split_compiled, True),
+    "masked": Peer(PATTERN, "PyTorch's kernels with a mask", partial(_evaluation, "masked")),
+    "dense": Peer(PATTERN, "textbook attention with a mask", partial(_evaluation, "dense")),
+    "flex": Peer(PATTERN, "FlexAttention with a block mask, compiled", _flex, True),
+    "flash": Peer(ALL_KEYS, "FlashAttention", partial(_sdpa, SDPBackend.FLASH_ATTENTION)),
+    "cudnn": Peer(ALL_KEYS, "cuDNN's kernel", partial(_sdpa, SDPBackend.CUDNN_ATTENTION)),
+    "efficient": Peer(
+        ALL_KEYS, "memory-efficient kernel", partial(_sdpa, SDPBackend.EFFICIENT_ATTENTION)
+    ),
+    "local-attention": Peer(NEAR_ONLY, "the package of that name", _local_attention),
 }
 
 
-def allowed_mask(case, attends):
-    """The mask (S, S) of the keys that a peer claims to attend to."""
-    w, d = {ALL_KEYS: (1, 1), PATTERN: case.pattern, NEAR_ONLY: (case.window_size, 0)}[attends]
-    return window_mask(case.seq_len, w, d, case.device)
-
-
-def _values(attend, qkv, upstream):
-    """The output and, as far as the peer can give them, the gradients of q, k and v."""
+def work_of(attend, qkv, upstream, timed):
+    """The work that ``timed`` names, of a function that a peer made."""
+    if timed == TRAINING:
+        return lambda: torch.autograd.grad(attend(*qkv), qkv, upstream)
     q, k, v = (x.detach() for x in qkv)
-    out = attend(q, k, v)
-    try:
-        return [out, *torch.autograd.grad(attend(*qkv), qkv, upstream)]
-    except (RuntimeError, NotImplementedError):  # the timing will say why
-        return [out]
+    if timed == ONE_TOKEN:
+        return attend(q[:, -1:].clone(), k, v)
+    return lambda: attend(q, k, v)
 
 
-def error_of(name, case):
-    """The peer's largest relative error, output and gradients, in a small problem like ``case``.
+def error_of(peer, case, timed):
+    """The largest relative error of a peer's results in a small problem like ``case``.
 
-    Against textbook attention in float64 over the keys that it claims.  Raises Unavailable where
-    the error is larger than its dtype's rounding explains.
+    Results are the output, or the gradients of q, k and v; the truth is textbook attention in
+    float64 over the keys that the peer claims.  Raises Unavailable where the error is larger than
+    rounding explains.
     """
-    peer, small = PEERS[name], small_case(case)
-    qkv, upstream = small.inputs(seed=1)
-    values = _values(peer.make(small), qkv, upstream)
-    exact = [x.detach().double().requires_grad_() for x in qkv]
-    mask = allowed_mask(small, peer.attends)
-    attend = partial(dense_attention, mask=mask)
-    reference = _values(attend, exact, upstream.double())[: len(values)]
-    error = max(
-        ((value.double() - expected).norm() / expected.norm()).item()
-        for value, expected in zip(values, reference, strict=True)
+    small = replace(
+        case,
+        batch_size=min(case.batch_size, 2),
+        seq_len=CHECKED_TOKENS,
+        window_size=min(case.window_size, CHECKED_TOKENS // 4),
     )
-    return checked_error(error, case)
-
-
-def small_case(case):
-    """A problem like ``case`` that textbook attention in float64 can do."""
-    window_size = min(case.window_size, CHECKED_TOKENS // 4)
-    batch_size = min(case.batch_size, 2)
-    return replace(case, batch_size=batch_size, seq_len=CHECKED_TOKENS, window_size=window_size)
-
-
-def checked_error(error, case):
-    """The relative error; Unavailable where its dtype's rounding does not explain it."""
-    if not error <= LARGEST_ERROR[case.dtype]:
-        raise Unavailable(
-            f"gives other results than textbook attention, relative error {error:.2g}"
-        )
-    return error
+    qkv, upstream = small.inputs(seed=1)
+    results = work_of(peer.make(small), qkv, upstream, timed)()
+    exact = [x.detach().double().requires_grad_() for x in qkv]
+    mask = window_mask(small.seq_len, *small.pattern(peer.attends), small.device)
+    out = dense_attention(*exact, mask)
+    truths = torch.autograd.grad(out, exact, upstream.double())
+    if timed != TRAINING:
+        results, truths = [results], [out[:, -results.shape[1] :]]
+    errors = [
+        ((result - truth).norm() / truth.norm()).item()
+        for result, truth in zip(results, truths, strict=True)
+    ]
+    for error in errors:
+        if not error <= LARGEST_ERROR[case.dtype]:  # NaN is not
+            raise Unavailable(
+                f"gives other results than textbook attention, relative error {error:.2g}"
+            )
+    return max(errors)

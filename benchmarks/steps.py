@@ -1,9 +1,5 @@
-"""Whole training steps of the experiment's arms, timed side by side.
+"""Whole steps of the experiment's arms, timed side by side: of training, and for one new token."""
 
-An arm that has no room, or that a compiler refuses, is skipped with its reason.
-"""
-
-import gc
 import math
 from dataclasses import replace
 from functools import partial
@@ -11,83 +7,86 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.timing import as_cuda_graph, progress, reason_of, timed_in_rounds, times_of
-from machine.device import synchronize
+from benchmarks.timing import add_ratios, cuda_peak_mb, side_by_side
 from training.batches import to_device
-from training.trainer import Trainer
-from training.trainer import release_memory as forget_everything
+from training.trainer import Trainer, autocast, build_model, release_memory
 
+STEP = "step"
 STEP_VOCAB = 10_000
 
 
-# --- whole training steps ----------------------------------------------------------------------
-def measure_steps(config, modes, evaluations, device, rounds=11):
-    """Time training steps of the configuration's arms; returns (records, skipped) for JSON.
+def measure_steps(config, evaluations, device, rounds):
+    """Time a training step of every arm; returns (records, skipped) for JSON.
 
-    modes: of ``COMPILE_MODES``; evaluations: of ``EVALUATIONS``, each a window arm of its own.
+    evaluations: of ``EVALUATIONS``, each a window arm of its own.
     """
-    records, skipped = [], []
-    tokens = np.random.default_rng(0).integers(
-        STEP_VOCAB, size=(config.batch_size, config.seq_len + 1)
-    )
-    arms = {}
+    shape = config.batch_size, config.seq_len + 1
+    tokens = np.random.default_rng(0).integers(STEP_VOCAB, size=shape)
+    makers = {}
     for arm in config.arms:
-        for evaluation in evaluations if arm == "window" else ("",):
-            arms[f"{arm} ({evaluation})" if evaluation else arm] = arm, evaluation or "auto"
-    for mode in modes:
-        forget_everything(device)
-        works, how, memory = {}, {}, {}
-        shape = {"seq_len": config.seq_len, "batch_size": config.batch_size, "compile": mode}
-        for label in progress(arms, f"S {config.seq_len:,}, compile {mode}"):
-            arm, evaluation = arms[label]
-            try:
-                settings = replace(config, compile=mode, window_attention=evaluation)
-                works[label], how[label], memory[label] = _step_of(settings, arm, tokens, device)
-            except Exception as error:  # of a compiler, or memory: the other arms go on
-                skipped.append({"arm": label, **shape, "reason": reason_of(error)})
-                gc.collect()
-        for label, seconds in timed_in_rounds(works, device, rounds).items():
-            records.append(
-                {
-                    "arm": label,
-                    **shape,
-                    "dtype": config.dtype,
-                    "timed_as": how[label],
-                    **times_of(seconds),
-                    "peak_memory_mb": memory[label],
-                }
-            )
-        medians = {r["arm"]: r["median_ms"] for r in records if r["compile"] == mode}
-        for record in records:
-            if record["compile"] == mode:
-                record["fused_over_this"] = medians.get("fused", math.nan) / record["median_ms"]
-        del works
-    forget_everything(device)
+        if arm == "window":
+            for evaluation in evaluations:
+                here = replace(config, window_attention=evaluation)
+                makers[f"{arm} ({evaluation})"] = partial(_training_step, here, arm, tokens, device)
+        else:
+            makers[arm] = partial(_training_step, config, arm, tokens, device)
+    return _side_by_side(makers, config, device, rounds)
+
+
+def measure_decode_steps(config, device, rounds):
+    """Time the step for the last of config.seq_len tokens; returns (records, skipped) for JSON."""
+    with torch.no_grad(), autocast(config, device):
+        makers = {arm: partial(_decode_step, config, arm, device) for arm in config.arms}
+        return _side_by_side(makers, config, device, rounds)
+
+
+def _side_by_side(makers, config, device, rounds):
+    about = {name: getattr(config, name) for name in ("seq_len", "batch_size", "compile", "dtype")}
+    about["direction"] = STEP
+    graphs = not config.records_graphs  # or the compiler makes graphs of its own
+    records, skipped = side_by_side("arm", makers, about, device, rounds, graphs)
+    add_ratios(records, "fused_over_this", lambda r: r["arm"] == "fused")
+    release_memory(device)
     return records, skipped
 
 
-def _step_of(config, arm, tokens, device):
-    """A warmed-up step as a function without arguments, how it is timed, and its peak memory in MB.
+def _training_step(config, arm, tokens, device):
+    """A warmed-up step as a work, and its peak memory in MB, known on CUDA only.
 
-    On CUDA the whole step, optimizer included, is one CUDA graph, as far as ``compile`` has not
-    made graphs of its parts already: the host's time for launching kernels differs from machine to
-    machine.  Memory is known on CUDA only.
+    On CUDA the whole step, optimizer included, is to be one CUDA graph: the host's time for
+    launching kernels differs from machine to machine.
     """
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    cuda = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if cuda else 0
     trainer = Trainer(config, arm, tokens, STEP_VOCAB, device, seed=0)
     trainer.model.train()
     work = partial(trainer.update, *to_device(tokens, device), config.lr)
     for _ in range(4):  # compiles, makes the optimizer's state
         work()
-    if device.type == "cpu":
-        return work, "calls", math.nan
-    synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    memory = cuda_peak_mb(work, device, before) if cuda else math.nan
+    if cuda and not config.records_graphs:
+        for group in trainer.optimizer.param_groups:
+            group["capturable"] = True
+    return work, {"peak_memory_mb": memory}
+
+
+def _decode_step(config, arm, device):
+    """The model's step as a work; the context is made up, for it decides nothing about the time."""
+    model = build_model(config, arm, STEP_VOCAB, device, seed=0).eval()
+    caches = [block.mha.new_cache(config.batch_size, config.seq_len) for block in model.layers]
+    for cache in caches:
+        cache.near.normal_()
+        cache.far.normal_()
+    token = torch.zeros((config.batch_size, 1), dtype=torch.long, device=device)
+    work = partial(last_logits, model, caches, token)
     work()
-    synchronize(device)
-    memory = (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    if config.compile == "reduce-overhead":
-        return work, "calls", memory
-    for group in trainer.optimizer.param_groups:
-        group["capturable"] = True
-    return *as_cuda_graph(work, device), memory
+    return work, {}
+
+
+def last_logits(model, caches, token):
+    """The logits (B, V) of the token that fills the caches, which are emptied by one before."""
+    last = model.max_seq_len - 1
+    for cache in caches:
+        cache.filled = last
+    positions = token.new_full((1, 1), last)
+    return model.fc_out(model.features(token, positions, caches)[:, -1])

@@ -1,125 +1,102 @@
-"""The records of the benchmarks as text: a table, a note on its columns, and what was skipped.
+"""The records of every benchmark as text: a table a length, what its columns say, what is missing.
 
 Nothing is measured here; a record is the dict that the JSON file holds.
 """
 
-import math
+from typing import NamedTuple
 
 from analysis.words import text_table
-from attention.choose import attention_plan
-from benchmarks.peers import ALL_DTYPES, DIRECTIONS, FORWARD, TRAINING
+from benchmarks.peers import FORWARD, ONE_TOKEN, TRAINING
+from benchmarks.steps import STEP
+from machine.files import missing_to_none
 
 
-# --- table and picture -------------------------------------------------------------------------
+class Column(NamedTuple):
+    """``form``: how the value that a record has under ``key`` is written; ``note``: what it is."""
+
+    title: str
+    key: str
+    form: str = "{}"
+    note: str = ""
+
+
+# a table has those for which it has values
+COLUMNS = [
+    Column("peer", "peer"),
+    Column("arm", "arm"),
+    Column("compile", "compile"),
+    Column("attends to", "attends"),
+    *(Column(f"{timed} (ms)", timed) for timed in (FORWARD, TRAINING, ONE_TOKEN, STEP)),
+    Column("over best full", "ratio_to_best_full", "{:.2f}x", "the fastest over all keys / this"),
+    Column("fused over this", "fused_over_this", "{:.2f}x"),
+    Column("read (MB)", "read_mb", "{:,.2f}", "keys and values"),
+    Column("limit (ms)", "limit_ms", "{:,.3f}", "to read them as fast as a large copy does"),
+    Column("of the limit", "share_of_limit", "{:.0%}", "the limit (else best full x pairs) / this"),
+    Column("memory (MB)", "peak_memory_mb", "{:,.1f}", "peak of forward + backward, or of a step"),
+    Column("error", "relative_error", "{:.1e}", "largest, against float64 on 384 tokens"),
+]
+NOTE = "ms: median ± half the interquartile range; what follows the times is of the last of them."
+
+
+def results_text(records, skipped):
+    """A table for each length, the meaning of the columns, and what was skipped."""
+    lines, notes = [], {}
+    for seq_len in dict.fromkeys(r["seq_len"] for r in records):
+        rows = _rows([r for r in records if r["seq_len"] == seq_len])
+        columns = [c for c in COLUMNS if any(row.get(c.key) is not None for row in rows)]
+        table = [[column.title for column in columns]]
+        table += [[_cell(row, column) for column in columns] for row in rows]
+        lines += [_heading(rows[0]), *text_table(table), ""]
+        notes |= {c.title: f"{c.title}: {c.note}." for c in columns if c.note}
+    return "\n".join([*lines, NOTE, *notes.values(), *_skipped_lines(skipped)])
+
+
+def _heading(record):
+    heading = f"S {record['seq_len']:,}"
+    if "density" in record:
+        kept = record["density"]
+        heading += f": the pattern keeps {kept:.2%} of the pairs, limit {1 / kept:.2f}x"
+    if "copy_gb_per_s" in record:
+        heading += f"; a copy moves {record['copy_gb_per_s']:,.0f} GB/s"
+    return heading
+
+
+def _rows(records):
+    """A row for each name and compile mode: all its times, and the rest of its last record."""
+    rows = {}
+    for r in records:
+        name = r.get("peer") or r["arm"]
+        row = rows.setdefault((name, r.get("compile")), {})
+        row |= missing_to_none(r)
+        row[r["direction"]] = _time(r)
+    return list(rows.values())
+
+
 def _time(record):
     low, high = record["quartiles_ms"]
     digits = 3 if record["median_ms"] < 10 else 1
     return f"{record['median_ms']:,.{digits}f} ± {(high - low) / 2:,.{digits}f}"
 
 
-def _number(value, template):
-    return "-" if value is None or math.isnan(value) else template.format(value)
+def _cell(row, column):
+    value = row.get(column.key)
+    return "-" if value is None else column.form.format(value)
 
 
-ATTENTION_HEADER = ["peer", "attends to", f"{FORWARD} (ms)", f"{TRAINING} (ms)", "over best full"]
-ATTENTION_HEADER += ["of the limit", "memory (MB)", "error"]
-ATTENTION_NOTE = (
-    "ms: median ± half the interquartile range. over best full: the fastest of flash, cudnn "
-    "and efficient over this,\nforward + backward. of the limit: that times the share of the "
-    "pairs. memory: peak of forward + backward beside the\ninputs. error: largest of output "
-    "and gradients against float64 on 384 tokens."
-)
-DECODING_HEADER = ["peer", "attends to", "a token (ms)", "over best full", "read (MB)"]
-DECODING_HEADER += ["limit (ms)", "of the limit", "error"]
-DECODING_NOTE = (
-    "a token: attention of one query alone, median ± half the interquartile range. over best "
-    "full: the fastest that\nattends to all keys, over this. read: keys and values. limit: "
-    "that at the speed of a large copy; what fits into a\ncache can be faster. error: against "
-    "float64 on 384 tokens."
-)
-STEPS_HEADER = ["arm", "S", "B", "compile", "step (ms)", "fused over this", "memory (MB)"]
-
-
-def format_attention(records, skipped):
-    """The records of ``AttentionBenchmark`` as a table for each length, and what was skipped."""
-
-    def title(first):
-        w, d, dtype = first["window_size"], first["dilation"], ALL_DTYPES[first["dtype"]]
-        plan = attention_plan(first["seq_len"], w, d, dtype, first["device"])
-        return (
-            f"S {_sizes(first)}: the pattern keeps {first['density']:.2%} of the pairs, "
-            f"limit {1 / first['density']:.2f}x; auto takes {plan.evaluation}"
-        )
-
-    def rows(here):
-        for name in dict.fromkeys(r["peer"] for r in here):
-            found = {r["direction"]: r for r in here if r["peer"] == name}
-            any_one, last = next(iter(found.values())), found.get(TRAINING, {})
-            cells = [name, any_one["attends"]]
-            cells += [_time(found[x]) if x in found else "-" for x in DIRECTIONS]
-            cells.append(_number(last.get("ratio_to_best_full"), "{:.2f}x"))
-            cells.append(_number(last.get("share_of_limit"), "{:.0%}"))
-            cells.append(_number(last.get("peak_memory_mb"), "{:,.1f}"))
-            yield [*cells, _number(any_one["relative_error"], "{:.1e}")]
-
-    lines = _table_per_length(records, title, ATTENTION_HEADER, rows)
-    return "\n".join([*lines, ATTENTION_NOTE, *_skipped_lines(skipped, "peer")])
-
-
-def format_decoding(records, skipped):
-    """The records of ``measure_decoding`` as a table for each context, and what was skipped."""
-
-    def title(first):
-        return f"context {_sizes(first)}: a copy moves {first['copy_gb_per_s']:,.0f} GB/s"
-
-    def rows(here):
-        for r in here:
-            cells = [r["peer"], r["attends"], _time(r)]
-            cells += [_number(r["ratio_to_best_full"], "{:.2f}x"), f"{r['read_mb']:,.2f}"]
-            cells += [f"{r['limit_ms']:,.3f}", f"{r['share_of_limit']:.0%}"]
-            yield [*cells, f"{r['relative_error']:.1e}"]
-
-    lines = _table_per_length(records, title, DECODING_HEADER, rows)
-    return "\n".join([*lines, DECODING_NOTE, *_skipped_lines(skipped, "peer")])
-
-
-def format_steps(records, skipped):
-    """The records of ``measure_steps`` as one table, and what was skipped."""
-    rows = [STEPS_HEADER]
-    for r in records:
-        cells = [r["arm"], f"{r['seq_len']:,}", str(r["batch_size"]), r["compile"], _time(r)]
-        cells += [_number(r["fused_over_this"], "{:.2f}x"), _number(r["peak_memory_mb"], "{:,.0f}")]
-        rows.append(cells)
-    return "\n".join([*text_table(rows), "", *_skipped_lines(skipped, "arm")])
-
-
-def _sizes(r):
-    """The length and the other sizes of a record's case."""
-    return (
-        f"{r['seq_len']:,} (B{r['batch_size']} H{r['heads']} D{r['head_dim']}, "
-        f"w{r['window_size']} d{r['dilation']}, {r['dtype']})"
-    )
-
-
-def _table_per_length(records, title, header, rows):
-    """The lines of a table for each length: ``title(its first record)``, header, ``rows(its)``."""
-    lines = []
-    for seq_len in dict.fromkeys(r["seq_len"] for r in records):
-        here = [r for r in records if r["seq_len"] == seq_len]
-        lines += [title(here[0]), *text_table([header, *rows(here)]), ""]
-    return lines
-
-
-def _skipped_lines(skipped, key):
-    """What was skipped and why, a line for each name and reason."""
-    where = {}
+def _skipped_lines(skipped):
+    """A line for each name and reason."""
+    places = {}
     for item in skipped:
-        of = item.get("direction") or f"compile {item['compile']}"
-        lengths = where.setdefault((item[key], item["reason"]), {})
-        lengths.setdefault(f"{item['seq_len']:,}", []).append(of)
+        name, timed = item.get("peer") or item["arm"], item["direction"]
+        if "compile" in item:
+            timed += f" (compile {item['compile']})"
+        lengths, works = places.setdefault((name, item["reason"]), ([], []))
+        lengths.append(f"{item['seq_len']:,}")
+        works.append(timed)
     lines = []
-    for (name, reason), lengths in where.items():
-        directions = {of for several in lengths.values() for of in several}
-        only = f", {next(iter(directions))} only" if len(directions) == 1 else ""
-        lines.append(f"skipped: {name} at S {' '.join(lengths)}{only}: {reason}")
+    for (name, reason), (lengths, works) in places.items():
+        where = " ".join(dict.fromkeys(lengths))
+        lines.append(
+            f"skipped: {name} at S {where}, {' and '.join(dict.fromkeys(works))}: {reason}"
+        )
     return lines

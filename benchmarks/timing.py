@@ -1,33 +1,64 @@
-"""How a work is timed, whatever it is: in rounds, on CUDA as a recorded graph where it can be.
+"""How works are timed side by side: in rounds, on CUDA as recorded graphs where that can be.
 
 A work is a function without arguments.
 """
 
+import gc
 import math
 import os
-import re
+import random
 import time
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.peers import Unavailable
 from machine.device import is_out_of_memory, synchronize
 
 SAMPLE_SECONDS = {"cpu": 0.02, "cuda": 0.004}  # calls are repeated inside a sample up to this
-MEMORY_SHARE = 0.8  # of what is free: a peer that is sure to need more is not tried
-BAR = "{desc} {n}/{total} {bar:20} {postfix}"
 
 
-def free_memory(device):
-    """Bytes that are free on the device, or in the system for a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return math.inf
+class Unavailable(Exception):
+    """Why a work is not timed here, in words."""
+
+
+def side_by_side(kind, makers, about, device, rounds, graphs=True):
+    """Time every work that can be made; one that fails does not end the others.
+
+    makers: {name: function that gives a work, called once already, and more for its record};
+    kind: the names' key in the records, "peer" or "arm"; about: what all records hold;
+    graphs: record the works as CUDA graphs.  Returns (records, skipped) for JSON.
+    """
+    works, records, skipped = {}, {}, []
+    bar = tqdm(makers, leave=False, disable=None)
+    for name in bar:
+        bar.set_description(f"S {about['seq_len']:,}: {name}")
+        record = {kind: name, **about}
+        try:
+            work, more = makers[name]()
+            timed_as = "calls"
+            if graphs:
+                work, timed_as = as_cuda_graph(work, device)
+            works[name] = work
+            records[name] = {**record, **more, "timed_as": timed_as}
+        # whatever the code of a peer or a compiler raises, or memory
+        except Exception as error:
+            skipped.append({**record, "reason": reason_of(error)})
+        if name not in works:
+            gc.collect()  # what it left, which its error holds no longer
+    for name, seconds in timed_in_rounds(works, device, rounds).items():
+        milliseconds = 1e3 * np.array(seconds)
+        records[name]["median_ms"] = float(np.median(milliseconds))
+        records[name]["quartiles_ms"] = np.quantile(milliseconds, (0.25, 0.75)).tolist()
+        records[name]["samples_ms"] = milliseconds.tolist()
+    return list(records.values()), skipped
+
+
+def add_ratios(records, key, is_reference):
+    """Set ``key`` of every record: the shortest median of the references over its median."""
+    reference = min((r["median_ms"] for r in records if is_reference(r)), default=math.nan)
+    for record in records:
+        record[key] = reference / record["median_ms"]
 
 
 def as_cuda_graph(work, device):
@@ -60,6 +91,25 @@ def as_cuda_graph(work, device):
     return replay, "CUDA graph"
 
 
+def timed_in_rounds(works, device, rounds):
+    """{name: seconds of one call in every round}; a round takes every work once, in random order.
+
+    So what drifts, as clock speed and other programs do, meets all alike.
+    """
+    calls = {}
+    for name, work in works.items():
+        timed(work, device, 1)
+        once = timed(work, device, 1)
+        calls[name] = max(1, min(100, round(SAMPLE_SECONDS[device.type] / max(once, 1e-6))))
+    samples = {name: [] for name in works}
+    order, shuffle = list(works), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            samples[name].append(timed(works[name], device, calls[name]))
+    return samples
+
+
 def timed(work, device, calls):
     """Seconds of one call, from ``calls`` of them in a row."""
     if device.type == "cuda":
@@ -76,50 +126,32 @@ def timed(work, device, calls):
     return (time.perf_counter() - started) / calls
 
 
-def timed_in_rounds(works, device, rounds):
-    """{name: seconds of one call in every round}; each round takes every work once."""
-    calls = {}
-    for name, work in works.items():
-        timed(work, device, 1)
-        once = timed(work, device, 1)
-        calls[name] = max(1, min(100, round(SAMPLE_SECONDS[device.type] / max(once, 1e-6))))
-    samples = {name: [] for name in works}
-    turn = list(works)
-    for _ in range(rounds):
-        for name in turn:
-            samples[name].append(timed(works[name], device, calls[name]))
-        turn = turn[1:] + turn[:1]
-    return samples
-
-
 def reason_of(error):
     """An exception in one short line."""
     if isinstance(error, Unavailable):
         return str(error)
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
         return "out of memory"
-    lines = str(error).strip().splitlines() or [""]
-    if lines[0].startswith("No viable backend"):
-        return "scaled_dot_product_attention has no such kernel here"
-    # a compiler's message quotes in its middle what it met
-    quoted = re.search(r"(\w+)\(['\"](.*not support[^.'\"]*)", str(error))
-    if quoted:
-        return ": ".join(quoted.groups())
-    return f"{type(error).__name__}: {lines[0]}"[:160]
+    while error.__cause__ is not None:  # a compiler's error quotes what it met
+        error = error.__cause__
+    first_sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return f"{type(error).__name__}: {first_sentence}"[:160]
 
 
-def progress(names, title):
-    """Go through names with a bar on standard error that shows the present one."""
-    bar = tqdm(names, desc=title, leave=False, disable=None, bar_format=BAR)
-    for name in bar:
-        bar.set_postfix_str(name)
-        yield name
+def free_memory(device):
+    """Bytes that are free on the device, or in the system for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows, macOS
+        return math.inf
 
 
-def times_of(seconds):
-    """Median, quartiles and samples for a record."""
-    return {
-        "median_ms": 1e3 * float(np.median(seconds)),
-        "quartiles_ms": [1e3 * float(q) for q in np.quantile(seconds, (0.25, 0.75))],
-        "samples_ms": [1e3 * s for s in seconds],
-    }
+def cuda_peak_mb(work, device, before):
+    """The most memory allocated during one call, beyond ``before`` bytes, in MB."""
+    synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20

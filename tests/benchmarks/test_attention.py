@@ -1,0 +1,87 @@
+"""The benchmark of attention measures what it says: by its arithmetic, and only what is right."""
+
+import math
+
+import numpy as np
+import pytest
+
+from attention import density, fused_attention, window_attention
+from benchmarks import attention
+from benchmarks.attention import AttentionBenchmark
+from benchmarks.peers import ALL_KEYS, FORWARD, PATTERN, PEERS, TRAINING, Case, Peer
+
+
+def case_of(seq_len):
+    return Case(1, seq_len, 4, 32, 10, 3, "float32", "cpu")
+
+
+def test_every_peer_is_timed_or_skipped(measured):
+    records, skipped = measured
+    assert [(r["peer"], r["seq_len"], r["direction"]) for r in records] == [
+        (peer, seq_len, timed)
+        for seq_len in (32, 64)
+        for timed in (FORWARD, TRAINING)
+        for peer in ("split", "dense", "flash")
+    ]
+    assert len(skipped) == 4 and all("No viable backend" in item["reason"] for item in skipped)
+
+
+def test_ratios_follow_from_the_samples_of_the_same_length_and_direction(measured):
+    records, _ = measured
+    for r in records:
+        same = [x for x in records if x["seq_len"] == r["seq_len"]]
+        same = [x for x in same if x["direction"] == r["direction"]]
+        (full,) = (np.median(x["samples_ms"]) for x in same if x["attends"] == ALL_KEYS)
+        ratio = full / np.median(r["samples_ms"])
+        assert r["ratio_to_best_full"] == pytest.approx(ratio)
+        if r["attends"] == PATTERN:
+            assert r["share_of_limit"] == pytest.approx(density(r["seq_len"], 10, 3) * ratio)
+        else:
+            assert math.isnan(r["share_of_limit"])
+
+
+@pytest.mark.parametrize("timed", [FORWARD, TRAINING])
+def test_a_window_that_is_off_by_one_is_not_timed(cpu, timed):
+    def off_by_one(case):
+        return lambda q, k, v: window_attention(q, k, v, case.window_size + 1, case.dilation)
+
+    peers = {"off by one": Peer(PATTERN, "", off_by_one), "dense": PEERS["dense"]}
+    benchmark = AttentionBenchmark(peers, [timed], cpu, rounds=1, memory=False)
+    for seq_len in (16, 32):
+        records, (missing,) = benchmark.measure(case_of(seq_len))
+        assert [r["peer"] for r in records] == ["dense"]
+        assert "gives other results than textbook attention" in missing["reason"]
+
+
+def test_without_a_backward_pass_the_forward_pass_is_still_timed(cpu):
+    def forward_only(q, k, v):
+        if q.requires_grad:
+            raise NotImplementedError("training is not supported")
+        return fused_attention(q, k, v)
+
+    peers = {"mine": Peer(ALL_KEYS, "", lambda case: forward_only)}
+    benchmark = AttentionBenchmark(peers, [FORWARD, TRAINING], cpu, rounds=1, memory=False)
+    (record,), (missing,) = benchmark.measure(case_of(16))
+    assert record["direction"] == FORWARD and missing["direction"] == TRAINING
+    assert missing["reason"] == "NotImplementedError: training is not supported"
+
+
+def test_what_memory_cannot_hold_is_not_tried(cpu, monkeypatch):
+    monkeypatch.setattr(attention, "free_memory", lambda device: 1e6)
+    benchmark = AttentionBenchmark({"dense": PEERS["dense"]}, [FORWARD], cpu, rounds=1)
+    records, (missing,) = benchmark.measure(case_of(512))
+    assert not records and "GB are free" in missing["reason"]
+
+
+def test_what_would_take_too_long_is_not_tried(cpu):
+    limits = {"rounds": 1, "max_seconds": 1e-9}
+    benchmark = AttentionBenchmark({"flash": PEERS["flash"]}, [FORWARD], cpu, **limits)
+    assert len(benchmark.measure(case_of(16))[0]) == 1
+    records, (missing,) = benchmark.measure(case_of(32))
+    assert not records and "--max-seconds" in missing["reason"]
+
+
+def test_memory_is_that_of_one_forward_and_backward_pass(cpu):
+    benchmark = AttentionBenchmark({"dense": PEERS["dense"]}, [TRAINING], cpu, rounds=1)
+    (dense,), _ = benchmark.measure(case_of(1024))
+    assert dense["peak_memory_mb"] > 32  # the scores alone are 16 MB, kept several times over

@@ -1,0 +1,40 @@
+"""What was measured is written and drawn: tables.py and picture.py."""
+
+import math
+
+import numpy as np
+
+from attention import density
+from benchmarks.peers import FORWARD, TRAINING
+from benchmarks.picture import plot_scaling
+from benchmarks.tables import results_text
+
+
+def test_a_time_that_is_missing_is_a_dash_and_its_reason_is_told():
+    record = {"peer": "mine", "seq_len": 64, "attends": "all keys", "ratio_to_best_full": math.nan}
+    forward = {**record, "direction": FORWARD, "median_ms": 12.0, "quartiles_ms": [11, 14]}
+    other = {**forward, "peer": "other", "direction": TRAINING, "ratio_to_best_full": 0.5}
+    missing = {"peer": "mine", "direction": TRAINING, "reason": "out of memory"}
+    skipped = [{**missing, "seq_len": seq_len} for seq_len in (64, 1024)]
+    text = results_text([forward, other], skipped)
+    heading, titles, mine, others, *_, last = (" ".join(s.split()) for s in text.splitlines())
+    assert heading == "S 64"
+    assert titles == "peer attends to forward (ms) forward + backward (ms) over best full"
+    assert mine == "mine all keys 12.0 ± 1.5 - -"
+    assert others == "other all keys - 12.0 ± 1.5 0.50x"
+    assert last == "skipped: mine at S 64 1,024, forward + backward: out of memory"
+
+
+def test_the_picture_has_a_line_for_each_peer_and_the_limit(measured):
+    records, _ = measured
+    figure = plot_scaling(records, "title")
+    for axis, timed in zip(figure.axes, (FORWARD, TRAINING), strict=True):
+        lines = {line.get_label(): line.get_ydata() for line in axis.get_lines()}
+        times = {
+            peer: [r["median_ms"] for r in records if (r["peer"], r["direction"]) == (peer, timed)]
+            for peer in ("split", "flash")
+        }
+        np.testing.assert_allclose(lines["split (near + far)"], times["split"])
+        limit = np.multiply(times["flash"], [density(n, 10, 3) for n in (32, 64)])
+        np.testing.assert_allclose(lines["limit: best full kernel x pairs kept"], limit)
+        assert len(lines) == 4

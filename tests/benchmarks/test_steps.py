@@ -1,0 +1,54 @@
+"""Steps of the arms are timed side by side, and are the steps of the models."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import steps
+from training.config import make_config
+from training.trainer import build_model
+
+SIZES = {"d_model": 16, "n_heads": 2, "layers": 1, "seq_len": 16, "batch_size": 1}
+
+
+def test_every_evaluation_is_a_window_arm_and_fused_is_the_reference(cpu):
+    config = make_config("paper", device="cpu", arms=("window", "fused"), **SIZES)
+    records, skipped = steps.measure_steps(config, ["masked", "split"], cpu, rounds=2)
+    assert [r["arm"] for r in records] == ["window (masked)", "window (split)", "fused"]
+    assert not skipped
+    fused = np.median(records[2]["samples_ms"])
+    for r in records:
+        assert r["fused_over_this"] == pytest.approx(fused / np.median(r["samples_ms"]))
+
+
+@pytest.mark.parametrize("measure", [steps.measure_steps, steps.measure_decode_steps])
+def test_an_arm_without_room_is_named_and_the_others_are_timed(cpu, monkeypatch, measure):
+    name = "Trainer" if measure is steps.measure_steps else "build_model"
+    original, calls = getattr(steps, name), itertools.count()
+
+    def no_room_at_first(*arguments, **options):
+        if next(calls) == 0:
+            raise RuntimeError("can't allocate memory: 9 bytes")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(steps, name, no_room_at_first)
+    config = make_config("paper", device="cpu", arms=("baseline", "fused"), **SIZES)
+    options = {"evaluations": ["auto"]} if measure is steps.measure_steps else {}
+    (record,), (missing,) = measure(config, device=cpu, rounds=1, **options)
+    assert record["arm"] == "fused"
+    assert missing["arm"] == "baseline" and missing["reason"] == "out of memory"
+
+
+def test_the_timed_step_gives_the_logits_of_the_whole_sequence_time_after_time(cpu):
+    sizes = {"d_model": 16, "n_heads": 2, "layers": 2, "seq_len": 50}
+    config = make_config("paper", device="cpu", window_size=10, dilation=3, **sizes)
+    model = build_model(config, "window", 100, cpu, seed=0).eval()
+    tokens = torch.randint(100, (2, 50), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        caches = [block.mha.new_cache(2, 50) for block in model.layers]
+        model.features(tokens[:, :-1], torch.arange(49), caches)
+        for _ in range(2):
+            logits = steps.last_logits(model, caches, tokens[:, -1:])
+            torch.testing.assert_close(logits, model(tokens)[:, -1])

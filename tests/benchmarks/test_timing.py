@@ -1,0 +1,58 @@
+"""Works are timed in rounds of random order, and one that fails ends no other."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import timing
+from benchmarks.peers import PEERS, TRAINING, Case, work_of
+
+
+def test_every_round_takes_every_work_once_in_random_order(cpu, monkeypatch):
+    monkeypatch.setitem(timing.SAMPLE_SECONDS, "cpu", 1e-9)  # one call a sample
+    calls = []
+    works = {name: lambda name=name: calls.append(name) for name in "abc"}
+    samples = timing.timed_in_rounds(works, cpu, rounds=8)
+    assert {name: len(seconds) for name, seconds in samples.items()} == dict.fromkeys("abc", 8)
+    rounds = ["".join(calls[start : start + 3]) for start in range(6, len(calls), 3)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds) and len(set(rounds)) > 2
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError("its bug"), "KeyError: 'its bug'"),
+        (RuntimeError("[enforce fail] can't allocate memory: 9 bytes"), "out of memory"),
+        (timing.Unavailable("too slow"), "too slow"),
+        (ValueError("No such kernel. Try\nanother"), "ValueError: No such kernel"),
+    ],
+)
+def test_a_work_that_fails_is_skipped_with_its_reason_and_the_others_are_timed(cpu, error, reason):
+    def broken():
+        raise error
+
+    makers = {"broken": broken, "fine": lambda: (lambda: 1 + 1, {"more": 7})}
+    (record,), (missing,) = timing.side_by_side("peer", makers, {"seq_len": 8}, cpu, rounds=3)
+    assert missing == {"peer": "broken", "seq_len": 8, "reason": reason}
+    samples = record.pop("samples_ms")
+    assert len(samples) == 3 and min(samples) > 0
+    assert record.pop("median_ms") == pytest.approx(np.median(samples))
+    assert record.pop("quartiles_ms") == pytest.approx(np.quantile(samples, (0.25, 0.75)))
+    assert record == {"peer": "fine", "seq_len": 8, "more": 7, "timed_as": "calls"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_a_work_is_recorded_as_a_graph_and_its_tensors_stay():
+    device = torch.device("cuda", 0)
+    case = Case(1, 256, 2, 64, 32, 4, "bfloat16", "cuda:0")
+    works = {}
+    for name in ("split", "cudnn"):
+        work = work_of(PEERS[name].make(case), *case.inputs(), TRAINING)
+        works[name], how = timing.as_cuda_graph(work, device)
+        assert how == "CUDA graph"
+        del work
+    torch.cuda.empty_cache()
+    samples = timing.timed_in_rounds(works, device, 3)
+    assert all(0 < s < 1 for seconds in samples.values() for s in seconds)
+    before = torch.cuda.memory_allocated(device)
+    assert timing.cuda_peak_mb(lambda: torch.ones(2**20, device=device), device, before) == 4

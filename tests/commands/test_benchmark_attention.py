@@ -1,0 +1,101 @@
+"""benchmark_attention.py: options in, tables, JSON and picture out."""
+
+import json
+
+import pytest
+
+import benchmark_attention
+from benchmarks import decoding
+from benchmarks.attention import AttentionBenchmark
+
+TINY = ["--device", "cpu", "--heads", "2", "--head-dim", "8", "--rounds", "2", "--no-memory"]
+TINY += ["--batch-size", "2", "--seq-lens", "32", "16"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run the command into the test's folder; returns its exit code."""
+    folders = ["--output-dir", str(tmp_path / "out"), "--plots-dir", str(tmp_path / "plots")]
+    return lambda *options: benchmark_attention.main([*options, *folders])
+
+
+def saved(tmp_path, name):
+    return json.loads((tmp_path / "out" / name).read_text())
+
+
+def test_attention_gives_tables_json_and_picture(run, tmp_path, capsys):
+    assert run(*TINY, "--peers", "split", "flash") == 0
+    captured = capsys.readouterr()
+    assert "float32, B2 H2 D8, w96 d4" in captured.out and "S 32: the pattern" in captured.out
+    assert "attention_scaling.png" in captured.err
+    content = saved(tmp_path, "attention_benchmark.json")
+    assert [r["seq_len"] for r in content["records"]] == [16] * 4 + [32] * 4
+    assert content["environment"]["torch"] and content["options"]["peers"] == ["split", "flash"]
+    assert (tmp_path / "plots" / "attention_scaling.png").stat().st_size > 10_000
+
+
+def test_decoding_gives_tables_and_json_whose_numbers_agree(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(decoding.COPY_BYTES, "cpu", 2**16)
+    assert run(*TINY, "--decode") == 0
+    printed = capsys.readouterr().out
+    assert "a copy moves" in printed and "skipped: cudnn at S 16 32, one token: " in printed
+    records = saved(tmp_path, "decode_benchmark.json")["records"]
+    assert [r["peer"] for r in records] == ["window", "full", "flash", "math"] * 2
+    for r in records:
+        # 2 sequences, 2 heads, 8 numbers of 4 bytes, keys and values; all within the window
+        assert r["read_mb"] == pytest.approx(r["seq_len"] * 2 * 2 * 8 * 4 * 2 / 1e6)
+        assert r["limit_ms"] == pytest.approx(r["read_mb"] / r["copy_gb_per_s"])
+        assert r["share_of_limit"] == pytest.approx(r["limit_ms"] / r["median_ms"])
+    assert not (tmp_path / "plots" / "attention_scaling.png").exists()
+
+
+@pytest.mark.parametrize("name", ["step_benchmark", "decode_step_benchmark"])
+def test_steps_give_a_table_and_json(run, tmp_path, capsys, name):
+    more = ["--decode"] if name.startswith("decode") else ["--compile", "none"]
+    assert run(*TINY, "--step", "--layers", "1", "--arms", "window", "fused", *more) == 0
+    records = saved(tmp_path, f"{name}.json")["records"]
+    assert [r["seq_len"] for r in records] == [16, 16, 32, 32]
+    assert "fused over this" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--seq-lens", "8", "0"], "--seq-lens must be at least 1, got 0"),
+        (["--heads", "0"], "--heads must be at least 1, got 0"),
+        (["--rounds", "-1"], "--rounds must be at least 1, got -1"),
+        (["--max-seconds", "nan"], "--max-seconds must be a positive number, got nan"),
+        (["--window-size", "0"], "window_size must be at least 1, got 0"),
+        (["--device", "tpu"], "--device"),
+        (["--step", "--dtype", "float16"], "--dtype"),
+        (["--peers", "full"], "--peers full: choose of split"),
+        (["--decode", "--peers", "split"], "--peers split: choose of window"),
+    ],
+)
+def test_wrong_options_are_named_in_one_line_and_end_with_2(run, tmp_path, capsys, options, words):
+    assert run("--device", "cpu", *options) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_ends_with_1_before_timing(run, tmp_path, capsys):
+    (tmp_path / "out").write_text("a file")
+    assert run(*TINY) == 1
+    captured = capsys.readouterr()
+    assert "cannot be written" in captured.err and captured.out == ""
+
+
+def test_an_interruption_keeps_and_shows_the_finished_lengths(run, tmp_path, monkeypatch, capsys):
+    original = AttentionBenchmark.measure
+
+    def measure(self, case):
+        if case.seq_len == 32:
+            raise KeyboardInterrupt
+        return original(self, case)
+
+    monkeypatch.setattr(AttentionBenchmark, "measure", measure)
+    assert run(*TINY, "--peers", "flash") == 130
+    records = saved(tmp_path, "attention_benchmark.json")["records"]
+    assert {r["seq_len"] for r in records} == {16}
+    captured = capsys.readouterr()
+    assert "S 16: " in captured.out and "interrupted" in captured.err
