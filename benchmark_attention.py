@@ -24,7 +24,7 @@ from benchmarks.picture import plot_scaling
 from benchmarks.steps import measure_decode_steps, measure_steps
 from benchmarks.tables import results_text
 from figures.look import save_figure
-from machine.command import FAILED, checked_options, run_command, say
+from machine.command import checked_options, run_command, say
 from machine.describe import describe_environment
 from machine.device import device_name
 from machine.files import check_writable, write_json
@@ -54,11 +54,7 @@ def tell(args):
     with checked_options():
         device = complete(args)
         problems = problems_of(args)
-    try:
-        check_writable(args.output_dir, args.plots_dir)
-    except OSError as error:
-        say(f"error: {error}")
-        return FAILED
+    check_writable(args.output_dir, args.plots_dir)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     measure, name = benchmark_of(args, device)
