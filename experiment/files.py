@@ -64,12 +64,16 @@ def locked(folder):
     holds it.  Raises StoreError where another process does.
     """
     folder = Path(folder)
-    lock = filelock.FileLock(folder / LOCK_NAME, timeout=0)
+    lock = _lock_of(folder)
     ranks.from_first(_acquire, lock, folder)
     try:
         yield
     finally:
         lock.release()
+
+
+def _lock_of(folder):
+    return filelock.FileLock(folder / LOCK_NAME, timeout=0)
 
 
 def _acquire(lock, folder):
@@ -110,19 +114,26 @@ def move_aside(folder, data):
                 f"--restart would rename {folder}, and {inside} lies inside: choose another "
                 "--output-dir"
             )
-    with locked(folder):
-        moment = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        for number in itertools.count(1):
-            suffix = f"_{number}" if number > 1 else ""
-            target = folder.with_name(f"{folder.name}_earlier_{moment}{suffix}")
-            if not os.path.lexists(target):
-                break
-        try:
-            folder.rename(target)
-        except OSError as error:
-            raise explained(error, folder) from None
+    lock = _lock_of(folder)
+    _acquire(lock, folder)
+    try:
+        target = _new_name(folder)
+        folder.rename(target)
         flush_folder(target.parent)
+    except OSError as error:
+        raise explained(error, folder) from None
+    finally:
+        lock.release()
     return target
+
+
+def _new_name(folder):
+    moment = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for number in itertools.count(1):
+        suffix = f"_{number}" if number > 1 else ""
+        target = folder.with_name(f"{folder.name}_earlier_{moment}{suffix}")
+        if not os.path.lexists(target):
+            return target
 
 
 # the plan
