@@ -9,6 +9,8 @@ FUSED = {"mean": 1.0, "low": None, "high": None}, {"mean": 0.0, "low": None, "hi
 
 def with_interval(estimate, template):
     """An estimate with its interval in brackets, as text."""
+    if estimate is None:
+        return "-"
     mean = template.format(estimate["mean"])
     if estimate["low"] is None:
         return mean

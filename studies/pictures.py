@@ -15,12 +15,17 @@ from studies.measured import equal_seconds, equal_tokens, pareto_front
 from studies.summary import NO_ROOM
 from studies.tables import points_of_kinds, setting
 
-PANELS = {
+LENGTH_PANELS = {
     "step_ms": ("step time", lambda ms, _: EngFormatter(unit="s", sep=" ")(ms / 1e3)),
     "tokens_per_second": ("tokens/s", EngFormatter(sep=" ")),
     "peak_memory_mb": ("peak memory", "{x:,.0f} MB"),
 }
 LIMIT = {"color": "black", "ls": "--", "lw": 1}
+PATTERN_PANELS = (
+    ("equal tokens", "validation", "times as fast as fused"),
+    ("equal seconds", "training", "times as fast as fused"),
+    ("over training", "training", "tokens seen"),
+)
 # of patterns: by window; by the rest of the name
 COLORS = "black", *sns.color_palette("colorblind")
 MARKERS = "*so^Dv<>"
@@ -63,13 +68,13 @@ def _plot_scaling(content):
     arms = content["points"][0]["arms"]
     styles = {arm: style for arm, style in arm_styles(arms).items() if arm in arms}
     figure = Figure(figsize=(7.2, 0.9 + 2.2 * len(kinds)), layout="constrained")
-    rows = figure.subplots(len(kinds), len(PANELS), squeeze=False, sharex=True, sharey="col")
+    rows = figure.subplots(len(kinds), len(LENGTH_PANELS), squeeze=False, sharex=True, sharey="col")
     for (kind, points), axes in zip(kinds.items(), rows, strict=True):
         axes[0].set_ylabel(f"{kind} positions")
-        for ax, key in zip(axes, PANELS, strict=True):
+        for ax, key in zip(axes, LENGTH_PANELS, strict=True):
             _scaling_panel(ax, points, key, styles)
     # after the bars, whose ends matplotlib would take for logarithms
-    for column, (name, unit) in zip(rows.T, PANELS.values(), strict=True):
+    for column, (name, unit) in zip(rows.T, LENGTH_PANELS.values(), strict=True):
         column[0].set_title(name)
         for ax in column:
             _log_lengths(ax, content["points"])
@@ -91,8 +96,8 @@ def _scaling_panel(ax, points, key, styles):
     """Every arm's means over the length, fused at the FLOP limit, and where memory ran out."""
     for arm, style in styles.items():
         _line_with_bars(ax, {p["seq_len"]: p["arms"][arm][key] for p in points}, style)
-        # on the axis where more is better, else at the upper edge
-        y = 0.06 if key == "tokens_per_second" else 0.94
+        # in the margin: below where more is better, else above
+        y = 0.05 if key == "tokens_per_second" else 0.95
         lost = [point["seq_len"] for point in points if point["arms"][arm][NO_ROOM]]
         place = {"transform": ax.get_xaxis_transform(), "clip_on": False}
         if lost:
@@ -113,6 +118,7 @@ def _log_lengths(ax, points):
 
 def _log_values(ax, unit):
     ax.set_yscale("log")
+    ax.margins(y=0.15)
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(unit)
     ax.yaxis.set_minor_formatter(NullFormatter())
@@ -158,19 +164,13 @@ def _plot_pareto(content):
     looks = _looks(ordered_arms({arm for point in content["points"] for arm in point["arms"]}))
     figure = Figure(figsize=(10.0, 0.8 + 3.0 * len(kinds)), layout="constrained")
     rows = figure.subplots(len(kinds), 3, squeeze=False)
-    for (kind, (point,)), (tokens, seconds, curves) in zip(kinds.items(), rows, strict=True):
-        _pareto_panel(tokens, equal_tokens(point), looks)
-        _pareto_panel(seconds, equal_seconds(point), looks)
-        _curve_panel(curves, point["curves"], looks)
-        tokens.set_title(f"equal tokens, {kind} positions")
-        tokens.set_ylabel("validation loss - fused (nats/token)")
-        seconds.set_title(f"equal seconds, {kind} positions")
-        seconds.set_ylabel("training loss - fused (nats/token)")
-        curves.set_title(f"over training, {kind} positions")
-        curves.set_ylabel("training loss - fused (nats/token)")
-    rows[-1][0].set_xlabel("times as fast as fused")
-    rows[-1][1].set_xlabel("times as fast as fused")
-    rows[-1][2].set_xlabel("tokens seen")
+    for (kind, (point,)), axes in zip(kinds.items(), rows, strict=True):
+        _pareto_panel(axes[0], equal_tokens(point), looks)
+        _pareto_panel(axes[1], equal_seconds(point), looks)
+        _curve_panel(axes[2], point["curves"], looks)
+        for ax, (when, loss, x) in zip(axes, PATTERN_PANELS, strict=True):
+            ax.set(title=f"{when}, {kind} positions", xlabel=x)
+            ax.set_ylabel(f"{loss} loss - fused (nats/token)")
     handles = [Line2D([], [], label=arm, **look) for arm, look in looks.items()]
     wide = {"ncols": min(9, len(handles)), "handlelength": 3.2}  # to tell the dashes apart
     figure.legend(handles=handles, loc="outside upper center", **wide)
@@ -200,28 +200,24 @@ def _looks(arms):
 
 def _pareto_panel(ax, estimates, looks):
     """Every arm with both intervals; the front as rings and a line through them."""
-    ax.plot(*_means(estimates.values()), ls="none")
-    _freeze(ax, x=0.2, y=0.5)
+    arms = list(estimates)
+    x, xerr = _bars([gain for gain, _ in estimates.values()])
+    y, yerr = _bars([loss for _, loss in estimates.values()])
+    ax.plot(x, y, ls="none")
+    _freeze(ax, 0.2, 0.5)
     ax.axhline(0, color="0.6", lw=0.7)
     ax.axvline(1, color="0.6", lw=0.7)
     small = {"ls": "none", "ms": 5, "elinewidth": 0.8, "capsize": 1.5, "zorder": 3}
-    for arm, (gain, loss) in estimates.items():
-        x, xerr = _bars([gain])
-        y, yerr = _bars([loss])
-        ax.errorbar(x, y, yerr, xerr, **looks[arm] | small)
-    front = [estimates[arm] for arm in pareto_front(estimates)]
+    for i, arm in enumerate(arms):
+        ax.errorbar(x[i], y[i], yerr[:, [i]], xerr[:, [i]], **looks[arm] | small)
+    front = [arms.index(arm) for arm in pareto_front(estimates)]
     rings = {"marker": "o", "ms": 11, "mfc": "none", "mec": "black"}
-    ax.plot(*_means(front), color="black", lw=0.8, ls="--", zorder=2, **rings)
+    ax.plot(x[front], y[front], color="black", lw=0.8, ls="--", zorder=2, **rings)
 
 
-def _means(places):
-    """The mean speed-ups and the mean losses of (speed-up, loss)."""
-    return [gain["mean"] for gain, _ in places], [loss["mean"] for _, loss in places]
-
-
-def _freeze(ax, x, y):
+def _freeze(ax, *room):
     """Limits for the means that are drawn, and room beside; of long intervals no more is shown."""
-    ax.margins(x, y)
+    ax.margins(*room)
     ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
 
 
@@ -230,7 +226,7 @@ def _curve_panel(ax, curves, looks):
     ax.axhline(0, color="black", lw=0.8)
     for arm, curve in curves.items():
         ax.plot(curve["tokens"], curve["mean"], lw=1.2, **looks[arm] | {"marker": None})
-    _freeze(ax, x=0.02, y=0.3)
+    _freeze(ax, 0.02, 0.3)
     for arm, curve in curves.items():
         low, high = np.array([curve["low"], curve["high"]], dtype=float)
         ax.fill_between(curve["tokens"], low, high, color=looks[arm]["color"], alpha=0.12, lw=0)

@@ -1,6 +1,6 @@
 """A study in words: its setting, warnings, tables, and the pattern to choose."""
 
-from analysis.words import text_table, wrapped
+from analysis.words import number, text_table, wrapped
 from studies.measured import (
     equal_seconds,
     equal_tokens,
@@ -66,24 +66,16 @@ def _length_rows(points):
     """A row a length, {column: text}."""
     rows = []
     for point in points:
-        arms, contrasts = point["arms"], point["contrasts"]
-        fused, baseline = contrasts.get("window/fused"), contrasts.get("window/baseline")
-        rows.append(
-            {
-                "S": f"{point['seq_len']:,}",
-                "pairs kept": f"{point['density']:.1%}",
-                "evaluation": point["evaluation"] or "-",
-                "step baseline (ms)": _step_ms(arms.get("baseline")),
-                "step fused (ms)": _step_ms(arms.get("fused")),
-                "step window (ms)": _step_ms(arms.get("window")),
-                "faster than fused": _speed_up(fused),
-                "limit": f"{point['step_limit']:.3f}",
-                "faster than baseline": _speed_up(baseline),
-                "memory/fused": _memory(fused),
-                "memory/baseline": _memory(baseline),
-                "val. loss - fused": _loss(fused and fused["val_loss"]),
-            }
-        )
+        row = {
+            "S": f"{point['seq_len']:,}",
+            "pairs kept": f"{point['density']:.1%}",
+            "evaluation": point["evaluation"] or "-",
+            "limit": f"{point['step_limit']:.3f}",
+        }
+        row |= {f"step {arm} (ms)": _step_ms(found) for arm, found in point["arms"].items()}
+        for pair, contrast in point["contrasts"].items():
+            row |= _cells(contrast, pair.removeprefix("window/"))
+        rows.append(row)
     return rows
 
 
@@ -93,47 +85,40 @@ def _pattern_rows(points):
     equal = point["equal_seconds"] or {"seconds": 0, "differences": {}}
     front, front_then = pareto_front(equal_tokens(point)), pareto_front(equal_seconds(point))
     rows = []
-    for arm, summary in point["arms"].items():
-        contrast = summary.get("contrast")
-        rows.append(
-            {
-                "pattern": arm,
-                "pairs kept": f"{summary.get('density', 1):.1%}",
-                "step (ms)": _step_ms(summary),
-                "faster than fused": _speed_up(contrast),
-                "limit": f"{summary.get('step_limit', 1):.3f}",
-                "memory/fused": _memory(contrast),
-                "val. loss - fused": _loss(contrast and contrast["val_loss"]),
-                "quality": contrast["quality"]["verdict"] if contrast else "-",
-                "front": "yes" if arm in front else "",
-                f"training loss - fused after {equal['seconds']:.1f} s": _loss(
-                    equal["differences"].get(arm)
-                ),
-                "front then": "yes" if arm in front_then else "",
-            }
-        )
+    for arm, found in point["arms"].items():
+        contrast = found.get("contrast")
+        row = {
+            "pattern": arm,
+            "pairs kept": f"{found.get('density', 1):.1%}",
+            "limit": f"{found.get('step_limit', 1):.3f}",
+            "step (ms)": _step_ms(found),
+            **_cells(contrast, "fused"),
+            "quality": contrast["quality"]["verdict"] if contrast else "-",
+            "front": "yes" if arm in front else "",
+        }
+        then = f"training loss - fused after {equal['seconds']:.1f} s"
+        row[then] = with_interval(equal["differences"].get(arm), "{:+.4f}")
+        row["front then"] = "yes" if arm in front_then else ""
+        rows.append(row)
     return rows
+
+
+def _cells(contrast, reference):
+    """What a contrast says, {column: text}."""
+    if contrast is None:
+        contrast = {"time": None, "memory": None, "val_loss": None}
+    time, memory = contrast["time"], contrast["memory"]
+    return {
+        f"faster than {reference}": with_interval(time and speed_up(time), "{:.3f}"),
+        f"memory/{reference}": number(memory and memory["ratio"], "{:.3f}"),
+        f"val. loss - {reference}": with_interval(contrast["val_loss"], "{:+.4f}"),
+    }
 
 
 def _step_ms(arm):
     """An arm's step time with its interval, or why there is none."""
-    if arm is None:
-        return "-"
     if arm["step_ms"] is not None:
         return with_interval(arm["step_ms"], "{:,.2f}")
     if arm[NO_ROOM]:
         return "out of memory"
     return "diverged" if arm["diverged"] else "-"
-
-
-def _speed_up(contrast):
-    return with_interval(speed_up(contrast["time"]), "{:.3f}") if contrast else "-"
-
-
-def _memory(contrast):
-    memory = contrast and contrast["memory"]
-    return f"{memory['ratio']:.3f}" if memory else "-"
-
-
-def _loss(estimate):
-    return with_interval(estimate, "{:+.4f}") if estimate else "-"

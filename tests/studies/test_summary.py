@@ -89,7 +89,9 @@ def test_the_studies_on_the_h100_are_still_told_and_drawn(study):
     assert "NVIDIA H100" in format_study(content) and plot_study(content)
 
 
-@pytest.mark.parametrize("text", [b"", b"{}", b'{"study": "lengths"}', b"\xff", b"[1]", b'"text"'])
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b'{"study": "lengths"}', b'{"study": "x", "points": [1]}', b"\xff", b"[1]"]
+)
 def test_a_file_that_is_no_study_gets_one_line(tmp_path, text):
     path = tmp_path / "pattern_study.json"
     path.write_bytes(text)
