@@ -1,9 +1,7 @@
 """A study: an experiment at every point, one after the other, and what they come to."""
 
-from functools import partial
-
 from analysis.report import write_report
-from experiment.estimate import begin_experiment, dry_run
+from experiment.estimate import dry_run
 from experiment.files import move_aside
 from experiment.progress import format_seconds
 from experiment.run import run_experiment
@@ -30,9 +28,7 @@ def run_study(config, prepared, arguments, argv):
             say(f"the old results are now in {moved}")
     experiments, content = [], None
     for _, here, dataset in announced(prepared):
-        options = {"allow_mixed": arguments.allow_mixed, "argv": argv}
-        options["before"] = partial(begin_experiment, here, dataset)
-        results = run_experiment(here, dataset, **options)
+        results = run_experiment(here, dataset, allow_mixed=arguments.allow_mixed, argv=argv)
         if results is not None:  # on the first rank
             write_report(*results, here.output_dir)
             experiments.append(results)

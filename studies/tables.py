@@ -1,6 +1,6 @@
 """A study in words: its setting, warnings, tables, and the pattern to choose."""
 
-from analysis.words import number, text_table, wrapped
+from analysis.words import text_table, wrapped
 from studies.measured import (
     equal_seconds,
     equal_tokens,
@@ -110,7 +110,7 @@ def _cells(contrast, reference):
     time, memory = contrast["time"], contrast["memory"]
     return {
         f"faster than {reference}": with_interval(time and speed_up(time), "{:.3f}"),
-        f"memory/{reference}": number(memory and memory["ratio"], "{:.3f}"),
+        f"memory/{reference}": f"{memory['ratio']:.3f}" if memory else "-",
         f"val. loss - {reference}": with_interval(contrast["val_loss"], "{:+.4f}"),
     }
 

@@ -86,7 +86,7 @@ def test_the_same_study_again_trains_what_is_missing(capsys):
     capsys.readouterr()
     assert run_lengths((12, 24)) == 0
     errors = capsys.readouterr().err
-    assert errors.count("run 1/1") == 2  # the arms of one point alone
+    assert errors.count(" 1/1 ") == 2  # the arms of one point alone
     assert "written: output/length_study.json, plots/length_scaling.png" in errors
     point, new = load_study("output/length_study.json")["points"]
     assert point["experiment_id"] == before["experiment_id"] != new["experiment_id"]
@@ -173,7 +173,7 @@ def test_a_restart_moves_the_whole_study_aside_once(made_up, monkeypatch, capsys
 def test_a_dry_run_trains_nothing(made_up, capsys):
     assert run_lengths(dry_run=True) == 0
     printed = capsys.readouterr()
-    assert printed.out.count("run 1: ") == 2 and "point 2 of 2: learned_24" in printed.err
+    assert printed.out.count("(seed ") == 2 and "point 2 of 2: learned_24" in printed.err
     assert "all 2 points: roughly " in printed.err
     assert not made_up.asked and not Path("output").exists()
 
