@@ -27,10 +27,10 @@ def test_what_disturbed_a_point_is_told_above_the_tables(experiment_of):
     experiments = [experiment_of("patterns", kind) for kind in ("learned", "rotary")]
     experiments[1][0]["w96-d4"][2]["step_seconds"][7] = 0.9
     content = summarize("patterns", experiments)
-    words = "warning: rotary: w96-d4, run 3: 1 of 60 steps took more than 1.5 times the median"
+    words = r"warning: rotary: w96-d4, \w+ 3: 1 of 60 steps took more than 1.5 times the median"
     for text in (format_study(content), format_report([analyze_pattern(96, 4, 1024)], content)):
         text = " ".join(text.split())
-        assert words in text and "warning: learned" not in text
+        assert re.search(words, text) and "warning: learned" not in text
 
 
 def test_an_analysis_without_a_study_says_how_to_get_one():
