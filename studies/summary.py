@@ -79,7 +79,7 @@ def _point(study, metrics, metadata):
 def _about_window(metrics, metadata):
     """Every arm, the window's pattern and its contrasts."""
     contrasts = {
-        f"window/{reference}": _contrast(metrics, metadata, "window", reference)
+        f"window/{reference}": _contrast(metrics, metadata, ("window", reference))
         for reference in ("fused", "baseline")
         if {"window", reference} <= set(metrics)
     }
@@ -100,7 +100,7 @@ def _about_patterns(metrics, metadata):
         window_size, dilation = pattern_of_arm(arm)
         kept = density(config["seq_len"], window_size, dilation, config.get("sink_tokens", 0))
         arms[arm] |= {"window_size": window_size, "dilation": dilation, **_limits(metadata, kept)}
-        arms[arm]["contrast"] = _contrast(metrics, metadata, arm, "fused")
+        arms[arm]["contrast"] = _contrast(metrics, metadata, (arm, "fused"))
     pairs = {arm: found for arm in others if (found := _beside_fused(metrics, arm))}
     return {
         "arms": arms,
@@ -135,8 +135,8 @@ def _mean(values):
     return asdict(mean_interval(values)) if values else None
 
 
-def _contrast(metrics, metadata, *pair):
-    """An arm against another, block by block; None where no block has both."""
+def _contrast(metrics, metadata, pair):
+    """An arm against a reference, block by block; None where no block has both."""
     times = shared_values(metrics, pair, "training_time")
     memory = shared_values(metrics, pair, "peak_memory_mb")
     losses = shared_values(metrics, pair, "val_loss")
@@ -183,10 +183,10 @@ def _curve(pairs):
     last = differences.shape[1] - 1  # of (blocks, steps - window + 1)
     chosen = np.unique(np.linspace(0, last, CURVE_POINTS).round().astype(int))
     intervals = [mean_interval(differences[:, step]) for step in chosen]
-    run, _ = pairs[0]
-    window = _smoothed(run)[1]
+    first, _ = pairs[0]
+    _, window = _smoothed(first)
     return {
-        "tokens": [int(tokens) for tokens in run["tokens_seen"][chosen + window - 1]],
+        "tokens": first["tokens_seen"][chosen + window - 1].tolist(),
         "smoothed_steps": window,
         "mean": [interval.mean for interval in intervals],
         "low": [interval.low for interval in intervals],

@@ -24,7 +24,7 @@ def setting(content):
     return (
         f"{content['device_name']}, torch {content['torch']}, {config['dtype']}, compile "
         f"{config['compile']}; d_model {config['d_model']}, {config['n_heads']} heads, "
-        f"{config['layers']} layers; {point['runs']} blocks a point; {point['steps']:,} steps of "
+        f"{config['layers']} layers; blocks a point: {point['runs']}; {point['steps']:,} steps of "
         f"{config['seq_len'] * config['batch_size']:,} tokens; learning rate "
         f"{config.get('schedule', 'cosine')} after the warm-up"
     )

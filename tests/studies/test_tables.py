@@ -14,7 +14,7 @@ from studies.tables import format_study
 def test_each_kind_of_positions_has_a_table(study, summed_up):
     text = " ".join(format_study(summed_up[study]).split())
     assert text.count("pairs kept") == text.count("faster than fused memory/fused") == 2
-    for words in ("learned positions", "rotary positions", "4 blocks a point; 60 steps"):
+    for words in ("learned positions", "rotary positions", "blocks a point: 4; 60 steps"):
         assert words in text
 
 
