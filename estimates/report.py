@@ -6,8 +6,8 @@ from matplotlib.ticker import EngFormatter
 from attention.choose import attention_plan
 from attention.pattern import is_full_causal
 from estimates.pattern import describe_model, keys_per_query
-from studies.summary import measured_rows
-from studies.tables import recommend, warning_lines, with_interval
+from studies.measured import measured_rows, recommend, with_interval
+from studies.tables import warning_lines
 
 
 # --- the report --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter
 
 from estimates.pattern import ESTIMATE, describe_model
 from estimates.pictures import _caption, plot_style
-from studies.summary import measured_rows
+from studies.measured import measured_rows
 
 
 # --- the trade-off picture ---------------------------------------------------------------------

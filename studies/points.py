@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.values import arm_of_pattern
+from machine.command import UserError
 
 STUDIES = ("lengths", "patterns")
 LENGTHS = {"cpu": (256, 512, 1024, 2048), "cuda": (256, 1024, 4096, 16384)}
@@ -19,16 +20,8 @@ STUDY_DEFAULTS = {
     ("patterns", "cpu"): {},
     ("patterns", "cuda"): {"max_steps": 600, **ON_CUDA},
 }
-# what the points of a study may differ in, beside the GPU that trained them
-OF_A_POINT = {"lengths": ("seq_len", "batch_size", "positions"), "patterns": ("arms", "positions")}
-THERE_AND_HERE = "there", "here"
 
 
-class StudyError(ValueError):
-    """A study that cannot be made or read; the message names the value or file and the remedy."""
-
-
-# --- the points --------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Point:
     """One experiment of a study: its folder's name, and what it changes in the configuration."""
@@ -44,7 +37,7 @@ def length_points(lengths, positions, batch_size, seq_len):
     for kind in positions:
         for length in sorted(set(lengths)):
             if length < 1 or tokens % length:
-                raise StudyError(
+                raise UserError(
                     f"--seq-lens {length}: does not divide the {tokens:,} tokens of a step "
                     "(--batch-size x --seq-len): choose lengths that do"
                 )
@@ -57,48 +50,23 @@ def pattern_points(patterns, positions):
     """A point for each kind of positions: ``fused`` and a window arm for each pattern."""
     arms = ("fused", *dict.fromkeys(arm_of_pattern(*pattern) for pattern in patterns))
     changes = [{"arms": arms, "positions": kind} for kind in positions]
-    return [Point(point_name("patterns", c), c) for c in changes]
+    return [Point(point_name("patterns", change), change) for change in changes]
 
 
 def point_name(study, config):
     """What the folder of a point is called: ``rotary_1024``, of a study of patterns ``rotary``."""
-    kind = config.get("positions", "learned")
+    kind = config["positions"]
     return f"{kind}_{config['seq_len']}" if study == "lengths" else kind
 
 
 def parse_pattern(text):
-    """(window_size, dilation) of a text like ``96:4``; StudyError."""
+    """(window_size, dilation) of a text like ``96:4``; UserError."""
     window_size, colon, dilation = text.partition(":")
     if not (colon and window_size.isdecimal() and dilation.isdecimal()):
-        raise StudyError(f"--patterns {text}: give window_size:dilation, as 96:4")
+        raise UserError(f"--patterns {text}: give window_size:dilation, as 96:4")
     return int(window_size), int(dilation)
 
 
-# --- files -------------------------------------------------------------------------------------
-def _on_any_gpu(identity):
-    """An experiment's identity without which of several equal GPUs trained it."""
-    config = {key: value for key, value in identity["config"].items() if key != "device"}
-    device = {key: value for key, value in identity["device"].items() if key != "uuid"}
-    variables = device.get("variables", {}).items()
-    device["variables"] = {k: v for k, v in variables if k != "CUDA_VISIBLE_DEVICES"}
-    return identity | {"config": config, "device": device}
-
-
-def shared_identity(study, identity):
-    """What all points of a study have in common: an identity without what is one point's own."""
-    identity = _on_any_gpu(identity)
-    config = identity["config"]
-    if study == "lengths":
-        config["tokens_of_a_step"] = config["seq_len"] * config["batch_size"]
-    config = {key: value for key, value in config.items() if key not in OF_A_POINT[study]}
-    return identity | {"config": config}
-
-
 def study_folder(output_dir, study):
-    """Where the points of a study lie, each in a folder of its own."""
-    return Path(output_dir) / study_name(study)
-
-
-def study_name(study):
-    """The stem of a study's file: ``length_study`` or ``pattern_study``."""
-    return f"{study[:-1]}_study"
+    """Where the points of a study lie, each in a folder of its own; beside it ``<folder>.json``."""
+    return Path(output_dir) / f"{study.removesuffix('s')}_study"

@@ -1,2 +1,67 @@
+"""A study: an experiment at every point, one after the other, and what they come to."""
+
+from analysis.report import write_report
+from experiment.estimate import dry_run
+from experiment.files import move_aside
+from experiment.progress import format_seconds
+from experiment.run import run_experiment
+from machine import ranks
+from machine.command import DONE, TRAININGS_FAILED, say
+from studies.pictures import plot_study, save_figures
+from studies.points import study_folder
+from studies.summary import save_study, summarize
+from studies.tables import format_study
+
+
 def run_study(config, prepared, arguments, argv):
-    raise NotImplementedError
+    """Train what waits at every point, report the study and return the exit code.
+
+    prepared: [(point, its configuration, its dataset)].  After a stop the same command goes on: a
+    point that is complete is only reported again.
+    """
+    if arguments.dry_run:
+        return dry_run_study(prepared, arguments)
+    if arguments.restart:
+        folder = study_folder(config.output_dir, arguments.study)
+        moved = ranks.from_first(move_aside, folder, config.data)
+        if moved:
+            say(f"the old results are now in {moved}")
+    experiments, content = [], None
+    for _, here, dataset in announced(prepared):
+        results = run_experiment(here, dataset, allow_mixed=arguments.allow_mixed, argv=argv)
+        if results is not None:  # on the first rank
+            write_report(*results, here.output_dir)
+            experiments.append(results)
+            content = summarize(arguments.study, experiments)
+            save_study(content, config.output_dir)  # a stop takes none of it
+    return ranks.from_first(report_study, content, config)
+
+
+def announced(prepared):
+    """The points, each told before it begins."""
+    for number, (point, here, dataset) in enumerate(prepared, start=1):
+        say(f"point {number} of {len(prepared)}: {point.name}")
+        yield point.name, here, dataset
+
+
+def dry_run_study(prepared, arguments):
+    """Say what would be done at every point, and roughly how long all take."""
+    seconds = 0
+    for name, here, dataset in announced(prepared):
+        print(f"{name}:")
+        seconds += dry_run(here, dataset, arguments.restart, arguments.allow_mixed)
+    say(f"all {len(prepared)} points: roughly {format_seconds(seconds)}")
+    return DONE
+
+
+def report_study(content, config):
+    """Print a study's tables and draw its figures; returns the exit code.
+
+    Memory that ran out is a result of a study, and no failure.
+    """
+    print(format_study(content), flush=True)
+    paths = [study_folder(config.output_dir, content["study"]).with_suffix(".json")]
+    paths += save_figures(plot_study(content), config.plots_dir)
+    say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
+    arms = [arm for point in content["points"] for arm in point["arms"].values()]
+    return TRAININGS_FAILED if any(arm["diverged"] for arm in arms) else DONE

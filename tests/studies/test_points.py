@@ -1,0 +1,36 @@
+"""The points of a study: what each changes, and what cannot be one."""
+
+import pytest
+
+from analysis.values import pattern_of_arm
+from machine.command import UserError
+from studies.points import PATTERNS, length_points, parse_pattern, pattern_points
+
+
+def test_lengths_keep_the_tokens_of_a_step():
+    points = length_points((1024, 256), ("learned", "rotary"), 4, 512)
+    assert [p.name for p in points] == ["learned_256", "learned_1024", "rotary_256", "rotary_1024"]
+    assert all(p.changes["seq_len"] * p.changes["batch_size"] == 2048 for p in points)
+
+
+@pytest.mark.parametrize("length", [0, 300, 4096])
+def test_a_length_that_cuts_no_whole_rows_is_named(length):
+    with pytest.raises(UserError, match=f"--seq-lens {length}: does not divide the 2,048"):
+        length_points((length,), ("learned",), 4, 512)
+
+
+def test_patterns_are_compared_with_fused_each_once():
+    (point,) = pattern_points((*PATTERNS, PATTERNS[0]), ("rotary",))
+    fused, *arms = point.changes["arms"]
+    assert (point.name, fused) == ("rotary", "fused")
+    assert [pattern_of_arm(arm) for arm in arms] == list(PATTERNS)
+
+
+def test_a_pattern_is_window_size_and_dilation():
+    assert parse_pattern("64:8") == (64, 8)
+
+
+@pytest.mark.parametrize("text", ["64", "64:", ":8", "64:-1", "a:b", "6.5:2"])
+def test_a_text_that_is_no_pattern_is_named(text):
+    with pytest.raises(UserError, match=f"--patterns {text}: give window_size:dilation"):
+        parse_pattern(text)

@@ -1,0 +1,104 @@
+"""What a study's experiments come to, against calculations made here; its file."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy import stats
+
+from analysis.metrics import MetricsError
+from attention.pattern import attended_pairs, causal_pairs
+from gpt import model_flops
+from studies.pictures import plot_study
+from studies.summary import load_study, save_study, summarize
+from studies.tables import format_study
+
+
+def test_the_times_agree_with_a_calculation_by_hand(experiment_of):
+    metrics, metadata = experiment_of("lengths", seq_len=256)
+    (point,) = summarize("lengths", [(metrics, metadata)])["points"]
+    window, fused = ([r["training_time"] for r in metrics[arm]] for arm in ("window", "fused"))
+    logs = np.log(window) - np.log(fused)
+    half = stats.t.ppf(0.975, 3) * logs.std(ddof=1) / 2
+    expected = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
+    time = point["contrasts"]["window/fused"]["time"]
+    assert [time["ratio"], time["low"], time["high"]] == pytest.approx(expected)
+    assert point["arms"]["fused"]["step_ms"]["mean"] == pytest.approx(1e3 * np.mean(fused) / 60)
+
+
+def test_the_limit_is_that_of_the_flops(lengths):
+    linear, per_pair = model_flops(256, 128, 4, 512)
+    full = linear + per_pair * causal_pairs(256)
+    sparse = linear + per_pair * attended_pairs(256, 96, 4)
+    assert lengths["points"][0]["step_limit"] == pytest.approx(full / sparse)
+
+
+def test_memory_that_ran_out_is_a_result(lengths):
+    last = lengths["points"][-1]
+    assert last["arms"]["baseline"]["out_of_memory"] == 4
+    assert last["contrasts"]["window/baseline"] is None
+    assert last["contrasts"]["window/fused"]["val_loss"]["n"] == 4
+
+
+def test_validation_losses_that_are_no_numbers_are_no_contrast(experiment_of):
+    metrics, metadata = experiment_of("patterns")
+    for run in metrics["w96-d4"]:
+        run["val_loss"] = math.nan
+    content = summarize("patterns", [(metrics, metadata)])
+    assert content["points"][0]["arms"]["w96-d4"]["contrast"] is None
+    assert "w96-d4" in format_study(content) and plot_study(content)
+
+
+def test_equal_seconds_compare_losses_at_one_moment(experiment_of):
+    metrics, metadata = experiment_of("patterns")
+    (point,) = summarize("patterns", [(metrics, metadata)])["points"]
+    seconds = min(run["training_time"] for runs in metrics.values() for run in runs)
+
+    def loss_at(run):
+        steps = int(60 * seconds / run["training_time"])
+        return np.mean(run["losses"][steps - 5 : steps], dtype=np.float64)
+
+    pairs = zip(metrics["w32-d0"], metrics["fused"], strict=True)
+    expected = np.mean([loss_at(run) - loss_at(fused) for run, fused in pairs])
+    equal = point["equal_seconds"]
+    assert equal["seconds"] == seconds
+    assert equal["differences"]["w32-d0"]["mean"] == pytest.approx(expected)
+    assert expected < 0 < point["arms"]["w32-d0"]["contrast"]["val_loss"]["mean"]
+
+
+def test_curves_are_differences_over_the_tokens(patterns):
+    curve = patterns["points"][0]["curves"]["w32-d0"]
+    assert curve["tokens"][0] == 5 * 2048 and curve["tokens"][-1] == 60 * 2048
+    assert curve["mean"][-1] == pytest.approx(0.3 * 57 / 59, abs=1e-5)
+    assert curve["low"][-1] <= curve["mean"][-1] <= curve["high"][-1]
+
+
+@pytest.mark.parametrize("study", ["lengths", "patterns"])
+def test_the_file_gives_the_content_back(study, summed_up, tmp_path):
+    content = summed_up[study]
+    path = save_study(content, tmp_path)
+    assert path.name == f"{study[:-1]}_study.json"
+    assert load_study(path) == json.loads(json.dumps(content))
+
+
+@pytest.mark.parametrize("study", ["length", "pattern"])
+def test_the_studies_on_the_h100_are_still_told_and_drawn(study):
+    content = load_study(ROOT / f"results/h100_{study}_study.json")
+    assert "NVIDIA H100" in format_study(content) and plot_study(content)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b'{"study": "lengths"}', b'{"study": "x", "points": [1]}', b"\xff", b"[1]"]
+)
+def test_a_file_that_is_no_study_gets_one_line(tmp_path, text):
+    path = tmp_path / "pattern_study.json"
+    path.write_bytes(text)
+    with pytest.raises(MetricsError, match=r"pattern_study.json: incomplete or not of this suite"):
+        load_study(path)
+
+
+def test_a_study_that_is_missing_says_what_writes_it(tmp_path):
+    with pytest.raises(MetricsError, match="--study patterns writes it"):
+        load_study(tmp_path / "nothing.json")
