@@ -45,12 +45,12 @@ def describe_change(ratio, arm, reference, what="time"):
     if found == "undetected":
         size = with_interval(ratio.ratio, ratio.low, ratio.high)
         return f"{arm} against {reference}: no difference detected, ratio {size}, {test}."
-    change, bounds = 100 * abs(1 - ratio.ratio), (None, None)
+    share, low, high = abs(1 - ratio.ratio), None, None
     if ratio.low is not None:
-        bounds = sorted((100 * abs(1 - ratio.low), 100 * abs(1 - ratio.high)))
-    size = with_interval(change, *bounds, "{:.2f} %")
+        low, high = sorted((abs(1 - ratio.low), abs(1 - ratio.high)))
+    size = with_interval(share, low, high, percent)
     text = f"{arm} took {size} {found} {what} than {reference} ({test})"
-    if ratio.p is not None and change < 100 * PRACTICAL_SHARE:
+    if ratio.p is not None and share < PRACTICAL_SHARE:
         text += f": significant, but below {PRACTICAL_SHARE:.0%}"
     return text + "."
 
@@ -151,7 +151,7 @@ def quality_claims(metrics, metadata):
 
 def _times_as_fast(slower, faster):
     ratio = paired_ratio(slower, faster)
-    return with_interval(ratio.ratio, ratio.low, ratio.high, "{:.3f}")
+    return with_interval(ratio.ratio, ratio.low, ratio.high, "{:.3f}".format)
 
 
 def decomposition(metrics, metadata):

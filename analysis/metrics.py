@@ -183,9 +183,9 @@ def fitting(path):
     except MetricsError:
         raise
     except (*DAMAGE, KeyError, ArithmeticError) as error:
-        reason = str(error).splitlines()[:1]  # numpy's go on for several
-        words = ": ".join([type(error).__name__, *reason])
-        raise MetricsError(f"{path}: damaged, incomplete or not of this suite ({words})") from None
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]  # numpy's have several lines
+        words = f"incomplete or not of this suite, or damaged ({reason})"
+        raise MetricsError(f"{path}: {words}") from None
 
 
 def load_experiment(path):

@@ -7,6 +7,7 @@ significance.py.
 """
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +59,12 @@ LEGEND = (
 
 def _attention_line(attention):
     """What every arm's attention ran as, in words."""
-    words = []
+    lines = []
     for arm, used in attention.items():
         kernels = used["kernels"] or [name.split("::")[-1] for name in used["operators"]]
-        words.append(f"{arm} {used['evaluation']}")
-        if kernels:
-            words[-1] += f" ({', '.join(kernels)})"
-    return "attention: " + "; ".join(words)
+        detail = f" ({', '.join(kernels)})" if kernels else ""
+        lines.append(f"{arm} {used['evaluation']}{detail}")
+    return f"attention: {'; '.join(lines)}"
 
 
 def _declared_lines(metadata):
@@ -126,12 +126,11 @@ def _warning_lines(metrics, metadata):
 def _paired_row(words, compared):
     """One outcome's ratio with its paired test."""
     x, reference, ratio, adjusted = compared
-    interval = ratio.note or f"[{ratio.low:.4f}, {ratio.high:.4f}]"
     return [
         words,
         percent(1 - x.mean() / reference.mean(), "+"),
         f"{ratio.ratio:.4f}",
-        interval,
+        ratio.note or f"[{ratio.low:.4f}, {ratio.high:.4f}]",
         starred(ratio.p),
         starred(adjusted),
         percent(ratio.detectable),
@@ -172,8 +171,8 @@ def _contrast_lines(found, arm, reference, meaning):
 
 def _log_percent(effect):
     """The Interval of a log effect, in percent."""
-    shares = [100 * math.expm1(log) for log in (effect.mean, effect.low, effect.high)]
-    return with_interval(*shares, "{:+.2f} %")
+    shares = np.expm1([effect.mean, effect.low, effect.high])
+    return with_interval(*shares, partial(percent, sign="+"))
 
 
 def _position_line(metrics, arm, reference):
@@ -194,9 +193,9 @@ def _position_line(metrics, arm, reference):
 
 
 def _drift_line(metrics):
-    arms, trainings = zip(*ok_trainings(metrics), strict=True)
-    seconds, index = ([t[key] for t in trainings] for key in ("training_time", "index"))
-    fit = drift(seconds, arms, index)
+    trainings = ok_trainings(metrics)
+    seconds = [training["training_time"] for _, training in trainings]
+    fit = drift(seconds, [arm for arm, _ in trainings], [t["index"] for _, t in trainings])
     change = fit.note or f"from one training to the next {_log_percent(fit.slope)}"
     return f"drift: {change}."
 
@@ -215,8 +214,8 @@ def format_report(metrics, metadata):
     """The whole report as text: the claims, then the means and the tests behind them."""
     found = compare(metrics, metadata)
     claims = ["Claims"]
-    for number_, claim in enumerate(claims_of(metrics, metadata, found), 1):
-        claims += wrapped(f"{number_}. {claim}", "   ")
+    for place, claim in enumerate(claims_of(metrics, metadata, found), 1):
+        claims += wrapped(f"{place}. {claim}", "   ")
     parts = [_heading_lines(metadata), _warning_lines(metrics, metadata), claims]
     parts.append(["Mean ± standard deviation over the blocks", format_summary(metrics)])
     title = "Median ± median absolute deviation (least … most)"

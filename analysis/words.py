@@ -35,11 +35,9 @@ def starred(p):
     return p_value(p) + ("*" if p is not None and p < ALPHA else " ")
 
 
-def with_interval(center, low, high, template="{:.4f}"):
-    """An estimate with its interval, 1.037 [0.989, 1.087]; alone where it has none."""
-    if low is None:
-        return template.format(center)
-    return f"{template.format(center)} [{template.format(low)}, {template.format(high)}]"
+def with_interval(center, low, high, form="{:.4f}".format):
+    """An estimate with its interval, 1.037 [0.989, 1.087], each through ``form``; or alone."""
+    return form(center) if low is None else f"{form(center)} [{form(low)}, {form(high)}]"
 
 
 def mean_sd(values, unit):

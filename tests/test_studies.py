@@ -124,12 +124,12 @@ def test_what_disturbed_a_point_is_told_with_the_study():
     experiments = [experiment_of(PATTERN_ARMS, kind, 1024) for kind in ("learned", "rotary")]
     experiments[1][0]["w96-d4"][2]["step_seconds"][7] = 0.9
     content = json.loads(json.dumps(summarize("patterns", experiments)))
-    words = "warning: rotary: w96-d4, block 3: 1 of 60 steps took more than 1.5 times the median"
+    words = "warning: rotary: w96-d4, run 3: 1 of 60 steps took more than 1.5 times the median"
     analyses = [estimates_pattern.analyze_pattern(96, 4, 1024)]
     for text in (format_study(content), estimates_report.format_report(analyses, content)):
         text = " ".join(text.split())
         assert words in text and "warning: learned" not in text
-        assert "exact test" not in text  # nothing of the number of runs, which all points share
+        assert "exact tests" not in text  # nothing of the number of runs, which all points share
     for point in content["points"]:
         del point["warnings"]  # as in a file of an older version
     assert "warning" not in format_study(content)
