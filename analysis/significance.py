@@ -177,8 +177,8 @@ def non_inferiority(x, reference, margin):
     one-sided tests (TOST; Schuirmann 1987), "equivalent" when the interval at 1 - 2 ALPHA lies
     within ± margin, "different" when it lies wholly outside.  A large p of an ordinary t-test
     would show neither.  Assumes roughly normal differences and a margin fixed before the first
-    block.  ``runs_needed``: the blocks that would decide with 80 % power, were the observed mean
-    and sd the true ones.  Differences without spread are compared with the margin untested.
+    block.  ``runs_needed``: the blocks that would decide with POWER, were the observed mean and sd
+    the true ones.  Differences without spread are compared with the margin untested.
     """
     x, reference = array(x), array(reference)
     d = x - reference
@@ -218,8 +218,8 @@ def two_sample_t(x, reference):
     x, reference = array(x), array(reference)
     if min(x.size, reference.size) < 2 or (no_spread(x) and no_spread(reference)):
         return {"t": None, "p": None, "d": None}
-    one, other = (x.mean(), x.std(ddof=1)), (reference.mean(), reference.std(ddof=1))
-    test = stats.ttest_ind_from_stats(*one, x.size, *other, reference.size)
+    one, other = [(values.mean(), values.std(ddof=1), values.size) for values in (x, reference)]
+    test = stats.ttest_ind_from_stats(*one, *other)
     t = float(test.statistic)
     d = t * math.sqrt(1 / x.size + 1 / reference.size)
     return {"t": t, "p": float(test.pvalue), "d": d}

@@ -50,9 +50,10 @@ def test_figures_recomputed_with_scipy(experiment):
     assert f"{d:.2f}" in more
     assert f"{logs.mean() / logs.std(ddof=1):.2f}" in more
     assert f"{2 / 2 ** len(logs):.2g}" in more  # every log ratio has the same sign
+    x = column(metrics, "window", "val_loss")
+    assert f"{x.mean():.4f} ± {x.std(ddof=1):.4f}" in report
     deviation = stats.median_abs_deviation(x)
-    spread = f"{np.median(x):.2f} ± {deviation:.2f} ({x.min():.2f} … {x.max():.2f})"
-    assert f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" in report and spread in report
+    assert f"{np.median(x):.4f} ± {deviation:.4f} ({x.min():.4f} … {x.max():.4f})" in report
 
 
 def test_adjusted_p_is_holms_over_the_declared_family(experiment):
@@ -155,6 +156,14 @@ def test_trainings_that_failed_are_named_and_left_out(experiment):
     assert f"{paired_ratio(x, ref).ratio:.4f}" in report
 
 
+def test_a_loss_that_is_no_number_costs_its_block_alone(experiment):
+    metrics, metadata = experiment
+    metrics["fused"][2]["val_loss"] = math.nan
+    x, ref = (column(metrics, arm, "val_loss")[[0, 1, 3]] for arm in ("window", "fused"))
+    rows = lines_of(format_report(metrics, metadata), "window against fused")
+    assert f"{paired_ratio(x, ref).ratio:.4f}" in rows[5]
+
+
 def test_an_arm_that_never_fits_does_not_take_the_claim_on_sparsity_with_it(experiment):
     """Where the textbook arm runs out of memory, window against fused is what there is to say."""
     metrics, metadata = experiment
@@ -172,14 +181,6 @@ def test_an_experiment_in_which_nothing_ended_well_is_reported(experiment):
         for training in trainings:
             training |= {"status": "diverged", "message": "the loss became nan at step 3"}
     assert "12 trainings failed" in format_report(metrics, metadata)
-
-
-def test_no_figure_is_fixed_text():
-    """Every number of the report's tables follows from the data: change the data, all change."""
-    reports = [format_report(*make_experiment(seed=seed)) for seed in (0, 1)]
-    rows = [[line for line in r.splitlines() if line.startswith("training time")] for r in reports]
-    for one, other in zip(*rows, strict=True):
-        assert not set(re.findall(r"\d+\.\d{4}", one)) & set(re.findall(r"\d+\.\d{4}", other))
 
 
 @pytest.mark.parametrize(
@@ -294,10 +295,9 @@ def test_older_files_declare_no_margin_and_get_no_quality_claim(experiment):
 def interleaved(blocks=12):
     """An experiment whose arms come in every order, and so after every other arm."""
     metrics, metadata = make_experiment(blocks)
-    for block, order in zip(
-        range(blocks), itertools.cycle(itertools.permutations(metrics)), strict=False
-    ):
-        for place, arm in enumerate(order):
+    orders = list(itertools.permutations(metrics))
+    for block in range(blocks):
+        for place, arm in enumerate(orders[block % len(orders)]):
             metrics[arm][block] |= {"position": place, "index": 3 * block + place}
     return metrics, metadata
 

@@ -51,9 +51,9 @@ def test_a_file_that_is_not_there_is_one_line_and_exit_code_2(tmp_path, capsys):
 
 def test_the_summary_is_mean_and_sample_deviation(experiment, capsys):
     metrics, _ = experiment
-    times = np.array([training["training_time"] for training in metrics["window"]])
+    losses = np.array([training["val_loss"] for training in metrics["window"]])
     print_metrics_summary(metrics)
-    assert f"{times.mean():.2f} ± {times.std(ddof=1):.2f}" in capsys.readouterr().out
+    assert f"{losses.mean():.4f} ± {losses.std(ddof=1):.4f}" in capsys.readouterr().out
 
 
 def test_every_documented_function_is_there():
