@@ -140,14 +140,12 @@ def _paired_row(words, compared):
 def _further_row(words, compared):
     """The same outcome by other tests: a robust one, and the published ones."""
     published = two_sample_t(compared.x, compared.reference)
-    t_test = "-"
-    if published["t"] is not None:
-        t_test = f"t {published['t']:.2f}, p {starred(published['p'])}"
     return [
         words,
         starred(compared.ratio.permutation_p),
         amount(compared.ratio.effect_size, "sd"),
-        t_test,
+        amount(published["t"], "sd"),
+        starred(published["p"]),
         amount(published["d"], "sd"),
     ]
 
@@ -161,7 +159,7 @@ def _contrast_lines(found, arm, reference, meaning):
     if not here:
         return [f"{arm} against {reference}: no block in which both ended well."]
     header = ["", "improvement", "ratio", f"{LEVEL:.0%} interval", "p", "adjusted p", "detectable"]
-    further = ["", "sign-flip p", "d_z", "two-sample t-test", "Cohen's d"]
+    further = ["", "sign-flip p", "d_z", "two-sample t", "its p", "Cohen's d"]
     return [
         f"{arm} against {reference} ({meaning})",
         *text_table([header, *(_paired_row(*outcome) for outcome in here)]),
