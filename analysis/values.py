@@ -3,6 +3,7 @@
 metrics: {arm: [training, ...]} of metrics.py.
 """
 
+import math
 import re
 
 import numpy as np
@@ -98,7 +99,8 @@ def planned_trainings(metadata):
 
 def declared_margin(metadata):
     """The equivalence margin of the plan, in nats of validation loss; None in older files."""
-    return (metadata.get("plan") or {}).get("equivalence_margin")
+    margin = (metadata.get("plan") or {}).get("equivalence_margin")
+    return margin if isinstance(margin, int | float) and 0 < margin < math.inf else None
 
 
 def throttled(training):
