@@ -24,8 +24,8 @@ def build_parser():
         epilog="example: python metrics_utils.py results/h100_paper_10_runs.npz",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    results = f"output/{RESULTS_NAME}.json"
-    parser.add_argument("results", nargs="?", default=results, help="saved metrics, .json or .npz")
+    default = f"output/{RESULTS_NAME}.json"
+    parser.add_argument("results", nargs="?", default=default, help="saved metrics, .json or .npz")
     add_debug(parser)
     return parser
 

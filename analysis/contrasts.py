@@ -5,14 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from analysis.power import ALPHA
 from analysis.significance import (
+    Ratio,
     holm,
     non_inferiority,
     paired_difference,
     paired_ratio,
     two_sample_t,
 )
-from analysis.values import CONTRASTS, OUTCOMES, declared_margin, shared_values
+from analysis.values import CONTRASTS, OUTCOMES, SHOWN_SHARE, declared_margin, shared_values
 
 FAMILY_OUTCOMES = ("training_time", "peak_memory_mb", "val_loss")  # tested for every contrast
 PRIMARY = (  # what an experiment is made for, declared in its plan
@@ -23,19 +25,25 @@ PRIMARY = (  # what an experiment is made for, declared in its plan
 )
 
 
-# --- what the runs say -------------------------------------------------------------------------
 class Compared(NamedTuple):
-    """One outcome of an arm against a reference, over the runs that both finished."""
+    """One outcome of an arm against a reference, over the blocks that both finished."""
 
-    x: np.ndarray
+    x: np.ndarray  # (blocks,), as reference
     reference: np.ndarray
-    ratio: object
+    ratio: Ratio
     adjusted: float | None  # Holm's p over the declared family; None: not in it, or no test
 
 
-def positive(x, reference):
-    """Can a ratio be taken of these values?"""
-    return bool(x.size) and min(x.min(), reference.min()) > 0
+def verdict(ratio):
+    """What a ``Ratio`` says: "same", "undetected" (no difference detected), "less" or "more".
+
+    A difference is named where the test found one or, for want of a test, where it can be shown.
+    """
+    if ratio.p is None and abs(1 - ratio.ratio) < SHOWN_SHARE:
+        return "same"
+    if ratio.p is not None and ratio.p >= ALPHA:
+        return "undetected"
+    return "less" if ratio.ratio < 1 else "more"
 
 
 def contrasts_of(metrics):
@@ -43,46 +51,42 @@ def contrasts_of(metrics):
     return [c for c in CONTRASTS if c[0] in metrics and c[1] in metrics]
 
 
-def family_of(metrics, metadata):
-    """[(arm, reference, outcome)] that Holm's correction is over, as the plan declares them."""
-    declared = metadata.get("plan", {}).get("family")
-    if declared is None:  # a file from before it was declared
-        return [(a, b, key) for a, b, _ in contrasts_of(metrics) for key in FAMILY_OUTCOMES]
-    return [tuple(item) for item in declared]
+def primary_of(metadata):
+    """The claims that the plan declares as what the experiment is for."""
+    return [tuple(claim) for claim in metadata["plan"].get("primary", PRIMARY)]
 
 
 def compare(metrics, metadata):
-    """{(arm, reference, outcome): Compared} of every contrast and outcome with positive pairs."""
+    """{(arm, reference, outcome): Compared} of every contrast and outcome with positive pairs.
+
+    Holm's correction is over the family of tests that the plan declares.
+    """
     found = {}
     for arm, reference, _ in contrasts_of(metrics):
         for key, *_ in OUTCOMES:
             x, ref = shared_values(metrics, (arm, reference), key)
-            if positive(x, ref):
+            if x.size and min(x.min(), ref.min()) > 0:
                 found[arm, reference, key] = Compared(x, ref, paired_ratio(x, ref), None)
-    family = [place for place in family_of(metrics, metadata) if place in found]
+    every = [(a, b, key) for a, b, _ in contrasts_of(metrics) for key in FAMILY_OUTCOMES]
+    family = metadata["plan"].get("family", every)  # the first version declared none
+    family = [place for place in map(tuple, family) if place in found]
     adjusted = holm([found[place].ratio.p for place in family])
     for place, p in zip(family, adjusted, strict=True):
         found[place] = found[place]._replace(adjusted=p)
     return found
 
 
-def primary_of(metadata):
-    """The claims that the plan declares as what the experiment is for."""
-    declared = metadata.get("plan", {}).get("primary")
-    return PRIMARY if declared is None else [tuple(claim) for claim in declared]
-
-
 def tests_of(metrics, metadata):
     """Every test of the report as a JSON-like list, so that the results carry them."""
     margin, tests = declared_margin(metadata), []
     for (arm, reference, key), compared in compare(metrics, metadata).items():
+        pair = compared.x, compared.reference
         test = {"arm": arm, "reference": reference, "outcome": key, **asdict(compared.ratio)}
-        test |= {"adjusted_p": compared.adjusted}
-        test["two_sample"] = asdict(two_sample_t(compared.x, compared.reference))
+        test["adjusted_p"] = compared.adjusted
+        test["two_sample"] = two_sample_t(*pair)
         if key == "val_loss":
-            test["difference"] = asdict(paired_difference(compared.x, compared.reference))
+            test["difference"] = asdict(paired_difference(*pair))
             if margin is not None:
-                claim = non_inferiority(compared.x, compared.reference, margin)
-                test["quality"] = asdict(claim)
+                test["quality"] = asdict(non_inferiority(*pair, margin))
         tests.append(test)
     return tests

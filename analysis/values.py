@@ -1,4 +1,7 @@
-"""Values of saved trainings, picked and named: arms, outcomes, contrasts, summaries."""
+"""Values of saved trainings, picked and named: arms, outcomes, contrasts, summaries.
+
+metrics: {arm: [training, ...]} of metrics.py.
+"""
 
 import math
 import re
@@ -6,38 +9,14 @@ import re
 import numpy as np
 
 from analysis.metrics import RECORDS
-from analysis.words import text_table
+from analysis.words import mean_sd, text_table
 
 ARM_ORDER = ("baseline", "window", "fused", "published")
-
-
-def layers_text(value):
-    """A number, or one for each layer, in words: "96" or "96,96,128,128"."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def pattern_text(config):
-    """The pattern of a configuration (a dict) in words; files from before sinks name none."""
-    names = ["window_size", "dilation"] + ["sink_tokens"] * bool(config.get("sink_tokens"))
-    return ", ".join(f"{name} {layers_text(config[name])}" for name in names)
-
-
-def ranks_text(config):
-    """The processes that train together, in words; "" for one that takes its batches whole."""
-    words, parts = "", config.get("gradient_accumulation", 1)
-    if config.get("world_size", 1) > 1:  # files from before there were several name none
-        words = f", {config['world_size']} ranks ({config['backend']})"
-    return words + (f", gradients accumulated over {parts} micro-steps" if parts > 1 else "")
-
-
-# --- summary -----------------------------------------------------------------------------------
-
-# key, words, unit, digits; for every one of them less is better
-OUTCOMES = (
-    ("training_time", "training time", "s", 2),
-    ("peak_memory_mb", "peak memory", "MB", 1),
-    ("avg_loss_last_100", "loss, last ≤ 100 steps", "nats", 4),
-    ("val_loss", "validation loss", "nats", 4),
+OUTCOMES = (  # key, words, unit; for every one of them less is better
+    ("training_time", "training time", "s"),
+    ("peak_memory_mb", "peak memory", "MB"),
+    ("avg_loss_last_100", "loss, last ≤ 100 steps", "nats"),
+    ("val_loss", "validation loss", "nats"),
 )
 CONTRASTS = (  # arm, reference, what the difference is
     ("window", "fused", "sparsity alone"),
@@ -58,36 +37,31 @@ THROTTLING = (
 )
 
 
-def throttled(run):
-    """The reasons for which the device was slowing itself down before or after a training."""
-    states = [run[key] for key in RECORDS if run.get(key)]
-    reasons = {reason for state in states for reason in state.get("throttle_reasons") or ()}
-    return [reason for reason in THROTTLING if reason in reasons]
+def layers_text(value):
+    """A number, or one for each layer, in words: "96" or "96,96,128,128"."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def declared_margin(metadata):
-    """The equivalence margin written into the plan before the first run, None in older files."""
-    margin = (metadata.get("plan") or {}).get("equivalence_margin")
-    return margin if isinstance(margin, int | float) and 0 < margin < math.inf else None
+def pattern_text(config):
+    """The pattern of a configuration (a dict) in words; files from before sinks name none."""
+    names = ["window_size", "dilation"]
+    if config.get("sink_tokens"):
+        names.append("sink_tokens")
+    return ", ".join(f"{name} {layers_text(config[name])}" for name in names)
 
 
-def trainings_of(metrics):
-    """(arm, run) of every training."""
-    return [(arm, run) for arm, runs in metrics.items() for run in runs]
-
-
-def in_order(metrics):
-    """All trainings, in the order in which the plan starts them."""
-    return sorted((run for _, run in trainings_of(metrics)), key=lambda run: run["index"])
-
-
-def planned_trainings(metadata):
-    """How many trainings an experiment's plan has: every arm in every run."""
-    return len(metadata["plan"]["orders"]) * len(metadata["config"]["arms"])
+def ranks_text(config):
+    """The processes that train together, in words; "" for one that takes its batches whole."""
+    words, parts = "", config.get("gradient_accumulation", 1)
+    if config.get("world_size", 1) > 1:  # files from before there were several name none
+        words += f", {config['world_size']} ranks ({config['backend']})"
+    if parts > 1:
+        words += f", gradients accumulated over {parts} micro-steps"
+    return words
 
 
 def arm_of_pattern(window_size, dilation):
-    """The name of the window arm with a pattern of its own: ``w96-d4``."""
+    """The name of the window arm with this pattern: ``w96-d4``."""
     return f"w{window_size}-d{dilation}"
 
 
@@ -103,40 +77,82 @@ def ordered_arms(metrics):
     return known + sorted(set(metrics) - set(known), key=lambda a: (pattern_of_arm(a) or (), a))
 
 
+def trainings_of(metrics):
+    """(arm, training) of every training, arm by arm in their order."""
+    return [(arm, training) for arm in ordered_arms(metrics) for training in metrics[arm]]
+
+
+def ok_trainings(metrics):
+    """(arm, training) of every training that ended well."""
+    return [item for item in trainings_of(metrics) if item[1]["status"] == "ok"]
+
+
+def in_order(metrics):
+    """All trainings, in the order in which they were started."""
+    return sorted((training for _, training in trainings_of(metrics)), key=lambda t: t["index"])
+
+
+def planned_trainings(metadata):
+    """How many trainings an experiment's plan has: every arm in every block."""
+    return len(metadata["plan"]["orders"]) * len(metadata["config"]["arms"])
+
+
+def declared_margin(metadata):
+    """The equivalence margin of the plan, in nats of validation loss; None in older files."""
+    margin = (metadata.get("plan") or {}).get("equivalence_margin")
+    return margin if isinstance(margin, int | float) and 0 < margin < math.inf else None
+
+
+def throttled(training):
+    """The reasons for which the device was slowing itself down before or after a training."""
+    states = [training[key] for key in RECORDS if training.get(key)]
+    reasons = {reason for state in states for reason in state.get("throttle_reasons") or ()}
+    return [reason for reason in THROTTLING if reason in reasons]
+
+
 def ok_values(metrics, arm, key):
-    """The finite values of ``key`` over the arm's runs that ended well, as an array."""
-    values = np.array([run[key] for run in metrics[arm] if run["status"] == "ok"], dtype=np.float64)
-    return values[np.isfinite(values)]
+    """The finite values of ``key`` over the arm's trainings that ended well, as an array (n,)."""
+    return shared_values(metrics, (arm,), key)[0]
+
+
+def paired_trainings(metrics, arms):
+    """The trainings of the blocks that all these arms ended well.
+
+    A tuple for each block, in order, that holds one training for each of ``arms``.
+    """
+    by_block = []
+    for arm in arms:
+        by_block.append({t["block"]: t for t in metrics[arm] if t["status"] == "ok"})
+    shared = sorted(set.intersection(*map(set, by_block)))
+    return [tuple(trainings[block] for trainings in by_block) for block in shared]
 
 
 def shared_values(metrics, arms, key):
-    """Values of ``key`` over the runs that all ``arms`` finished well, an equal array for each."""
-    by_run = [
-        {r["block"]: r[key] for r in metrics[arm] if r["status"] == "ok" and math.isfinite(r[key])}
-        for arm in arms
-    ]
-    shared = sorted(set.intersection(*map(set, by_run)))
-    return [np.array([values[run] for run in shared], dtype=np.float64) for values in by_run]
+    """Values of ``key`` over the blocks in which all ``arms`` have a finite one.
+
+    An array (arms, blocks), so that it can be unpacked by arm.
+    """
+    rows = [[t[key] for t in trainings] for trainings in paired_trainings(metrics, arms)]
+    values = np.array(rows, dtype=np.float64).reshape(-1, len(arms))
+    return values[np.isfinite(values).all(axis=1)].T
 
 
-def _mean_std(values, digits):
-    if not values.size:
-        return "-"
-    if values.size == 1:
-        return f"{values[0]:,.{digits}f}"
-    return f"{values.mean():,.{digits}f} ± {values.std(ddof=1):,.{digits}f}"
+def outcome_table(metrics, cell):
+    """A line for each arm with ``cell(values, unit)`` of every outcome, as aligned lines."""
+    header = [f"{words} ({unit})" for _, words, unit in OUTCOMES]
+    rows = [["arm", "blocks", *header]]
+    for arm in ordered_arms(metrics):
+        ended_well = sum(training["status"] == "ok" for training in metrics[arm])
+        cells = [cell(ok_values(metrics, arm, key), unit) for key, _, unit in OUTCOMES]
+        rows.append([arm, str(ended_well), *cells])
+    return text_table(rows)
 
 
 def format_summary(metrics):
-    """Mean ± standard deviation over the runs, a line for each arm, as text."""
-    rows = [["arm", "runs"] + [f"{words} ({unit})" for _, words, unit, _ in OUTCOMES]]
-    for arm in ordered_arms(metrics):
-        ended_well = sum(run["status"] == "ok" for run in metrics[arm])
-        cells = [_mean_std(ok_values(metrics, arm, key), digits) for key, _, _, digits in OUTCOMES]
-        rows.append([arm, str(ended_well), *cells])
-    return "\n".join(text_table(rows))
+    """Mean ± standard deviation over the trainings, a line for each arm, as text."""
+    return "\n".join(outcome_table(metrics, mean_sd))
 
 
 def print_metrics_summary(metrics):
-    """Print ``format_summary``: mean ± standard deviation of every arm."""
+    """Print ``format_summary``."""
     print(format_summary(metrics))

@@ -1,15 +1,33 @@
-"""Numbers and tables as text."""
+"""Numbers, intervals and tables as text: the one place that decides digits and signs."""
 
 import textwrap
+
+import numpy as np
 
 from analysis.power import ALPHA
 
 COLUMNS = 100
+DIGITS = {"s": 2, "MB": 1, "nats": 4, "%": 2, "sd": 2}  # after the point
 
 
-# --- words for numbers -------------------------------------------------------------------------
+def amount(value, unit, sign=""):
+    """A number with the digits of its unit, which is not written: 1,368.3 for MB; "-" for None.
+
+    sign: "+" to show it on positive numbers too.
+    """
+    return "-" if value is None else f"{value:{sign},.{DIGITS[unit]}f}"
+
+
+def percent(share, sign=""):
+    """A share in percent, 12.50 %; "-" for None."""
+    return "-" if share is None else f"{amount(100 * share, '%', sign)} %"
+
+
 def p_value(p):
-    return "-" if p is None else f"{p:.2g}" if p >= 1e-15 else "< 1e-15"
+    """A p-value with two significant digits, "-" where there was no test."""
+    if p is None:
+        return "-"
+    return f"{p:.2g}" if p >= 1e-15 else "< 1e-15"
 
 
 def starred(p):
@@ -17,16 +35,31 @@ def starred(p):
     return p_value(p) + ("*" if p is not None and p < ALPHA else " ")
 
 
-def number(value, template):
-    return "-" if value is None else template.format(value)
+def with_interval(center, low, high, form="{:.4f}".format):
+    """An estimate with its interval, 1.037 [0.989, 1.087], each through ``form``; or alone."""
+    return form(center) if low is None else f"{form(center)} [{form(low)}, {form(high)}]"
 
 
-def interval(ratio):
-    """A ratio's interval, or in its place why there is none."""
-    return ratio.note if ratio.low is None else f"[{ratio.low:.4f}, {ratio.high:.4f}]"
+def mean_sd(values, unit):
+    """Mean ± standard deviation of an array; a single value alone, "-" for none."""
+    if not values.size:
+        return "-"
+    mean = amount(values.mean(), unit)
+    return mean if values.size == 1 else f"{mean} ± {amount(values.std(ddof=1), unit)}"
+
+
+def median_mad(values, unit):
+    """Median ± median absolute deviation (least … most) of an array; "-" below two values."""
+    if values.size < 2:
+        return "-"
+    middle = np.median(values)
+    deviation = np.median(np.abs(values - middle))
+    extremes = f"({amount(values.min(), unit)} … {amount(values.max(), unit)})"
+    return f"{amount(middle, unit)} ± {amount(deviation, unit)} {extremes}"
 
 
 def wrapped(text, indent="  "):
+    """The lines of a text, at most COLUMNS wide, the later ones indented."""
     return textwrap.wrap(text, COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
 
 

@@ -342,7 +342,7 @@ def test_a_stop_keeps_what_was_finished_and_the_same_command_goes_on(
     assert run_main("--runs 2") == 0
     printed = capsys.readouterr()
     assert "resuming: 2 of 6 trainings done" in printed.err and len(started) == 3 + 4
-    assert "run 1 was cut in two by a stop" in printed.out
+    assert "block 1 was cut in two by a stop" in printed.out
     metrics, metadata = load_experiment("output/experiment_results.npz")
     expected, about = load_experiment("undisturbed/experiment_results.npz")
     assert same_losses(expected, metrics)

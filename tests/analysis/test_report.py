@@ -1,0 +1,327 @@
+"""The report: every figure can be recomputed, every sentence follows from the figures."""
+
+import itertools
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from conftest import make_experiment
+from scipy import stats
+
+from analysis import contrasts
+from analysis.claims import describe_change
+from analysis.report import format_report
+from analysis.significance import Ratio, paired_ratio
+
+
+def flat(report):
+    """A report's text without its line breaks."""
+    return " ".join(report.split())
+
+
+def column(metrics, arm, key):
+    return np.array([training[key] for training in metrics[arm]])
+
+
+def lines_of(report, title):
+    """The lines of the contrast's tables whose title begins so."""
+    lines = report.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(title))
+    return lines[start : lines.index("", start)]
+
+
+def test_figures_recomputed_with_scipy(experiment):
+    metrics, metadata = experiment
+    report = format_report(metrics, metadata)
+    table = lines_of(report, "window against baseline")
+    line, more = (line for line in table if line.startswith("training time"))
+    x, ref = (column(metrics, arm, "training_time") for arm in ("window", "baseline"))
+    published, logs = stats.ttest_ind(x, ref), np.log(x / ref)
+    paired = stats.ttest_rel(np.log(x), np.log(ref))
+    low, high = np.exp(paired.confidence_interval(0.95))
+    d = (x.mean() - ref.mean()) / math.sqrt((x.var(ddof=1) + ref.var(ddof=1)) / 2)
+    assert f"{100 * (ref.mean() - x.mean()) / ref.mean():+.2f} %" in line
+    assert f"{stats.gmean(x) / stats.gmean(ref):.4f}" in line
+    assert f"[{low:.4f}, {high:.4f}]" in line
+    assert f"{paired.pvalue:.2g}" in line
+    assert f"{published.statistic:.2f}" in more and f"{published.pvalue:.2g}*" in more
+    assert f"{d:.2f}" in more
+    assert f"{logs.mean() / logs.std(ddof=1):.2f}" in more
+    assert f"{2 / 2 ** len(logs):.2g}" in more  # every log ratio has the same sign
+    x = column(metrics, "window", "val_loss")
+    assert f"{x.mean():.4f} ± {x.std(ddof=1):.4f}" in report
+    deviation = stats.median_abs_deviation(x)
+    assert f"{np.median(x):.4f} ± {deviation:.4f} ({x.min():.4f} … {x.max():.4f})" in report
+
+
+def test_adjusted_p_is_holms_over_the_declared_family(experiment):
+    metrics, metadata = experiment
+    keys = ("training_time", "val_loss")
+    metadata["plan"]["family"] = [["window", "fused", key] for key in keys]
+    pairs = [[column(metrics, a, key) for a in ("window", "fused")] for key in keys]
+    time_p, loss_p = (stats.ttest_rel(*np.log(pair)).pvalue for pair in pairs)
+    assert time_p < loss_p
+    report = format_report(metrics, metadata)
+    rows = lines_of(report, "window against fused")
+    assert f"{2 * time_p:.2g}*" in rows[2] and f"{max(loss_p, 2 * time_p):.2g}" in rows[5]
+    assert "(Holm, 2 tests)" in flat(report)
+    # outside the family there is a p and no adjusted one
+    assert lines_of(report, "fused against baseline")[2].split()[-3] == "-"
+
+
+def test_a_value_of_zero_costs_its_row_and_not_the_report(experiment):
+    metrics, metadata = experiment
+    for training in metrics["window"]:
+        training["peak_memory_mb"] = 0.0
+    report = format_report(metrics, metadata)
+    assert not any(line.startswith("peak memory ") for line in lines_of(report, "window against"))
+    assert "no claim, for no block gave both arms' memory" in flat(report)
+
+
+def test_decomposition_multiplies_up(experiment):
+    report = flat(format_report(*experiment))
+    sentence = report[report.index("Where the speed comes from") :]
+    total, kernel, sparsity = map(float, re.findall(r"(\d+\.\d{3}) \[", sentence)[:3])
+    assert total == pytest.approx(kernel * sparsity, rel=2e-3)
+
+
+def with_times(experiment, factors):
+    """The training time of window is that of fused times these, block by block."""
+    metrics, metadata = experiment
+    for training, fused, factor in zip(metrics["window"], metrics["fused"], factors, strict=True):
+        training["training_time"] = fused["training_time"] * factor
+    return metrics, metadata
+
+
+STEADY = 1 + 1e-4 * np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("factors", "words"),
+    [
+        (
+            0.5 * STEADY,
+            "Sparsity made training faster at sequence length 1,024: window took 49.99 ",
+        ),
+        (
+            1.5 * STEADY,
+            "Sparsity made training slower at sequence length 1,024: window took 50.02 ",
+        ),
+        (0.995 * STEADY, "Sparsity brought no speed worth the name"),
+        (STEADY, "Sparsity brought no speed worth the name"),
+        (1 + 0.1 * np.array([1, -1, 1, -1]), "No speed from sparsity is shown"),
+        # a small gain that may be larger is not called nothing
+        (0.9925 + 0.00225 * np.array([-1, 1, -1, 1]), "No speed from sparsity is shown"),
+    ],
+)
+def test_the_verdict_on_sparsity_follows_the_figures(experiment, factors, words):
+    report = flat(format_report(*with_times(experiment, factors)))
+    assert words in report
+    assert ("made training faster" in report) == ("faster" in words)
+
+
+def test_a_pattern_evaluated_as_a_mask_says_nothing_about_sparsity(experiment):
+    metrics, metadata = experiment
+    metadata["pattern"]["evaluation"] = "masked"
+    report = flat(format_report(metrics, metadata))
+    assert "The pattern as a mask, which spares no pair" in report
+    assert "window was evaluated as masked, which computes every pair" in report
+
+
+def test_one_block_is_reported_without_any_test():
+    report = format_report(*make_experiment(runs=1))
+    assert "One block: no spread, no test." in report
+    assert "What sparsity does to the time at sequence length 1,024 is not shown" in report
+    figures = report.split("improvement: of")[0].replace("Mean ± standard", "")
+    assert "nan" not in report.lower() and "± " not in figures.replace("Median ± median", "")
+
+
+def test_without_the_control_the_report_says_what_is_missing():
+    report = format_report(*make_experiment(arms=("baseline", "window")))
+    assert "No decomposition: it needs the arms baseline, window and fused" in report
+
+
+def test_trainings_that_failed_are_named_and_left_out(experiment):
+    metrics, metadata = experiment
+    metrics["baseline"][1] |= {"status": "out_of_memory", "message": "out of memory on cuda"}
+    metrics["baseline"][1]["training_time"] = math.nan
+    metadata["status"] = "partial"
+    report = format_report(metrics, metadata)
+    assert "baseline, block 2: out_of_memory: out of memory on cuda" in report
+    assert "PARTIAL: 12 of 12 trainings." in report
+    kept = [0, 2, 3]
+    x, ref = (column(metrics, arm, "training_time")[kept] for arm in ("window", "baseline"))
+    assert f"{paired_ratio(x, ref).ratio:.4f}" in report
+
+
+def test_a_loss_that_is_no_number_costs_its_block_alone(experiment):
+    metrics, metadata = experiment
+    metrics["fused"][2]["val_loss"] = math.nan
+    x, ref = (column(metrics, arm, "val_loss")[[0, 1, 3]] for arm in ("window", "fused"))
+    rows = lines_of(format_report(metrics, metadata), "window against fused")
+    assert f"{paired_ratio(x, ref).ratio:.4f}" in rows[5]
+
+
+def test_an_arm_that_never_fits_does_not_take_the_claim_on_sparsity_with_it(experiment):
+    """Where the textbook arm runs out of memory, window against fused is what there is to say."""
+    metrics, metadata = experiment
+    for training in metrics["baseline"]:
+        training |= {"status": "out_of_memory", "message": "out of memory on cuda"}
+    text = flat(format_report(metrics, metadata))
+    assert "No decomposition: in no block did baseline, window and fused all end well." in text
+    assert "Sparsity made training faster at sequence length 1,024: window took" in text
+    assert "window against baseline: no block in which both ended well" in text
+
+
+def test_an_experiment_in_which_nothing_ended_well_is_reported(experiment):
+    metrics, metadata = experiment
+    for trainings in metrics.values():
+        for training in trainings:
+            training |= {"status": "diverged", "message": "the loss became nan at step 3"}
+    assert "12 trainings failed" in format_report(metrics, metadata)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (
+            Ratio(0.8, 0.78, 0.82, 1e-9, 10),
+            "took 20.00 % [18.00 %, 22.00 %] less time than b (p",
+        ),
+        (Ratio(1.25, 1.2, 1.3, 1e-99, 10), "took 25.00 % [20.00 %, 30.00 %] more time than b (p <"),
+        (Ratio(0.995, 0.994, 0.996, 1e-9, 10), "(p 1e-09): significant, but below 1%."),
+        (Ratio(0.99, 0.9, 1.1, 0.7, 10), "no difference detected, ratio 0.9900 [0.9000, 1.1000]"),
+        (Ratio(0.9, note="one block: no test"), "10.00 % less time than b (one block"),
+        (Ratio(1.0, n=3, note="same in every block"), "as much time as b, to 0.01 % (same in"),
+    ],
+)
+def test_sentences_on_time(ratio, words):
+    assert words in describe_change(ratio, "a", "b")
+
+
+def test_every_claim_has_its_evidence_and_its_limits(experiment):
+    text = format_report(*experiment)
+    claims = flat(text[text.index("Claims\n") : text.index("Mean ±")])
+    claims = re.split(r" \d+\. (?=[A-Z])", claims)[1:]
+    assert len(claims) == 9
+    for claim in claims[1:]:
+        assert re.search("This (does not show|says nothing)", claim), claim
+        tested = re.search(r"\bp \d", claim) and re.search(r"\[[-+]?\d", claim)
+        assert tested or "same in every block" in claim, claim
+    assert sum("Primary" in claim for claim in claims) == 4
+
+
+def test_the_results_carry_every_test(experiment):
+    metrics, metadata = experiment
+    tests = contrasts.tests_of(metrics, metadata)
+    json.dumps(tests, allow_nan=False)
+    by_place = {(t["arm"], t["reference"], t["outcome"]): t for t in tests}
+    assert len(by_place) == 3 * 4
+    found = by_place["window", "fused", "training_time"]
+    x, ref = (column(metrics, arm, "training_time") for arm in ("window", "fused"))
+    assert found["p"] == paired_ratio(x, ref).p and found["adjusted_p"] > found["p"]
+    loss = by_place["window", "fused", "val_loss"]
+    e = column(metrics, "window", "val_loss") - column(metrics, "fused", "val_loss")
+    assert loss["difference"]["mean"] == pytest.approx(e.mean())
+    assert loss["quality"]["margin"] == 0.02 and loss["quality"]["verdict"]
+
+
+# quality
+
+
+def with_losses(experiment, differences):
+    """The validation loss of window is that of fused plus these, block by block."""
+    metrics, metadata = experiment
+    for training, fused, difference in zip(
+        metrics["window"], metrics["fused"], differences, strict=True
+    ):
+        training["val_loss"] = fused["val_loss"] + difference
+    return metrics, metadata
+
+
+def quality_of(metrics, metadata):
+    text = flat(format_report(metrics, metadata))
+    return text[text.index("Quality: ") : text.index("This does not", text.index("Quality: "))]
+
+
+@pytest.mark.parametrize(
+    ("center", "spread", "words", "equivalence"),
+    [
+        (0.0, 0.005, "window is not worse than fused by the margin of 0.02 nats", "equivalent"),
+        (-0.2, 0.005, "window is not worse than fused by the margin of 0.02 nats", "different"),
+        (0.2, 0.005, "window is worse than fused by more than the margin", "different"),
+        (0.01, 0.2, "whether window is worse than fused by 0.02 nats is undecided", "undecided"),
+    ],
+)
+def test_quality_is_a_claim_with_three_answers(center, spread, words, equivalence):
+    differences = center + spread * np.array([-1, 1, -0.5, 0.5, 0, 0.8, -0.8, 0.1])
+    metrics, metadata = with_losses(make_experiment(8), differences)
+    text = quality_of(metrics, metadata)
+    assert words in text and f"Equivalence within ±0.02: {equivalence}" in text
+    e = column(metrics, "window", "val_loss") - column(metrics, "fused", "val_loss")
+    low, high = stats.ttest_1samp(e, 0).confidence_interval(0.9)
+    direction = "lower" if e.mean() < 0 else "higher"
+    assert f"validation loss {abs(e.mean()):.4f} nats {direction}" in text
+    assert f"at most {high:+.4f}" in text and f"[{low:+.4f}, {high:+.4f}]" in text
+    percent = 100 * e.mean() / column(metrics, "fused", "val_loss").mean()
+    assert f"({percent:+.2f} %, perplexity times {math.exp(e.mean()):.5g})" in text
+    needed = re.search(r"About (\d+) blocks would decide it", text)
+    assert bool(needed) == (equivalence == "undecided")
+    assert needed is None or int(needed[1]) > 8
+
+
+def test_the_same_losses_need_no_test():
+    text = quality_of(*with_losses(make_experiment(4), [0.0] * 4))
+    assert "not worse" in text and "the same difference in every block" in text
+
+
+def test_a_loss_beyond_reason_does_not_end_the_report():
+    text = quality_of(*with_losses(make_experiment(4), 1e4 + np.arange(4)))
+    assert "worse than fused by more than" in text
+
+
+def test_older_files_declare_no_margin_and_get_no_quality_claim(experiment):
+    metrics, metadata = experiment
+    del metadata["plan"]["equivalence_margin"], metadata["plan"]["family"]
+    report = flat(format_report(metrics, metadata))
+    assert "Quality:" not in report and "(Holm, 8 tests)" in report  # one ratio has no spread
+
+
+# order and drift
+
+
+def interleaved(blocks=12):
+    """An experiment whose arms come in every order, and so after every other arm."""
+    metrics, metadata = make_experiment(blocks)
+    orders = list(itertools.permutations(metrics))
+    for block in range(blocks):
+        for place, arm in enumerate(orders[block % len(orders)]):
+            metrics[arm][block] |= {"position": place, "index": 3 * block + place}
+    return metrics, metadata
+
+
+def test_a_position_effect_is_estimated_and_taken_out():
+    metrics, metadata = interleaved()
+    for trainings in metrics.values():
+        for training in trainings:
+            training["training_time"] *= math.exp(0.05 * training["position"])
+    text = flat(format_report(metrics, metadata))
+    found = re.search(
+        r"position, window against fused: one place later \+(\d\.\d+) % .*? the time ratio is "
+        r"(\d\.\d+)",
+        text,
+    )
+    assert float(found[1]) == pytest.approx(100 * math.expm1(0.05), abs=0.1)
+    assert float(found[2]) == pytest.approx(0.9, abs=0.01)
+
+
+def test_drift_over_the_experiment_is_estimated():
+    metrics, metadata = interleaved()
+    for trainings in metrics.values():
+        for training in trainings:
+            training["training_time"] *= math.exp(0.01 * training["index"])
+    text = flat(format_report(metrics, metadata))
+    drift = re.search(r"from one training to the next \+(\d\.\d+) % \[", text)
+    assert float(drift[1]) == pytest.approx(1, abs=0.1)

@@ -1,0 +1,58 @@
+"""A file is there whole or not at all, and a failed write says what to do."""
+
+import errno
+import os
+import stat
+
+import pytest
+
+from machine.files import atomic_write
+
+
+def test_atomic_write_leaves_the_old_file_and_nothing_else_when_it_fails(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    atomic_write(path, lambda file: file.write(b"old"))
+
+    def fail(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, fail)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(path.parent) == ["file.txt"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(errno.ENOSPC, "free some space"), (errno.EACCES, "writable"), (errno.EROFS, "read-only")],
+)
+def test_a_failed_write_names_file_reason_and_remedy(tmp_path, monkeypatch, call, code, words):
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    path = tmp_path / "file.txt"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match=words) as caught:
+        atomic_write(path, lambda file: file.write(b"new"))
+    assert caught.value.filename == str(path) and caught.value.errno == code
+    assert os.strerror(code) in caught.value.strerror
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_the_folder_is_flushed_after_the_rename(tmp_path, monkeypatch):
+    done, replace, fsync = [], os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda *a: (done.append("rename"), replace(*a)))
+
+    def flush(handle):
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    atomic_write(tmp_path / "a", lambda file: file.write(b"x"))
+    assert done == ["file", "rename", "folder"]
