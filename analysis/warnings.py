@@ -15,6 +15,7 @@ from analysis.values import (
 )
 
 NOISY_SHARE = 0.10  # of the mean: pyperf's limit for calling times unstable
+FAR_OUT, LEAST_FOR_FENCES = 3.0, 5  # interquartile ranges from the median; trainings
 # a step is held up beyond this many medians; more than this share of them are the arm's way,
 # fewer are told where they cost this share of the training time (effects here are a few percent)
 HELD_UP, HELD_UP_STEPS, HELD_UP_TIME = 1.5, 0.02, 0.015
@@ -35,7 +36,7 @@ def _history_warnings(metrics, metadata):
             "another, so what drifts may not cancel in it."
         )
     for name in metadata.get("set_aside", ()):
-        yield f"a damaged file was set aside (set_aside/{name}) and its training repeated."
+        yield f"a training was set aside (set_aside/{name}) and repeated."
 
 
 def _noise_warnings(metrics):
@@ -49,6 +50,17 @@ def _noise_warnings(metrics):
                 f"{arm}: the training time varies by {share:.0%} (standard deviation) from block "
                 "to block: is another program using the machine?"
             )
+
+
+def _outlier_warnings(metrics):
+    """Times far from the others (after Tukey 1977); to drop them would break their blocks."""
+    for arm in ordered_arms(metrics):
+        times = ok_values(metrics, arm, "training_time")
+        if times.size < LEAST_FOR_FENCES:
+            continue
+        first, third = np.percentile(times, [25, 75])
+        for far in times[np.abs(times - np.median(times)) > FAR_OUT * (third - first)]:
+            yield f"{arm}: a training took {far:,.2f} s, far from the others' times; it is kept."
 
 
 def _stall_warnings(metrics):
@@ -98,6 +110,7 @@ def measurement_warnings(metrics, metadata):
     return [
         *_history_warnings(metrics, metadata),
         *_noise_warnings(metrics),
+        *_outlier_warnings(metrics),
         *_stall_warnings(metrics),
         *_device_warnings(metrics),
     ]

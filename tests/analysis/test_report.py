@@ -205,7 +205,7 @@ def test_every_claim_has_its_evidence_and_its_limits(experiment):
     text = format_report(*experiment)
     claims = flat(text[text.index("Claims\n") : text.index("Mean ±")])
     claims = re.split(r" \d+\. (?=[A-Z])", claims)[1:]
-    assert len(claims) == 9
+    assert len(claims) == 10
     for claim in claims[1:]:
         assert re.search("This (does not show|says nothing)", claim), claim
         tested = re.search(r"\bp \d", claim) and re.search(r"\[[-+]?\d", claim)
@@ -325,3 +325,22 @@ def test_drift_over_the_experiment_is_estimated():
     text = flat(format_report(metrics, metadata))
     drift = re.search(r"from one training to the next \+(\d\.\d+) % \[", text)
     assert float(drift[1]) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("factor", "rise", "words"),
+    [
+        (0.9, 0.0, "is shown: time ratio"),
+        (1.0, 0.0, "is not shown (faster): time ratio"),
+        (0.9, 0.5, "is not shown (not worse): time ratio"),
+        (1.1, 0.5, "is not shown (faster and not worse): time ratio"),
+    ],
+)
+def test_faster_and_not_worse_needs_both(factor, rise, words):
+    metrics, metadata = make_experiment(6, ("window", "fused"))
+    for window, fused in zip(metrics["window"], metrics["fused"], strict=True):
+        wobble = 1 + 0.001 * (-1) ** window["block"]
+        window["training_time"] = factor * wobble * fused["training_time"]
+        window["val_loss"] = fused["val_loss"] + rise + 0.001 * (wobble - 1)
+    report = " ".join(format_report(metrics, metadata).split())
+    assert f"Faster and not worse: of window against fused this {words}" in report

@@ -44,7 +44,9 @@ def disturb(metrics, metadata, name):
     elif name == "mixed":
         metadata["mixed"] = ["config.lr: 0.1 before, 0.2 now"]
     elif name == "aside":
-        metadata["set_aside"] = ["a.json"]
+        metadata["set_aside"] = ["a.npz"]
+    elif name == "far":
+        metrics["window"][2]["training_time"] = 0.77
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,8 @@ def disturb(metrics, metadata, name):
         ("stall", "window, block 2: 1 of 40 steps took more than 1.5 times the median"),
         ("split", "block 5 was cut in two by a stop"),
         ("mixed", "MIXED: trainings that differ were taken together (--allow-mixed): config.lr"),
-        ("aside", "a damaged file was set aside (set_aside/a.json) and its training repeated"),
+        ("aside", "a training was set aside (set_aside/a.npz) and repeated"),
+        ("far", "window: a training took 0.77 s, far from the others' times; it is kept"),
     ],
 )
 def test_what_a_reader_must_know_is_warned_of(name, words):
