@@ -1,4 +1,8 @@
-"""Memory on a CPU: the growth of a fresh process that does some work."""
+"""Memory on a CPU: the growth of a fresh process that does some work.
+
+A process's high-water mark never falls, so one measurement's would leak into the next one's figure:
+each is made in a process of its own.
+"""
 
 import json
 import math
@@ -9,26 +13,6 @@ from pathlib import Path
 import torch
 
 from machine.describe import FOLDER
-
-
-# --- memory on a CPU ---------------------------------------------------------------------------
-# A process's high-water mark never falls, so one measurement's would leak into the next one's
-# figure: each is made in a process of its own.
-def _resident_mb(peak):
-    """Resident memory of this process, now or at its peak, in MB; None where it cannot be read."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        line = next(s for s in status.splitlines() if s.startswith("VmHWM" if peak else "VmRSS"))
-        return int(line.split()[1]) / 1024
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource  # not on Windows
-
-        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    except ImportError:
-        return None
-    return usage / 2**20 if sys.platform == "darwin" else usage / 1024
 
 
 def growth_in_child(module, function, job):
@@ -61,7 +45,27 @@ def measure_growth(function):
     order = json.load(sys.stdin)
     torch.set_num_threads(order["threads"])
     work = function(**order["job"])
-    before = _resident_mb(peak=False)
+    before = _resident_mb("VmRSS")
     work()
-    after = _resident_mb(peak=True)
+    after = _resident_mb("VmHWM")
     print(json.dumps(None if before is None else after - before))
+
+
+def _resident_mb(field):
+    """Resident memory of this process in MB, VmRSS now or VmHWM at its peak; None where unknown."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        line = next(line for line in lines if line.startswith(field))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        return _peak_mb()
+
+
+def _peak_mb():
+    """The same without Linux's /proc: the peak alone, which before any work is what is held."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024

@@ -13,7 +13,6 @@ from training.trainer import Trainer, deterministic_algorithms
 MEMORY_STEPS = 2  # steps of the child process that measures memory on a CPU
 
 
-# --- memory on a CPU ---------------------------------------------------------------------------
 def child_peak_memory_mb(config, arm, vocab_size, seed):
     """Growth of resident memory in MB while a fresh process trains the arm for a few steps.
 
@@ -21,8 +20,8 @@ def child_peak_memory_mb(config, arm, vocab_size, seed):
     eager ones, for a compiler's own memory would hide the model's.  Of several ranks, which are
     alike, it is the share of one.  See ``machine.memory.growth_in_child`` for NaN and RuntimeError.
     """
-    share = {"batch_size": config.batch_size // config.world_size, "world_size": 1}
-    config = replace(config, compile="none", **share)
+    share = config.batch_size // config.world_size
+    config = replace(config, compile="none", batch_size=share, world_size=1)
     job = {"config": asdict(config), "arm": arm, "vocab_size": vocab_size, "seed": seed}
     return growth_in_child("training.memory", "memory_job", job)
 
