@@ -40,9 +40,8 @@ from studies.points import (
     study_folder,
 )
 from studies.run import run_study
-from training.config import PRESETS, check_config, make_config
+from training.config import PRESETS, add_options, check_config, make_config
 from training.operators import attention_used
-from training.options import add_options
 from training.tokens import load_dataset
 from training.trainer import deterministic_algorithms
 

@@ -41,9 +41,9 @@ from machine.describe import describe_code, describe_environment
 from machine.files import check_writable, json_sha256, utc_now
 from training.batches import planned_steps, validation_rows
 from training.config import layer_patterns
-from training.memory import MEMORY_STEPS
 from training.operators import attention_used
 from training.tokens import TOKENIZER_NAME
+from training.train import MEMORY_STEPS
 from training.trainer import parameter_counts
 from training.weights import WEIGHTS_CONFIG_NAME, WEIGHTS_NAME
 

@@ -1,4 +1,4 @@
-"""The configuration of an experiment: every field with its default, presets, checks."""
+"""The configuration of an experiment: every field with its default and option, presets, checks."""
 
 import argparse
 import math
@@ -167,7 +167,7 @@ PRESETS = {
         "batch_size": 4,
         "n_heads": 8,
         "dtype": "bfloat16",
-        "compile": "reduce-overhead",  # by launches alone the host decides a step's time
+        "compile": "reduce-overhead",  # else launching kernels decides a step's time
         "warmup_steps": 50,
     },
     "laptop": {
@@ -183,6 +183,35 @@ PRESETS = {
         "val_batches": 8,
     },
 }
+
+
+def add_options(parser):
+    """Add an option for every field of ``ExperimentConfig``, in the groups that the fields name."""
+    groups = {}
+    for item in fields(ExperimentConfig):
+        if not item.metadata:  # of no option
+            continue
+        title = item.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        options = dict(item.metadata["argparse"])
+        if item.type in (int, float, str):
+            options["type"] = item.type
+        flag = "--" + item.name.replace("_", "-")
+        text = f"{item.metadata['help']} {_default_text(item)}"
+        groups[title].add_argument(flag, help=text, **options)
+
+
+def _default_text(item):
+    """A field's default, or one for each preset where they differ."""
+    values = {preset: changes.get(item.name, item.default) for preset, changes in PRESETS.items()}
+    if len(set(values.values())) > 1:
+        text = ", ".join(f"{preset} {value}" for preset, value in values.items())
+    elif isinstance(item.default, tuple):
+        text = " ".join(item.default)
+    else:
+        text = item.default
+    return f"(default: {text})"
 
 
 def make_config(preset="paper", **changes):
@@ -220,7 +249,7 @@ def check_config(config):
 
 
 def _check_field(item, value):
-    """One field by itself: its type, its smallest value, its choices."""
+    """One field by itself: its choices, its type, its smallest value."""
     flag = "--" + item.name.replace("_", "-")
     choices = item.metadata.get("argparse", {}).get("choices")
     if choices and value not in choices:
@@ -288,8 +317,8 @@ def _check_arms(config):
             "w64-d8 for window_size 64, dilation 8"
         )
     for arm in config.arms:
-        of_arm, _ = config.of_arm(arm)
-        for pattern in layer_patterns(of_arm):
+        pattern = pattern_of_arm(arm)
+        if pattern is not None:
             check_pattern(*pattern)
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")

@@ -5,6 +5,7 @@ Knows nothing of arms in comparison, orders or files; experiment/ does that.
 
 import math
 import time
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -13,12 +14,14 @@ from machine import ranks
 from machine.command import UserError
 from machine.device import is_out_of_memory, synchronize
 from machine.files import utc_now
+from machine.memory import growth_in_child
 from machine.state import device_state
-from training.batches import learning_rate, planned_steps
-from training.memory import child_peak_memory_mb
+from training.batches import batches, learning_rate, planned_steps
+from training.config import config_of
 from training.trainer import Trainer, deterministic_algorithms
 
 LOSSES_AT_ONCE = 50  # are fetched from a GPU, where they stay until then
+MEMORY_STEPS = 2  # steps of the process that measures memory on a CPU
 SMALLER = "lower --batch-size, --seq-len, --d-model or --layers"
 
 
@@ -95,10 +98,7 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
     losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
     metrics |= _training_metrics(config, losses, step_seconds, seconds)
     if device.type == "cuda":
-        peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-        allocated, reserved = ranks.largest(*peaks)
-        metrics["peak_memory_mb"] = allocated / 2**20
-        metrics["peak_reserved_mb"] = reserved / 2**20
+        _read_peak_memory(device, metrics)
     if not np.isfinite(losses[-1]):
         metrics["status"] = "diverged"
         metrics["message"] = f"the loss became {losses[-1]} at step {len(losses)}"
@@ -127,6 +127,45 @@ def _warm_up(trainer, metrics):
         metrics["compile_time"], metrics["warmup_time"] = first, rest
     if device.type == "cuda" and not config.records_graphs:
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def _read_peak_memory(device, metrics):
+    """The peak of the GPU's memory since it was reset, of the rank with the largest."""
+    allocated = torch.cuda.max_memory_allocated(device)
+    reserved = torch.cuda.max_memory_reserved(device)
+    allocated, reserved = ranks.largest(allocated, reserved)
+    metrics["peak_memory_mb"] = allocated / 2**20
+    metrics["peak_reserved_mb"] = reserved / 2**20
+
+
+def child_peak_memory_mb(config, arm, vocab_size, seed):
+    """Growth of resident memory in MB while a fresh process trains the arm for a few steps.
+
+    The tokens are random: memory depends on how many there are, not on which.  The steps are
+    eager ones, for a compiler's own memory would hide the model's.  Of several ranks, which are
+    alike, it is the share of one.  See ``machine.memory.growth_in_child`` for NaN and RuntimeError.
+    """
+    share = config.batch_size // config.world_size
+    config = replace(config, compile="none", batch_size=share, world_size=1)
+    job = {"config": asdict(config), "arm": arm, "vocab_size": vocab_size, "seed": seed}
+    return growth_in_child("training.train", "memory_job", job)
+
+
+def memory_job(config, arm, vocab_size, seed):
+    """What the child of ``child_peak_memory_mb`` measures, as a function without arguments."""
+    config = config_of(config)
+    shape = (config.batch_size * MEMORY_STEPS, config.seq_len + 1)
+    rows = np.random.default_rng(seed).integers(vocab_size, size=shape)
+    # the first optimizer of a process loads the compiler, whose memory is not the training's
+    torch.optim.AdamW([torch.zeros(1)])
+
+    def work():
+        with deterministic_algorithms(config.deterministic):
+            trainer = Trainer(config, arm, rows, vocab_size, torch.device("cpu"), seed)
+            for batch in batches(rows, config.batch_size, MEMORY_STEPS, seed):
+                trainer.step(batch, config.lr)
+
+    return work
 
 
 def timed_steps(trainer, steps, progress):

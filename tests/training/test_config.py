@@ -7,8 +7,7 @@ from dataclasses import fields
 import pytest
 from tiny import tiny_config
 
-from training.config import PRESETS, ExperimentConfig, make_config
-from training.options import add_options
+from training.config import PRESETS, ExperimentConfig, add_options, make_config
 
 
 @pytest.mark.parametrize("preset", PRESETS)

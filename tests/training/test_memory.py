@@ -10,7 +10,7 @@ from conftest import ROOT
 from tiny import CPU, VOCABULARY, tiny_config
 
 from training.config import config_of
-from training.memory import child_peak_memory_mb
+from training.train import child_peak_memory_mb
 from training.trainer import build_model
 
 
@@ -27,7 +27,7 @@ def test_what_is_measured_is_no_import():
     """The compiler alone, which the first optimizer loads, would be a hundred megabytes."""
     code = f"""
 import sys
-from training.memory import memory_job
+from training.train import memory_job
 work = memory_job({asdict(tiny_config())!r}, "window", {VOCABULARY}, 0)
 before = set(sys.modules)
 work()
