@@ -22,12 +22,10 @@ def growth_in_child(module, function, job):
     which alone is measured; ``job`` must survive JSON.  NaN where the system does not tell;
     RuntimeError where the child failed (see ``is_out_of_memory``).
     """
-    code = (
-        f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import machine.memory, {module}; "
-        f"machine.memory.measure_growth({module}.{function})"
-    )
+    code = f"import machine.memory, {module}; machine.memory.measure_growth({module}.{function})"
     child = subprocess.run(
         [sys.executable, "-c", code],
+        cwd=FOLDER,  # where the child finds these modules
         input=json.dumps({"threads": torch.get_num_threads(), "job": job}),
         capture_output=True,
         text=True,

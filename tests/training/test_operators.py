@@ -81,6 +81,15 @@ def test_masked_is_named_where_auto_would_split_but_nothing_works(monkeypatch):
         attention_used(tiny_config(window_attention="split"), "window", CPU)
 
 
+@pytest.mark.parametrize(("arm", "evaluation"), [("baseline", "dense"), ("published",) * 2])
+def test_textbook_attention_is_not_tried(monkeypatch, arm, evaluation):
+    """Its scores are S x S, too many for a try at long lengths."""
+    tried = []
+    monkeypatch.setitem(attention_full.FULL_ATTENTION, evaluation, lambda *qkv: tried.append(qkv))
+    attention_used(tiny_config(), arm, CPU)
+    assert not tried
+
+
 def test_attention_that_does_not_fit_names_no_operator(monkeypatch):
     def fail(*_):
         raise error
