@@ -48,8 +48,7 @@ from studies.points import (
     study_folder,
 )
 from studies.run import run_study
-from training.config import PRESETS, check_config, make_config
-from training.options import add_options
+from training.config import PRESETS, add_options, check_config, make_config
 from training.prepare import prepare_data
 from training.tokens import DEFAULT_PATH, load_dataset
 

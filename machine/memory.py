@@ -1,4 +1,8 @@
-"""Memory on a CPU: the growth of a fresh process that does some work."""
+"""Memory on a CPU: the growth of a fresh process that does some work.
+
+A process's high-water mark never falls, so one measurement's would leak into the next one's figure:
+each is made in a process of its own.
+"""
 
 import json
 import math
@@ -11,26 +15,6 @@ import torch
 from machine.describe import FOLDER
 
 
-# --- memory on a CPU ---------------------------------------------------------------------------
-# A process's high-water mark never falls, so one measurement's would leak into the next one's
-# figure: each is made in a process of its own.
-def _resident_mb(peak):
-    """Resident memory of this process, now or at its peak, in MB; None where it cannot be read."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        line = next(s for s in status.splitlines() if s.startswith("VmHWM" if peak else "VmRSS"))
-        return int(line.split()[1]) / 1024
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource  # not on Windows
-
-        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    except ImportError:
-        return None
-    return usage / 2**20 if sys.platform == "darwin" else usage / 1024
-
-
 def growth_in_child(module, function, job):
     """Growth of resident memory in MB while a fresh process does some work.
 
@@ -38,12 +22,10 @@ def growth_in_child(module, function, job):
     which alone is measured; ``job`` must survive JSON.  NaN where the system does not tell;
     RuntimeError where the child failed (see ``is_out_of_memory``).
     """
-    code = (
-        f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import machine.memory, {module}; "
-        f"machine.memory.measure_growth({module}.{function})"
-    )
+    code = f"import machine.memory, {module}; machine.memory.measure_growth({module}.{function})"
     child = subprocess.run(
         [sys.executable, "-c", code],
+        cwd=FOLDER,  # where the child finds these modules
         input=json.dumps({"threads": torch.get_num_threads(), "job": job}),
         capture_output=True,
         text=True,
@@ -61,7 +43,27 @@ def measure_growth(function):
     order = json.load(sys.stdin)
     torch.set_num_threads(order["threads"])
     work = function(**order["job"])
-    before = _resident_mb(peak=False)
+    before = _resident_mb("VmRSS")
     work()
-    after = _resident_mb(peak=True)
+    after = _resident_mb("VmHWM")
     print(json.dumps(None if before is None else after - before))
+
+
+def _resident_mb(field):
+    """Resident memory of this process in MB, VmRSS now or VmHWM at its peak; None where unknown."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        line = next(line for line in lines if line.startswith(field))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        return _peak_mb()
+
+
+def _peak_mb():
+    """The same without Linux's /proc: the peak alone, which before any work is what is held."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024

@@ -1,8 +1,9 @@
-"""The configuration of an experiment: every field with its default, presets, checks."""
+"""The configuration of an experiment: every field with its default and option, presets, checks."""
 
 import argparse
 import math
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,12 +30,17 @@ COMPILE_MODES = ("none", "default", "reduce-overhead")
 LARGEST_OPTION = 2**31 - 1
 
 
-# --- configuration -----------------------------------------------------------------------------
-def _option(default, group, help, **argparse_options):
-    """A field that is also a command-line option."""
-    return field(
-        default=default, metadata={"group": group, "help": help, "argparse": argparse_options}
-    )
+def _option(group, default, help, least=1, **argparse_options):
+    """A field that is also a command-line option; ``least``: the smallest whole number it takes."""
+    about = {"group": group, "help": help, "least": least, "argparse": argparse_options}
+    return field(default=default, metadata=about)
+
+
+_experiment = partial(_option, "experiment")
+_training = partial(_option, "training")
+_model = partial(_option, "model")
+_pattern = partial(_option, "pattern")
+_files = partial(_option, "files")
 
 
 def _whole_numbers(text):
@@ -60,87 +66,75 @@ class ExperimentConfig:
     """Everything that decides what an experiment does; the defaults are the ``paper`` preset."""
 
     preset: str = "paper"
-    runs: int = _option(
-        10, "experiment", "blocks: in each, every arm is trained once from the same seed"
-    )
-    seed: int = _option(0, "experiment", "decides orders, initial weights and batches")
-    arms: tuple = _option(
+    runs: int = _experiment(10, "blocks: in each, every arm is trained once from the same seed")
+    seed: int = _experiment(0, "decides orders, initial weights and batches", least=0)
+    arms: tuple = _experiment(
         DEFAULT_ARMS,
-        "experiment",
         f"which models to train: {' '.join(ARMS)}, or window models of other patterns, as w64-d8",
         nargs="+",
         metavar="ARM",
     )
-    device: str = _option("auto", "experiment", "auto, cpu, cuda or cuda:N")
-    dtype: str = _option(
-        "float32", "experiment", "precision of the arithmetic (autocast)", choices=tuple(DTYPES)
+    device: str = _experiment("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = _experiment(
+        "float32", "precision of the arithmetic (autocast)", choices=tuple(DTYPES)
     )
-    compile: str = _option(
+    compile: str = _experiment(
         "none",
-        "experiment",
         "torch.compile every arm; --compile alone means default",
         nargs="?",
         const="default",
         choices=COMPILE_MODES,
     )
-    equivalence_margin: float = _option(
-        0.02,
-        "experiment",
-        "largest rise of the validation loss that still counts as no loss of quality, in nats",
+    equivalence_margin: float = _experiment(
+        0.02, "largest rise of the validation loss that still counts as no loss of quality, in nats"
     )
-    deterministic: bool = _option(
+    deterministic: bool = _experiment(
         False,
-        "experiment",
         "use deterministic algorithms (slower); recorded, never on by itself",
         action=argparse.BooleanOptionalAction,
     )
-    batch_size: int = _option(8, "training", "sequences in a step, of all ranks together")
-    gradient_accumulation: int = _option(
-        1, "training", "parts of a step's batch that are computed one after the other, for memory"
+    batch_size: int = _training(8, "sequences in a step, of all ranks together")
+    gradient_accumulation: int = _training(
+        1, "parts of a step's batch that are computed one after the other, for memory"
     )
-    max_steps: int = _option(0, "training", "optimizer steps of a training; 0: one pass over data")
-    lr: float = _option(3e-4, "training", "peak learning rate of AdamW")
-    warmup_steps: int = _option(500, "training", "steps of linear warm-up")
-    schedule: str = _option(
+    max_steps: int = _training(0, "optimizer steps of a training; 0: one pass over data", least=0)
+    lr: float = _training(3e-4, "peak learning rate of AdamW")
+    warmup_steps: int = _training(500, "steps of linear warm-up", least=0)
+    schedule: str = _training(
         "cosine",
-        "training",
         "learning rate after the warm-up; constant makes each moment the end of a training",
         choices=SCHEDULES,
     )
-    val_batches: int = _option(0, "training", "held-out batches for the validation loss; 0: all")
-    seq_len: int = _option(256, "model", "sequence length, tokens")
-    d_model: int = _option(512, "model", "model width")
-    n_heads: int = _option(16, "model", "attention heads")
-    layers: int = _option(8, "model", "decoder blocks")
-    positions: str = _option(
+    val_batches: int = _training(0, "held-out batches for the validation loss; 0: all", least=0)
+    seq_len: int = _model(256, "sequence length, tokens")
+    d_model: int = _model(512, "model width")
+    n_heads: int = _model(16, "attention heads")
+    layers: int = _model(8, "decoder blocks")
+    positions: str = _model(
         "learned",
-        "model",
         "a learned embedding of every position, or rotary ones in every attention",
         choices=POSITIONS,
     )
-    window_size: int | tuple = _option(
-        96,
-        "pattern",
-        "near keys before each token; W,W,... gives one for each layer",
-        type=_whole_numbers,
+    window_size: int | tuple = _pattern(
+        96, "near keys before each token; W,W,... gives one for each layer", type=_whole_numbers
     )
-    dilation: int | tuple = _option(
+    dilation: int | tuple = _pattern(
         4,
-        "pattern",
         "every how many tokens a far key; 0: none, 1: full attention; D,D,... gives one for each "
         "layer",
+        least=0,
         type=_whole_numbers,
     )
-    sink_tokens: int = _option(
-        0, "pattern", "how many of the first tokens every later one attends to as well"
+    sink_tokens: int = _pattern(
+        0, "how many of the first tokens every later one attends to as well", least=0
     )
-    window_attention: str = _option(
-        "auto", "pattern", "how the window arm evaluates the pattern", choices=EVALUATIONS
+    window_attention: str = _pattern(
+        "auto", "how the window arm evaluates the pattern", choices=EVALUATIONS
     )
-    data: str = _option(DEFAULT_PATH, "files", "rows of tokens; prepared when missing")
-    output_dir: str = _option("output", "files", "folder of results, report and weights")
-    plots_dir: str = _option("plots", "files", "folder of the ten figures")
-    # not chosen but found, see ranks.py
+    data: str = _files(DEFAULT_PATH, "rows of tokens; prepared when missing")
+    output_dir: str = _files("output", "folder of results, report and weights")
+    plots_dir: str = _files("plots", "folder of the ten figures")
+    # not chosen but found, see machine/ranks.py
     world_size: int = 1
     backend: str = "none"
 
@@ -162,7 +156,8 @@ class ExperimentConfig:
         pattern = pattern_of_arm(arm)
         if pattern is None:
             return self, arm
-        return replace(self, window_size=pattern[0], dilation=pattern[1]), "window"
+        window_size, dilation = pattern
+        return replace(self, window_size=window_size, dilation=dilation), "window"
 
 
 PRESETS = {
@@ -172,7 +167,7 @@ PRESETS = {
         "batch_size": 4,
         "n_heads": 8,
         "dtype": "bfloat16",
-        "compile": "reduce-overhead",  # by launches alone the host decides a step's time
+        "compile": "reduce-overhead",  # else launching kernels decides a step's time
         "warmup_steps": 50,
     },
     "laptop": {
@@ -188,6 +183,35 @@ PRESETS = {
         "val_batches": 8,
     },
 }
+
+
+def add_options(parser):
+    """Add an option for every field of ``ExperimentConfig``, in the groups that the fields name."""
+    groups = {}
+    for item in fields(ExperimentConfig):
+        if not item.metadata:  # of no option
+            continue
+        title = item.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        options = dict(item.metadata["argparse"])
+        if item.type in (int, float, str):
+            options["type"] = item.type
+        flag = "--" + item.name.replace("_", "-")
+        text = f"{item.metadata['help']} {_default_text(item)}"
+        groups[title].add_argument(flag, help=text, **options)
+
+
+def _default_text(item):
+    """A field's default, or one for each preset where they differ."""
+    values = {preset: changes.get(item.name, item.default) for preset, changes in PRESETS.items()}
+    if len(set(values.values())) > 1:
+        text = ", ".join(f"{preset} {value}" for preset, value in values.items())
+    elif isinstance(item.default, tuple):
+        text = " ".join(item.default)
+    else:
+        text = item.default
+    return f"(default: {text})"
 
 
 def make_config(preset="paper", **changes):
@@ -209,54 +233,83 @@ def layer_patterns(config):
     """The ``Pattern`` of every layer of the window model."""
     window_sizes = per_layer("--window-size", config.window_size, config.layers)
     dilations = per_layer("--dilation", config.dilation, config.layers)
-    pairs = zip(window_sizes, dilations, strict=True)
-    return [Pattern(*pair, config.sink_tokens) for pair in pairs]
+    return [
+        Pattern(window_size, dilation, config.sink_tokens)
+        for window_size, dilation in zip(window_sizes, dilations, strict=True)
+    ]
 
 
 def check_config(config):
     """Raise ValueError, naming the option, its value and the remedy, for what cannot be run."""
-    _check_whole_numbers(config)
-    for name in ("lr", "equivalence_margin"):
-        value = getattr(config, name)
+    for item in fields(config):
+        _check_field(item, getattr(config, item.name))
+    _check_steps(config)
+    _check_model(config)
+    _check_arms(config)
+
+
+def _check_field(item, value):
+    """One field by itself: its choices, its type, its smallest value."""
+    flag = "--" + item.name.replace("_", "-")
+    choices = item.metadata.get("argparse", {}).get("choices")
+    if choices and value not in choices:
+        raise ValueError(f"{flag} {value!r}: choose one of {', '.join(choices)}")
+    if item.type is bool and not isinstance(value, bool):
+        raise ValueError(f"{flag} must be True or False, got {value!r}")
+    if item.type is float:
         number = isinstance(value, float | int) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and value > 0):
-            raise ValueError(f"{_flag(name)} must be a positive number, got {value}")
-    if config.batch_size % (config.world_size * config.gradient_accumulation):
+        if not number or not 0 < value < math.inf:
+            raise ValueError(f"{flag} must be a positive number, got {value}")
+    if item.type in (int, int | tuple):
+        several = item.type is not int and isinstance(value, tuple)
+        for number in value if several else [value]:
+            check_whole_number(flag, number, item.metadata.get("least", 1))
+
+
+def check_whole_number(name, value, least=1, most=LARGEST_OPTION):
+    """Raise ValueError unless ``value`` is a whole number from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {value:,}")
+
+
+def _check_steps(config):
+    """How a step's batch is computed: split evenly, and with gradients that survive."""
+    parts = config.world_size * config.gradient_accumulation
+    if config.batch_size % parts:
+        ranks = "1 rank" if config.world_size == 1 else f"{config.world_size} ranks"
         raise ValueError(
-            f"--batch-size {config.batch_size} cannot be split evenly over {config.world_size} "
-            f"rank{'s' * (config.world_size > 1)} x --gradient-accumulation "
-            f"{config.gradient_accumulation}: choose a multiple of "
-            f"{config.world_size * config.gradient_accumulation}"
+            f"--batch-size {config.batch_size} cannot be split evenly over {ranks} x "
+            f"--gradient-accumulation {config.gradient_accumulation}: choose a multiple of {parts}"
         )
-    if not isinstance(config.deterministic, bool):
-        raise ValueError(f"--deterministic must be True or False, got {config.deterministic!r}")
-    if config.d_model % config.n_heads:
-        raise ValueError(
-            f"--d-model {config.d_model} is not divisible by --n-heads {config.n_heads}: "
-            "choose a multiple of it"
-        )
-    head_dim = config.d_model // config.n_heads
-    if config.positions == "rotary" and head_dim % 2:
-        raise ValueError(
-            f"--positions rotary needs an even --d-model / --n-heads, got {config.d_model} / "
-            f"{config.n_heads} = {head_dim}: choose others"
-        )
-    for pattern in layer_patterns(config):
-        check_pattern(*pattern)
-    for name, value, choices in (
-        ("--dtype", config.dtype, DTYPES),
-        ("--compile", config.compile, COMPILE_MODES),
-        ("--positions", config.positions, POSITIONS),
-        ("--schedule", config.schedule, SCHEDULES),
-        ("--window-attention", config.window_attention, EVALUATIONS),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
     if config.records_graphs and config.gradient_accumulation > 1:
         raise ValueError(
             "--compile reduce-overhead keeps gradients in CUDA graphs, which the next micro-step "
             "overwrites: choose --compile default, or --gradient-accumulation 1"
         )
+
+
+def _check_model(config):
+    """Sizes that do not go together."""
+    head_dim, rest = divmod(config.d_model, config.n_heads)
+    if rest:
+        raise ValueError(
+            f"--d-model {config.d_model} is not divisible by --n-heads {config.n_heads}: "
+            "choose a multiple of it"
+        )
+    if config.positions == "rotary" and head_dim % 2:
+        raise ValueError(
+            f"--positions rotary needs an even --d-model / --n-heads, got {config.d_model} / "
+            f"{config.n_heads} = {head_dim}: choose others"
+        )
+    layer_patterns(config)  # as many as there are layers
+
+
+def _check_arms(config):
+    """Names that mean a model, each once."""
     unknown = [arm for arm in config.arms if arm not in ARMS and pattern_of_arm(arm) is None]
     if unknown or not config.arms:
         raise ValueError(
@@ -264,32 +317,8 @@ def check_config(config):
             "w64-d8 for window_size 64, dilation 8"
         )
     for arm in config.arms:
-        for pattern in layer_patterns(config.of_arm(arm)[0]):
+        pattern = pattern_of_arm(arm)
+        if pattern is not None:
             check_pattern(*pattern)
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
-
-
-def _check_whole_numbers(config):
-    least = {"max_steps": 0, "warmup_steps": 0, "val_batches": 0, "seed": 0}
-    least |= {"dilation": 0, "sink_tokens": 0}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if item.type not in (int, int | tuple):
-            continue
-        several = isinstance(value, tuple) and item.type is not int
-        for number in value if several else [value]:
-            _check_whole_number(_flag(item.name), number, least.get(item.name, 1))
-
-
-def _check_whole_number(flag, value, least):
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{flag} must be a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{flag} must be at least {least}, got {value}")
-    if value > LARGEST_OPTION:
-        raise ValueError(f"{flag} must be at most {LARGEST_OPTION:,}, got {value:,}")
-
-
-def _flag(name):
-    return "--" + name.replace("_", "-")

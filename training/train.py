@@ -1,82 +1,57 @@
-"""Training ONE model: configuration, batches, schedule, timing and memory -> one run's metrics.
+"""Training ONE model: configuration, batches, schedule, timing and memory -> its metrics.
 
 Knows nothing of arms in comparison, orders or files; experiment/ does that.
 """
 
 import math
 import time
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 
 from machine import ranks
-from machine.device import fragmentation_remedy, synchronize
+from machine.device import synchronize
 from machine.files import utc_now
+from machine.memory import growth_in_child
 from machine.state import device_state
-from training.batches import learning_rate, planned_steps
-from training.memory import child_peak_memory_mb
+from training.batches import batches, learning_rate, planned_steps
+from training.config import config_of
 from training.trainer import Trainer, deterministic_algorithms
 
-LOSS_BLOCK = 50  # losses stay on the device and are fetched this many at a time
+LOSSES_AT_ONCE = 50  # are fetched from a GPU, where they stay until then
+MEMORY_STEPS = 2  # steps of the process that measures memory on a CPU
+SMALLER = "lower --batch-size, --seq-len, --d-model or --layers"
 
 
-class StepClock:
-    """Seconds of every step: CUDA events, read at the end so that no step waits, or the host's."""
+def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: None):
+    """Train one arm from ``seed`` and measure it; returns ``(metrics, model)``.
 
-    def __init__(self, device):
-        self.cuda = device.type == "cuda"
-        self.marks = []
-        self.mark()
+    dataset: has ``train`` and ``held_out`` rows (N, S + 1) and ``vocab_size``.  The metrics are
+    the keys of metrics_utils.NUMBERS, TEXTS and SERIES without the place in the experiment, and
+    ``device_before`` and ``device_after`` (see ``machine.state``; not in any of the times).
+    A loss that is not finite or memory that runs out ends the training with ``status`` diverged or
+    out_of_memory (model None then) and a ``message``.
 
-    def mark(self):
-        if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append(event)
-        else:
-            self.marks.append(time.perf_counter())
-
-    def seconds(self):
-        """Seconds between one mark and the next; call after synchronizing."""
-        pairs = zip(self.marks[:-1], self.marks[1:], strict=True)
-        if self.cuda:
-            return [before.elapsed_time(after) / 1e3 for before, after in pairs]
-        return [after - before for before, after in pairs]
-
-
-def timed_steps(trainer, steps, progress):
-    """Train ``steps`` steps; the only timed region.
-
-    Returns the finite losses' array (the last one is not finite where the training diverged), the
-    seconds of every step and of the whole.  ``progress(steps_done, loss)`` is called after every
-    step, with loss None where it has not been fetched from the device.  Losses are those of all
-    ranks' rows, the seconds of the whole the slowest rank's.
+    Where several ranks train together, each calls it with the same arguments; the first one's
+    metrics count.  Memory that runs out on one of them ends all, for the others wait.
     """
-    config, device = trainer.config, trainer.device
-    block = LOSS_BLOCK if device.type == "cuda" else 1
-    on_device = torch.empty(steps, device=device)
-    losses = []
-    synchronize(device)
-    ranks.barrier()
-    started = time.perf_counter()
-    clock = StepClock(device)
-    for step, batch in enumerate(trainer.batches(steps)):
-        lr = learning_rate(step, steps, config.lr, config.warmup_steps, config.schedule)
-        on_device[step] = trainer.step(batch, lr)
-        clock.mark()
-        fetched = None
-        if (step + 1) % block == 0 or step + 1 == steps:
-            losses += ranks.mean(on_device[len(losses) : step + 1].tolist())
-            fetched = losses[-1]
-        progress(step + 1, fetched)
-        if fetched is not None and not np.isfinite(losses[-block:]).all():
-            break
-    synchronize(device)
-    seconds = ranks.largest(time.perf_counter() - started)[0]
-    losses = np.array(losses, dtype=np.float32)
-    broken = np.flatnonzero(~np.isfinite(losses))
-    done = broken[0] + 1 if broken.size else len(losses)
-    return losses[:done], clock.seconds()[:done], seconds
+    before = device_state(device)
+    metrics = _empty_metrics(seed)
+    entered = time.perf_counter()
+    model = None
+    try:
+        with deterministic_algorithms(config.deterministic):
+            model = _measure(config, arm, dataset, seed, device, progress, metrics)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not ranks.ran_out_of_memory(error):
+            raise
+        metrics["status"] = "out_of_memory"
+        metrics["message"] = _memory_message(error, metrics, device)
+    metrics["wall_time"] = time.perf_counter() - entered
+    metrics |= {"ended_at": utc_now(), "device_before": before}
+    metrics["device_after"] = device_state(device)
+    return metrics, model
 
 
 def _empty_metrics(seed):
@@ -106,6 +81,148 @@ def _empty_metrics(seed):
     }
 
 
+def _measure(config, arm, dataset, seed, device, progress, metrics):
+    """Warm up, train and evaluate; ``metrics`` gets each figure as soon as it is known.
+
+    Returns the model, None where the training diverged.
+    """
+    if device.type == "cpu" and ranks.is_first():
+        metrics["peak_memory_mb"] = child_peak_memory_mb(config, arm, dataset.vocab_size, seed)
+    trainer = Trainer(config, arm, dataset.train, dataset.vocab_size, device, seed)
+    _warm_up(trainer, metrics)
+    steps = planned_steps(config, len(dataset.train))
+    losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
+    metrics |= _training_metrics(config, losses, step_seconds, seconds)
+    if device.type == "cuda":
+        _read_peak_memory(device, metrics)
+    if not np.isfinite(losses[-1]):
+        metrics["status"] = "diverged"
+        metrics["message"] = f"the loss became {losses[-1]} at step {len(losses)}"
+        return None
+    if config.records_graphs:
+        trainer.release_graphs()
+    started = time.perf_counter()
+    metrics["val_loss"] = trainer.evaluate(dataset.held_out)
+    metrics["eval_time"] = time.perf_counter() - started
+    return trainer.model
+
+
+def _warm_up(trainer, metrics):
+    """Untimed steps; from their end on the peak of the GPU's memory counts.
+
+    Recorded CUDA graphs take their memory while they are recorded, in these steps: then it counts
+    from the beginning.
+    """
+    config, device = trainer.config, trainer.device
+    if device.type == "cuda" and config.records_graphs:
+        torch.cuda.reset_peak_memory_stats(device)
+    first, rest = trainer.warm_up()
+    if config.compile == "none":
+        metrics["warmup_time"] = first + rest
+    else:
+        metrics["compile_time"], metrics["warmup_time"] = first, rest
+    if device.type == "cuda" and not config.records_graphs:
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _read_peak_memory(device, metrics):
+    """The peak of the GPU's memory since it was reset, of the rank with the largest."""
+    allocated = torch.cuda.max_memory_allocated(device)
+    reserved = torch.cuda.max_memory_reserved(device)
+    allocated, reserved = ranks.largest(allocated, reserved)
+    metrics["peak_memory_mb"] = allocated / 2**20
+    metrics["peak_reserved_mb"] = reserved / 2**20
+
+
+def child_peak_memory_mb(config, arm, vocab_size, seed):
+    """Growth of resident memory in MB while a fresh process trains the arm for a few steps.
+
+    The tokens are random: memory depends on how many there are, not on which.  The steps are
+    eager ones, for a compiler's own memory would hide the model's.  Of several ranks, which are
+    alike, it is the share of one.  See ``machine.memory.growth_in_child`` for NaN and RuntimeError.
+    """
+    share = config.batch_size // config.world_size
+    config = replace(config, compile="none", batch_size=share, world_size=1)
+    job = {"config": asdict(config), "arm": arm, "vocab_size": vocab_size, "seed": seed}
+    return growth_in_child("training.train", "memory_job", job)
+
+
+def memory_job(config, arm, vocab_size, seed):
+    """What the child of ``child_peak_memory_mb`` measures, as a function without arguments."""
+    config = config_of(config)
+    shape = (config.batch_size * MEMORY_STEPS, config.seq_len + 1)
+    rows = np.random.default_rng(seed).integers(vocab_size, size=shape)
+    # the first optimizer of a process loads the compiler, whose memory is not the training's
+    torch.optim.AdamW([torch.zeros(1)])
+
+    def work():
+        with deterministic_algorithms(config.deterministic):
+            trainer = Trainer(config, arm, rows, vocab_size, torch.device("cpu"), seed)
+            for batch in batches(rows, config.batch_size, MEMORY_STEPS, seed):
+                trainer.step(batch, config.lr)
+
+    return work
+
+
+def timed_steps(trainer, steps, progress):
+    """Train ``steps`` steps; the only timed region.
+
+    Returns the finite losses' array (the last one is not finite where the training diverged), the
+    seconds of every step and of the whole.  ``progress(steps_done, loss)`` is called after every
+    step, with loss None where it has not been fetched from the device.  Losses are those of all
+    ranks' rows, the seconds of the whole the slowest rank's.
+    """
+    config, device = trainer.config, trainer.device
+    at_once = LOSSES_AT_ONCE if device.type == "cuda" else 1
+    on_device = torch.empty(steps, device=device)
+    losses = []
+    synchronize(device)
+    ranks.barrier()
+    started = time.perf_counter()
+    clock = StepClock(device)
+    for step, batch in enumerate(trainer.batches(steps)):
+        lr = learning_rate(step, steps, config.lr, config.warmup_steps, config.schedule)
+        on_device[step] = trainer.step(batch, lr)
+        clock.mark()
+        fetched = None
+        if (step + 1) % at_once == 0 or step + 1 == steps:
+            losses += ranks.mean(on_device[len(losses) : step + 1].tolist())
+            fetched = losses[-1]
+        progress(step + 1, fetched)
+        if fetched is not None and not np.isfinite(losses[-at_once:]).all():
+            break
+    synchronize(device)
+    seconds = ranks.largest(time.perf_counter() - started)[0]
+    losses = np.array(losses, dtype=np.float32)
+    broken = np.flatnonzero(~np.isfinite(losses))
+    done = broken[0] + 1 if broken.size else len(losses)
+    return losses[:done], clock.seconds()[:done], seconds
+
+
+class StepClock:
+    """Seconds of every step: CUDA events, read at the end so that no step waits, or the host's."""
+
+    def __init__(self, device):
+        self.cuda = device.type == "cuda"
+        self.marks = []
+        self.mark()
+
+    def mark(self):
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def seconds(self):
+        """Seconds between one mark and the next; call after synchronizing."""
+        pairs = zip(self.marks[:-1], self.marks[1:], strict=True)
+        if self.cuda:
+            return [before.elapsed_time(after) / 1e3 for before, after in pairs]
+        return [after - before for before, after in pairs]
+
+
 def _training_metrics(config, losses, step_seconds, seconds):
     """The figures that follow from a training's losses and times."""
     steps = len(losses)
@@ -125,74 +242,13 @@ def _training_metrics(config, losses, step_seconds, seconds):
     return metrics
 
 
-def _measure(trainer, dataset, metrics, progress):
-    """Warm up, train and evaluate; ``metrics`` gets each figure as soon as it is known."""
-    config, device = trainer.config, trainer.device
-    cuda = device.type == "cuda"
-    if cuda and config.records_graphs:
-        torch.cuda.reset_peak_memory_stats(device)
-    first, rest = trainer.warm_up()
-    compiling = config.compile != "none"
-    metrics["compile_time"] = first if compiling else 0.0
-    metrics["warmup_time"] = rest if compiling else first + rest
-    if cuda and not config.records_graphs:
-        torch.cuda.reset_peak_memory_stats(device)
-    steps = planned_steps(config, len(dataset.train))
-    losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
-    metrics |= _training_metrics(config, losses, step_seconds, seconds)
-    if cuda:
-        peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-        peaks = [peak / 2**20 for peak in ranks.largest(*peaks)]
-        metrics["peak_memory_mb"], metrics["peak_reserved_mb"] = peaks
-    if not np.isfinite(losses[-1]):
-        metrics["status"] = "diverged"
-        metrics["message"] = f"the loss became {losses[-1]} at step {len(losses)}"
-        return
-    if config.records_graphs:
-        trainer.release_graphs()
-    started = time.perf_counter()
-    metrics["val_loss"] = trainer.evaluate(dataset.held_out)
-    metrics["eval_time"] = time.perf_counter() - started
-
-
-def _stage(metrics):
-    """How far a training came that ended, in words."""
+def _memory_message(error, metrics, device):
+    """Where memory ran out, the remedy, and the error's first line."""
     if metrics["total_steps"]:
-        return f"in the evaluation, after all {metrics['total_steps']:,} steps"
-    return "in the timed steps" if metrics["warmup_time"] else "before the timed steps"
-
-
-def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: None):
-    """Train one arm from ``seed`` and measure it; returns ``(metrics, model)``.
-
-    dataset: has ``train`` and ``held_out`` rows (N, S + 1) and ``vocab_size``.  The metrics are
-    the keys of metrics_utils.NUMBERS, TEXTS and SERIES without the place in the experiment, and
-    ``device_before`` and ``device_after`` (see ``machine.device_state``; not in any of the times).
-    A loss that is not finite or memory that runs out ends the training with ``status`` diverged or
-    out_of_memory (model None then) and a ``message``.  Where several ranks train together, each
-    calls it with the same arguments, and all have the same outcome; the figures are rank 0's.
-    """
-    before = device_state(device)
-    metrics = _empty_metrics(seed)
-    entered = time.perf_counter()
-    trainer = None
-    try:
-        with deterministic_algorithms(config.deterministic):
-            if device.type == "cpu" and ranks.is_first():
-                memory = child_peak_memory_mb(config, arm, dataset.vocab_size, seed)
-                metrics["peak_memory_mb"] = memory
-            trainer = Trainer(config, arm, dataset.train, dataset.vocab_size, device, seed)
-            _measure(trainer, dataset, metrics, progress)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not ranks.ran_out_of_memory(error):
-            raise
-        metrics["status"] = "out_of_memory"
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        remedy = "lower --batch-size, --seq-len, --d-model or --layers"
-        if fragmented := fragmentation_remedy(device):
-            remedy += f"; {fragmented}"
-        metrics["message"] = f"out of memory on {device} {_stage(metrics)}: {remedy} ({words})"
-    metrics["wall_time"] = time.perf_counter() - entered
-    metrics |= {"ended_at": utc_now(), "device_before": before}
-    metrics["device_after"] = device_state(device)
-    return metrics, trainer.model if metrics["status"] == "ok" else None
+        stage = f"in the evaluation, after all {metrics['total_steps']:,} steps"
+    elif metrics["warmup_time"]:
+        stage = "in the timed steps"
+    else:
+        stage = "before the timed steps"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"out of memory on {device} {stage}: {SMALLER} ({reason})"

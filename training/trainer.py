@@ -15,14 +15,13 @@ from gpt_win import GPTWindowModel
 from machine import ranks
 from machine.device import synchronize
 from training.batches import batches, share_of_rank, to_device, validation_rows
-from training.config import ARMS, DTYPES, Pattern
+from training.config import ARMS, DTYPES
 
 UNTIMED_STEPS = 3  # before each training: kernels loaded, code compiled, allocator filled
 GRADIENT_CLIP = 1.0
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
-# --- the pieces of a training ------------------------------------------------------------------
 def build_model(config, arm, vocab_size, device, seed):
     """The arm's model on ``device``; equal seeds give every arm the same initial weights."""
     torch.manual_seed(seed)
@@ -32,20 +31,16 @@ def build_model(config, arm, vocab_size, device, seed):
 def _new_model(config, arm, vocab_size):
     config, arm = config.of_arm(arm)
     model_class, attention = ARMS[arm]
-    pattern = {}
+    options = {"attention": attention, "positions": config.positions}
     if model_class is GPTWindowModel:
-        pattern = {name: getattr(config, name) for name in Pattern._fields}
-        attention = config.window_attention
-    return model_class(
-        config.d_model,
-        config.n_heads,
-        config.layers,
-        vocab_size,
-        config.seq_len,
-        attention=attention,
-        positions=config.positions,
-        **pattern,
-    )
+        options |= {
+            "attention": config.window_attention,
+            "window_size": config.window_size,
+            "dilation": config.dilation,
+            "sink_tokens": config.sink_tokens,
+        }
+    sizes = config.d_model, config.n_heads, config.layers, vocab_size, config.seq_len
+    return model_class(*sizes, **options)
 
 
 def parameter_counts(config, vocab_size):
@@ -112,7 +107,6 @@ def release_memory(device):
     synchronize(device)
 
 
-# --- one training ------------------------------------------------------------------------------
 class Trainer:
     """One arm's model with its optimizer, and the step that trains it.
 
@@ -129,11 +123,11 @@ class Trainer:
         if config.compile != "none":
             loss = torch.compile(next_token_loss, mode=config.compile, dynamic=False)
         self.model = build_model(config, arm, vocab_size, device, seed)
-        mean_loss = MeanLoss(self.model, loss)
-        self.loss = ranks.data_parallel(mean_loss)
+        self.loss = ranks.data_parallel(MeanLoss(self.model, loss))
         self.optimizer = make_optimizer(self.model, config)
-        if ranks.rank():  # other rows, so other dropout; rank 0 draws what one process does
-            torch.manual_seed(_seed_of_rank(seed, ranks.rank()))
+        if ranks.rank():  # other rows, so other dropout; the first rank draws what one process does
+            seed_of_rank = np.random.SeedSequence([seed, ranks.rank()]).generate_state(1)
+            torch.manual_seed(int(seed_of_rank[0]))
 
     def batches(self, steps):
         """This rank's share of the first ``steps`` batches."""
@@ -141,39 +135,39 @@ class Trainer:
         return batches(self.rows, config.batch_size, steps, self.seed, share_of_rank(config))
 
     def step(self, batch, lr):
-        """One optimizer step on a batch of rows; returns the loss, still on the device."""
+        """One optimizer step on a batch of rows; returns the loss, still on the device.
+
+        The loss is that of this rank's rows, the gradients are averaged over the ranks.
+        """
         return self.update(*to_device(batch, self.device), lr)
 
-    def update(self, inputs, targets, lr, together=True):
-        """The same on tokens that are on the device already, (B, S) each.
-
-        The loss is that of this rank's rows.  together: average the gradients over the ranks.
-        """
+    def update(self, inputs, targets, lr):
+        """The same on tokens that are on the device already, (B, S) each."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._gradients(inputs, targets, together)
+        loss = self._gradients(inputs, targets)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_CLIP)
         self.optimizer.step()
         return loss
 
-    def _gradients(self, inputs, targets, together):
+    def _gradients(self, inputs, targets):
         """Leave the gradients of the mean loss in the parameters; returns that loss."""
         parts = self.config.gradient_accumulation
         if parts == 1:
-            return self._add_gradients(inputs, targets, 1, together)
-        micro_steps = list(zip(inputs.chunk(parts), targets.chunk(parts), strict=True))
-        losses = [self._add_gradients(*part, parts, False) for part in micro_steps[:-1]]
-        losses.append(self._add_gradients(*micro_steps[-1], parts, together))
+            return self._add_gradients(inputs, targets)
+        *first, last = zip(inputs.chunk(parts), targets.chunk(parts), strict=True)
+        with ranks.local_gradients(self.loss):  # the ranks exchange them in the last part
+            losses = [self._add_gradients(*part, parts) for part in first]
+        losses.append(self._add_gradients(*last, parts))
         return torch.stack(losses).sum()
 
-    def _add_gradients(self, inputs, targets, parts, together):
-        with nullcontext() if together else ranks.local_gradients(self.loss):
-            with autocast(self.config, self.device):
-                loss = self.loss(inputs, targets)
-            if parts > 1:
-                loss = loss / parts
-            loss.backward()
+    def _add_gradients(self, inputs, targets, parts=1):
+        with autocast(self.config, self.device):
+            loss = self.loss(inputs, targets)
+        if parts > 1:
+            loss = loss / parts
+        loss.backward()
         return loss.detach()
 
     def warm_up(self, steps=UNTIMED_STEPS):
@@ -187,7 +181,6 @@ class Trainer:
         self.model.train()
         with torch.random.fork_rng(devices=devices):
             for batch in self.batches(steps):
-                ranks.barrier()
                 started = time.perf_counter()
                 self.step(batch, self.config.lr)
                 synchronize(self.device)
@@ -197,7 +190,8 @@ class Trainer:
                 value.copy_(saved[name])
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer = make_optimizer(self.model, self.config)
-        return tuple(ranks.largest(seconds[0], sum(seconds[1:])))
+        first, *rest = seconds
+        return tuple(ranks.largest(first, sum(rest)))
 
     def release_graphs(self):
         """Give back the memory that recorded steps keep for their replays; they are not used again.
@@ -214,18 +208,14 @@ class Trainer:
         Every rank takes its share of the rows.
         """
         rows = held_out[validation_rows(self.config, len(held_out))]
-        mine = rows[ranks.rank() :: ranks.size()]
+        share = rows[ranks.rank() :: ranks.size()]
         at_once = self.config.sequences_at_once
         losses = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.eval()
-        for start in range(0, len(mine), at_once):
-            batch = mine[start : start + at_once]
+        for start in range(0, len(share), at_once):
+            batch = share[start : start + at_once]
             inputs, targets = to_device(batch, self.device)
             with autocast(self.config, self.device):
                 losses += next_token_loss(self.model, inputs, targets).double() * len(batch)
         self.model.train()
         return ranks.total(losses.item())[0] / len(rows)
-
-
-def _seed_of_rank(seed, rank):
-    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])

@@ -1,0 +1,197 @@
+"""What is recorded of code and machine: complete, honest about gaps, and nothing personal."""
+
+import json
+import os
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from machine import describe as machine_describe
+from machine.describe import SOURCE_PATTERNS, describe_code, describe_environment
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+KEYS = {"device_name", "torch", "cuda", "cudnn", "float32_matmul_precision", "deterministic"}
+KEYS |= {"threads", "cpu", "logical_cpus", "numpy", "scipy", "python", "platform", "gpu"}
+KEYS |= {"variables", "git_revision"}
+
+
+def strict_json(value):
+    return json.dumps(value, allow_nan=False)
+
+
+def test_a_cpus_environment_is_complete_and_strict_json():
+    environment = describe_environment(CPU)
+    assert set(environment) == KEYS
+    assert environment["gpu"] is environment["cuda"] is environment["cudnn"] is None
+    assert environment["scipy"].count(".") >= 1
+    strict_json(environment)
+
+
+def test_a_gpus_environment_identifies_it(monkeypatch):
+    properties = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 * 2**30)
+    properties.uuid = "0a1b2c3d-0000-1111-2222-333344445555"
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: properties.name)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    monkeypatch.setattr(machine_describe, "driver_version", lambda: "570.86.15")
+    environment = describe_environment(GPU)
+    assert set(environment) == KEYS
+    assert environment["gpu"] == {
+        "name": "NVIDIA H100",
+        "uuid": f"GPU-{properties.uuid}",
+        "capability": "9.0",
+        "memory_mb": 80 * 1024,
+        "driver": "570.86.15",
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_cudnn": torch.backends.cudnn.allow_tf32,
+    }
+    strict_json(environment)
+
+
+def test_only_allowed_variables_are_recorded_and_no_secret_or_folder(monkeypatch):
+    for name in list(os.environ):
+        if (
+            name.startswith(machine_describe.RECORDED_PREFIXES)
+            or name in machine_describe.RECORDED_VARIABLES
+        ):
+            monkeypatch.delenv(name)
+    allowed = {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "CUDA_VISIBLE_DEVICES": "MIG-GPU-5/1/0",
+        "MKL_NUM_THREADS": "3",
+        "NVIDIA_TF32_OVERRIDE": "0",
+        "OMP_NUM_THREADS": "2",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TORCH_LOGS": "+dynamo",
+    }
+    secrets = {
+        "AWS_SECRET_ACCESS_KEY": "planted-1",
+        "MY_PYTORCH_NOTE": "planted-2",
+        "CUDA_VISIBLE_DEVICES_NOTE": "planted-3",
+        "TORCH_API_TOKEN": "planted-4",
+        "PYTORCH_SECRET": "planted-5",
+        "USER": "planted-6",
+        "HOSTNAME": "planted-7",
+        "TORCH_HOME": "/home/planted-8/.cache",
+        "TORCHINDUCTOR_CACHE_DIR": "C:\\Users\\planted-9",
+    }
+    for name, value in (allowed | secrets).items():
+        monkeypatch.setenv(name, value)
+    environment = describe_environment(CPU)
+    hidden = {"TORCH_HOME": "(a path)", "TORCHINDUCTOR_CACHE_DIR": "(a path)"}
+    assert environment["variables"] == allowed | hidden
+    assert "planted" not in strict_json(environment)
+    assert str(machine_describe.FOLDER) not in strict_json(environment)
+
+
+SOURCES = ("gpt.py", "gpt_win.py", "attention/masks.py", "attention/split.py", "training/train.py")
+SOURCES += ("machine/ranks.py", "experiment/plan.py")
+
+
+def git(folder, *words):
+    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    command = ["git", "-C", folder, *identity, *words]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the suite's source files, made up, in no checkout."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    return write_sources(tmp_path / "suite")
+
+
+def write_sources(folder):
+    folder.mkdir(parents=True)
+    for name in SOURCES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"# {name}\n")
+    return folder
+
+
+@pytest.fixture
+def checkout(folder):
+    """The same as a clean checkout."""
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "all")
+    return folder
+
+
+def git_revision(folder, monkeypatch):
+    monkeypatch.setattr(machine_describe, "FOLDER", folder)
+    return describe_environment(CPU)["git_revision"]
+
+
+def test_a_clean_checkout_is_its_revision(checkout, monkeypatch):
+    code = describe_code(checkout)
+    assert code["revision"] == git(checkout, "rev-parse", "HEAD").decode().strip()
+    assert code["dirty"] is False
+    assert git_revision(checkout, monkeypatch) == code["revision"][:12]
+    strict_json(code)
+
+
+def test_a_changed_checkout_is_dirty(checkout, monkeypatch):
+    (checkout / "gpt.py").write_bytes(b"caf\xe9\n")  # not UTF-8
+    code = describe_code(checkout)
+    assert code["dirty"] is True
+    assert git_revision(checkout, monkeypatch) == code["revision"][:12] + "+"
+
+
+def test_results_in_the_folder_do_not_make_it_dirty(checkout):
+    (checkout / "experiment_results.npz").write_bytes(b"numbers")
+    assert describe_code(checkout)["dirty"] is False
+
+
+def test_outside_a_checkout_only_the_sources_are_known(folder, monkeypatch):
+    code = describe_code(folder)
+    assert len(code.pop("sources_sha256")) == 64
+    assert code == {"revision": None, "dirty": None}
+    assert git_revision(folder, monkeypatch) is None
+
+
+def test_without_git_there_is_no_revision(checkout, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert describe_code(checkout)["revision"] is None
+
+
+def test_git_that_hangs_gives_no_revision(checkout, monkeypatch):
+    def hang(command, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert describe_code(checkout)["revision"] is None
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_hash_of_the_sources_sees_a_byte_of_each(folder, name):
+    before = describe_code(folder)["sources_sha256"]
+    path = folder / name
+    path.write_text(path.read_text().replace("#", "%"))
+    assert describe_code(folder)["sources_sha256"] != before
+
+
+def test_the_hash_of_the_sources_sees_a_line_that_moves_to_the_next_file(folder):
+    before = describe_code(folder)["sources_sha256"]
+    (folder / SOURCES[0]).write_text("")
+    moved = f"# {SOURCES[0]}\n# {SOURCES[1]}\n"
+    (folder / SOURCES[1]).write_text(moved)
+    assert describe_code(folder)["sources_sha256"] != before
+
+
+def test_the_hash_of_the_sources_knows_no_folder_and_no_other_file(folder, tmp_path):
+    before = describe_code(folder)["sources_sha256"]
+    (folder / "README.md").write_text("words")
+    other = write_sources(tmp_path / "else" / "where")
+    assert describe_code(folder)["sources_sha256"] == before
+    assert describe_code(other)["sources_sha256"] == before
+
+
+@pytest.mark.parametrize("pattern", SOURCE_PATTERNS)
+def test_the_sources_are_files_of_this_suite(pattern):
+    assert list(machine_describe.FOLDER.glob(pattern))

@@ -1,0 +1,175 @@
+"""The state of a device: every number under its name, None for what is not told."""
+
+import json
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from analysis.values import throttled
+from machine import state as machine_state
+from machine.device import resolve_device
+from machine.state import REASONS, device_state, driver_version
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+UUID = "GPU-0a1b2c3d-0000-1111-2222-333344445555"
+REASONS_NOW = "nvmlDeviceGetCurrentClocksEventReasons"
+REASONS_BEFORE = "nvmlDeviceGetCurrentClocksThrottleReasons"
+
+
+class NVMLError(Exception):
+    pass
+
+
+def answering(*arguments, answer):
+    """An NVML function that is called with ``arguments`` alone."""
+
+    def function(*given):
+        assert given == arguments
+        return answer
+
+    return function
+
+
+def failing(*_):
+    raise NVMLError("Not Supported")
+
+
+def fake_pynvml(**changes):
+    """A module with the functions of NVIDIA's binding that are used, for one GPU, "handle"."""
+    clocks = {("handle", 1): 1830, ("handle", 2): 2619}
+    pids = (os.getpid(), 4242, 4243, 4243)
+    processes = [SimpleNamespace(pid=pid, usedGpuMemory=None) for pid in pids]
+    utilization = SimpleNamespace(gpu=98, memory=41)
+    module = {
+        "NVMLError": NVMLError,
+        "NVML_CLOCK_SM": 1,
+        "NVML_CLOCK_MEM": 2,
+        "NVML_TEMPERATURE_GPU": 0,
+        "nvmlInit": answering(answer=None),
+        "nvmlSystemGetDriverVersion": answering(answer="570.86.15"),
+        "nvmlDeviceGetHandleByUUID": answering(UUID, answer="handle"),
+        "nvmlDeviceGetClockInfo": lambda *which: clocks[which],
+        "nvmlDeviceGetMaxClockInfo": answering("handle", 1, answer=1980),
+        "nvmlDeviceGetTemperature": answering("handle", 0, answer=54),
+        "nvmlDeviceGetPowerUsage": answering("handle", answer=402170),
+        "nvmlDeviceGetUtilizationRates": answering("handle", answer=utilization),
+        REASONS_NOW: answering("handle", answer=0),
+        REASONS_BEFORE: failing,
+        "nvmlDeviceGetComputeRunningProcesses": answering("handle", answer=processes),
+    }
+    return SimpleNamespace(**(module | changes))
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """Puts a fake binding into the place of NVIDIA's; None: it is not installed."""
+    monkeypatch.setattr(machine_state, "gpu_uuid", lambda device: UUID)
+
+    def install(module):
+        monkeypatch.setitem(sys.modules, "pynvml", module)
+        machine_state._nvml.cache_clear()
+
+    yield install
+    machine_state._nvml.cache_clear()
+
+
+def test_every_number_lands_under_its_name(nvml):
+    nvml(fake_pynvml())
+    assert device_state(GPU) == {
+        "sm_clock_mhz": 1830,
+        "max_sm_clock_mhz": 1980,
+        "memory_clock_mhz": 2619,
+        "temperature_c": 54,
+        "power_w": 402.17,
+        "utilization_percent": 98,
+        "throttle_reasons": [],
+        "other_processes": 2,
+    }
+    assert driver_version() == "570.86.15"
+
+
+def test_what_the_gpu_does_not_tell_is_none(nvml):
+    answers = [name for name in vars(fake_pynvml()) if name.startswith("nvmlDeviceGet")]
+    answers.remove("nvmlDeviceGetHandleByUUID")
+    nvml(fake_pynvml(**dict.fromkeys(answers, failing)))
+    state = device_state(GPU)
+    assert len(state) == 8 and set(state.values()) == {None}
+    assert throttled({"device_before": state}) == []
+
+
+@pytest.mark.parametrize("old", ["driver", "binding"])
+def test_reasons_are_asked_for_by_their_older_name_too(nvml, old):
+    module = fake_pynvml(**{REASONS_BEFORE: answering("handle", answer=4), REASONS_NOW: failing})
+    if old == "binding":
+        delattr(module, REASONS_NOW)
+    nvml(module)
+    assert device_state(GPU)["throttle_reasons"] == ["sw_power_cap"]
+
+
+def test_a_version_in_bytes_is_read(nvml):
+    nvml(fake_pynvml(nvmlSystemGetDriverVersion=answering(answer=b"470.1")))
+    assert driver_version() == "470.1"
+
+
+@pytest.mark.parametrize(
+    ("bits", "words", "slowing"),
+    [
+        (0x1, ["gpu_idle"], []),
+        (0x2, ["applications_clocks_setting"], []),
+        (0x4, ["sw_power_cap"], ["sw_power_cap"]),
+        (0x8, ["hw_slowdown"], ["hw_slowdown"]),
+        (0x10, ["sync_boost"], []),
+        (0x20, ["sw_thermal_slowdown"], ["sw_thermal_slowdown"]),
+        (0x40, ["hw_thermal_slowdown"], ["hw_thermal_slowdown"]),
+        (0x80, ["hw_power_brake_slowdown"], ["hw_power_brake_slowdown"]),
+        (0x100, ["display_clocks_setting"], []),
+        (0x600, ["0x600"], []),
+        (0x105, ["gpu_idle", "sw_power_cap", REASONS[8]], ["sw_power_cap"]),
+    ],
+)
+def test_reasons_are_words_and_only_power_and_heat_count_as_slowing(nvml, bits, words, slowing):
+    nvml(fake_pynvml(**{REASONS_NOW: answering("handle", answer=bits)}))
+    state = device_state(GPU)
+    assert state["throttle_reasons"] == words
+    assert throttled({"device_after": state}) == slowing
+
+
+@pytest.mark.parametrize("pids", [[], [71]])
+def test_others_are_not_counted_where_this_process_is_not_listed(nvml, pids):
+    """A list without this process is one from which it cannot be told apart."""
+    processes = [SimpleNamespace(pid=pid) for pid in pids]
+    nvml(fake_pynvml(nvmlDeviceGetComputeRunningProcesses=answering("handle", answer=processes)))
+    assert device_state(GPU)["other_processes"] is None
+
+
+@pytest.mark.parametrize("module", [None, fake_pynvml(nvmlInit=failing)])
+def test_nothing_is_known_without_the_binding_or_a_driver(nvml, module):
+    nvml(module)
+    assert device_state(GPU) is None
+    assert driver_version() is None
+
+
+def test_no_state_of_a_gpu_that_nvml_does_not_find(nvml):
+    nvml(fake_pynvml(nvmlDeviceGetHandleByUUID=failing))
+    assert device_state(GPU) is None
+
+
+def test_a_cpu_has_its_load_average_where_the_system_tells(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 2.5, 3.5))
+    assert device_state(CPU) == {"load_average_1min": 1.5}
+    monkeypatch.delattr(os, "getloadavg")
+    assert device_state(CPU) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_state_of_a_real_gpu():
+    torch.zeros(1, device="cuda")
+    state = device_state(resolve_device("cuda"))
+    if state is None:
+        pytest.skip("no working nvidia-ml-py")
+    assert state["sm_clock_mhz"] is None or 0 < state["sm_clock_mhz"] < 10_000
+    assert state["throttle_reasons"] is None or {*state["throttle_reasons"]} <= {*REASONS}
+    json.dumps(state, allow_nan=False)

@@ -1,0 +1,43 @@
+"""Which rows a step trains on, how fast it learns, and how many steps there are."""
+
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from training.batches import batches, learning_rate, planned_steps
+
+
+def test_schedule_rises_linearly_then_falls_as_a_cosine_to_a_tenth():
+    rates = [learning_rate(step, 1000, 3e-4, 500) for step in range(1001)]
+    assert rates[0] == pytest.approx(3e-4 / 500)
+    assert rates[499] == rates[500] == pytest.approx(3e-4)
+    assert rates[750] == pytest.approx(3e-4 * 0.55)
+    assert rates[1000] == pytest.approx(3e-5)
+    assert np.all(np.diff(rates[:500]) > 0) and np.all(np.diff(rates[500:]) < 0)
+    assert learning_rate(0, 10, 1.0, 0) == 1.0
+
+
+def test_a_constant_schedule_stays_at_its_peak():
+    assert [learning_rate(step, 9, 0.5, 2, "constant") for step in range(4)] == [
+        0.25,
+        0.5,
+        0.5,
+        0.5,
+    ]
+
+
+def test_one_pass_uses_every_row_once_and_the_next_pass_another_order():
+    rows = np.arange(9)[:, None]
+
+    def draw(seed):
+        return [batch.ravel().tolist() for batch in batches(rows, 2, 8, seed)]
+
+    first, second = np.ravel(draw(3)[:4]).tolist(), np.ravel(draw(3)[4:]).tolist()
+    assert len(set(first)) == len(set(second)) == 8
+    assert first != second
+    assert draw(3) == draw(3) != draw(4)
+
+
+def test_planned_steps_are_one_pass_unless_told():
+    assert planned_steps(tiny_config(max_steps=0), 21) == 10
+    assert planned_steps(tiny_config(max_steps=50), 21) == 50

@@ -1,0 +1,84 @@
+"""The configuration: presets, and one clear line for what cannot be run."""
+
+import argparse
+import math
+from dataclasses import fields
+
+import pytest
+from tiny import tiny_config
+
+from training.config import PRESETS, ExperimentConfig, add_options, make_config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_and_documented_sizes(preset):
+    config = make_config(preset)
+    expected = {"paper": (256, "float32", "none"), "long": (4096, "bfloat16", "reduce-overhead")}
+    expected["laptop"] = (1024, "float32", "none")
+    assert (config.seq_len, config.dtype, config.compile) == expected[preset]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_heads": 3}, "--d-model 16 is not divisible by --n-heads 3"),
+        ({"positions": "none"}, "--positions 'none': choose one of learned, rotary"),
+        ({"positions": "rotary", "d_model": 14}, "an even --d-model / --n-heads, got 14 / 2 = 7"),
+        ({"window_size": (5, 6, 7)}, "--window-size has 3 values for 2 layers: give one, or one"),
+        ({"dilation": (1,)}, "--dilation has 1 value for 2 layers: give one, or one for each"),
+        ({"dilation": ()}, "--dilation has 0 values for 2 layers"),
+        ({"dilation": (3, -1)}, "--dilation must be at least 0, got -1"),
+        ({"window_size": [5, 2.5]}, "--window-size must be a whole number, got 2.5"),
+        ({"window_size": "5"}, "--window-size must be a whole number, got '5'"),
+        ({"layers": (1, 2)}, r"--layers must be a whole number, got \(1, 2\)"),
+        ({"sink_tokens": -1}, "--sink-tokens must be at least 0, got -1"),
+        ({"sink_tokens": (1, 1)}, r"--sink-tokens must be a whole number, got \(1, 1\)"),
+        ({"window_size": 0}, "--window-size must be at least 1, got 0"),
+        ({"dilation": -1}, "--dilation must be at least 0, got -1"),
+        ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
+        ({"lr": 0.0}, "--lr must be a positive number, got 0.0"),
+        ({"lr": math.nan}, "--lr must be a positive number, got nan"),
+        ({"runs": 0}, "--runs must be at least 1, got 0"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"runs": 2.5}, "--runs must be a whole number, got 2.5"),
+        ({"max_steps": 10**20}, "--max-steps must be at most 2,147,483,647"),
+        ({"lr": "x"}, "--lr must be a positive number, got x"),
+        ({"lr": True}, "--lr must be a positive number, got True"),
+        ({"equivalence_margin": 0.0}, "--equivalence-margin must be a positive number, got 0.0"),
+        ({"equivalence_margin": -1.0}, "--equivalence-margin must be a positive number, got -1.0"),
+        ({"equivalence_margin": math.nan}, "--equivalence-margin must be .* number, got nan"),
+        ({"equivalence_margin": math.inf}, "--equivalence-margin must be .* number, got inf"),
+        ({"deterministic": "yes"}, "--deterministic must be True or False, got 'yes'"),
+        ({"window_attention": "fast"}, "--window-attention 'fast': choose one of auto"),
+        ({"dtype": "float16"}, "--dtype 'float16': choose one of float32, bfloat16"),
+        ({"compile": "fast"}, "--compile 'fast': choose one of none"),
+        ({"arms": ("window", "sparse")}, "--arms sparse: choose from baseline, window"),
+        ({"arms": ("window", "window")}, "--arms names an arm twice: window window"),
+    ],
+)
+def test_a_configuration_that_cannot_run_is_named(changes, words):
+    with pytest.raises(ValueError, match=words):
+        tiny_config(**changes)
+
+
+def test_the_experiment_is_not_deterministic_by_itself():
+    assert not any(make_config(preset).deterministic for preset in PRESETS)
+    assert {make_config(preset).equivalence_margin for preset in PRESETS} == {0.02}
+    groups = {f.name: f.metadata["group"] for f in fields(ExperimentConfig) if f.metadata}
+    assert groups["deterministic"] == groups["equivalence_margin"] == "experiment"
+
+
+def test_every_field_with_a_help_is_an_option_that_tells_its_default():
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    text = " ".join(parser.format_help().split())
+    assert "(default: paper 256, long 4096, laptop 1024)" in text
+    assert "(default: baseline window fused)" in text
+    options = set(vars(parser.parse_args([])))
+    assert options == {item.name for item in fields(ExperimentConfig)} - {
+        "preset",
+        "world_size",
+        "backend",
+    }
+    parsed = parser.parse_args(["--window-size", "5", "--dilation", "3,1", "--no-deterministic"])
+    assert (parsed.window_size, parsed.dilation, parsed.deterministic) == (5, (3, 1), False)

@@ -1,0 +1,48 @@
+"""Memory on a CPU, measured in a child process."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+from conftest import ROOT
+from tiny import CPU, VOCABULARY, tiny_config
+
+from training.config import config_of
+from training.train import child_peak_memory_mb
+from training.trainer import build_model
+
+
+def test_memory_is_that_of_the_training():
+    config = tiny_config(d_model=256, dilation=(3, 1))
+    peak = child_peak_memory_mb(config, "window", 20_000, seed=1)
+    weights = sum(p.numel() for p in build_model(config, "window", 20_000, CPU, 0).parameters())
+    least = 4 * 4 * weights / 2**20  # weights, gradients and two moments of AdamW, each 4 bytes
+    assert least < peak < 2 * least, (least, peak)
+
+
+def test_what_is_measured_is_no_import():
+    """The compiler alone, which the first optimizer loads, would be a hundred megabytes."""
+    code = f"""
+import sys
+from training.train import memory_job
+work = memory_job({asdict(tiny_config())!r}, "window", {VOCABULARY}, 0)
+before = set(sys.modules)
+work()
+print(len(before), *sorted(set(sys.modules) - before))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    count, *loaded = done.stdout.split()
+    assert int(count) > 1000 and len(loaded) < 5, loaded
+
+
+def test_a_child_that_fails_says_why():
+    with pytest.raises(RuntimeError, match=r"measures memory failed.*KeyError: 'nonsense'"):
+        child_peak_memory_mb(tiny_config(), "nonsense", VOCABULARY, seed=1)
+
+
+def test_a_configuration_comes_back_from_json():
+    config = tiny_config(dilation=[3, 1])
+    assert config_of(json.loads(json.dumps(asdict(config)))) == config

@@ -1,0 +1,376 @@
+"""One training: what it measures, what it leaves behind, and what two trainings share."""
+
+import math
+import os
+from datetime import datetime
+
+import numpy as np
+import pytest
+import torch
+from tiny import CPU, DEVICES, VOCABULARY, needs_cuda, tiny_config, tiny_dataset
+
+from analysis.metrics import NUMBERS, RECORDS, SERIES, TEXTS
+from machine import ranks
+from machine.command import UserError
+from training import train as training_train
+from training import trainer as training_trainer
+from training.config import ARMS
+from training.train import train
+from training.trainer import Trainer, release_memory
+
+PLACE = {"block", "position", "index", "order", "process", "previous_arm"}
+
+
+@pytest.fixture(autouse=True)
+def no_child_process(monkeypatch):
+    """See test_memory.py for it; here it would only cost seconds."""
+    monkeypatch.setattr(training_train, "child_peak_memory_mb", lambda *_: 12.5)
+
+
+def test_a_training_reports_what_it_did():
+    config, dataset = tiny_config(), tiny_dataset()
+    seen = []
+    metrics, model = train(config, "window", dataset, 7, CPU, lambda *step: seen.append(step))
+    assert set(metrics) | PLACE == {*NUMBERS, *TEXTS, *RECORDS, *SERIES}
+    assert metrics["status"] == "ok" and metrics["seed"] == 7
+    assert metrics["total_steps"] == len(metrics["losses"]) == 6
+    assert metrics["total_tokens"] == metrics["tokens_seen"][-1] == 6 * 2 * 24
+    assert metrics["tokens_seen"].tolist() == [48, 96, 144, 192, 240, 288]
+    assert metrics["final_loss"] == metrics["losses"][-1]
+    assert metrics["avg_loss_last_100"] == pytest.approx(metrics["losses"].mean(), rel=1e-6)
+    assert metrics["tokens_per_second"] == pytest.approx(288 / metrics["training_time"])
+    assert 0 < metrics["step_seconds"].sum() <= metrics["training_time"] * 1.001
+    assert metrics["training_time"] + metrics["eval_time"] < metrics["wall_time"]
+    assert metrics["losses"][0] == pytest.approx(math.log(VOCABULARY), abs=0.05)
+    assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert [loss for _, loss in seen] == metrics["losses"].tolist()
+    assert metrics["peak_memory_mb"] == 12.5
+    assert isinstance(model, ARMS["window"][0])
+
+
+def test_the_model_learns():
+    dataset = tiny_dataset()
+    dataset.train[:] = np.arange(25) % VOCABULARY  # a sequence that can be known by heart
+    metrics, _ = train(tiny_config(max_steps=60), "window", dataset, 7, CPU)
+    assert metrics["losses"][-1] < 0.2 < 3 < metrics["losses"][0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others(device):
+    device = torch.device(device)
+    dataset = tiny_dataset()
+    runs = [train(tiny_config(), "fused", dataset, seed, device)[0] for seed in (7, 7, 8)]
+    np.testing.assert_allclose(runs[0]["losses"], runs[1]["losses"], rtol=1e-6)
+    if device.type == "cpu":
+        assert runs[0]["losses"].tobytes() == runs[1]["losses"].tobytes()
+    assert runs[0]["val_loss"] == pytest.approx(runs[1]["val_loss"], rel=1e-6)
+    assert (runs[0]["losses"] != runs[2]["losses"]).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_arms_that_compute_the_same_function_have_the_same_losses(device):
+    """Same weights, same batches, same dropout: with a full window only rounding is left."""
+    losses = [
+        train(tiny_config(window_size=24), arm, tiny_dataset(), 7, torch.device(device))[0]
+        for arm in ("baseline", "fused", "published", "window")
+    ]
+    for other in losses[1:]:
+        np.testing.assert_allclose(other["losses"], losses[0]["losses"], rtol=2e-5)
+        assert other["val_loss"] == pytest.approx(losses[0]["val_loss"], rel=2e-5)
+
+
+def test_every_arm_starts_from_the_same_weights_and_sees_the_same_batches(monkeypatch):
+    seen = {}
+    step = Trainer.step
+
+    def spy(self, batch, lr):
+        state = [value.clone() for value in self.model.state_dict().values()]
+        seen.setdefault(self.arm, []).append((batch.copy(), lr, state))
+        return step(self, batch, lr)
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    for arm in ARMS:
+        train(tiny_config(), arm, tiny_dataset(), 7, CPU)
+    first_timed = training_trainer.UNTIMED_STEPS
+    for arm in ARMS:
+        assert len(seen[arm]) == first_timed + 6
+        for mine, reference in zip(seen[arm], seen["baseline"], strict=True):
+            assert (mine[0] == reference[0]).all() and mine[1] == reference[1]
+        for place in (0, first_timed):  # before the warm-up, and before the timed region
+            mine, reference = seen[arm][place][2], seen["baseline"][place][2]
+            assert all(torch.equal(a, b) for a, b in zip(mine, reference, strict=True))
+
+
+@pytest.mark.parametrize("untimed", [1, 5])
+def test_the_number_of_warm_up_steps_changes_no_loss(monkeypatch, untimed):
+    reference, _ = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+    warm_up = Trainer.warm_up
+    monkeypatch.setattr(Trainer, "warm_up", lambda self: warm_up(self, untimed))
+    other, _ = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+    assert other["losses"].tobytes() == reference["losses"].tobytes()
+
+
+class Recorder:
+    """Notes when the device's state is read and when a training reaches which stage."""
+
+    def __init__(self, monkeypatch, fail_in=None):
+        self.events, self.fail_in = [], fail_in
+        monkeypatch.setattr(training_train, "device_state", self.state)
+        for owner, name in (
+            (Trainer, "warm_up"),
+            (training_train, "timed_steps"),
+            (Trainer, "evaluate"),
+        ):
+            monkeypatch.setattr(owner, name, self.watch(name, getattr(owner, name)))
+
+    def state(self, device):
+        self.events.append("state")
+        return {"reading": self.events.count("state")}
+
+    def watch(self, name, function):
+        def watched(*arguments):
+            self.events.append(f"{name} begins")
+            if name == self.fail_in:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            result = function(*arguments)
+            self.events.append(f"{name} ends")
+            return result
+
+        return watched
+
+
+def test_the_device_is_looked_at_before_and_after_everything_that_is_timed(monkeypatch):
+    recorder = Recorder(monkeypatch)
+    metrics, _ = train(tiny_config(), "fused", tiny_dataset(), 7, CPU)
+    stages = ["warm_up", "timed_steps", "evaluate"]
+    timed = [f"{stage} {what}" for stage in stages for what in ("begins", "ends")]
+    assert recorder.events == ["state", *timed, "state"]
+    assert (metrics["device_before"], metrics["device_after"]) == ({"reading": 1}, {"reading": 2})
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("warm_up", "before the timed steps"),
+        ("timed_steps", "in the timed steps"),
+        ("evaluate", "in the evaluation, after all 6 steps"),
+    ],
+)
+def test_a_training_that_fails_anywhere_has_every_key_and_its_times(monkeypatch, stage, words):
+    Recorder(monkeypatch, fail_in=stage)
+    metrics, model = train(tiny_config(), "fused", tiny_dataset(), 7, CPU)
+    assert model is None and metrics["status"] == "out_of_memory"
+    assert metrics["message"].startswith(f"out of memory on cpu {words}: lower --batch-size")
+    assert set(metrics) | PLACE == {*NUMBERS, *TEXTS, *RECORDS, *SERIES}
+    assert metrics["device_after"] == {"reading": 2}
+    assert metrics["wall_time"] > 0 == metrics["compile_time"] == metrics["eval_time"]
+    assert (metrics["warmup_time"] > 0) == (stage != "warm_up")
+    assert math.isnan(metrics["training_time"]) == (stage != "evaluate")
+
+
+def test_start_and_end_are_utc_and_in_order():
+    metrics, _ = train(tiny_config(), "fused", tiny_dataset(), 7, CPU)
+    started, ended = (datetime.fromisoformat(metrics[f"{k}_at"]) for k in ("started", "ended"))
+    assert started.utcoffset().total_seconds() == ended.utcoffset().total_seconds() == 0
+    assert started <= ended <= datetime.now(ended.tzinfo)
+
+
+@pytest.mark.parametrize("broken_step", [1, 4, 6])
+def test_a_loss_that_is_not_finite_ends_the_training(monkeypatch, broken_step):
+    step, calls = Trainer.step, []
+
+    def break_once(self, batch, lr):
+        calls.append(None)
+        loss = step(self, batch, lr)
+        broken = len(calls) == broken_step + training_trainer.UNTIMED_STEPS
+        return loss * math.nan if broken else loss
+
+    monkeypatch.setattr(Trainer, "step", break_once)
+    metrics, model = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+    assert model is None
+    assert metrics["status"] == "diverged"
+    assert metrics["message"] == f"the loss became nan at step {broken_step}"
+    assert metrics["total_steps"] == broken_step == len(metrics["step_seconds"])
+    assert np.isfinite(metrics["losses"][:-1]).all() and math.isnan(metrics["losses"][-1])
+    assert math.isnan(metrics["val_loss"]) and math.isnan(metrics["final_loss"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        RuntimeError("the process that measures memory failed: exit code -9"),
+    ],
+)
+def test_memory_that_runs_out_is_an_outcome_that_names_the_remedy(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Trainer, "step", fail)
+    metrics, model = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+    assert model is None and metrics["status"] == "out_of_memory"
+    assert "--batch-size" in metrics["message"] and "--seq-len" in metrics["message"]
+    assert metrics["total_steps"] == 0 and metrics["losses"].shape == (0,)
+
+
+def test_memory_that_one_of_several_ranks_lacks_ends_the_command(monkeypatch):
+    """The others wait for this one: no result that all agree on, one line that names the rank."""
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.\nmore")
+
+    monkeypatch.setattr(training_train, "Trainer", fail)
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    with pytest.raises(UserError) as raised:
+        train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+    assert str(raised.value) == (
+        "rank 1: out of memory on cpu before the timed steps: lower --batch-size, --seq-len, "
+        "--d-model or --layers (CUDA out of memory. Tried to allocate 8.00 GiB.); finished "
+        "trainings are kept"
+    )
+
+
+@pytest.mark.parametrize(("mode", "released"), [("none", False), ("reduce-overhead", True)])
+def test_recorded_graphs_are_released_before_the_evaluation(monkeypatch, mode, released):
+    done = []
+    evaluate = Trainer.evaluate
+
+    def noted(trainer, held_out):
+        done.append(("evaluated", trainer.model.layers[0].mha.qkv.grad is None))
+        return evaluate(trainer, held_out)
+
+    monkeypatch.setattr(Trainer, "evaluate", noted)
+    monkeypatch.setattr(training_trainer, "release_memory", lambda device: done.append("released"))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    metrics, _ = train(tiny_config(compile=mode), "fused", tiny_dataset(), 7, CPU)
+    assert metrics["status"] == "ok" and math.isfinite(metrics["val_loss"])
+    assert done == ["released"] * released + [("evaluated", released)]
+
+
+def test_other_errors_are_not_swallowed(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Trainer, "step", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(tiny_config(), "window", tiny_dataset(), 7, CPU)
+
+
+def are_deterministic():
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_deterministic_algorithms_are_used_in_the_training_alone(monkeypatch, wanted, fails):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen, step = set(), Trainer.step
+
+    def spy(self, batch, lr):
+        seen.add(are_deterministic())
+        if fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, batch, lr)
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    config = tiny_config(deterministic=wanted)
+    metrics, _ = train(config, "window", tiny_dataset(), 7, CPU)
+    assert metrics["status"] == ("out_of_memory" if fails else "ok")
+    assert seen == {(True, False, ":4096:8") if wanted else (False, False, None)}
+    assert are_deterministic() == (False, False, None)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_trains_deterministically(arm, device):
+    config, device = tiny_config(deterministic=True), torch.device(device)
+    first, second = (train(config, arm, tiny_dataset(), 7, device)[0] for _ in range(2))
+    assert first["losses"].tobytes() == second["losses"].tobytes()
+    assert first["val_loss"] == second["val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("arm", "device"),
+    [
+        ("window", "cpu"),
+        pytest.param("window", "cuda", marks=needs_cuda),
+        pytest.param("baseline", "cuda", marks=needs_cuda),
+        pytest.param("fused", "cuda", marks=needs_cuda),
+    ],
+)
+def test_bfloat16_and_compile_train_every_arm(arm, device):
+    device = torch.device(device)
+    sizes = {"layers": 1, "max_steps": 3}
+    reference, _ = train(tiny_config(**sizes), arm, tiny_dataset(), 7, device)
+    config = tiny_config(dtype="bfloat16", compile="default", **sizes)
+    metrics, _ = train(config, arm, tiny_dataset(), 7, device)
+    release_memory(device)
+    assert metrics["compile_time"] > 0
+    np.testing.assert_allclose(metrics["losses"], reference["losses"], rtol=0.1)
+
+
+@needs_cuda
+def test_cuda_peak_memory_is_this_trainings_own():
+    device = torch.device("cuda")
+    dataset = tiny_dataset()
+    release_memory(device)
+    peaks = []
+    for _ in range(2):
+        metrics, model = train(tiny_config(), "window", dataset, 7, device)
+        peaks.append(metrics["peak_memory_mb"])
+        del model
+        release_memory(device)
+    assert peaks[0] == peaks[1] > 0
+    assert metrics["peak_reserved_mb"] >= peaks[1]
+
+
+@needs_cuda
+@pytest.mark.parametrize("arm", ("baseline", "window", "fused"))
+def test_cuda_graphs_train_the_same_in_the_same_memory(arm):
+    """Their replays allocate nothing: what the steps take must be seen when they are recorded."""
+    sizes = {"seq_len": 1100, "d_model": 128, "batch_size": 4, "window_attention": "split"}
+    dataset = tiny_dataset(12, 1100)
+    device = torch.device("cuda")
+    found, left = [], []
+    for mode in ("default", "reduce-overhead", "reduce-overhead"):
+        config = tiny_config(dtype="bfloat16", compile=mode, **sizes)
+        metrics, model = train(config, arm, dataset, 7, device)
+        del model
+        release_memory(device)
+        found.append(metrics)
+        left.append(torch.cuda.memory_allocated())
+    calls, *graphs = found
+    for metrics in graphs:
+        np.testing.assert_allclose(metrics["losses"], calls["losses"], rtol=0.1)
+        assert 0.7 < metrics["peak_memory_mb"] / calls["peak_memory_mb"] < 1.5
+    # what stays (a workspace of cuBLAS is 32 MiB on a Hopper GPU) is not more after each training
+    assert left[2] - left[1] < 2**20
+
+
+@needs_cuda
+def test_cuda_evaluation_has_the_memory_of_the_graphs(monkeypatch):
+    """Dense attention's steps keep their scores in the graphs, most of the peak."""
+    taken, evaluate = [], Trainer.evaluate
+
+    def noted(trainer, held_out):
+        taken.append(torch.cuda.memory_allocated())
+        return evaluate(trainer, held_out)
+
+    monkeypatch.setattr(Trainer, "evaluate", noted)
+    sizes = {"seq_len": 2048, "d_model": 128, "n_heads": 8, "batch_size": 4}
+    config = tiny_config(dtype="bfloat16", compile="reduce-overhead", **sizes)
+    device = torch.device("cuda")
+    before = torch.cuda.memory_allocated()
+    metrics, model = train(config, "baseline", tiny_dataset(12, 2048), 7, device)
+    assert metrics["status"] == "ok" and math.isfinite(metrics["val_loss"])
+    assert taken[0] - before < 0.3 * metrics["peak_memory_mb"] * 2**20
+    del model
+    release_memory(device)

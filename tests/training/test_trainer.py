@@ -1,0 +1,115 @@
+"""The pieces of a training: model, step, warm-up, validation."""
+
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from tiny import CPU, DEVICES, VOCABULARY, tiny_config, tiny_dataset
+
+from attention import masks as attention_masks
+from training.trainer import (
+    Trainer,
+    build_model,
+    deterministic_algorithms,
+    next_token_loss,
+    parameter_counts,
+    release_memory,
+)
+
+
+def make_trainer(arm="window", device=CPU, **changes):
+    dataset = tiny_dataset()
+    return Trainer(tiny_config(**changes), arm, dataset.train, VOCABULARY, device, seed=7)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_warm_up_leaves_no_trace(device):
+    trainer = make_trainer(device=torch.device(device))
+    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    buffers = {name: value.data_ptr() for name, value in trainer.model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    device_state = torch.cuda.get_rng_state() if device == "cuda" else None
+    trainer.warm_up()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+        assert value.data_ptr() == buffers[name], name
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert not trainer.optimizer.state
+    assert trainer.optimizer.param_groups[0]["lr"] == trainer.config.lr
+    assert torch.equal(torch.get_rng_state(), random_state)
+    if device == "cuda":
+        assert torch.equal(torch.cuda.get_rng_state(), device_state)
+
+
+def test_validation_is_the_mean_over_held_out_rows_without_dropout():
+    trainer = make_trainer()
+    held_out = tiny_dataset(rows=11).held_out[:3]  # the last batch is not full
+    expected = []
+    with torch.no_grad():
+        trainer.model.eval()
+        for row in held_out:
+            tokens = torch.from_numpy(row.astype(np.int64))[None]
+            log_p = trainer.model(tokens[:, :-1]).double().log_softmax(-1)
+            expected.append(-log_p.gather(-1, tokens[:, 1:, None]).mean().item())
+        trainer.model.train()
+    assert trainer.evaluate(held_out) == pytest.approx(np.mean(expected), rel=1e-6)
+    assert trainer.model.training
+
+
+def test_val_batches_limits_the_held_out_rows(monkeypatch):
+    trainer = make_trainer(val_batches=1)
+    held_out = tiny_dataset().held_out
+    assert trainer.evaluate(held_out) == make_trainer().evaluate(held_out[[0, -1]])
+    assert trainer.evaluate(held_out) != make_trainer().evaluate(held_out)
+
+
+def are_deterministic():
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    )
+
+
+def test_a_users_own_deterministic_setting_outlives_a_training(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with deterministic_algorithms(True):
+            assert are_deterministic() == (True, False, ":16:8")
+        with deterministic_algorithms(False):
+            assert are_deterministic() == (True, True, ":16:8")
+        assert are_deterministic() == (True, True, ":16:8")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_window_arm_gets_its_layers_patterns():
+    config = tiny_config(window_size=5, dilation=[3, 1], sink_tokens=2)
+    model = build_model(config, "window", VOCABULARY, CPU, 0)
+    assert [(b.mha.window_size, b.mha.dilation) for b in model.layers] == [(5, 3), (5, 1)]
+    assert all(b.mha.sink_tokens == 2 for b in model.layers)
+
+
+def test_parameters_are_counted_for_the_chosen_arms():
+    config = tiny_config(arms=("window", "published"))
+    expected = {
+        arm: sum(p.numel() for p in build_model(config, arm, 30, CPU, 0).parameters())
+        for arm in config.arms
+    }
+    assert parameter_counts(config, 30) == expected
+    assert list(expected) == ["window", "published"]
+
+
+def test_release_memory_empties_the_caches():
+    make_trainer().warm_up()
+    release_memory(CPU)
+    assert attention_masks.clear_mask_cache.__globals__["_mask_cache"].cache_info().currsize == 0
+
+
+def test_loss_is_in_nats():
+    logits = torch.zeros(1, 4, 8)
+    targets = torch.zeros(1, 4, dtype=torch.int64)
+    assert next_token_loss(lambda _: logits, None, targets).item() == pytest.approx(math.log(8))
