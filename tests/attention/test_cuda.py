@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from attention.cache import KERNELS, PRODUCTS, KeyValueCache, decode_kernel
+from attention.cache import PRODUCTS, KeyValueCache, decode_kernel
 from attention.choose import window_attention
 from attention.full import dense_attention, fused_attention
-from attention.kernels import CHOICES
+from attention.kernels import CHOICES, KERNELS
 from attention.pattern import window_mask
 from attention.split import split_attention, split_kernels
 from gpt import GPTModel
@@ -174,9 +174,6 @@ def test_memory_that_both_streams_use_is_never_overwritten_early():
     torch.cuda.synchronize()
     for n, gradient in enumerate(found):  # cuDNN's backward adds in no fixed order
         assert (gradient - expected[n % 4]).norm() < 1e-2 * expected[n % 4].norm(), n
-
-
-# --- one new token ---
 
 
 @pytest.mark.parametrize(
