@@ -7,6 +7,7 @@ standard error.  The method behind it is ``stream`` of the models (generation/to
 import argparse
 import sys
 import time
+from functools import partial
 
 import torch
 
@@ -67,14 +68,6 @@ def read_prompt(argument):
     return text
 
 
-def load_model(weights, device):
-    """The trained model; UserError where its weights cannot be used."""
-    model = load_window_model(weights, device)
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise UserError(f"{weights}: not all weights are finite: the training diverged")
-    return model
-
-
 def room_for(model, prompt, tokens):
     """How many of ``tokens`` fit behind ``prompt`` tokens; UserError where none does."""
     if model.position_embeddings is None:
@@ -88,8 +81,7 @@ def room_for(model, prompt, tokens):
     return min(tokens, room)
 
 
-def write(text):
-    print(text, end="", flush=True)
+write = partial(print, end="", flush=True)
 
 
 def write_tokens(stream, tokenizer):
@@ -113,7 +105,9 @@ def go_on(args):
         check_options(args)
         device = resolve_device(args.device)
     prompt = read_prompt(args.prompt)
-    model = load_model(args.weights, device)
+    model = load_window_model(args.weights, device)
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise UserError(f"{args.weights}: not all weights are finite: the training diverged")
     tokenizer = load_tokenizer(args.weights, len(model.word_embeddings.weight))
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     room = room_for(model, len(ids), args.tokens)

@@ -13,12 +13,10 @@ from attention.kernels import ALL_KEYS, CHOICES, CUDA_HEAD_DIM, KERNELS
 from attention.pattern import check_pattern, may_attend
 from attention.split import split_kernels
 
-PRODUCTS = "products"  # no kernel: two matrix products around a softmax over all keys
-
 
 @functools.cache
 def decode_kernel(device, dtype, head_dim):
-    """The name of the kernel that serves a step here: of ``KERNELS``, or ``PRODUCTS``.
+    """The name in ``KERNELS`` of the kernel that serves a step here; None: products serve it.
 
     The near kernel of split attention, but products in float32 on CUDA.  On 2 CPU cores in float32
     it took 0.75 of the products' time at 4,096 tokens (B8 H4 D32), 1.13 at 16,384.  On an H200 in
@@ -26,11 +24,11 @@ def decode_kernel(device, dtype, head_dim):
     makes a new plan for every number of keys, and that grows as the text does: 46 to 52 ms a call.
     """
     if (device.type, dtype) not in CHOICES:
-        return PRODUCTS
+        return None
     if device.type == "cuda" and (dtype == torch.float32 or head_dim % CUDA_HEAD_DIM):
-        return PRODUCTS
+        return None
     kernels = split_kernels(device, dtype, head_dim)
-    return PRODUCTS if kernels is None else kernels[0]
+    return None if kernels is None else kernels[0]
 
 
 def _product(one, other):
@@ -154,21 +152,15 @@ class KeyValueCache:
             parts.append((*self.sink, kept))
         return parts
 
-    def attend(self, q, kernel=None):
-        """The last token's attention, q (B, 1, H, D) -> (B, 1, H, D).
-
-        kernel: a name of ``KERNELS``, or ``PRODUCTS``, which alone knows masks and takes another's
-        place where there are sinks; None: see ``decode_kernel``.
-        """
+    def attend(self, q):
+        """The last token's attention, q (B, 1, H, D) -> (B, 1, H, D)."""
         parts, scale = self.parts(), q.shape[-1] ** -0.5
-        one = q.transpose(1, 2)  # (B, H, 1, D)
+        masked = any(kept is not None for *_, kept in parts)
+        kernel = None if masked else decode_kernel(q.device, q.dtype, q.shape[-1])
+        q = q.transpose(1, 2)  # (B, H, 1, D)
         with torch.autocast(q.device.type, enabled=False):
-            if any(kept is not None for *_, kept in parts):
-                kernel = PRODUCTS
-            elif kernel is None:
-                kernel = decode_kernel(q.device, q.dtype, q.shape[-1])
-            if kernel == PRODUCTS:
-                out = _by_products(one, parts, scale).to(q.dtype)
+            if kernel is None:
+                out = _by_products(q, parts, scale).to(q.dtype)
             else:
-                out = _by_kernel(KERNELS[kernel], one, parts, scale)
+                out = _by_kernel(KERNELS[kernel], q, parts, scale)
         return out.transpose(1, 2)

@@ -1,7 +1,4 @@
-"""The near and the far part of split attention, forward and backward, by any of the kernels.
-
-Shapes: B batch, S sequence length, M queries with far keys, H heads, D head_dim.
-"""
+"""The near and the far part of split attention, forward and backward, by any of the kernels."""
 
 import torch
 

@@ -5,10 +5,11 @@ How it works, for window w and dilation d:
 1. **near**: query i sees the keys i - w .. i.  That is a sliding window, which PyTorch's kernels
    do, or ordinary attention of chunks of queries to a few more keys.
 2. **far**: query i sees the keys i - o, i - o - d, i - o - 2d ... with o = w + d.  Take the queries
-   from o on and all keys, so that i becomes t = i - o: query t sees the keys t, t - d, t - 2d ...
-   Those are the tokens of its own residue class modulo d, and within one class that is ordinary
-   causal attention over S / d tokens.  So the d classes are handed to a kernel as d times as many
-   heads: dilation is heads (known from NATTEN, Hassani et al. 2023).
+   from o on and count them anew, t = i - o: query t sees the keys t, t - d, t - 2d ...  Those are
+   the tokens of its own residue class modulo d (for d = 3 the classes are 0 3 6 .., 1 4 7 .. and
+   2 5 8 ..), and within one class that is ordinary causal attention over S / d tokens.  So the d
+   classes are handed to a kernel as d times as many heads: dilation is heads (known from NATTEN,
+   Hassani et al. 2023).
 3. **merge**: each kernel returns its output and the log-sum-exp of its scores, lse.  One softmax
    over both sets of keys is the mean of both outputs with the weights exp(lse_near) and
    exp(lse_far) (Milakov & Gimelshein 2018); its own lse is the logarithm of their sum.
@@ -155,13 +156,6 @@ def _(gradient, q, k, v, out, lse, window_size, dilation, scale, near_kernel, fa
     near_results = [x.new_empty(x.shape) for x in (q, k, v)]
     far_results = [x.new_empty(with_tokens(x, n)) for x, n in ((q, late), (k, keys), (v, keys))]
     return near_results + far_results
-
-
-def _no_second_derivative(ctx, *gradients):
-    raise RuntimeError("split attention has no second derivative: choose dense for double backward")
-
-
-_near_and_far_backward.register_autograd(_no_second_derivative)
 
 
 def _merge(out, lse, far_out, far_lse, first):

@@ -1,12 +1,7 @@
 """The pattern against a literal double loop; counts in closed form; the drawing."""
 
-import shutil
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -106,15 +101,3 @@ def test_the_drawing_shows_the_pattern():
         "s o . # #",
         "o . o . # #",
     ]
-
-
-def test_the_folder_alone_draws_a_pattern_and_attends(tmp_path):
-    shutil.copytree(ROOT / "attention", tmp_path / "attention")
-    code = (
-        "import runpy, torch; from attention import may_attend, window_attention, window_mask; "
-        "q = torch.ones(1, 5, 1, 2); print(window_attention(q, q, q, 2, 2).shape == q.shape); "
-        "runpy.run_module('attention', run_name='__main__')"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("True\n24 tokens") and done.stdout.count("\n") == 26

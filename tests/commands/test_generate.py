@@ -9,20 +9,27 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from tokenizers import ByteLevelBPETokenizer
 
 import generate
 from gpt_win import GPTWindowModel
 from training import text as training_text
-from training.prepare import END_OF_TEXT, _train_tokenizer
+from training.prepare import END_OF_TEXT
 from training.weights import load_tokenizer, load_window_model, save_window_weights
 
 TEXT = "def parse(self, naïve: str) -> int:\n    return len(naïve)  # 日本語 🙂\n"
 
 
+def save_tokenizer(path, tokens):
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([TEXT * 5], tokens, special_tokens=[END_OF_TEXT])
+    tokenizer.save(str(path))
+
+
 def save(folder, positions="learned", change=None):
     """A small model with differing logits, and a real tokenizer."""
     tokenizer = folder / "source.json"
-    _train_tokenizer([TEXT * 5], 300).save(str(tokenizer))
+    save_tokenizer(tokenizer, 300)
     arguments = {"d_model": 16, "n_heads": 2, "layers": 2, "vocab_size": 300}
     arguments |= {"max_seq_len": 64, "window_size": 4, "dilation": 3, "positions": positions}
     torch.manual_seed(0)
@@ -136,7 +143,7 @@ def test_another_tokenizer_is_one_clear_line(folder, capsys):
     config.write_text(json.dumps(about))
     tokenizer.write_bytes(original)
     run(capsys, "x", "--tokens", "1")
-    _train_tokenizer([TEXT], 270).save(str(tokenizer))
+    save_tokenizer(tokenizer, 270)
     assert "not the tokenizer that the model was trained with" in refused(capsys, "x")
 
 
@@ -161,8 +168,8 @@ def test_weights_that_diverged_are_refused(folder, capsys):
         (["x", "--tokens", "-1"], "--tokens must be a whole number and at least 0, got -1"),
         (["x", "--top-k", "-1"], "--top-k must be a whole number and at least 0, got -1"),
         (["x", "--top-p", "0"], "top_p must be above 0 and at most 1, got 0.0"),
-        (["x", "--temperature", "-1"], "temperature must be at least 0, got -1.0"),
-        (["x", "--temperature", "nan"], "temperature must be a finite number, got nan"),
+        (["x", "--temperature", "-1"], "temperature must be a finite number, at least 0, got -1.0"),
+        (["x", "--temperature", "nan"], "temperature must be a finite number, at least 0, got nan"),
         (["x", "--seed", str(2**64)], "--seed must fit into 64 bits"),
     ],
 )
