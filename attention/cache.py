@@ -9,26 +9,8 @@ import functools
 
 import torch
 
-from attention.kernels import ALL_KEYS, CHOICES, CUDA_HEAD_DIM, KERNELS
+from attention.kernels import ALL_KEYS, CHOICES, KERNELS
 from attention.pattern import check_pattern, may_attend
-from attention.split import split_kernels
-
-
-@functools.cache
-def decode_kernel(device, dtype, head_dim):
-    """The name in ``KERNELS`` of the kernel that serves a step here; None: products serve it.
-
-    The near kernel of split attention, but products in float32 on CUDA.  On 2 CPU cores in float32
-    it took 0.75 of the products' time at 4,096 tokens (B8 H4 D32), 1.13 at 16,384.  On an H200 in
-    bfloat16 cuDNN was the fastest in a CUDA graph, 0.71 to 0.96 of FlashAttention's time, but it
-    makes a new plan for every number of keys, and that grows as the text does: 46 to 52 ms a call.
-    """
-    if (device.type, dtype) not in CHOICES:
-        return None
-    if device.type == "cuda" and (dtype == torch.float32 or head_dim % CUDA_HEAD_DIM):
-        return None
-    kernels = split_kernels(device, dtype, head_dim)
-    return None if kernels is None else kernels[0]
 
 
 def _product(one, other):
@@ -70,6 +52,33 @@ def _by_kernel(kernel, q, parts, scale):
         return outs[0]
     weights = torch.cat(lses, dim=2).softmax(dim=2).unsqueeze(2)  # (B, H, 1, parts)
     return (weights @ torch.cat(outs, dim=2).to(weights.dtype)).to(q.dtype)
+
+
+@functools.cache
+def decode_kernel(device, dtype, head_dim):
+    """The name in ``KERNELS`` of the kernel that serves a step here; None: products serve it.
+
+    The near kernel of split attention, but products in float32 on CUDA.  On 2 CPU cores in float32
+    it took 0.75 of the products' time at 4,096 tokens (B8 H4 D32), 1.13 at 16,384.  On an H200 in
+    bfloat16 cuDNN was the fastest in a CUDA graph, 0.71 to 0.96 of FlashAttention's time, but it
+    makes a new plan for every number of keys, and that grows as the text does: 46 to 52 ms a call.
+    As for split attention, the kernel is tried on a small example first.
+    """
+    if (device.type, dtype) not in CHOICES or (device.type, dtype) == ("cuda", torch.float32):
+        return None
+    name, _ = CHOICES[device.type, dtype][0]
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn((3, 2, 2, 40, head_dim), generator=generator, device="cpu")
+    q, k, v = numbers.to(device, dtype)
+    q, scale = q[:, :, :1], head_dim**-0.5
+    try:
+        parts = [(k[:, :, :7], v[:, :, :7], None), (k[:, :, 7:], v[:, :, 7:], None)]
+        out = _by_kernel(KERNELS[name], q, parts, scale)
+    except (RuntimeError, TypeError, AttributeError):
+        return None
+    expected = _by_products(q.double(), [(k.double(), v.double(), None)], scale)
+    close = (out - expected).norm() <= 10 * torch.finfo(dtype).eps * expected.norm()
+    return name if close else None
 
 
 class KeyValueCache:
@@ -154,13 +163,13 @@ class KeyValueCache:
 
     def attend(self, q):
         """The last token's attention, q (B, 1, H, D) -> (B, 1, H, D)."""
-        parts, scale = self.parts(), q.shape[-1] ** -0.5
+        parts, head_dim = self.parts(), q.shape[-1]
         masked = any(kept is not None for *_, kept in parts)
-        kernel = None if masked else decode_kernel(q.device, q.dtype, q.shape[-1])
         q = q.transpose(1, 2)  # (B, H, 1, D)
         with torch.autocast(q.device.type, enabled=False):
+            kernel = None if masked else decode_kernel(q.device, q.dtype, head_dim)
             if kernel is None:
-                out = _by_products(q, parts, scale).to(q.dtype)
+                out = _by_products(q, parts, head_dim**-0.5).to(q.dtype)
             else:
-                out = _by_kernel(KERNELS[kernel], q, parts, scale)
+                out = _by_kernel(KERNELS[kernel], q, parts, head_dim**-0.5)
         return out.transpose(1, 2)

@@ -42,13 +42,6 @@ def test_published_count():
     assert density(256, 96, 4) == pytest.approx(0.7082, abs=5e-5)
 
 
-def test_dilation_one_is_full_and_zero_is_the_pure_window():
-    full = torch.ones(33, 33, dtype=torch.bool).tril()
-    assert torch.equal(window_mask(33, 5, 1), full)
-    assert torch.equal(window_mask(33, 32, 0), full)
-    assert torch.equal(window_mask(33, 5, 0), full & torch.ones_like(full).triu(-5))
-
-
 def test_counts_of_a_long_sequence_need_no_mask():
     near, far = near_far_pairs(10**9, 96, 4)
     assert near == 97 * 10**9 - 96 * 97 // 2

@@ -62,38 +62,24 @@ def check_equal(model, prompt, new, monkeypatch):
     assert torch.equal(model.generate(prompt, new, temperature=0), tokens)
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-@pytest.mark.parametrize("attention", ["fused", "dense"])
-@pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 17)])
-def test_full_attention_equals_recomputation(positions, attention, batch, length, monkeypatch):
-    model = build(attention=attention, positions=positions)
-    check_equal(model, prompts(batch, length), 64 - length, monkeypatch)
-
-
 @pytest.mark.parametrize(
-    ("pattern", "options"),
+    ("model_class", "options"),
     [
-        ((5, 3), {}),
-        ((5, 3), {"positions": "rotary", "attention": "split"}),
-        ((1, 1), {}),
-        ((1, 2), {"positions": "rotary"}),
-        ((7, 0), {}),
-        ((4, 0), {"sink_tokens": 3}),
-        ((4, 5), {"sink_tokens": 9, "positions": "rotary"}),
-        ((62, 1), {}),
-        ((63, 3), {}),
-        ((100, 2), {"sink_tokens": 2}),
-        ((20, 43), {}),
-        ((20, 42), {"attention": "dense"}),
-        ((20, 400), {"sink_tokens": 100}),
-        (([3, 9], [4, 1]), {}),
-        (([3, 90], [0, 2]), {"sink_tokens": 4, "positions": "rotary"}),
+        (GPTModel, {}),
+        (GPTModel, {"positions": "rotary", "attention": "dense"}),
+        (GPTWindowModel, {"window_size": 5, "dilation": 3, "attention": "split"}),
+        (GPTWindowModel, {"window_size": 1, "dilation": 2, "positions": "rotary"}),
+        (GPTWindowModel, {"window_size": 4, "dilation": 5, "sink_tokens": 9}),
+        (GPTWindowModel, {"window_size": 63, "dilation": 3}),
+        (GPTWindowModel, {"window_size": 100, "dilation": 2, "sink_tokens": 2}),
+        (GPTWindowModel, {"window_size": 20, "dilation": 43}),
+        (GPTWindowModel, {"window_size": 20, "dilation": 400, "sink_tokens": 100}),
+        (GPTWindowModel, {"window_size": [3, 90], "dilation": [0, 1], "sink_tokens": 4}),
     ],
 )
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 30)])
-def test_every_pattern_equals_recomputation(pattern, options, batch, length, monkeypatch):
-    model = build(GPTWindowModel, window_size=pattern[0], dilation=pattern[1], **options)
-    check_equal(model, prompts(batch, length), 64 - length, monkeypatch)
+def test_named_patterns_equal_recomputation(model_class, options, batch, length, monkeypatch):
+    check_equal(build(model_class, **options), prompts(batch, length), 64 - length, monkeypatch)
 
 
 @given(
