@@ -136,7 +136,7 @@ def _flash_backward(gradient, q, k, v, out, lse, seen, scale):
     return _heads_last(*operator(*inputs, 0.0, causal, *_no_random_state(q), **window, scale=scale))
 
 
-# cuDNN has no window here: it serves the far part, and in the benchmark one new token.
+# cuDNN has no window here: it serves the far part alone.
 def _cudnn_forward(q, k, v, seen, scale):
     if q.shape[2] == k.shape[2] == 1:  # cuDNN refuses this single case
         return _flash_forward(q, k, v, seen, scale)
