@@ -1,10 +1,10 @@
 """The same GPT with sliding-window + dilated attention: inheritance, only the attention replaced.
 
 The parameters keep their names and shapes, so a state_dict of GPTModel loads into GPTWindowModel
-and the other way round, and equal seeds give equal weights.
+and the other way round, and equal seeds give equal weights.  Letters: as in gpt.py.
 """
 
-from attention.choose import check_evaluation, window_attention
+from attention.choose import EVALUATIONS, window_attention
 from attention.pattern import check_pattern
 from gpt import CustomMHA, GPTModel, TransformerDecoderBlock
 
@@ -17,18 +17,19 @@ def per_layer(name, value, layers):
     if not isinstance(value, list | tuple):
         return (value,) * layers
     if len(value) != layers:
-        raise ValueError(
-            f"{name} has {len(value)} value{'s' * (len(value) != 1)} for {layers} "
-            f"layer{'s' * (layers != 1)}: give one, or one for each layer"
-        )
+        values = "value" if len(value) == 1 else "values"
+        found = f"{name} has {len(value)} {values} for {layers} layers"
+        raise ValueError(f"{found}: give one, or one for each layer")
     return tuple(value)
 
 
 class CustomWindowMHA(CustomMHA):
     """CustomMHA over the pattern of ``attention.may_attend``.
 
-    attention: how to evaluate it, one of ``window_attention.EVALUATIONS``.
+    attention: how to evaluate it, one of ``attention.choose.EVALUATIONS``.
     """
+
+    attentions = EVALUATIONS
 
     def __init__(
         self,
@@ -46,11 +47,6 @@ class CustomWindowMHA(CustomMHA):
         self.dilation = dilation
         self.sink_tokens = sink_tokens
 
-    @staticmethod
-    def check_attention(attention):
-        """Raise ValueError for an unknown evaluation."""
-        check_evaluation(attention)
-
     def pattern(self):
         """(window_size, dilation, sink_tokens)."""
         return self.window_size, self.dilation, self.sink_tokens
@@ -62,21 +58,10 @@ class CustomWindowMHA(CustomMHA):
 
 
 class TransformerDecoderBlockWindow(TransformerDecoderBlock):
-    """TransformerDecoderBlock with CustomWindowMHA."""
+    """TransformerDecoderBlock with CustomWindowMHA, which takes the other ``options``."""
 
-    def __init__(
-        self,
-        d_model,
-        n_heads,
-        window_size,
-        dilation,
-        attention="auto",
-        dropout=0.1,
-        positions="learned",
-        sink_tokens=0,
-    ):
-        options = attention, positions, sink_tokens
-        mha = CustomWindowMHA(d_model, n_heads, window_size, dilation, *options)
+    def __init__(self, d_model, n_heads, window_size, dilation, dropout=0.1, **options):
+        mha = CustomWindowMHA(d_model, n_heads, window_size, dilation, **options)
         super().__init__(d_model, n_heads, dropout=dropout, mha=mha)
 
 
@@ -105,11 +90,11 @@ class GPTWindowModel(GPTModel):
     ):
         window_sizes = per_layer("window_size", window_size, layers)
         dilations = per_layer("dilation", dilation, layers)
-        options = attention, dropout, positions, sink_tokens
+        options = {"attention": attention, "positions": positions, "sink_tokens": sink_tokens}
 
         def make_block(layer):
             pattern = window_sizes[layer], dilations[layer]
-            return TransformerDecoderBlockWindow(d_model, n_heads, *pattern, *options)
+            return TransformerDecoderBlockWindow(d_model, n_heads, *pattern, dropout, **options)
 
         sizes = d_model, n_heads, layers, vocab_size, max_seq_len
         super().__init__(*sizes, positions=positions, make_block=make_block)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from attention.full import dense_attention, fused_attention
-from attention.masks import cached_window_bias, cached_window_mask
+from attention.masks import cached_window_mask
 from attention.pattern import check_pattern, is_full_causal
 from attention.split import split_attention, split_kernels
 
@@ -24,15 +24,6 @@ SPLIT_FROM = {
     ("cuda", torch.float16): 1024,
     ("cuda", torch.float32): 768,
 }
-
-
-# --- the choice --------------------------------------------------------------------------------
-def check_evaluation(evaluation):
-    """Raise ValueError for a name that is not in ``EVALUATIONS``."""
-    if evaluation not in EVALUATIONS:
-        raise ValueError(
-            f"unknown window attention {evaluation!r}: choose one of {', '.join(EVALUATIONS)}"
-        )
 
 
 class Plan(NamedTuple):
@@ -77,7 +68,9 @@ def window_attention(q, k, v, window_size, dilation, evaluation="auto", sink_tok
     split where PyTorch has no kernels for it.
     """
     check_pattern(window_size, dilation, sink_tokens)
-    check_evaluation(evaluation)
+    if evaluation not in EVALUATIONS:
+        known = ", ".join(EVALUATIONS)
+        raise ValueError(f"unknown window attention {evaluation!r}: choose one of {known}")
     seq_len, device = q.shape[1], q.device
     if torch.is_autocast_enabled(device.type) and q.dtype != torch.float64:
         q, k, v = (x.to(torch.get_autocast_dtype(device.type)) for x in (q, k, v))
@@ -100,5 +93,5 @@ def window_attention(q, k, v, window_size, dilation, evaluation="auto", sink_tok
         return dense_attention(q, k, v, mask)
     if is_full_causal(seq_len, window_size, dilation, sink_tokens):
         return fused_attention(q, k, v)
-    bias = cached_window_bias(seq_len, window_size, dilation, device, q.dtype, sink_tokens)
+    bias = cached_window_mask(seq_len, window_size, dilation, device, sink_tokens, q.dtype)
     return fused_attention(q, k, v, bias)

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from attention.masks import cached_window_mask
 
 
-# --- the evaluations ---------------------------------------------------------------------------
 def dense_attention(q, k, v, mask):
     """Textbook attention: every score is computed, the masked ones are thrown away.
 

@@ -1,4 +1,8 @@
-"""PyTorch's attention kernels by their underscored operators: every one of them stands here."""
+"""PyTorch's attention kernels by their underscored operators: every one of them stands here.
+
+The operators may change with PyTorch's version: ``split.split_kernels`` tries them before any use.
+Shapes: N batch or pieces of it, H heads, D head_dim.
+"""
 
 import functools
 import math
@@ -8,39 +12,33 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from attention.masks import _as_bias
+from attention.masks import as_bias
 from attention.pattern import may_attend
 
+CAUSAL, ALL_KEYS = "causal", "all keys"
 
-# --- the split evaluation ----------------------------------------------------------------------
-# Its cost follows the pairs that are attended.  The near keys are a sliding window.  The far keys
-# of query i are i - o, i - o - d, ... with o = w + d: among the tokens of one residue class modulo
-# d that is ordinary causal attention, shifted by o, so each class is one more head of length about
-# S / d.  Both parts go to PyTorch's own kernels, which return the log-sum-exp of the scores beside
-# the output; with it the two softmaxes are merged into one, and each part's own backward kernel,
-# given the merged output and log-sum-exp, returns its exact share of the gradients (as ring
-# attention does, Liu et al. 2023).  Folding residue classes is known from NATTEN (Hassani et al.
-# 2023), merging by log-sum-exp from Milakov & Gimelshein 2018.  What the sinks add is a third part,
-# a few keys for every query, in plain products.
+
 class Kernel(NamedTuple):
-    """One of PyTorch's attention kernels, by its underscored operators.
+    """One of PyTorch's attention kernels.
 
-    ``forward(q, k, v, window, scale)`` -> out, lse and ``backward(gradient, q, k, v, out, lse,
-    window, scale)`` -> dq, dk, dv take pieces (N, H, length, D) with lse (N, H, length).
-    ``window=None`` is causal, aligned at the first query and key; a number w lets the last query
-    see the last w + 1 keys, the query before it those one earlier, and so on.
+    ``forward(q, k, v, seen, scale)`` -> out, lse and ``backward(gradient, q, k, v, out, lse, seen,
+    scale)`` -> dq, dk, dv take q (N, H, length, D) and k, v (N, H, keys, D); lse (N, H, length) is
+    the log-sum-exp of every query's scores.
+    seen: which keys a query sees.  CAUSAL: the first query the first key, the second two, and so
+    on.  ALL_KEYS.  A number w: the last query the last w + 1 keys, the one before it those one
+    earlier, and so on.
     """
 
     forward: Callable
     backward: Callable
-    # queries of a near chunk for a window of w; None: the kernel walks a whole sequence itself
-    chunk: Callable | None
+    # the least queries of a near piece; None: the kernel takes a window over a whole sequence
+    least_chunk: int | None
     # the far part's keys are read up to a multiple of this: cuDNN is 4 % slower otherwise (H200)
     multiple: int = 1
 
 
 def _window_bias(q, k, window_size):
-    """What is added to the scores of pieces q (N, H, length, D) and k: 0, or minus infinity."""
+    """What is added to the scores of q (N, H, length, D) and k: 0, or minus infinity."""
     # kept on a CPU only: what is first made while a CUDA graph is recorded dies with the graph
     build = _cpu_window_bias if q.device.type == "cpu" else _build_window_bias
     return build(q.shape[2], k.shape[2], window_size, q.dtype, q.device)
@@ -49,29 +47,31 @@ def _window_bias(q, k, window_size):
 def _build_window_bias(length, keys, window_size, dtype, device):
     query = torch.arange(keys - length, keys, device=device)[:, None]
     key = torch.arange(-(-keys // 8) * 8, device=device)[None, :]  # CUDA reads 16 bytes at a time
-    return _as_bias(may_attend(query, key, window_size, 0), dtype)[:, :keys]
+    return as_bias(may_attend(query, key, window_size, 0), dtype)[:, :keys]
 
 
 _cpu_window_bias = functools.lru_cache(maxsize=32)(_build_window_bias)
 
 
-def _cpu_options(q, k, window):
-    if window is None:
+def _cpu_mask(q, k, seen):
+    """The CPU operator's arguments for ``seen``."""
+    if seen == CAUSAL:
         return {"is_causal": True}
-    return {"attn_mask": _window_bias(q, k, window)}
+    if seen == ALL_KEYS:
+        return {"is_causal": False}
+    return {"is_causal": False, "attn_mask": _window_bias(q, k, seen)}
 
 
-def _cpu_forward(q, k, v, window, scale):
+def _cpu_forward(q, k, v, seen, scale):
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return operator(q, k, v, 0.0, **_cpu_options(q, k, window), scale=scale)
+    return operator(q, k, v, 0.0, **_cpu_mask(q, k, seen), scale=scale)
 
 
-def _cpu_backward(gradient, q, k, v, out, lse, window, scale):
+def _cpu_backward(gradient, q, k, v, out, lse, seen, scale):
+    if seen == CAUSAL and q.shape[2] > LONGEST_KEY_BLOCK:
+        return _causal_by_keys(gradient, q, k, v, out, lse, scale)
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    if window is None and q.shape[2] > LONGEST_KEY_BLOCK:
-        return _causal_by_keys(operator, gradient, q, k, v, out, lse, scale)
-    options = {"is_causal": False} | _cpu_options(q, k, window)
-    return operator(gradient, q, k, v, out, lse, 0.0, **options, scale=scale)
+    return operator(gradient, q, k, v, out, lse, 0.0, **_cpu_mask(q, k, seen), scale=scale)
 
 
 # The CPU's backward kernel works through causal attention in tiles of 512 keys by up to 256
@@ -82,29 +82,22 @@ def _cpu_backward(gradient, q, k, v, out, lse, window, scale):
 SHORTEST_KEY_BLOCK, LONGEST_KEY_BLOCK = 128, 256
 
 
-def _causal_by_keys(operator, gradient, q, k, v, out, lse, scale):
+def _causal_by_keys(gradient, q, k, v, out, lse, scale):
     """The causal backward pass in blocks of keys; each goes with the queries that may see it."""
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     length = k.shape[2]
     block = min(max(length // 8, SHORTEST_KEY_BLOCK), LONGEST_KEY_BLOCK)
     dq, dk, dv = torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)
     for first in range(0, length, block):
-        keys, late = slice(first, first + block), slice(first, None)
-        of_queries = [x[:, :, late] for x in (gradient, q, out, lse)]
-        of_keys = [x[:, :, keys] for x in (k, v)]
-        late_dq, dk[:, :, keys], dv[:, :, keys] = operator(
-            *(*of_queries[:2], *of_keys, *of_queries[2:], 0.0, True), scale=scale
+        keys = slice(first, first + block)
+        late_gradient, late_q, late_out, late_lse = (
+            x[:, :, first:] for x in (gradient, q, out, lse)
         )
-        dq[:, :, late].add_(late_dq)
+        inputs = late_gradient, late_q, k[:, :, keys], v[:, :, keys]
+        block_dq, block_dk, block_dv = operator(*inputs, late_out, late_lse, 0.0, True, scale=scale)
+        dq[:, :, first:].add_(block_dq)
+        dk[:, :, keys], dv[:, :, keys] = block_dk, block_dv
     return dq, dk, dv
-
-
-def _cpu_chunk(window_size):
-    """Few wasted pairs against few, large matrix products.
-
-    A power of two from a quarter of the window on, at least 32: the fastest or within 10 % of it
-    of 32 to 128 on 2 CPU cores, for windows of 16, 96 and 512.
-    """
-    return max(32, 2 ** math.ceil(math.log2(window_size / 4)))
 
 
 def _no_random_state(q):
@@ -112,47 +105,53 @@ def _no_random_state(q):
     return [torch.empty(0, dtype=torch.int64, device=q.device) for _ in range(2)]
 
 
-def _flash_forward(q, k, v, window, scale):
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (N, length, H, D)
-    sides = {} if window is None else {"window_size_left": window, "window_size_right": 0}
+def _heads_last(*tensors):
+    """(N, H, length, D) -> (N, length, H, D), or back."""
+    return [x.transpose(1, 2) for x in tensors]
+
+
+def _flash_window(seen):
+    """FlashAttention's own window arguments; it aligns the last query with the last key too."""
+    if seen in (CAUSAL, ALL_KEYS):
+        return {}
+    return {"window_size_left": seen, "window_size_right": 0}
+
+
+def _flash_forward(q, k, v, seen, scale):
+    operator = torch.ops.aten._flash_attention_forward
+    q, k, v = _heads_last(q, k, v)
     lengths = q.shape[1], k.shape[1]
-    out, lse, *_ = torch.ops.aten._flash_attention_forward(
-        q, k, v, None, None, *lengths, 0.0, window is None, False, **sides, scale=scale
-    )
+    causal, window = seen == CAUSAL, _flash_window(seen)
+    inputs = q, k, v, None, None, *lengths
+    out, lse, *_ = operator(*inputs, 0.0, causal, False, **window, scale=scale)
     return out.transpose(1, 2), lse
 
 
-def _flash_backward(gradient, q, k, v, out, lse, window, scale):
-    gradient, q, k, v, out = (x.transpose(1, 2) for x in (gradient, q, k, v, out))
-    sides = {} if window is None else {"window_size_left": window, "window_size_right": 0}
+def _flash_backward(gradient, q, k, v, out, lse, seen, scale):
+    operator = torch.ops.aten._flash_attention_backward
+    gradient, q, k, v, out = _heads_last(gradient, q, k, v, out)
     lengths = q.shape[1], k.shape[1]
-    gradients = torch.ops.aten._flash_attention_backward(
-        *(gradient, q, k, v, out, lse.contiguous(), None, None, *lengths),
-        *(0.0, window is None, *_no_random_state(q)),
-        **sides,
-        scale=scale,
-    )
-    return [x.transpose(1, 2) for x in gradients]
+    causal, window = seen == CAUSAL, _flash_window(seen)
+    inputs = gradient, q, k, v, out, lse.contiguous(), None, None, *lengths
+    return _heads_last(*operator(*inputs, 0.0, causal, *_no_random_state(q), **window, scale=scale))
 
 
-def _cudnn_forward(q, k, v, window, scale):
-    assert window is None
+# cuDNN has no window here: it serves the far part alone.
+def _cudnn_forward(q, k, v, seen, scale):
     if q.shape[2] == k.shape[2] == 1:  # cuDNN refuses this single case
-        return _flash_forward(q, k, v, window, scale)
+        return _flash_forward(q, k, v, seen, scale)
     operator = torch.ops.aten._scaled_dot_product_cudnn_attention
-    out, lse, *_ = operator(q, k, v, None, True, 0.0, True, False, scale=scale)
+    out, lse, *_ = operator(q, k, v, None, True, 0.0, seen == CAUSAL, False, scale=scale)
     return out, lse.squeeze(-1)
 
 
-def _cudnn_backward(gradient, q, k, v, out, lse, window, scale):
-    assert window is None
+def _cudnn_backward(gradient, q, k, v, out, lse, seen, scale):
     if q.shape[2] == k.shape[2] == 1:
-        return _flash_backward(gradient, q, k, v, out, lse, window, scale)
-    return torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
-        *(gradient, q, k, v, out, lse.contiguous().unsqueeze(-1), *_no_random_state(q)),
-        *(None, None, None, q.shape[2], k.shape[2], 0.0, True),
-        scale=scale,
-    )
+        return _flash_backward(gradient, q, k, v, out, lse, seen, scale)
+    operator = torch.ops.aten._scaled_dot_product_cudnn_attention_backward
+    inputs = gradient, q, k, v, out, lse.contiguous().unsqueeze(-1), *_no_random_state(q)
+    lengths = q.shape[2], k.shape[2]
+    return operator(*inputs, None, None, None, *lengths, 0.0, seen == CAUSAL, scale=scale)
 
 
 # The memory-efficient kernel's mask types, and the multiple to which it pads its log-sum-exp.  It
@@ -161,44 +160,40 @@ def _cudnn_backward(gradient, q, k, v, out, lse, window, scale):
 _EFFICIENT_UNMASKED, _EFFICIENT_CAUSAL, _EFFICIENT_LSE = 0, 1, 32
 
 
-def _efficient_options(q, k, window):
-    if window is None:
+def _efficient_mask(q, k, seen):
+    """The bias of the scores, or None, and the mask type."""
+    if seen == CAUSAL:
         return None, _EFFICIENT_CAUSAL
-    bias = _window_bias(q, k, window)
+    if seen == ALL_KEYS:
+        return None, _EFFICIENT_UNMASKED
+    bias = _window_bias(q, k, seen)
     return bias.expand(*q.shape[:2], *bias.shape), _EFFICIENT_UNMASKED
 
 
-def _efficient_forward(q, k, v, window, scale):
-    bias, mask = _efficient_options(q, k, window)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (N, length, H, D)
-    out, lse, *_ = torch.ops.aten._efficient_attention_forward(
-        q, k, v, bias, None, None, None, None, 0.0, mask, True, scale=scale
-    )
+def _efficient_forward(q, k, v, seen, scale):
+    operator = torch.ops.aten._efficient_attention_forward
+    bias, mask = _efficient_mask(q, k, seen)
+    q, k, v = _heads_last(q, k, v)
+    inputs = q, k, v, bias, None, None, None, None
+    out, lse, *_ = operator(*inputs, 0.0, mask, True, scale=scale)
     return out.transpose(1, 2), lse[:, :, : q.shape[1]]
 
 
-def _efficient_backward(gradient, q, k, v, out, lse, window, scale):
-    bias, mask = _efficient_options(q, k, window)
-    gradient, q, k, v, out = (x.transpose(1, 2) for x in (gradient, q, k, v, out))
+def _efficient_backward(gradient, q, k, v, out, lse, seen, scale):
+    operator = torch.ops.aten._efficient_attention_backward
+    bias, mask = _efficient_mask(q, k, seen)
+    gradient, q, k, v, out = _heads_last(gradient, q, k, v, out)
     lse = F.pad(lse, (0, -lse.shape[-1] % _EFFICIENT_LSE), value=math.inf)
-    dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
-        *(gradient, q, k, v, bias, out, None, None, q.shape[1], k.shape[1], lse, 0.0),
-        *(*_no_random_state(q), mask, False),
-        scale=scale,
-    )
-    return [x.transpose(1, 2) for x in (dq, dk, dv)]
-
-
-def _efficient_chunk(window_size):
-    """As for the CPU, but no smaller than the kernel's blocks of 64."""
-    return max(64, _cpu_chunk(window_size))
+    inputs = gradient, q, k, v, bias, out, None, None, q.shape[1], k.shape[1], lse
+    dq, dk, dv, _ = operator(*inputs, 0.0, *_no_random_state(q), mask, False, scale=scale)
+    return _heads_last(dq, dk, dv)
 
 
 KERNELS = {
-    "cpu": Kernel(_cpu_forward, _cpu_backward, _cpu_chunk),
+    "cpu": Kernel(_cpu_forward, _cpu_backward, 32),
     "flash": Kernel(_flash_forward, _flash_backward, None),
     "cudnn": Kernel(_cudnn_forward, _cudnn_backward, None, multiple=64),
-    "efficient": Kernel(_efficient_forward, _efficient_backward, _efficient_chunk),
+    "efficient": Kernel(_efficient_forward, _efficient_backward, 64),  # the kernel's blocks
 }
 # (near, far) for a device type and a dtype, the fastest first; the first that works is taken.
 CHOICES = {

@@ -10,48 +10,36 @@ from attention.pattern import window_mask
 def constant_of_a_graph(function):
     """``torch.compiler.assume_constant_result``, which would load the compiler to set one mark.
 
-    Seconds of every import, also for those who compile nothing.  A test compares the two.
+    Dynamo may not trace into a cache: it takes the function's result as a constant of its graph.
+    Loading the compiler costs seconds, also for those who compile nothing.
     """
     function._dynamo_marked_constant = True
     return function
 
 
-# The mask depends on a few values only, so layers and steps share one tensor.  Dynamo may not trace
-# into a cache; it is told that the result is a constant of the compiled graph.
 @constant_of_a_graph
-def cached_window_mask(seq_len, window_size, dilation, device, sink_tokens=0):
-    """``window_mask``, built once for each (S, w, d, device, N) and shared; do not write to it."""
-    return _mask_cache(seq_len, window_size, dilation, device, sink_tokens)
+def cached_window_mask(seq_len, window_size, dilation, device, sink_tokens=0, bias_dtype=None):
+    """``window_mask`` or its ``as_bias``, built once for its arguments; do not write to it.
 
-
-@constant_of_a_graph
-def cached_window_bias(seq_len, window_size, dilation, device, dtype, sink_tokens=0):
-    """The mask as what is added to the scores, 0 or minus infinity, (S, S), cached likewise.
-
-    scaled_dot_product_attention would make it from the mask again in every call.
+    bias_dtype: None for the mask.  The bias is what scaled_dot_product_attention would make from
+    the mask again in every call.
     """
-    return _bias_cache(seq_len, window_size, dilation, device, dtype, sink_tokens)
+    return _mask_cache(seq_len, window_size, dilation, device, sink_tokens, bias_dtype)
 
 
-@functools.lru_cache(maxsize=8)
-def _mask_cache(seq_len, window_size, dilation, device, sink_tokens):
+@functools.lru_cache(maxsize=16)
+def _mask_cache(seq_len, window_size, dilation, device, sink_tokens, bias_dtype):
     with torch.inference_mode(False):  # autograd takes no tensors that were made in it
-        return window_mask(seq_len, window_size, dilation, device, sink_tokens)
+        mask = window_mask(seq_len, window_size, dilation, device, sink_tokens)
+        return mask if bias_dtype is None else as_bias(mask, bias_dtype)
 
 
-@functools.lru_cache(maxsize=8)
-def _bias_cache(seq_len, window_size, dilation, device, dtype, sink_tokens):
-    with torch.inference_mode(False):
-        return _as_bias(window_mask(seq_len, window_size, dilation, device, sink_tokens), dtype)
-
-
-def _as_bias(mask, dtype):
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
-        ~mask, float("-inf")
-    )
+def as_bias(mask, dtype):
+    """What is added to the scores for a bool mask: 0 where it is True, else minus infinity."""
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill_(~mask, float("-inf"))
 
 
 def clear_mask_cache():
     """Forget the cached masks, so that one model's masks never count as another's memory."""
     _mask_cache.cache_clear()
-    _bias_cache.cache_clear()

@@ -3,7 +3,6 @@
 import torch
 
 
-# --- the pattern -------------------------------------------------------------------------------
 def check_pattern(window_size, dilation, sink_tokens=0):
     """Raise ValueError unless all are whole numbers, ``window_size >= 1`` and the others >= 0."""
     for name, value, least in (
@@ -55,13 +54,13 @@ def near_far_pairs(seq_len, window_size, dilation):
     check_pattern(window_size, dilation)
     w = min(window_size, seq_len)
     near = seq_len * (w + 1) - w * (w + 1) // 2
-    if dilation == 0:
-        return near, 0
     return near, _sum_of_floors(seq_len - w, dilation)  # t = i - w
 
 
 def _sum_of_floors(n, dilation):
-    """The sum of floor(t / d) for t = 0 .. n - 1."""
+    """The sum of floor(t / d) for t = 0 .. n - 1, the far pairs of n queries; none where d = 0."""
+    if dilation == 0:
+        return 0
     groups, rest = divmod(n, dilation)
     return dilation * groups * (groups - 1) // 2 + rest * groups
 
@@ -76,8 +75,6 @@ def sink_pairs(seq_len, window_size, dilation, sink_tokens):
     most = max(seq_len - 1 - window_size, 0)  # n of key 0
     keys = min(sink_tokens, most)
     beyond = keys * (2 * most - keys + 1) // 2  # n for n = most, most - 1, ...: keys terms
-    if dilation == 0:
-        return beyond
     far = _sum_of_floors(most + 1, dilation) - _sum_of_floors(most + 1 - keys, dilation)
     return beyond - far
 

@@ -1,4 +1,7 @@
-"""The sinks' part of split attention: a few keys for every query, in plain products."""
+"""The sinks' part of split attention: a few keys for every query, in plain products.
+
+Shapes: B batch, S sequence length, H heads, D head_dim, N sink_tokens.
+"""
 
 import torch
 
@@ -16,11 +19,11 @@ def _sink_products(q, k, v, pattern, scale):
     query = torch.arange(q.shape[2], device=q.device)[:, None]
     key = torch.arange(sinks, device=q.device)[None, :]
     kept = may_attend(query, key, *pattern) & ~may_attend(query, key, window_size, dilation)
-    scores = q @ k.transpose(-2, -1) * scale
+    scores = q @ k.transpose(-2, -1) * scale  # (B, H, S, N)
     return q, k, v, scores.masked_fill(~kept, float("-inf"))
 
 
-def _merge_sinks(out, lse, q, k, v, pattern, scale):
+def merge_sinks(out, lse, q, k, v, pattern, scale):
     """The softmax over the sinks too, from out (B, S, H, D) and lse (B, H, S) of the other keys.
 
     Every query has its own key among the others, so that its lse is finite; where no sink is left
@@ -37,7 +40,7 @@ def _merge_sinks(out, lse, q, k, v, pattern, scale):
     return merged, merged_lse
 
 
-def _sink_backward(gradient, q, k, v, out, lse, pattern, scale):
+def sink_backward(gradient, q, k, v, out, lse, pattern, scale):
     """The sinks' shares of dq (B, S, H, D) and of their own dk and dv (B, N, H, D).
 
     out and lse are the merged ones: as in every flash backward, dS = P (g v^T - sum(g out)).
@@ -47,6 +50,7 @@ def _sink_backward(gradient, q, k, v, out, lse, pattern, scale):
     weights = (scores - lse.unsqueeze(-1)).exp()  # (B, H, S, N)
     mean = (gradient * out).sum(-1, keepdim=True)
     of_scores = weights * (gradient @ v.transpose(-2, -1) - mean) * scale
-    transposed = of_scores.transpose(-2, -1)
-    gradients = of_scores @ k, transposed @ q, weights.transpose(-2, -1) @ gradient
-    return [x.transpose(1, 2) for x in gradients]
+    dq = of_scores @ k
+    dk = of_scores.transpose(-2, -1) @ q
+    dv = weights.transpose(-2, -1) @ gradient
+    return [x.transpose(1, 2) for x in (dq, dk, dv)]

@@ -1,4 +1,26 @@
-"""Split attention: near, far and sink part, each by its own kernel, merged into one softmax."""
+"""Split attention: the pattern at a cost that follows the attended pairs, exact, forward and back.
+
+How it works, for window w and dilation d:
+
+1. **near**: query i sees the keys i - w .. i.  That is a sliding window, which PyTorch's kernels
+   do, or ordinary attention of chunks of queries to a few more keys.
+2. **far**: query i sees the keys i - o, i - o - d, i - o - 2d ... with o = w + d.  Take the queries
+   from o on and count them anew, t = i - o: query t sees the keys t, t - d, t - 2d ...  Those are
+   the tokens of its own residue class modulo d (for d = 3 the classes are 0 3 6 .., 1 4 7 .. and
+   2 5 8 ..), and within one class that is ordinary causal attention over S / d tokens.  So the d
+   classes are handed to a kernel as d times as many heads: dilation is heads (known from NATTEN,
+   Hassani et al. 2023).
+3. **merge**: each kernel returns its output and the log-sum-exp of its scores, lse.  One softmax
+   over both sets of keys is the mean of both outputs with the weights exp(lse_near) and
+   exp(lse_far) (Milakov & Gimelshein 2018); its own lse is the logarithm of their sum.
+4. **sink**: a third part, the scores of the first N keys in plain products, merged likewise.
+5. **backward**: a kernel's backward pass computes every weight again as exp(score - lse).  Given
+   the *merged* out and lse it finds the weights of the merged softmax, and so its exact share of
+   dq, dk and dv; the shares are added (as in ring attention, Liu et al. 2023).
+
+The geometry is in pieces.py, the parts in parts.py and sinks.py, PyTorch's operators in kernels.py.
+Shapes: q, k, v, out (B, S, H, D); lse (B, H, S); M = S - o queries have far keys.
+"""
 
 import functools
 import warnings
@@ -11,20 +33,24 @@ from attention.full import dense_attention
 from attention.kernels import CHOICES, CUDA_HEAD_DIM, KERNELS
 from attention.masks import constant_of_a_graph
 from attention.parts import (
-    _empty_results,
-    _far,
-    _far_backward,
-    _foldable,
-    _keys_read,
-    _near,
-    _near_backward,
-    _readable,
-    _rows,
-    far_parts,
-    first_with_far_keys,
+    empty_results,
+    far,
+    far_backward,
+    foldable,
+    near,
+    near_backward,
+    readable,
+    with_tokens,
 )
 from attention.pattern import window_mask
-from attention.sinks import _merge_sinks, _sink_backward
+from attention.pieces import far_pieces, keys_read
+from attention.sinks import merge_sinks, sink_backward
+
+
+def first_with_far_keys(seq_len, window_size, dilation):
+    """The first query position that has far keys, or ``seq_len`` where none has."""
+    first = window_size + dilation
+    return first if dilation and first < seq_len else seq_len
 
 
 def _beside(device, one, other):
@@ -57,6 +83,7 @@ def _side_stream(stream):
     return torch.cuda.Stream(stream.device, priority=-1)
 
 
+# To torch.compile the two operators are closed boxes; what it can fuse stands outside of them.
 @torch.library.custom_op("window_attention::near_and_far", mutates_args=())
 def _near_and_far(
     q: torch.Tensor,
@@ -65,27 +92,27 @@ def _near_and_far(
     window_size: int,
     dilation: int,
     scale: float,
-    near: str,
-    far: str,
+    near_kernel: str,
+    far_kernel: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Both parts, not merged: out (B, S, H, D) and log-sum-exp (B, H, S) of each.
+    """Both parts, not merged: out (B, S, H, D) and lse (B, H, S) of each.
 
     The far part has only the M queries that have far keys: (B, M, H, D) and (B, H, M).
     """
-    q, k, v = map(_readable, (q, k, v))
-    late = q[:, first_with_far_keys(q.shape[1], window_size, dilation) :]
-    of_near = partial(_near, q, k, v, window_size, scale, KERNELS[near])
-    if not late.shape[1]:
-        return *of_near(), *_empty_results(late)
-    of_far = partial(_far, late, k, v, dilation, scale, KERNELS[far])
+    q, k, v = readable(q), readable(k), readable(v)
+    late_q = q[:, first_with_far_keys(q.shape[1], window_size, dilation) :]
+    of_near = partial(near, q, k, v, window_size, scale, KERNELS[near_kernel])
+    if not late_q.shape[1]:
+        return *of_near(), *empty_results(late_q)
+    of_far = partial(far, late_q, k, v, dilation, scale, KERNELS[far_kernel])
     near_results, far_results = _beside(q.device, of_near, of_far)
     return *near_results, *far_results
 
 
 @_near_and_far.register_fake
-def _(q, k, v, window_size, dilation, scale, near, far):
-    late = q[:, first_with_far_keys(q.shape[1], window_size, dilation) :]
-    return *_empty_results(q), *_empty_results(late)
+def _(q, k, v, window_size, dilation, scale, near_kernel, far_kernel):
+    late_q = q[:, first_with_far_keys(q.shape[1], window_size, dilation) :]
+    return *empty_results(q), *empty_results(late_q)
 
 
 @torch.library.custom_op("window_attention::near_and_far_backward", mutates_args=())
@@ -99,106 +126,102 @@ def _near_and_far_backward(
     window_size: int,
     dilation: int,
     scale: float,
-    near: str,
-    far: str,
+    near_kernel: str,
+    far_kernel: str,
 ) -> list[torch.Tensor]:
     """The shares of dq, dk and dv of the near part, (B, S, H, D) each, then of the far part.
 
     out and lse are the merged ones.  The far part's dq is that of the queries with far keys, its
     dk and dv those of the keys it reads, the first ones.
     """
-    gradient, q, k, v, out = map(_readable, (gradient, q, k, v, out))
+    gradient, q, k, v, out = map(readable, (gradient, q, k, v, out))
+    near_options = window_size, scale, KERNELS[near_kernel]
+    of_near = partial(near_backward, gradient, q, k, v, out, lse, *near_options)
     first = first_with_far_keys(q.shape[1], window_size, dilation)
-    merged = out, lse, window_size, scale, KERNELS[near]
-    of_near = partial(_near_backward, gradient, q, k, v, *merged)
     if first == q.shape[1]:
-        return [*of_near(), *(x.new_empty(_rows(x, 0)) for x in (q, k, v))]
-    merged = out[:, first:], lse[:, :, first:], dilation, scale, KERNELS[far]
-    of_far = partial(_far_backward, gradient[:, first:], q[:, first:], k, v, *merged)
+        return [*of_near(), *(x.new_empty(with_tokens(x, 0)) for x in (q, k, v))]
+    late_gradient, late_q, late_out = (x[:, first:] for x in (gradient, q, out))
+    merged, far_options = (late_out, lse[:, :, first:]), (dilation, scale, KERNELS[far_kernel])
+    of_far = partial(far_backward, late_gradient, late_q, k, v, *merged, *far_options)
     near_results, far_results = _beside(q.device, of_near, of_far)
     return [*near_results, *far_results]
 
 
 @_near_and_far_backward.register_fake
-def _(gradient, q, k, v, out, lse, window_size, dilation, scale, near, far):
-    late = q[:, first_with_far_keys(q.shape[1], window_size, dilation) :]
-    keys = 0
-    if late.shape[1]:
-        keys = _keys_read(far_parts(late.shape[1], k.shape[1], dilation, KERNELS[far].multiple))
-    rows = (*[q.shape[1]] * 3, late.shape[1], keys, keys)
-    return [x.new_empty(_rows(x, n)) for x, n in zip((q, k, v) * 2, rows, strict=True)]
+def _(gradient, q, k, v, out, lse, window_size, dilation, scale, near_kernel, far_kernel):
+    late_q = q[:, first_with_far_keys(q.shape[1], window_size, dilation) :]
+    late, keys = late_q.shape[1], 0
+    if late:
+        keys = keys_read(far_pieces(late, k.shape[1], dilation, KERNELS[far_kernel].multiple))
+    near_results = [x.new_empty(x.shape) for x in (q, k, v)]
+    far_results = [x.new_empty(with_tokens(x, n)) for x, n in ((q, late), (k, keys), (v, keys))]
+    return near_results + far_results
 
 
-def _no_second_derivative(ctx, *gradients):
-    raise RuntimeError("split attention has no second derivative: choose dense for double backward")
-
-
-_near_and_far_backward.register_autograd(_no_second_derivative)
-
-
-def _merge(near, far, first):
+def _merge(out, lse, far_out, far_lse, first):
     """The softmax over the near and the far keys from those of each; returns out and lse.
 
-    near: out (B, S, H, D) and log-sum-exp (B, H, S), which may be overwritten; far: the same of the
-    queries from ``first`` on.  The weight of the far part is the sigmoid of the difference of the
-    log-sum-exps.  Queries without far keys stay out of it: their difference would be infinite.
+    out (B, S, H, D) and lse (B, H, S): the near part's, which may be overwritten; far_out and
+    far_lse: those of the queries from ``first`` on.  The weight of the far part is the sigmoid of
+    the difference of the log-sum-exps.  Queries without far keys stay out of it: their difference
+    would be infinite.
     """
-    (out, lse), (far_out, far_lse) = near, far
-    late, late_lse = out[:, first:], lse[:, :, first:]
+    late_out, late_lse = out[:, first:], lse[:, :, first:]
     difference = (far_lse - late_lse).transpose(1, 2).unsqueeze(-1)  # (B, M, H, 1)
     merged_lse = torch.logaddexp(late_lse, far_lse)
     if torch.compiler.is_compiling():  # one kernel, which keeps float32 inside
-        late = late.to(lse.dtype).lerp(far_out.to(lse.dtype), difference.sigmoid()).to(out.dtype)
-        out = torch.cat([out[:, :first], late], dim=1)
+        wide, far_wide = late_out.to(lse.dtype), far_out.to(lse.dtype)
+        merged = wide.lerp(far_wide, difference.sigmoid()).to(out.dtype)
+        out = torch.cat([out[:, :first], merged], dim=1)
         return out, torch.cat([lse[:, :, :first], merged_lse], dim=2)
     if out.dtype == lse.dtype:
-        late.lerp_(far_out, difference.sigmoid())
+        late_out.lerp_(far_out, difference.sigmoid())
     else:
         # A weight close to 1 would lose in 16 bits what is left for the other part.  So each row
         # starts from the part with the larger weight, and the smaller one is rounded.
         smaller = (-difference.abs()).sigmoid().to(out.dtype)
         from_near = difference <= 0
-        late.lerp_(far_out, smaller * from_near)
-        torch.lerp(far_out, late, smaller.masked_fill_(from_near, 1), out=late)
+        late_out.lerp_(far_out, smaller * from_near)
+        torch.lerp(far_out, late_out, smaller.masked_fill_(from_near, 1), out=late_out)
     late_lse.copy_(merged_lse)
     return out, lse
 
 
 class SplitAttention(torch.autograd.Function):
-    """Near, far and sink part, merged; what torch.compile can fuse stands outside the operators."""
+    """Near, far and sink part, merged; see the top of this file."""
 
     @staticmethod
     def forward(ctx, q, k, v, window_size, dilation, sinks, scale, near_kernel, far_kernel):
         # copies, where there are any, take the place of the inputs in the backward pass too
-        q, k, v = _foldable(q, k, v)
-        options = window_size, dilation, scale, near_kernel, far_kernel
-        out, lse, *far = _near_and_far(q, k, v, *options)
+        q, k, v = foldable(q, k, v)
+        ctx.options = window_size, dilation, scale, near_kernel, far_kernel
+        ctx.sink_options = (window_size, dilation, sinks), scale
+        out, lse, far_out, far_lse = _near_and_far(q, k, v, *ctx.options)
         first = first_with_far_keys(q.shape[1], window_size, dilation)
         if first < q.shape[1]:
-            out, lse = _merge((out, lse), far, first)
-        ctx.sink_options = (window_size, dilation, sinks), scale
+            out, lse = _merge(out, lse, far_out, far_lse, first)
         if sinks:
             with torch.autocast(q.device.type, enabled=False):
-                out, lse = _merge_sinks(out, lse, q, k, v, *ctx.sink_options)
+                out, lse = merge_sinks(out, lse, q, k, v, *ctx.sink_options)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.options = options
         return out
 
     @staticmethod
     def backward(ctx, gradient):
-        q, *_ = saved = ctx.saved_tensors
+        saved = ctx.saved_tensors
         dq, dk, dv, far_dq, far_dk, far_dv = _near_and_far_backward(gradient, *saved, *ctx.options)
-        first = first_with_far_keys(q.shape[1], *ctx.options[:2])
-        if first < q.shape[1]:
+        (window_size, dilation, sinks), _ = ctx.sink_options
+        first = first_with_far_keys(dq.shape[1], window_size, dilation)
+        if first < dq.shape[1]:
             dq[:, first:].add_(far_dq)  # += would copy the sums onto themselves
             dk[:, : far_dk.shape[1]].add_(far_dk)
             dv[:, : far_dv.shape[1]].add_(far_dv)
-        sinks = ctx.sink_options[0][-1]
         if sinks:
-            with torch.autocast(q.device.type, enabled=False):
-                shares = _sink_backward(gradient, *saved, *ctx.sink_options)
-            for whole, share in zip((dq, dk[:, :sinks], dv[:, :sinks]), shares, strict=True):
-                whole.add_(share)
+            with torch.autocast(gradient.device.type, enabled=False):
+                sink_dq, sink_dk, sink_dv = sink_backward(gradient, *saved, *ctx.sink_options)
+            dq.add_(sink_dq)
+            dk[:, :sinks].add_(sink_dk)
+            dv[:, :sinks].add_(sink_dv)
         return dq, dk, dv, None, None, None, None, None, None
 
 
@@ -249,22 +272,22 @@ def _problem_with(kernels, device, dtype, head_dim):
     quiet = torch.autocast(device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), quiet:
         numbers = torch.randn((4, 1, 76, 2, head_dim), generator=generator, device="cpu")
-        *qkv, upstream = numbers.to(device, dtype)
+        numbers = numbers.to(device, dtype)
         mask = window_mask(76, 20, 7, device)
-        results = []
         try:
-            for attend in (
-                lambda q, k, v: split_attention(q, k, v, 20, 7, kernels),
-                lambda q, k, v: dense_attention(q, k, v, mask),
-            ):
-                exact = torch.float64 if results else dtype
-                leaves = [x.to(exact).requires_grad_() for x in qkv]
-                out = attend(*leaves)
-                results.append((out, *torch.autograd.grad(out, leaves, upstream.to(exact))))
+            found = _out_and_gradients(lambda *qkv: split_attention(*qkv, 20, 7, kernels), numbers)
         except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
             return str(error).strip().splitlines()[0]
+        exact = _out_and_gradients(lambda *qkv: dense_attention(*qkv, mask), numbers.double())
     largest = 10 * torch.finfo(dtype).eps
-    for mine, reference in zip(*results, strict=True):
-        if not (mine - reference).norm() <= largest * reference.norm():
+    for value, reference in zip(found, exact, strict=True):
+        if not (value - reference).norm() <= largest * reference.norm():
             return f"{' and '.join(kernels)} give other results than dense attention"
     return None
+
+
+def _out_and_gradients(attend, numbers):
+    *qkv, upstream = numbers
+    leaves = [x.requires_grad_() for x in qkv]
+    out = attend(*leaves)
+    return out, *torch.autograd.grad(out, leaves, upstream)

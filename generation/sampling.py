@@ -11,23 +11,18 @@ import torch
 
 def check_count(name, value, least):
     """Raise ValueError unless ``value`` is a whole number and at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number and at least {least}, got {value!r}")
 
 
 def check_sampling(temperature, top_k, top_p):
     """Raise ValueError, with the value, for what ``draw`` cannot take."""
-    for name, value in (("temperature", temperature), ("top_p", top_p)):
-        if value is None and name == "top_p":
-            continue
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
-    if temperature < 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be a finite number, at least 0, got {temperature!r}")
     if top_k is not None:
         check_count("top_k", top_k, 1)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+    if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p!r}")
 
 
 def draw(logits, temperature=1.0, top_k=None, top_p=None, generator=None):

@@ -1,0 +1,133 @@
+"""The pieces of a sequence that split attention hands to the kernels: views, nothing is gathered.
+
+* near: a sliding window.  A kernel with windows of its own takes the sequence whole.  For the
+  others it is cut into chunks of queries, each against its keys and those of the window before it;
+  the keys of neighbouring chunks overlap.
+* far: every d-th key.  Query t sees the keys t, t - d, t - 2d ...: all of one residue class modulo
+  d, and within the class that is ordinary causal attention.  So each class is a piece, and where
+  the strides allow it the d classes are d times as many heads: **dilation is heads**.
+
+Shapes: B batch, S sequence length, H heads, D head_dim; a kernel takes (N, H, length, D).
+"""
+
+import math
+from typing import NamedTuple
+
+
+class Pieces(NamedTuple):
+    """``count`` equal pieces of a sequence, each of some queries and their keys.
+
+    Piece n has the queries query + n * hop + t * stride, t = 0 .. length - 1, against the keys
+    key + n * hop + t * stride, t = 0 .. keys - 1.
+    """
+
+    query: int
+    key: int
+    count: int
+    hop: int
+    length: int
+    keys: int
+    stride: int
+    batch: int | None = None  # of one batch; None: of all batches, the pieces being heads
+
+    def of_queries(self, x):
+        """The queries of x (B, S, H, D): (count, H, length, D), or (B, count * H, length, D)."""
+        return self._view(x, self.query, self.length)
+
+    def of_keys(self, x):
+        """The same for the keys, (count, H, keys, D) or (B, count * H, keys, D)."""
+        return self._view(x, self.key, self.keys)
+
+    def _view(self, x, first, length):
+        B, _, H, D = x.shape
+        batch, token, head, last = x.stride()
+        start = x.storage_offset() + first * token
+        if self.batch is None:  # the next piece lies where the next head would
+            strides = batch, head, self.stride * token, last
+            return x.as_strided((B, self.count * H, length, D), strides, start)
+        strides = self.hop * token, head, self.stride * token, last
+        return x.as_strided((self.count, H, length, D), strides, start + self.batch * batch)
+
+    def of_lse(self, lse):
+        """The queries of lse (B, H, S): (count, H, length), or (B, count, H, length)."""
+        B, H, _ = lse.shape
+        batch, head, token = lse.stride()
+        strides = batch, self.hop * token, head, self.stride * token
+        start = lse.storage_offset() + self.query * token
+        views = lse.as_strided((B, self.count, H, self.length), strides, start)
+        return views if self.batch is None else views[self.batch]
+
+    def add_to_keys(self, x, gradient):
+        """Add the gradients of the pieces' keys to x (B, S, H, D).
+
+        The keys of neighbouring chunks overlap, and a sum into overlapping memory would lose some:
+        a chunk's length of them at a time they do not.
+        """
+        overlap = self.count > 1 and self.keys > self.length
+        step = self.hop if overlap else self.keys
+        for start in range(0, self.keys, step):
+            some = self._replace(key=self.key + start * self.stride, keys=step)
+            some.of_keys(x).add_(gradient[:, :, start : start + step])
+
+
+def whole_sequence(seq_len):
+    """All queries against all keys, one piece."""
+    return Pieces(query=0, key=0, count=1, hop=0, length=seq_len, keys=seq_len, stride=1)
+
+
+def near_pieces(seq_len, window_size, least_chunk):
+    """A start that has no full window before it, chunks, and a rest.
+
+    A chunk is a power of two from a quarter of the window on, at least ``least_chunk``: few wasted
+    pairs against few, large matrix products.  It was the fastest or within 10 % of it of 32 to 128
+    on 2 CPU cores, for windows of 16, 96 and 512.
+    """
+    chunk = max(least_chunk, 2 ** math.ceil(math.log2(window_size / 4)))
+    back = -(-window_size // chunk) * chunk  # keys before a chunk, whole chunks of them
+    count, rest = divmod(seq_len - back, chunk)
+    if count < 1:
+        return [whole_sequence(seq_len)]
+    groups = [whole_sequence(back), Pieces(back, 0, count, chunk, chunk, back + chunk, 1)]
+    if rest:
+        groups.append(Pieces(seq_len - rest, seq_len - rest - back, 1, 0, rest, back + rest, 1))
+    return groups
+
+
+def far_pieces(queries, keys, dilation, multiple=1):
+    """Query t against the keys t, t - d, t - 2d ...: a piece for each residue class modulo d.
+
+    ``queries`` and ``keys`` count the tokens there are.  Where d does not divide the queries, some
+    classes are one longer: two groups, and nothing is padded.  Where it does, keys that the causal
+    mask hides are added up to a ``multiple`` in each class, as far as there are any.
+    """
+    # no divmod: torch.compile knows none for lengths that vary
+    length, longer = queries // dilation, queries % dilation
+    if not longer:
+        padded = min(-(-length // multiple) * multiple, keys // dilation)
+        return [Pieces(0, 0, dilation, 1, length, padded, dilation)]
+    groups = [Pieces(0, 0, longer, 1, length + 1, length + 1, dilation)]
+    if length:
+        groups.append(Pieces(longer, longer, dilation - longer, 1, length, length, dilation))
+    return groups
+
+
+def keys_read(groups):
+    """How many of the first keys the far pieces read together."""
+    return sum(group.count * group.keys for group in groups)
+
+
+def one_token(x):
+    """Do the heads of x (B, S, H, D) fill its tokens, so that the next token is H heads on?"""
+    return x.stride(1) == x.shape[2] * x.stride(2)
+
+
+def calls(groups, *tensors):
+    """The groups as the fewest calls of a kernel: one for all batches where pieces fold to heads.
+
+    tensors: those (B, S, H, D) of which views will be taken.
+    """
+    for group in groups:
+        if group.count == 1 or (group.hop == 1 and all(map(one_token, tensors))):
+            yield group
+        else:
+            yield from (group._replace(batch=batch) for batch in range(tensors[0].shape[0]))

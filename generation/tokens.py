@@ -1,0 +1,111 @@
+"""Token by token from a prompt: the ``generate`` and ``stream`` of the models (gpt.py).
+
+Shapes: B rows of token ids, T tokens of a prompt, V vocabulary.
+"""
+
+from contextlib import contextmanager
+from itertools import groupby
+
+import torch
+
+from generation.sampling import check_count, check_sampling, draw
+
+
+def generate(
+    model, prompt, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None
+):
+    """Prompts and what follows: token ids (B, T) -> (B, T + max_new_tokens).
+
+    A list of prompts of any lengths, 1-D each, gives a list of 1-D tensors; each row's
+    probabilities are what they would be alone (its draws are not: the rows share a generator).
+    Neighbouring rows of one length are evaluated together, other rows one after the other, with
+    keys and values kept (see attention/cache.py), without gradients and without dropout.
+    temperature, top_k, top_p, generator: see ``sampling.draw``; temperature 0 is greedy.
+    Raises ValueError for arguments out of range, and with learned positions where the longest
+    row would become longer than max_seq_len; rotary positions have no end.
+    """
+    rows = checked_rows(model, prompt)
+    new = list(stream(model, rows, max_new_tokens, temperature, top_k, top_p, generator))
+    new = torch.stack(new, dim=1) if new else rows[0].new_empty((len(rows), 0))
+    rows = [torch.cat(pair) for pair in zip(rows, new, strict=True)]
+    return torch.stack(rows) if isinstance(prompt, torch.Tensor) else rows
+
+
+def stream(model, prompt, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
+    """``generate`` token by token: an iterator of the rows' next ids, (B,) each."""
+    rows = checked_rows(model, prompt)
+    check_count("max_new_tokens", max_new_tokens, 0)
+    check_sampling(temperature, top_k, top_p)
+    longest = max(map(len, rows))
+    if model.position_embeddings is not None and longest + max_new_tokens > model.max_seq_len:
+        raise ValueError(
+            f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} are more than "
+            f"max_seq_len {model.max_seq_len}"
+        )
+    return _draws(model, rows, max_new_tokens, (temperature, top_k, top_p, generator))
+
+
+def checked_rows(model, prompt):
+    """The prompts as 1-D tensors of ids on the model's device; ValueError for anything else."""
+    vocabulary = model.word_embeddings.weight
+    try:
+        rows = [torch.as_tensor(row, device=vocabulary.device) for row in prompt]
+    except TypeError:
+        rows = []
+    if not rows or any(row.ndim != 1 for row in rows):
+        raise ValueError("the prompt must be token ids (B, T), or a list of 1-D token ids")
+    if not all(map(len, rows)):
+        raise ValueError("the prompt is empty: it must have at least one token in every row")
+    if any(row.is_floating_point() for row in rows):
+        raise ValueError("the prompt must be token ids, whole numbers")
+    rows = [row.long() for row in rows]
+    for token in torch.cat(rows).aminmax():
+        if not 0 <= token < len(vocabulary):
+            raise ValueError(f"token {token} is not in the vocabulary of {len(vocabulary)}")
+    return rows
+
+
+@torch.no_grad()
+def _draws(model, rows, max_new_tokens, sampling):
+    groups = []
+    for length, equally_long in groupby(rows, key=len):
+        tokens = torch.stack(list(equally_long))
+        groups.append(Group(model, tokens, length + max_new_tokens))
+    for _ in range(max_new_tokens):
+        with evaluating(model):
+            logits = torch.cat([group.next_logits() for group in groups])
+            ids = draw(logits, *sampling)
+        shares = ids.split([len(group.tokens) for group in groups])
+        for group, share in zip(groups, shares, strict=True):
+            group.tokens = share[:, None]
+        yield ids
+
+
+class Group:
+    """Rows of one length, which go through the model together and are never padded."""
+
+    def __init__(self, model, tokens, length):
+        """tokens: the prompts (B, T); length: of the rows when all is said."""
+        self.model = model
+        self.tokens = tokens  # those that the model has not seen yet
+        self.seen = 0
+        self.caches = [block.mha.new_cache(len(tokens), length) for block in model.layers]
+
+    def next_logits(self):
+        """The logits (B, V) of what follows ``tokens``, whose keys and values are kept."""
+        first, self.seen = self.seen, self.seen + self.tokens.shape[1]
+        positions = torch.arange(first, self.seen, device=self.tokens.device)
+        features = self.model.features(self.tokens, positions, self.caches)
+        return self.model.fc_out(features[:, -1])
+
+
+@contextmanager
+def evaluating(model):
+    """Evaluation mode inside, for every module that is not in it already."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

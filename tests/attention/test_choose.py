@@ -1,0 +1,218 @@
+"""Every evaluation against attention by hand; what ``auto`` takes; compiled as one graph."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention.choose import EVALUATIONS, attention_plan, window_attention
+from attention.full import FULL_ATTENTION
+from attention.kernels import KERNELS
+from attention.masks import clear_mask_cache, constant_of_a_graph
+from attention.split import _split_kernels
+
+CPU_KERNEL = KERNELS["cpu"]
+
+
+def attention_by_hand(q, k, v, allowed):
+    """Softmax attention in float64, one query at a time over the list of its keys."""
+    q, k, v = q.double(), k.double(), v.double()
+    out = torch.zeros_like(q)
+    for query, row in enumerate(allowed):
+        keys = [key for key, kept in enumerate(row) if kept]
+        scores = torch.einsum("bhd,bkhd->bhk", q[:, query], k[:, keys]) / math.sqrt(q.shape[-1])
+        out[:, query] = torch.einsum("bhk,bkhd->bhd", scores.softmax(-1), v[:, keys])
+    return out
+
+
+def check_by_hand(attend, qkv, allowed):
+    """The output and the gradients of ``attend(q, k, v)``."""
+    exact = qkv.detach().double().requires_grad_()
+    out, reference = attend(*qkv.unbind(2)), attention_by_hand(*exact.unbind(2), allowed)
+    upstream = torch.randn_like(out)
+    out.backward(upstream)
+    reference.backward(upstream.double())
+    assert (out - reference).norm() < 1e-5 * reference.norm()
+    for found, expected in zip(qkv.grad.unbind(2), exact.grad.unbind(2), strict=True):
+        # a single token has one key, so its dq and dk are exactly 0
+        assert (found - expected).norm() < 1e-4 * expected.norm() + 1e-5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 45), st.integers(0, 45)),  # S, w, d
+    st.one_of(st.just(0), st.integers(1, 45)),
+    st.sampled_from([e for e in EVALUATIONS if e != "auto"]),
+    st.integers(0, 2**31),
+)
+def test_every_evaluation_equals_attention_by_hand(
+    pattern_by_hand, random_qkv, pattern, sinks, evaluation, seed
+):
+    seq_len, *window_and_dilation = pattern
+    allowed, *_ = pattern_by_hand(*pattern, sinks)
+    qkv = random_qkv(2, seq_len, 2, 5, seed=seed)
+    check_by_hand(
+        lambda q, k, v: window_attention(q, k, v, *window_and_dilation, evaluation, sinks),
+        qkv,
+        allowed,
+    )
+
+
+@pytest.mark.parametrize("name", FULL_ATTENTION)
+def test_full_attention_equals_attention_by_hand(pattern_by_hand, random_qkv, name):
+    allowed, *_ = pattern_by_hand(19, 19, 0)
+    check_by_hand(FULL_ATTENTION[name], random_qkv(2, 19, 3, 4), allowed)
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_a_window_as_long_as_the_sequence_is_full_attention(random_qkv, evaluation):
+    q, k, v = random_qkv(2, 24, 2, 8).unbind(2)
+    full = FULL_ATTENTION["fused"](q, k, v)
+    for window_size, dilation in ((24, 3), (23, 0), (1, 1), (500, 0)):
+        out = window_attention(q, k, v, window_size, dilation, evaluation)
+        torch.testing.assert_close(out, full, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sinks", [0, 2])
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_only_keys_inside_the_pattern_matter(pattern_by_hand, random_qkv, evaluation, sinks):
+    """Within one layer: each key in turn is changed, and exactly the rows that see it move."""
+    seq_len, window_size, dilation = 23, 4, 3
+    q, k, v = (x.detach() for x in random_qkv(1, seq_len, 2, 6).unbind(2))
+    before = window_attention(q, k, v, window_size, dilation, evaluation, sinks)
+    allowed, *_ = pattern_by_hand(seq_len, window_size, dilation, sinks)
+    for key in range(seq_len):
+        moved_k, moved_v = k.clone(), v.clone()
+        moved_k[:, key] += 3
+        moved_v[:, key] -= 5
+        after = window_attention(q, moved_k, moved_v, window_size, dilation, evaluation, sinks)
+        changed = (after != before).flatten(2).any(-1)[0].tolist()
+        assert changed == [row[key] for row in allowed]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "evaluation"),
+    [
+        ((4096, 96, 4), "split"),
+        ((4096, 96, 0), "split"),
+        ((64, 16, 4), "masked"),
+        ((4096, 96, 4, torch.bfloat16, "cuda"), "split"),
+        ((4096, 96, 4, torch.float64, "cuda"), "masked"),
+        ((4096, 96, 1), "masked"),
+        ((4096, 5000, 4), "masked"),
+        ((4096, 2000, 4), "masked"),
+        ((4096, 96, 4, torch.float32, "cpu", 256), "split"),
+        ((4096, 96, 4, torch.float32, "cpu", 257), "masked"),
+    ],
+)
+def test_the_plan_names_its_choice_and_why(arguments, evaluation):
+    plan = attention_plan(*arguments)
+    assert plan.evaluation == evaluation and plan.reason
+
+
+def test_wrong_arguments_are_named():
+    q = torch.zeros(1, 2, 1, 4)
+    with pytest.raises(ValueError, match=r"unknown window attention 'flash'.*dense, masked"):
+        window_attention(q, q, q, 4, 2, "flash")
+    with pytest.raises(ValueError, match="window_size must be at least 1, got 0"):
+        window_attention(q, q, q, 0, 2)
+
+
+def raising(*_):
+    raise TypeError("another signature")
+
+
+def one_percent_more(*arguments):
+    out, lse = CPU_KERNEL.forward(*arguments)
+    return 1.01 * out, lse
+
+
+@pytest.mark.parametrize("forward", [raising, one_percent_more])
+def test_a_kernel_that_does_not_work_warns_once_and_masked_takes_its_place(
+    random_qkv, monkeypatch, forward
+):
+    monkeypatch.setitem(KERNELS, "cpu", CPU_KERNEL._replace(forward=forward))
+    _split_kernels.cache_clear()
+    q, k, v = random_qkv(1, 600, 1, 4).unbind(2)
+    with pytest.warns(UserWarning, match="split attention does not work here") as warned:
+        for _ in range(2):
+            out = window_attention(q, k, v, 5, 3)
+    assert len(warned) == 1
+    assert torch.equal(out, window_attention(q, k, v, 5, 3, "masked"))
+    with pytest.raises(ValueError, match=r"no kernel for torch.float32 with head_dim 4 on cpu"):
+        window_attention(q, k, v, 5, 3, "split")
+    _split_kernels.cache_clear()
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_what_is_kept_from_a_call_without_gradients_serves_a_training(random_qkv, evaluation):
+    clear_mask_cache()
+    _split_kernels.cache_clear()  # they are tried with gradients
+    qkv = random_qkv(1, 40, 1, 4)
+    with torch.inference_mode():
+        expected = window_attention(*qkv.unbind(2), 5, 3, evaluation)
+    out = window_attention(*qkv.unbind(2), 5, 3, evaluation)
+    assert torch.equal(out, expected)
+    out.square().sum().backward()
+    assert qkv.grad.norm() > 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "evaluation", "batch", "seq_len", "sinks"),
+    [
+        ("aot_eager", "auto", 1, 17, 0),
+        ("aot_eager", "dense", 1, 17, 2),
+        ("aot_eager", "masked", 2, 24, 2),
+        ("inductor", "split", 1, 17, 0),  # all residue classes are equally long
+        ("aot_eager", "split", 1, 24, 0),
+        ("aot_eager", "split", 2, 3, 0),  # no far keys
+        ("inductor", "split", 2, 20, 3),
+        ("aot_eager", "split", 1, 7, 9),  # no far keys, more sinks than tokens
+    ],
+)
+def test_works_compiled_as_one_graph(random_qkv, backend, evaluation, batch, seq_len, sinks):
+    def gradients_of(attend, qkv):
+        out = attend(*qkv, 5, 3, evaluation, sinks)
+        upstream = torch.linspace(-1, 1, out.numel()).view_as(out)
+        return out, *torch.autograd.grad(out, qkv, upstream)
+
+    torch.compiler.reset()  # it counts what it compiled of window_attention before
+    options = {"fullgraph": True, "dynamic": False, "backend": backend}
+    compiled = torch.compile(window_attention, **options)
+    fused = random_qkv(batch, seq_len, 2, 8).unbind(2)
+    for qkv in (fused, [x.detach().clone().requires_grad_() for x in fused]):
+        found, expected = gradients_of(compiled, qkv), gradients_of(window_attention, qkv)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sinks_compile_in_bfloat16_and_in_autocast(random_qkv):
+    """Inside autocast the sinks' products would be rounded to 16 bits were it not switched off."""
+    torch.compiler.reset()
+    compiled = torch.compile(window_attention, fullgraph=True, backend="aot_eager")
+    qkv = random_qkv(1, 300, 2, 16).detach().bfloat16().requires_grad_()
+    exact = qkv.detach().double().requires_grad_()
+
+    def results(attend, x, evaluation="split"):
+        out = attend(*x.unbind(2), 10, 0, evaluation, 8)
+        return out, torch.autograd.grad(out, x, torch.ones_like(out))[0]
+
+    reference = results(window_attention, exact, "dense")
+    plain = results(window_attention, qkv)
+    with torch.autocast("cpu", torch.bfloat16):
+        eager, fused = results(window_attention, qkv), results(compiled, qkv)
+    assert eager[0].dtype == fused[0].dtype == torch.bfloat16
+    assert all(map(torch.equal, eager, plain))
+    for found, expected in zip((*eager, *fused), reference * 2, strict=True):
+        assert (found - expected).norm() < 5e-3 * expected.norm()
+
+
+def test_the_compilers_mark_is_set_without_loading_the_compiler():
+    theirs = torch.compiler.assume_constant_result(lambda: 0)
+    assert vars(constant_of_a_graph(lambda: 0)) == vars(theirs) != {}
+    code = "import sys, gpt_win; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
