@@ -1,9 +1,7 @@
 """What a window_size and a dilation keep, and what that could save: exact counts, no model built.
 
-``python analyze_hyperparameters.py`` compares eight configurations at 256 tokens;
-``python analyze_hyperparameters.py 64 8 512`` analyses one (window_size dilation [seq_len]).
 Pairs are counted in closed form, so any length is instant.  Speed-ups are estimates from those
-counts; ``python main.py`` measures.
+counts; `python main.py` measures.  Without arguments eight configurations are compared.
 
 Letters: S sequence length, C d_model, L layers, V vocabulary, w window_size, d dilation,
 N sink_tokens.
@@ -27,10 +25,6 @@ from studies.summary import load_study
 
 DEFAULT_STUDY = Path("output/pattern_study.json")
 EXAMPLE = "python analyze_hyperparameters.py 96 4 512"
-DESCRIPTION = f"""\
-What a sliding window + dilated pattern keeps of full causal attention, and the speed-up that
-FLOP counts suggest (an estimate; `python main.py` measures).  Without arguments it compares
-{" ".join(f"({w},{d})" for w, d in CONFIGURATIONS)}."""
 EPILOG = f"""\
 examples:
   python analyze_hyperparameters.py                  compare the eight configurations
@@ -49,7 +43,7 @@ exit code: 0 done, 1 a file could not be written, 2 a wrong argument"""
 def build_parser():
     """The command line, with every default in its help."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=raw)
     number = partial(parser.add_argument, type=int)
     number("window_size", nargs="?", help="previous tokens that are all attended to, at least 1")
     number("dilation", nargs="?", help="beyond them every dilation-th token, at least 0")
@@ -73,19 +67,22 @@ def build_parser():
 
 def asked_analyses(arguments):
     """The analyses of the given configuration, or of all of them; UserError names what is off."""
-    pattern, seq_len = (arguments.window_size, arguments.dilation), arguments.seq_len
-    if pattern[0] is not None and pattern[1] is None:
-        raise UserError(f"window_size {pattern[0]} needs a dilation too; example: {EXAMPLE}")
-    if seq_len is None:
-        seq_len = arguments.length
-    elif arguments.length not in (None, seq_len):
-        raise UserError(f"seq_len is {seq_len} and --seq-len {arguments.length}: give one of them")
-    if seq_len is None:
-        seq_len = SEQ_LEN
-    model = (seq_len, arguments.d_model, arguments.layers, arguments.vocab_size)
-    chosen = CONFIGURATIONS if pattern[0] is None else [pattern]
+    window_size, dilation = arguments.window_size, arguments.dilation
+    if window_size is not None and dilation is None:
+        raise UserError(f"window_size {window_size} needs a dilation too; example: {EXAMPLE}")
+    lengths = {arguments.seq_len, arguments.length} - {None}
+    if len(lengths) > 1:
+        raise UserError(f"seq_len is given twice, as {lengths}: give one of the two")
+    configurations = CONFIGURATIONS if window_size is None else [(window_size, dilation)]
+    model = {
+        "seq_len": lengths.pop() if lengths else SEQ_LEN,
+        "d_model": arguments.d_model,
+        "layers": arguments.layers,
+        "vocab_size": arguments.vocab_size,
+        "sink_tokens": arguments.sink_tokens,
+    }
     with checked_options():
-        return [analyze_pattern(*one, *model, arguments.sink_tokens) for one in chosen]
+        return [analyze_pattern(*pattern, **model) for pattern in configurations]
 
 
 def measured_analyses(arguments):
@@ -98,23 +95,12 @@ def measured_analyses(arguments):
         if content["study"] != "patterns":
             raise MetricsError(f"{path}: is no study of patterns")
         config = content["config"]
-        sizes = config["seq_len"], config["d_model"], config["layers"]
-        vocab_size, sinks = content["data"]["vocab_size"], config.get("sink_tokens", 0)
+        model = {name: config[name] for name in ("seq_len", "d_model", "layers")}
+        model["vocab_size"] = content["data"]["vocab_size"]
+        model["sink_tokens"] = config.get("sink_tokens", 0)
         arms = dict.fromkeys(arm for point in content["points"] for arm in point["arms"])
         patterns = [pattern_of_arm(arm) for arm in arms if pattern_of_arm(arm)]
-        return content, [analyze_pattern(*p, *sizes, vocab_size, sinks) for p in patterns]
-
-
-def figures_of(analyses, content):
-    """{file name without suffix: function that draws it}."""
-    if len(analyses) > 1 or content is not None:
-        return {
-            "hyperparameter_comparison": lambda: plot_comparison(analyses),
-            "sparsity_speedup_tradeoff": lambda: plot_tradeoff(analyses, content),
-        }
-    a = analyses[0]
-    sinks = f"_n{a.sink_tokens}" if a.sink_tokens else ""
-    return {f"config_w{a.window_size}_d{a.dilation}{sinks}": lambda: plot_configuration(a)}
+        return content, [analyze_pattern(*pattern, **model) for pattern in patterns]
 
 
 def analyze(arguments):
@@ -124,14 +110,24 @@ def analyze(arguments):
         analyses = asked_analyses(arguments)
     else:
         content, analyses = measured_analyses(arguments)
-    report, figures = format_report(analyses, content), figures_of(analyses, content)
+    report = format_report(analyses, content)
     print(report)
-    name = next(iter(figures)) if len(figures) == 1 else "hyperparameter_analysis"
+    if len(analyses) > 1 or content is not None:
+        name = "hyperparameter_analysis"
+        figures = {
+            "hyperparameter_comparison": plot_comparison(analyses),
+            "sparsity_speedup_tradeoff": plot_tradeoff(analyses, content),
+        }
+    else:
+        (a,) = analyses
+        sinks = f"_n{a.sink_tokens}" if a.sink_tokens else ""
+        name = f"config_w{a.window_size}_d{a.dilation}{sinks}"
+        figures = {name: plot_configuration(a)}
     path = arguments.output_dir / f"{name}.txt"
     atomic_write(path, lambda file: file.write(report.encode()))
     print(f"wrote {path}")
-    for name, draw in figures.items():
-        for path in save_figure(draw(), arguments.plots_dir, name):
+    for name, figure in figures.items():
+        for path in save_figure(figure, arguments.plots_dir, name):
             print(f"wrote {path}")
 
 

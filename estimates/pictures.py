@@ -16,7 +16,6 @@ MOST_PAIRS = 512  # side of a mask drawn pair by pair; of a longer one the regio
 FUTURE, UNATTENDED, NEAR, FAR, SINK = range(5)  # kinds of pairs; the palette has their colours
 PALETTE = np.array([(1, 1, 1), (0.88, 0.88, 0.88), *sns.color_palette("colorblind")[:3]])
 LINEAR_COLOR = (0.42, 0.42, 0.42)
-QUERY_LABEL, KEY_LABEL = "query position i (token)", "key position j (token)"
 ESTIMATE = "Speed-ups: estimates from FLOP counts, not measured."
 
 
@@ -58,7 +57,8 @@ def draw_mask(axes, a):
         draw_pairs(axes, a, 0, 0, a.seq_len)
     else:
         draw_regions(axes, a)
-    whole_ticks(axes.xaxis, axes.yaxis)
+    axes.set(xlabel="key position j (token)", ylabel="query position i (token)")
+    whole_ticks(axes)
     side = min(max(24, 3 * a.dilation), 64)
     if a.seq_len < max(a.window_size + side, 2 * side):
         return
@@ -69,11 +69,11 @@ def draw_mask(axes, a):
     axes.indicate_inset((key - 0.5, query - 0.5, side, side), edgecolor="black", lw=0.8, alpha=1)
 
 
-def whole_ticks(*axis):
+def whole_ticks(axes):
     """A few whole numbers, their thousands grouped."""
-    for each in axis:
-        each.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        each.set_major_formatter("{x:,.0f}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        axis.set_major_formatter("{x:,.0f}")
 
 
 def legend_of_kinds(figure, a, *more):
@@ -101,13 +101,10 @@ def plot_comparison(analyses):
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, a in zip(grid.flat, analyses, strict=False):
         draw_mask(axes, a)
+        axes.label_outer()
         axes.set_title(f"{a.label}: {a.density:.1%}")
     for axes in grid.flat[len(analyses) :]:
         axes.set_axis_off()
-    for axes in grid[-1]:
-        axes.set_xlabel(KEY_LABEL)
-    for axes in grid[:, 0]:
-        axes.set_ylabel(QUERY_LABEL)
     legend_of_kinds(figure, a)
     text = f"seq_len {a.seq_len:,}. Percentages: density, the share of causal pairs kept."
     caption_below(figure, text + words_of_regions(a))
@@ -123,11 +120,12 @@ def draw_keys_per_query(axes, a):
     edges = np.append(positions, a.seq_len)  # query i fills [i, i + 1): a single one shows too
     colors = PALETTE[[NEAR, FAR, SINK, UNATTENDED]]
     axes.stackplot(edges, keys, colors=colors, step="post", linewidth=0)
-    axes.set(xlim=(0, a.seq_len), ylim=(0, a.seq_len), xlabel=QUERY_LABEL, ylabel="keys per query")
-    counts = (a.attended_pairs, a.causal_pairs)
-    mean, full = (f"{count / a.seq_len:,.1f}" for count in counts)
-    axes.set_title(f"Keys per query: on average {mean} of {full}")
-    whole_ticks(axes.xaxis, axes.yaxis)
+    axes.set(
+        xlim=(0, a.seq_len), ylim=(0, a.seq_len), xlabel="query position i", ylabel="keys per query"
+    )
+    mean, full = a.attended_pairs / a.seq_len, a.causal_pairs / a.seq_len
+    axes.set_title(f"Keys per query: on average {mean:,.1f} of {full:,.1f}")
+    whole_ticks(axes)
 
 
 def draw_cost(axes, a):
@@ -163,7 +161,6 @@ def plot_configuration(a):
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     panels = figure.subplot_mosaic("mk;mc", width_ratios=(1.1, 1))
     draw_mask(panels["m"], a)
-    panels["m"].set(xlabel=KEY_LABEL, ylabel=QUERY_LABEL)
     panels["m"].set_title(f"{a.label}: {a.density:.2%} of the causal pairs")
     draw_keys_per_query(panels["k"], a)
     draw_cost(panels["c"], a)

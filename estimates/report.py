@@ -1,10 +1,8 @@
 """The estimates of patterns as text."""
 
-import torch
 from matplotlib.ticker import EngFormatter
 
 from analysis.words import text_table
-from attention.choose import attention_plan
 from attention.pattern import is_full_causal
 from estimates.pattern import keys_per_query
 from studies.summary import measured_rows
@@ -35,7 +33,7 @@ def cost_table(analyses):
     return text_table(rows)
 
 
-def remarks(analyses):
+def remarks_on(analyses):
     """What the numbers themselves say, a sentence each."""
     for a in analyses:
         if is_full_causal(a.seq_len, a.window_size, a.dilation, a.sink_tokens):
@@ -50,53 +48,36 @@ def remarks(analyses):
     yield "What a pattern does to the loss, these counts cannot tell."
 
 
-def plans(analyses):
-    """How ``--window-attention auto`` evaluates the patterns on a CPU and with CUDA."""
-    for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
-        patterns = {}
-        for a in analyses:
-            pattern = a.window_size, a.dilation
-            plan = attention_plan(a.seq_len, *pattern, dtype, device, a.sink_tokens)
-            patterns.setdefault(plan, []).append(a.label)
-        for plan, labels in patterns.items():
-            which = "" if len(patterns) == 1 else f" for {', '.join(labels)}"
-            kind = str(dtype).removeprefix("torch.")
-            yield f"{device}, {kind}: {plan.evaluation}{which} ({plan.reason})"
-
-
 def measured_table(point):
     """What was measured of each pattern with one kind of positions, as lines."""
     rows = [("pattern", "sparsity", "whole est.", "times as fast", "val. loss - fused", "quality")]
     for arm, summary, gain in measured_rows(point):
         contrast = summary["contrast"]
-        cells = (
-            f"{1 - summary['density']:.2%}",
-            f"{summary['step_limit']:.3f}x",
-            with_interval(gain, "{:.3f}"),
-            with_interval(contrast["val_loss"], "{:+.4f}"),
-            contrast["quality"]["verdict"],
-        )
-        rows.append((arm, *cells))
+        sparsity, limit = f"{1 - summary['density']:.2%}", f"{summary['step_limit']:.3f}x"
+        fast = with_interval(gain, "{:.3f}")
+        loss = with_interval(contrast["val_loss"], "{:+.4f}")
+        rows.append((arm, sparsity, limit, fast, loss, contrast["quality"]["verdict"]))
     return text_table(rows)
 
 
 def measured_lines(content):
-    """What a study of patterns measured, as lines of the report; None: how to get it."""
-    if content is None:
-        return [
-            "`python compare_models.py --study patterns` measures speed and quality of patterns;",
-            "`python analyze_hyperparameters.py --measured` then shows them here.",
-        ]
-    lines = [
-        f"MEASURED by --study patterns on {content['device_name']}, torch {content['torch']}; in "
-        "brackets the 95 % t",
-        "interval, paired by block.  times as fast: whole training step, over full attention in "
-        "the best kernel.",
-        *warning_lines(content),
-    ]
+    """What a study of patterns measured, as lines of the report."""
+    yield f"MEASURED by --study patterns on {content['device_name']}, torch {content['torch']}; in"
+    yield "brackets the 95 % t interval, paired by block.  times as fast: whole training step, over"
+    yield "full attention in the best kernel."
+    yield from warning_lines(content)
     for point in content["points"]:
-        lines += [f"{point['positions']} positions:", *measured_table(point), ""]
-    return [*lines, "Recommendation, from these measurements alone:", *recommend(content)]
+        yield f"{point['positions']} positions:"
+        yield from measured_table(point)
+        yield ""
+    yield "Recommendation, from these measurements alone:"
+    yield from recommend(content)
+
+
+HOW_TO_MEASURE = (
+    "`python compare_models.py --study patterns` measures speed and quality of patterns;",
+    "`python analyze_hyperparameters.py --measured` then shows them here.",
+)
 
 
 def format_report(analyses, content=None):
@@ -105,30 +86,25 @@ def format_report(analyses, content=None):
     content: of a study of patterns (see studies/), whose measurements are shown too.
     """
     a = analyses[0]
-    lines = [
-        f"Sliding-window + dilated attention: {a.model}",
-        "",
-        f"Pairs kept of {a.causal_pairs:,} causal (query, key) pairs, and keys per query:",
-        *pairs_table(analyses),
-        "",
-        "FLOPs of one forward pass (one sequence, all layers; training: 3 times) and ESTIMATED "
-        "speed-up:",
-        *cost_table(analyses),
-        "",
-        "Attention alone: 1 / density.  Whole step, by Amdahl's law: 1 / (1 - p + p * density), "
-        "where",
-        f"p = {a.attention_share:.2%} is attention's share of the FLOPs when it is full: at this "
-        "length no",
-        f"pattern can make the whole step more than {1 + a.flops_full / a.linear_flops:.3f}x "
-        "faster.",
-        "These are estimates from FLOP counts: an upper bound that kernels, memory traffic and "
-        "kernel",
-        "starts do not reach, and only for an evaluation that skips the pairs it does not need.",
-        *remarks(analyses),
-        "",
-        "What --window-attention auto takes:",
-        *plans(analyses),
-        "",
-        *measured_lines(content),
-    ]
-    return "\n".join(lines) + "\n"
+    measured = HOW_TO_MEASURE if content is None else measured_lines(content)
+    pairs, costs, remarks, measured = map(
+        "\n".join, (pairs_table(analyses), cost_table(analyses), remarks_on(analyses), measured)
+    )
+    return f"""\
+Sliding-window + dilated attention: {a.model}
+
+Pairs kept of {a.causal_pairs:,} causal (query, key) pairs, and keys per query:
+{pairs}
+
+FLOPs of one forward pass (one sequence, all layers; training: 3 times) and ESTIMATED speed-up:
+{costs}
+
+Attention alone: 1 / density.  Whole step, by Amdahl's law: 1 / (1 - p + p * density), where
+p = {a.attention_share:.2%} is attention's share of the FLOPs when it is full: at this length no
+pattern can make the whole step more than {1 / (1 - a.attention_share):.3f}x faster.
+These are estimates from FLOP counts: an upper bound that memory traffic and the start of kernels
+keep out of reach, and only for an evaluation that skips the pairs it does not need.
+{remarks}
+
+{measured}
+"""

@@ -142,13 +142,12 @@ class Estimate:
             return center
         return f"{center} [{template.format(self.low)}, {template.format(self.high)}]"
 
-    def plus_minus(self, template):
-        """The mean and half its interval, with two digits: −0.0173 ± 0.0038."""
-        center = template.format(self.center).replace("-", "−")
+    def plus_minus(self, places, sign=""):
+        """The mean and half its interval: −0.0173 ± 0.0038; sign "+" to show it on both."""
+        center = f"{self.center:{sign},.{places}f}".replace("-", "−")
         if self.low is None:
             return center
-        digits = np.format_float_positional((self.high - self.low) / 2, 2, fractional=False)
-        return f"{center} ± {digits.rstrip('.')}"
+        return f"{center} ± {(self.high - self.low) / 2:,.{places}f}"
 
 
 def mean_of(values):

@@ -13,23 +13,14 @@ WIDTH = 7.2  # inches: two columns of a paper
 CAPTION_COLUMNS = 134  # characters of 7 pt in WIDTH
 LOOK = {
     **sns.axes_style("whitegrid"),
-    **sns.plotting_context("paper"),
+    **sns.plotting_context("paper", font_scale=0.83),  # 8 points, ticks and legends 7.3
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same figure everywhere
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
     "axes.titlelocation": "left",
-    "axes.linewidth": 0.8,
     "axes.formatter.useoffset": False,
     "grid.linewidth": 0.5,
     "grid.color": "0.9",
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 8,
     "legend.frameon": False,
-    "lines.markersize": 5,
-    "hatch.linewidth": 0.5,
     "pdf.fonttype": 42,
     "text.parse_math": False,  # a $ in the name of an arm or a device is a $
     "savefig.dpi": 300,

@@ -17,6 +17,7 @@ def crosses(ax, data, metrics, estimate):
         errors = {"xerr": x.error, "yerr": y.error}
         mean_point(ax, x.center, y.center, data.styles[arm], f"{arm} mean", **errors)
     ax.margins(0.1)
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
 
 
 def join_blocks(ax, data, metrics):
@@ -42,7 +43,6 @@ def tradeoff(data, metrics, better):
         crosses(left, data, metrics, absolute)
         metric_axis(left.xaxis, metrics[0])
         metric_axis(left.yaxis, metrics[1])
-        left.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
     if not any(missing_note(right, data, metric) for metric in metrics):
         crosses(right, data, metrics, relative)
         right.axvline(1, color="black", lw=0.6, zorder=1)

@@ -7,7 +7,6 @@ from matplotlib.ticker import MaxNLocator
 from figures.data import LOSSES, METRICS, absolute, ratio, relative
 from figures.frame import (
     finish,
-    mean_point,
     metric_axis,
     missing_note,
     name_rows,
@@ -35,7 +34,7 @@ def paired_differences(ax, data, metric):
     for y, arm in enumerate(data.arms[1:]):
         difference = relative(data, arm, metric)
         row_of_values(ax, y, difference, data.styles[arm], arm)
-        side_text(ax, y, difference.plus_minus("{:+.4f}"))
+        side_text(ax, y, difference.plus_minus(4, sign="+"))
     name_rows(ax, data.arms[1:])
     ax.axvline(0, color="black", lw=0.8)
     ax.xaxis.set_major_locator(MaxNLocator(4))
@@ -68,12 +67,9 @@ def ratio_rows(ax, data, metric):
         style, estimate = data.styles[arm], ratio(data, arm, data.reference, metric)
         if metric not in LOSSES:
             ax.barh(y, estimate.center, color=style.color, alpha=0.3, label=f"{arm} bar")
-        if arm == data.reference:
-            mean_point(ax, 1, y + 0.15, style, f"{arm} mean")
-        else:
-            row_of_values(ax, y, estimate, style, arm)
+        row_of_values(ax, y, estimate, style, arm)
         shown = estimate.with_interval("{:.4f}")
-        mean = absolute(data, arm, metric).plus_minus("{:,.5g}")
+        mean = absolute(data, arm, metric).plus_minus(4 if metric in LOSSES else 2)
         side_text(ax, y, f"{shown}\n{mean} {metric.unit}")
     ax.axvline(1, color="black", lw=0.8, zorder=1)
     ax.set_title(metric.name)

@@ -28,11 +28,3 @@ def test_a_window_alone_and_sinks_are_called_so():
     assert row.split()[:3] == ["w=2", "d=0", "N=2"] and row.split()[-3:] == ["9", "3.8", "5"]
     assert "pure sliding window with sinks" in report_of((2, 0, 8), sink_tokens=2)
     assert "pure sliding window." in report_of((96, 0))
-
-
-def test_the_report_says_how_auto_evaluates_the_patterns_and_why():
-    report = report_of((96, 4), (1000, 4), seq_len=2048)
-    for device in ("cpu, float32", "cuda, bfloat16"):
-        assert f"{device}: split for w=96 d=4 (from " in report
-        assert f"{device}: masked for w=1000 d=4 (a window over a third" in report
-    assert "cpu, float32: masked (below" in report_of((96, 4))

@@ -49,7 +49,7 @@ def test_rows_give_the_absolute_values_in_text(prepared, t_interval):
     data = prepared("four blocks")
     shown = " ".join(text.get_text() for text in metrics_comparison(data).axes[1].texts)
     half = np.ptp(t_interval(data.values("window", MEMORY))) / 2
-    assert "1,400 MB" in shown and f"1,501.5 ± {half:.1f} MB" in shown
+    assert "1,400.00 MB" in shown and f"1,501.50 ± {half:.2f} MB" in shown
 
 
 def test_a_distribution_has_its_box_every_training_and_the_mean(
