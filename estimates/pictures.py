@@ -65,6 +65,7 @@ def draw_mask(axes, a):
     query = min(a.seq_len - side, (a.seq_len + a.window_size) // 2)
     key = query - a.window_size
     inset = axes.inset_axes([0.55, 0.55, 0.44, 0.44], xticks=[], yticks=[])
+    inset.spines[:].set_color("black")
     draw_pairs(inset, a, query, key, side)
     axes.indicate_inset((key - 0.5, query - 0.5, side, side), edgecolor="black", lw=0.8, alpha=1)
 

@@ -1,5 +1,7 @@
 """Figures 4 to 6: speed, memory and quality against one another."""
 
+from functools import partial
+
 import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -35,8 +37,9 @@ def relative_label(data, metric):
     return f"{name} {data.reference} (×)"
 
 
+@matplotlib.rc_context(LOOK)
 def tradeoff(data, metrics, better):
-    """Two metrics against each other: as measured, and paired with the reference."""
+    """4 to 6: two metrics against each other, as measured and paired with the reference."""
     fig, ((left, right),) = new_figure(data, 1, 2, 3.9)
     if not any(missing_note(left, data, metric, compared=False) for metric in metrics):
         join_blocks(left, data, metrics)
@@ -58,19 +61,6 @@ def tradeoff(data, metrics, better):
     return finish(fig, data, caption)
 
 
-@matplotlib.rc_context(LOOK)
-def speedup_quality(data):
-    """4: speed against held-out loss."""
-    return tradeoff(data, (SPEED, VAL_LOSS), better="↘")
-
-
-@matplotlib.rc_context(LOOK)
-def memory_quality(data):
-    """5: peak memory against held-out loss."""
-    return tradeoff(data, (MEMORY, VAL_LOSS), better="↙")
-
-
-@matplotlib.rc_context(LOOK)
-def memory_speed(data):
-    """6: peak memory against speed."""
-    return tradeoff(data, (MEMORY, SPEED), better="↖")
+speedup_quality = partial(tradeoff, metrics=(SPEED, VAL_LOSS), better="↘")
+memory_quality = partial(tradeoff, metrics=(MEMORY, VAL_LOSS), better="↙")
+memory_speed = partial(tradeoff, metrics=(MEMORY, SPEED), better="↖")

@@ -18,6 +18,8 @@ from figures.data import (
 )
 from figures.look import STYLES, arm_styles
 
+IDLE = {"throttle_reasons": ["gpu_idle", "applications_clocks_setting"]}
+
 
 def test_a_failed_training_leaves_the_means_and_its_block_leaves_the_pairs(prepared):
     data = prepared("eventful")
@@ -85,15 +87,12 @@ def test_known_arms_have_fixed_looks_and_many_arms_all_look_different():
     assert len({(style.color, style.marker) for style in styles.values()}) == 34
 
 
-IDLE = {"throttle_reasons": ["gpu_idle", "applications_clocks_setting"]}
-
-
 @pytest.mark.parametrize("reading", [None, {}, {"throttle_reasons": None}, IDLE])
 def test_a_gpu_at_its_pace_is_not_throttled(reading):
     assert throttled({"device_before": reading, "device_after": reading}) == []
 
 
-@pytest.mark.parametrize("word", THROTTLING)
-def test_every_word_for_a_slower_gpu_counts_before_and_after(word):
-    for key in ("device_before", "device_after"):
+@pytest.mark.parametrize("key", ["device_before", "device_after"])
+def test_every_word_for_a_slower_gpu_counts_before_and_after(key):
+    for word in THROTTLING:
         assert throttled({key: {"throttle_reasons": ["gpu_idle", word]}}) == [word]

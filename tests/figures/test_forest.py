@@ -75,7 +75,7 @@ def test_the_margin_lies_around_each_rows_reference_and_inside_the_axis(margin, 
     assert f"± {margin:g} nats" in caption(fig) and "90 % t interval" in caption(fig)
 
 
-@pytest.mark.parametrize("margin", [None, 0, float("nan"), "0.02"])
+@pytest.mark.parametrize("margin", [None, 0])
 def test_without_a_margin_nothing_is_shaded_and_the_ratio_is_judged(margin, artists, caption):
     data = with_losses(0.05, 0.06, 0.055, 0.05, margin=margin)
     fig = summary(data)
