@@ -7,7 +7,7 @@ from analysis.power import ALPHA
 from analysis.significance import ROUNDING, non_inferiority, paired_ratio
 from analysis.values import CONTRASTS, PRACTICAL_SHARE, SHOWN_SHARE
 from figures.data import MEMORY, METRICS, TIME, VAL_LOSS, ratio
-from figures.frame import finish, mean_point, missing_note, name_rows, new_figure, side_text
+from figures.frame import finish, missing_note, name_rows, new_figure, row_of_values, side_text
 from figures.look import LOOK, MARGIN, SMALL
 
 
@@ -58,7 +58,7 @@ def contrast_rows(ax, data, metric, pairs):
     names = [" / ".join(pair) for pair in pairs]
     for y, (pair, name) in enumerate(zip(pairs, names, strict=True)):
         estimate, style = ratio(data, *pair, metric), data.styles[pair[0]]
-        mean_point(ax, estimate.center, y, style, name, xerr=estimate.error)
+        row_of_values(ax, y, estimate, style, name)
         side_text(ax, y, estimate.with_interval("{:.4f}"))
         side_text(ax, y, verdict_on(data, *pair, metric), offset=105)
     ax.axvline(1, color="black", lw=0.8, zorder=1)
@@ -73,16 +73,16 @@ def contrast_rows(ax, data, metric, pairs):
 def summary(data):
     """9: what changed overall: ratios with intervals and a verdict in words."""
     pairs = contrasts(data)
-    height = 1.5 + len(METRICS) * (0.75 + 0.2 * len(pairs))
+    height = 1.5 + len(METRICS) * (0.75 + 0.26 * len(pairs))
     fig, axes = new_figure(data, len(METRICS), 1, height)
     for ax, metric in zip(axes[:, 0], METRICS, strict=True):
         if not missing_note(ax, data, metric):
             contrast_rows(ax, data, metric, pairs)
     caption = (
-        "Ratio of the first arm to the second: geometric mean over blocks with 95 % t interval (on "
-        "logs); left of 1 = less; each axis has its own range. Verdict: paired t-test at 5 %, not "
-        "adjusted for several questions; no difference detected does not mean equal. Hatched: "
-        f"differences below {100 * PRACTICAL_SHARE:g} %, too small to matter."
+        "Ratio of the first arm to the second: dot = one block, outlined = geometric mean with "
+        "95 % t interval (on logs); left of 1 = less; each axis has its own range. Verdict: paired "
+        "t-test at 5 %, not adjusted for several questions; no difference detected does not mean "
+        f"equal. Hatched: differences below {100 * PRACTICAL_SHARE:g} %, too small to matter."
     )
     if data.margin:
         caption += (

@@ -7,7 +7,7 @@ from scipy import stats
 
 from figures.data import prepare
 
-MANY = ("baseline", "window", "fused", "published", "w16-d0", "w96-d4", "w256-d16", "w1024-d128")
+MANY = ["baseline", "window", "fused", "published", *(f"w{2**i}-d{i}" for i in range(3, 11))]
 
 
 def fail(metrics, arm, block, status="diverged"):

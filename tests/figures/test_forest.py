@@ -23,7 +23,7 @@ def with_losses(*differences, margin=0.02):
 def test_rows_are_the_paired_ratios(index, metric, prepared, artists, interval_of):
     data = prepared("four blocks")
     expected = paired_ratio(data.values("window", metric), data.values("baseline", metric))
-    (row,) = artists(summary(data).axes[index], "window / baseline")
+    (row,) = artists(summary(data).axes[index], "window / baseline mean")
     assert row.lines[0].get_xdata()[0] == pytest.approx(expected.ratio)
     if expected.low is not None:
         np.testing.assert_allclose(interval_of(row), (expected.low, expected.high))

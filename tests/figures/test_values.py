@@ -17,7 +17,10 @@ def test_final_losses_show_every_training_its_block_and_the_interval(
         (dots,), (mean,) = artists(ax, "fused"), artists(ax, "fused mean")
         np.testing.assert_allclose(dots.get_offsets()[:, 0], values)
         np.testing.assert_allclose(interval_of(mean), t_interval(values))
-        assert len(artists(ax, "_block")) == 5
+        rows = [data.values(arm, metric) for arm in data.arms]
+        joined = artists(ax, "_block")
+        np.testing.assert_allclose([line.get_xdata() for line in joined], np.transpose(rows))
+        assert list(np.round(joined[0].get_ydata())) == [0, 1, 2]
 
 
 def test_differences_of_the_losses_are_paired(prepared, artists, interval_of, t_interval):
