@@ -1,9 +1,7 @@
 """What a window_size and a dilation keep, and what that could save: exact counts, no model built.
 
-``python analyze_hyperparameters.py`` compares eight configurations at 256 tokens;
-``python analyze_hyperparameters.py 64 8 512`` analyses one (window_size dilation [seq_len]).
 Pairs are counted in closed form, so any length is instant.  Speed-ups are estimates from those
-counts; ``python main.py`` measures.
+counts; `python main.py` measures.  Without arguments eight configurations are compared.
 
 Letters: S sequence length, C d_model, L layers, V vocabulary, w window_size, d dilation,
 N sink_tokens.
@@ -17,19 +15,16 @@ from pathlib import Path
 from analysis.metrics import MetricsError, fitting
 from analysis.values import pattern_of_arm
 from estimates.pattern import CONFIGURATIONS, D_MODEL, LAYERS, SEQ_LEN, VOCAB_SIZE, analyze_pattern
-from estimates.pictures import plot_comparison, plot_configuration, plot_style
+from estimates.pictures import plot_comparison, plot_configuration
 from estimates.report import format_report
 from estimates.tradeoff import plot_tradeoff
+from figures.look import save_figure
+from machine.command import UserError, add_debug, checked_options, run_command
 from machine.files import atomic_write
 from studies.summary import load_study
 
 DEFAULT_STUDY = Path("output/pattern_study.json")
-# --- the command line --------------------------------------------------------------------------
 EXAMPLE = "python analyze_hyperparameters.py 96 4 512"
-DESCRIPTION = f"""\
-What a sliding window + dilated pattern keeps of full causal attention, and the speed-up that
-FLOP counts suggest (an estimate; `python main.py` measures).  Without arguments it compares
-{" ".join(f"({w},{d})" for w, d in CONFIGURATIONS)}."""
 EPILOG = f"""\
 examples:
   python analyze_hyperparameters.py                  compare the eight configurations
@@ -45,126 +40,101 @@ txt, png and pdf.
 exit code: 0 done, 1 a file could not be written, 2 a wrong argument"""
 
 
-def _whole(text):
-    try:
-        return int(text)
-    except ValueError:
-        message = f"must be a whole number, got {text!r}; example: {EXAMPLE}"
-        raise argparse.ArgumentTypeError(message) from None
-
-
 def build_parser():
     """The command line, with every default in its help."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
-    add = partial(parser.add_argument, type=_whole)
-    add("window_size", nargs="?", help="previous tokens that are all attended to, at least 1")
-    add("dilation", nargs="?", help="beyond them every dilation-th token, at least 0")
-    add("seq_len", nargs="?", help=f"sequence length in tokens (default: {SEQ_LEN})")
-    add("--seq-len", dest="length", metavar="S", help="the same, also for the comparison")
-    add("--sink-tokens", metavar="N", default=0, help="first tokens seen by all (default: 0)")
-    add("--d-model", metavar="C", default=D_MODEL, help="model width (default: %(default)s)")
-    add("--layers", metavar="L", default=LAYERS, help="layers (default: %(default)s)")
-    add("--vocab-size", metavar="V", default=VOCAB_SIZE, help="vocabulary (default: %(default)s)")
-    add(
-        "--measured",
-        nargs="?",
-        const=DEFAULT_STUDY,
-        type=Path,
-        metavar="FILE",
-        help="the patterns, length and model of a study (compare_models.py --study patterns), with "
-        f"what it measured (FILE: {DEFAULT_STUDY})",
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=raw)
+    number = partial(parser.add_argument, type=int)
+    number("window_size", nargs="?", help="previous tokens that are all attended to, at least 1")
+    number("dilation", nargs="?", help="beyond them every dilation-th token, at least 0")
+    number("seq_len", nargs="?", help=f"sequence length in tokens (default: {SEQ_LEN})")
+    number("--seq-len", dest="length", metavar="S", help="the same, also for the comparison")
+    number("--sink-tokens", metavar="N", default=0, help="first tokens seen by all (default: 0)")
+    number("--d-model", metavar="C", default=D_MODEL, help="model width (default: %(default)s)")
+    number("--layers", metavar="L", default=LAYERS, help="layers (default: %(default)s)")
+    number("--vocab-size", metavar="V", default=VOCAB_SIZE, help="vocabulary (default: 10000)")
+    folder = partial(parser.add_argument, type=Path)
+    measured = (
+        "the patterns, length and model of a study (compare_models.py --study patterns), with "
+        f"what it measured (FILE: {DEFAULT_STUDY})"
     )
-    add("--output-dir", type=Path, default=Path("output"), help="report (default: %(default)s)")
-    add("--plots-dir", type=Path, default=Path("plots"), help="pictures (default: %(default)s)")
+    folder("--measured", nargs="?", const=DEFAULT_STUDY, metavar="FILE", help=measured)
+    folder("--output-dir", default=Path("output"), help="report (default: %(default)s)")
+    folder("--plots-dir", default=Path("plots"), help="pictures (default: %(default)s)")
+    add_debug(parser)
     return parser
 
 
-def _measured_analyses(parser, args):
-    """A study's content and the analyses of its patterns, or a usage error."""
-    if args.window_size is not None or args.length is not None:
-        parser.error("--measured takes patterns and length from the study: give neither")
-    try:
-        with fitting(args.measured):
-            content = load_study(args.measured)
-            if content["study"] != "patterns":
-                raise MetricsError(f"{args.measured}: is no study of patterns")
-            config = content["config"]
-            sizes = config["seq_len"], config["d_model"], config["layers"]
-            arms = [arm for point in content["points"] for arm in point["arms"]]
-            patterns = dict.fromkeys(p for arm in arms if (p := pattern_of_arm(arm)))
-            vocab_size = content["data"]["vocab_size"]
-            sinks = config.get("sink_tokens", 0)
-            return content, [analyze_pattern(*p, *sizes, vocab_size, sinks) for p in patterns]
-    except MetricsError as error:
-        parser.error(str(error))
-
-
-def _analyses(parser, args):
-    """The analyses the arguments ask for; a usage error where they make no sense."""
-    if args.window_size is not None and args.dilation is None:
-        parser.error(f"window_size {args.window_size} needs a dilation too; example: {EXAMPLE}")
-    lengths = {args.seq_len, args.length} - {None} or {SEQ_LEN}
+def asked_analyses(arguments):
+    """The analyses of the given configuration, or of all of them; UserError names what is off."""
+    window_size, dilation = arguments.window_size, arguments.dilation
+    if window_size is not None and dilation is None:
+        raise UserError(f"window_size {window_size} needs a dilation too; example: {EXAMPLE}")
+    lengths = {arguments.seq_len, arguments.length} - {None}
     if len(lengths) > 1:
-        parser.error(f"seq_len is {args.seq_len} and --seq-len {args.length}: give one of the two")
-    chosen = CONFIGURATIONS if args.window_size is None else [(args.window_size, args.dilation)]
-    model = (*lengths, args.d_model, args.layers, args.vocab_size)
-    try:
-        return [analyze_pattern(w, d, *model, args.sink_tokens) for w, d in chosen]
-    except ValueError as error:
-        parser.error(f"{error}; example: {EXAMPLE}")
+        raise UserError(f"seq_len is given twice, as {lengths}: give one of the two")
+    configurations = CONFIGURATIONS if window_size is None else [(window_size, dilation)]
+    model = {
+        "seq_len": lengths.pop() if lengths else SEQ_LEN,
+        "d_model": arguments.d_model,
+        "layers": arguments.layers,
+        "vocab_size": arguments.vocab_size,
+        "sink_tokens": arguments.sink_tokens,
+    }
+    with checked_options():
+        return [analyze_pattern(*pattern, **model) for pattern in configurations]
 
 
-def save_figure(figure, path):
-    """Write a figure at 300 dpi in the format of the path's suffix; equal figures, equal bytes."""
-    options = {"format": path.suffix[1:], "dpi": 300}
-    if path.suffix == ".pdf":
-        options["metadata"] = {"CreationDate": None}
-    with plot_style():
-        atomic_write(path, lambda file: figure.savefig(file, **options))
+def measured_analyses(arguments):
+    """A study's content and the analyses of its patterns; UserError names what is off."""
+    path = arguments.measured
+    if arguments.window_size is not None or arguments.length is not None:
+        raise UserError("--measured takes patterns and length from the study: give neither")
+    with fitting(path):
+        content = load_study(path)
+        if content["study"] != "patterns":
+            raise MetricsError(f"{path}: is no study of patterns")
+        config = content["config"]
+        model = {name: config[name] for name in ("seq_len", "d_model", "layers")}
+        model["vocab_size"] = content["data"]["vocab_size"]
+        model["sink_tokens"] = config.get("sink_tokens", 0)
+        arms = dict.fromkeys(arm for point in content["points"] for arm in point["arms"])
+        patterns = [pattern_of_arm(arm) for arm in arms if pattern_of_arm(arm)]
+        return content, [analyze_pattern(*pattern, **model) for pattern in patterns]
 
 
-def _writers(analyses, content, report, output_dir, plots_dir):
-    """Each path to write, with the function that writes it."""
-    a, several = analyses[0], len(analyses) > 1 or content is not None
-    sinks = f"_n{a.sink_tokens}" if a.sink_tokens else ""
-    name = f"config_w{a.window_size}_d{a.dilation}{sinks}"
-    path = output_dir / f"{'hyperparameter_analysis' if several else name}.txt"
-    yield path, partial(atomic_write, path, lambda file: file.write(report.encode()))
-    figures = {name: lambda: plot_configuration(a)}
-    if several:
+def analyze(arguments):
+    """Print the report, write it and the figures, and list the files."""
+    content = None
+    if arguments.measured is None:
+        analyses = asked_analyses(arguments)
+    else:
+        content, analyses = measured_analyses(arguments)
+    report = format_report(analyses, content)
+    print(report)
+    if len(analyses) > 1 or content is not None:
+        name = "hyperparameter_analysis"
         figures = {
-            "hyperparameter_comparison": lambda: plot_comparison(analyses),
-            "sparsity_speedup_tradeoff": lambda: plot_tradeoff(analyses, content),
+            "hyperparameter_comparison": plot_comparison(analyses),
+            "sparsity_speedup_tradeoff": plot_tradeoff(analyses, content),
         }
-    for name, plot in figures.items():
-        figure = plot()
-        for path in (plots_dir / f"{name}.png", plots_dir / f"{name}.pdf"):
-            yield path, partial(save_figure, figure, path)
+    else:
+        (a,) = analyses
+        sinks = f"_n{a.sink_tokens}" if a.sink_tokens else ""
+        name = f"config_w{a.window_size}_d{a.dilation}{sinks}"
+        figures = {name: plot_configuration(a)}
+    path = arguments.output_dir / f"{name}.txt"
+    atomic_write(path, lambda file: file.write(report.encode()))
+    print(f"wrote {path}")
+    for name, figure in figures.items():
+        for path in save_figure(figure, arguments.plots_dir, name):
+            print(f"wrote {path}")
 
 
 def main(argv=None):
-    """Report, write and list the files; returns the exit code.  Wrong usage: SystemExit(2)."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    content = None
-    if args.measured is None:
-        analyses = _analyses(parser, args)
-    else:
-        content, analyses = _measured_analyses(parser, args)
-    report = format_report(analyses, content)
-    print(report)
-    for path, write in _writers(analyses, content, report, args.output_dir, args.plots_dir):
-        try:
-            write()
-        except KeyboardInterrupt:
-            print("interrupted: the files listed are written", file=sys.stderr)
-            return 130
-        except OSError as error:
-            print(f"{parser.prog}: error: {error.filename}: {error.strerror}", file=sys.stderr)
-            return 1
-        print(f"wrote {path}")
-    return 0
+    """The command line; returns the exit code."""
+    kept = ": the files listed are written"
+    return run_command(build_parser(), analyze, argv, lambda arguments: kept)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,8 @@
 
     python create_model_plots.py [output/experiment_results.npz [plots/]]
 
-Everything is drawn from that one file.  ``prepare`` sorts the runs once; every figure is then a
-function of the prepared ``Experiment`` that returns a matplotlib Figure, and the caller saves it:
-
-    fig = training_curves(prepare(*load_experiment("output/experiment_results.npz")))
-
-Figures are made without pyplot: nothing stays open, and no backend or style of a notebook changes.
-The statistics are those of analysis/significance.py; equal data give equal bytes.
+Everything is drawn from that one file; equal data give equal bytes.  Figures are made without
+pyplot: nothing stays open, and no backend or style of a notebook changes.
 """
 
 import argparse

@@ -24,6 +24,7 @@ FIGURES = {
 
 def create_all_plots(metrics, metadata, plots_dir):
     """Draw and save the ten figures; returns the paths written."""
-    data = prepare(metrics, metadata)
-    saved = (save_figure(draw(data), plots_dir, name) for name, draw in FIGURES.items())
-    return [path for paths in saved for path in paths]
+    data, paths = prepare(metrics, metadata), []
+    for name, draw in FIGURES.items():
+        paths += save_figure(draw(data), plots_dir, name)
+    return paths

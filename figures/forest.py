@@ -1,126 +1,93 @@
 """Figure 9: every contrast with its interval."""
 
-import math
-
 import matplotlib
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from analysis.values import CONTRASTS, PRACTICAL_SHARE
-from figures.data import (
-    MEMORY,
-    METRICS,
-    TIME,
-    VAL_LOSS,
-    compare,
-    loss_verdict,
-    margin_span,
-    ratio_text,
-    verdict,
-)
-from figures.look import LOOK, MARGIN, MEAN, SMALL
-from figures.pieces import finish, new_figure, note, side_text, why_missing
+from analysis.power import ALPHA
+from analysis.significance import ROUNDING, non_inferiority, paired_ratio
+from analysis.values import CONTRASTS, PRACTICAL_SHARE, SHOWN_SHARE
+from figures.data import MEMORY, METRICS, TIME, VAL_LOSS, ratio
+from figures.frame import finish, missing_note, name_rows, new_figure, row_of_values, side_text
+from figures.look import LOOK, MARGIN, SMALL
 
 
 def contrasts(data):
-    """(arm, reference) pairs of the summary: the three questions, then further arms."""
+    """(arm, reference) pairs of the summary: the declared questions, then further arms."""
     asked = [(arm, base) for arm, base, _ in CONTRASTS if {arm, base} <= set(data.arms)]
     known = {arm for pair in asked for arm in pair}
     return asked + [(arm, data.reference) for arm in data.arms[1:] if arm not in known]
 
 
-def shade_small(ax):
-    """The band of differences too small to matter, over all rows; returns its ends."""
-    span = 1 - PRACTICAL_SHARE, 1 + PRACTICAL_SHARE
-    name = f"below {100 * PRACTICAL_SHARE:g} %: too small to matter"
-    ax.axvspan(*span, **SMALL, label=f"_{name}")
-    panel_key(ax, name, SMALL)
-    return span
+def verdict(found):
+    """What a ``Ratio`` says, in words; a difference is named only where the test found one."""
+    if found.p is not None and found.p >= ALPHA:
+        return "no difference detected"
+    change = found.ratio - 1
+    if found.p is not None or abs(change) >= SHOWN_SHARE:
+        digits = 1 if abs(change) >= 0.01 else 2
+        words = f"{100 * change:+.{digits}f} %".replace("-", "−")
+    else:
+        words = "identical" if abs(change) < ROUNDING else "equal to 0.01 %"
+    if found.p is not None:
+        return words
+    return f"{words}, one block" if found.n == 1 else f"{words} in every block"
 
 
-def shade_margin(ax, data, pairs):
-    """The equivalence margin of each row, around its own reference; returns the spans' ends."""
-    spans = [margin_span(data, *pair) for pair in pairs]
-    for y, (low, high) in enumerate(spans):
-        ax.barh(y, high - low, 0.8, low, **MARGIN, label=f"_margin {y}")
-    panel_key(ax, f"equivalence margin ± {data.margin:g} nats", MARGIN)
-    return [edge for span in spans for edge in span]
+def verdict_on(data, arm, base, metric):
+    """The verdict on a contrast; on the validation loss that on the margin, where declared."""
+    x, reference = data.pair(arm, base, metric)
+    if metric is VAL_LOSS and data.margin and len(x) > 1:
+        words = non_inferiority(x, reference, data.margin).verdict
+        return f"{words} (margin {data.margin:g} nats)" if words == "not worse" else words
+    return verdict(paired_ratio(x, reference))
 
 
-def panel_key(ax, name, look):
-    """The key of a shade, above the text at the right of its panel."""
-    place = {"loc": "lower left", "bbox_to_anchor": (1.02, 1), "borderpad": 0, "fontsize": 7}
-    ax.legend(handles=[Patch(**look, label=name)], **place)
-
-
-def shaded(ax, data, metric, pairs):
-    """Shade what counts as no difference in this metric; returns ratios the axis must reach."""
+def shade_no_difference(ax, data, metric, pairs):
+    """Shade what counts as no difference in this metric."""
     if metric in (TIME, MEMORY):
-        return shade_small(ax)
-    return shade_margin(ax, data, pairs) if metric is VAL_LOSS and data.margin else ()
+        ax.axvspan(1 - PRACTICAL_SHARE, 1 + PRACTICAL_SHARE, **SMALL, label="_small")
+    elif metric is VAL_LOSS and data.margin:
+        for y, (_, base) in enumerate(pairs):
+            share = data.margin / data.values(base, VAL_LOSS).mean()
+            ax.barh(y, 2 * share, 0.8, left=1 - share, **MARGIN, label=f"_margin {y}")
 
 
-def forest_row(ax, data, metric, y, pair):
-    """One ratio with its interval, in numbers and in words; returns its ends."""
-    ratio, estimate = compare(data, *pair, metric)
-    look = {**data.styles[pair[0]].mark, **MEAN, "ls": "none", "label": " / ".join(pair)}
-    ax.errorbar(ratio.ratio, y, xerr=estimate.error, **look)
-    side_text(ax, y, ratio_text(ratio, metric.digits))
-    words = loss_verdict(data, *pair) if metric is VAL_LOSS else verdict(ratio, metric)
-    side_text(ax, y, words, offset=105 if data.pairs > 1 else 35)
-    return ratio.ratio, ratio.low or 1, ratio.high or 1
-
-
-def forest_panel(ax, data, metric, pairs):
-    """Ratios of one metric on a log axis, over the shade of what counts as no difference."""
-    edges = [*shaded(ax, data, metric, pairs), math.exp(1e-3)]
-    for y, pair in enumerate(pairs):
-        edges += forest_row(ax, data, metric, y, pair)
+def contrast_rows(ax, data, metric, pairs):
+    """Ratios of one metric with intervals, numbers and words, over the shade of no difference."""
+    shade_no_difference(ax, data, metric, pairs)
+    names = [" / ".join(pair) for pair in pairs]
+    for y, (pair, name) in enumerate(zip(pairs, names, strict=True)):
+        estimate, style = ratio(data, *pair, metric), data.styles[pair[0]]
+        row_of_values(ax, y, estimate, style, name)
+        side_text(ax, y, estimate.with_interval("{:.4f}"))
+        side_text(ax, y, verdict_on(data, *pair, metric), offset=105)
     ax.axvline(1, color="black", lw=0.8, zorder=1)
-    ratio_axis(ax, 1.2 * max(abs(math.log(edge)) for edge in edges))
-    ax.set_yticks(range(len(pairs)), [" / ".join(pair) for pair in pairs])
-    ax.set_ylim(len(pairs) - 0.4, -0.6)
-    ax.grid(False, axis="y")
-
-
-def ratio_axis(ax, extent):
-    """A log axis around 1 with plain numbers; ``extent`` in natural logs to both sides."""
-    ax.set_xscale("log")
-    ax.set_xlim(math.exp(-extent), math.exp(extent))
-    near = MaxNLocator(7, steps=(1, 2, 5, 10))  # 1 is then a tick
-    ax.xaxis.set_major_locator(near if extent < math.log(3) else LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.5g}"))
-    ax.set_xlabel("ratio (log axis)")
-
-
-def margin_caption(data):
-    if data.margin is None or data.pairs < 2 or not data.has(VAL_LOSS):
-        return ""
-    return (
-        " Validation loss instead: the 90 % t interval of the paired difference; not worse = all "
-        f"of it below + {data.margin:g} nats, worse = all above, else undecided."
-    )
+    name_rows(ax, names)
+    ax.set(title=metric.name, xlabel="ratio")
+    ax.use_sticky_edges = False  # a margin beside the shades too
+    ax.margins(x=0.1)
+    ax.xaxis.set_major_locator(MaxNLocator(6))
 
 
 @matplotlib.rc_context(LOOK)
 def summary(data):
     """9: what changed overall: ratios with intervals and a verdict in words."""
     pairs = contrasts(data)
-    height = 1.3 + len(METRICS) * (0.75 + 0.2 * max(len(pairs), 1))
+    height = 1.5 + len(METRICS) * (0.75 + 0.26 * len(pairs))
     fig, axes = new_figure(data, len(METRICS), 1, height)
     for ax, metric in zip(axes[:, 0], METRICS, strict=True):
-        missing = why_missing(data, metric)
-        if missing:
-            note(ax, missing)
-            continue
-        forest_panel(ax, data, metric, pairs)
-        ax.set_title(metric.name, weight="bold")
+        if not missing_note(ax, data, metric):
+            contrast_rows(ax, data, metric, pairs)
     caption = (
-        "Ratio of the first arm to the second: geometric mean over blocks with 95 % t interval (on "
-        "logs); left of 1 = less; each axis has its own range. Verdict: paired t-test at 5 %, not "
-        "adjusted for several questions; no difference detected does not mean equal."
-        f"{margin_caption(data)}"
+        "Ratio of the first arm to the second: dot = one block, outlined = geometric mean with "
+        "95 % t interval (on logs); left of 1 = less; each axis has its own range. Verdict: paired "
+        "t-test at 5 %, not adjusted for several questions; no difference detected does not mean "
+        f"equal. Hatched: differences below {100 * PRACTICAL_SHARE:g} %, too small to matter."
     )
-    tested = dict.fromkeys(arm for arm, _ in pairs)
-    return finish(fig, data, caption, [arm for arm in data.arms if arm in tested])
+    if data.margin:
+        caption += (
+            f" Yellow: equivalence margin, ± {data.margin:g} nats of validation loss. The verdict "
+            "on it, from two blocks on: not worse = the whole 90 % t interval of the paired "
+            "difference lies below the margin, worse = all above, else undecided."
+        )
+    return finish(fig, data, caption)

@@ -6,49 +6,29 @@ from pathlib import Path
 
 import matplotlib
 import seaborn as sns
-from matplotlib.path import Path as MarkerPath
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from machine.files import atomic_write
 
-GROUPED = "{x:,.12g}"  # a number with its thousands grouped
 WIDTH = 7.2  # inches: two columns of a paper
 CAPTION_COLUMNS = 134  # characters of 7 pt in WIDTH
-FAILED = {"marker": "X", "ms": 6, "color": "black", "ls": "none", "zorder": 6}
-LETTER_T = MarkerPath([(-1, 1), (1, 1), (0, 1), (0, -1)], [1, 2, 1, 2])  # "$T$" needs math text
-THROTTLED = {"marker": LETTER_T, "ms": 6, "mew": 1.8, "fillstyle": "none", "zorder": 6}
-THROTTLED |= {"color": "black", "ls": "none"}
-STOP = {"color": "black", "ls": (0, (3, 2)), "lw": 0.9, "zorder": 6}
-# told apart in gray print too: one is plain, the other hatched
-MARGIN = {"facecolor": "#F5DC8C", "edgecolor": "none", "zorder": 0.5}
-SMALL = {"facecolor": "0.95", "edgecolor": "0.75", "lw": 0, "hatch": "////", "zorder": 0.5}
-NEUTRAL = "0.45"
-MEAN = {"markeredgecolor": "black", "markersize": 6, "capsize": 2.5, "zorder": 5}
-JOIN = {"color": NEUTRAL, "lw": 0.5, "alpha": 0.5, "zorder": 1, "label": "_pair"}
-SIDE_TEXT = {"va": "center", "fontsize": 7, "annotation_clip": False}
 LOOK = {
     **sns.axes_style("whitegrid"),
-    **sns.plotting_context("paper"),
+    **sns.plotting_context("paper", font_scale=0.83),  # 8 points, ticks and legends 7.3
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same figure everywhere
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
     "axes.titlelocation": "left",
-    "axes.linewidth": 0.8,
     "axes.formatter.useoffset": False,
     "grid.linewidth": 0.5,
     "grid.color": "0.9",
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 8,
     "legend.frameon": False,
-    "lines.markersize": 5,
-    "hatch.linewidth": 0.5,
     "pdf.fonttype": 42,
     "text.parse_math": False,  # a $ in the name of an arm or a device is a $
     "savefig.dpi": 300,
 }
+FAILED = {"marker": "X", "ms": 6, "color": "black", "ls": "none", "zorder": 6}
+# told apart in gray print too: one is plain, the other hatched
+MARGIN = {"facecolor": "#F5DC8C", "edgecolor": "none", "zorder": 0.5}
+SMALL = {"facecolor": "0.95", "edgecolor": "0.75", "lw": 0, "hatch": "////", "zorder": 0.5}
 
 
 @dataclass(frozen=True)
@@ -58,7 +38,6 @@ class ArmStyle:
     color: str
     marker: str
     linestyle: object
-    phase: float = 0  # where along a line its markers sit, so that those of two arms do not meet
 
     @property
     def mark(self):
@@ -71,38 +50,23 @@ class ArmStyle:
 
 STYLES = {  # colours of seaborn's "colorblind" palette
     "baseline": ArmStyle("#0173B2", "o", "-"),
-    "window": ArmStyle("#D55E00", "s", (0, (6, 1.5)), 0.25),
-    "fused": ArmStyle("#029E73", "^", (0, (6, 1.5, 1, 1.5)), 0.5),
-    "published": ArmStyle("#CC78BC", "D", (0, (1.5, 1)), 0.75),
+    "window": ArmStyle("#D55E00", "s", (0, (6, 1.5))),
+    "fused": ArmStyle("#029E73", "^", (0, (6, 1.5, 1, 1.5))),
+    "published": ArmStyle("#CC78BC", "D", (0, (1.5, 1))),
 }
 # of further arms: 6 colours and 7 markers, so that no pair of them comes again before 42 arms
 MORE_COLORS = "#CA9161", "#56B4E9", "#DE8F05", "#949494", "#FBAFE4", "#8C8000"
-MORE_MARKERS = "v", "P", "<", ">", "X", "*", "h"
+MORE_MARKERS = "vP<>X*h"
 MORE_LINES = (0, (4, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (8, 2, 2, 2)), (0, (2, 2))
 
 
 def arm_styles(arms):
     """{arm: ArmStyle}; arms this suite does not know get further styles in order of name."""
-    unknown = sorted(set(arms) - set(STYLES))
-    looks = zip(cycle(MORE_COLORS), cycle(MORE_MARKERS), cycle(MORE_LINES), strict=True)
-    return STYLES | {arm: ArmStyle(*look) for arm, look in zip(unknown, looks, strict=False)}
+    more = sorted(set(arms) - set(STYLES))
+    looks = zip(more, cycle(MORE_COLORS), cycle(MORE_MARKERS), cycle(MORE_LINES), strict=False)
+    return STYLES | {arm: ArmStyle(*look) for arm, *look in looks}
 
 
-def number(value):
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
-
-
-def minus(text):
-    return text.replace("-", "−")
-
-
-def in_thousands(axis):
-    """Ticks as 50k and 1.5M."""
-    axis.set_major_locator(MaxNLocator(6))
-    axis.set_major_formatter(EngFormatter(sep=""))
-
-
-# --- files and command line --------------------------------------------------------------------
 @matplotlib.rc_context(LOOK)
 def save_figure(fig, plots_dir, name):
     """Write ``<name>.png`` and ``<name>.pdf``, without dates, each whole or not at all."""

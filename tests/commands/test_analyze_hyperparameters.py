@@ -1,0 +1,93 @@
+"""``python analyze_hyperparameters.py``: its files, and one line for bad input."""
+
+import matplotlib
+import pytest
+
+import analyze_hyperparameters
+from figures.look import LOOK
+
+
+@pytest.fixture(autouse=True)
+def coarse_pictures(monkeypatch):
+    monkeypatch.setitem(LOOK, "savefig.dpi", 60)  # speed: resolution is not at stake here
+
+
+def run(arguments, path):
+    folders = ["--output-dir", str(path / "output"), "--plots-dir", str(path / "plots")]
+    return analyze_hyperparameters.main([*arguments.split(), *folders])
+
+
+def test_the_comparison_writes_its_files_and_prints_the_report(tmp_path, capsys):
+    assert run("", tmp_path) == 0
+    out = capsys.readouterr().out
+    report = (tmp_path / "output" / "hyperparameter_analysis.txt").read_text(encoding="utf-8")
+    assert out.startswith(report)
+    names = "hyperparameter_comparison", "sparsity_speedup_tradeoff"
+    expected = sorted(f"{name}.{kind}" for name in names for kind in ("png", "pdf"))
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == expected
+    for name in names:
+        path = tmp_path / "plots" / f"{name}.png"
+        assert f"wrote {path}" in out
+        assert matplotlib.image.imread(path)[..., :3].std() > 0.05  # a blank picture has 0
+
+
+def test_a_long_sequence_is_counted_and_drawn_without_its_pairs(tmp_path, capsys):
+    assert run("96 4 1048576 --sink-tokens 4", tmp_path) == 0
+    assert "549,756,338,176" in capsys.readouterr().out  # S (S + 1) / 2
+    written = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert written == ["config_w96_d4_n4.pdf", "config_w96_d4_n4.png"]
+    assert (tmp_path / "output" / "config_w96_d4_n4.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ("96", "needs a dilation"),
+        ("0 4", "window_size must be a whole number from 1 to 2**40, got 0"),
+        ("-3 4", "got -3"),
+        ("96 -1", "dilation must be a whole number from 0 to 2**40, got -1"),
+        ("96 4 0", "seq_len must be a whole number from 1 to 2**40, got 0"),
+        ("--seq-len 0", "got 0"),
+        ("96 4 256 --seq-len 512", "given twice"),
+        ("--d-model 0", "d_model"),
+        ("--seq-len 64 --measured", "give neither"),
+    ],
+)
+def test_impossible_arguments_are_one_line_and_code_2(arguments, named, capsys, tmp_path):
+    assert run(arguments, tmp_path) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ") and named in line and not captured.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ("x 4", "'x'"),
+        ("96 4.5", "'4.5'"),
+        ("96 4 256 8", "arguments: 8"),
+        ("--layers many", "many"),
+    ],
+)
+def test_what_is_no_whole_number_ends_with_usage_and_code_2(arguments, named, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run(arguments, tmp_path)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith("usage:") and named in err.splitlines()[-1]
+
+
+def test_a_folder_that_is_a_file_is_one_line_and_code_1(tmp_path, capsys):
+    (tmp_path / "plots").write_text("in the way")
+    assert run("8 3 40", tmp_path) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "plots") in line and "a file is where its folder should be" in line
+
+
+def test_help_has_defaults_and_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        analyze_hyperparameters.main(["--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    for fact in ("(default: 256)", "(default: 512)", "(default: 10000)", "96 4 512"):
+        assert fact in out

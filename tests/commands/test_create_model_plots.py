@@ -1,0 +1,63 @@
+"""``python create_model_plots.py``: its files, and one line for bad input."""
+
+import numpy as np
+import pytest
+from conftest import make_experiment
+
+import create_model_plots
+from analysis.metrics import save_metrics
+from figures.look import LOOK
+
+
+def test_writes_ten_png_and_ten_pdf_and_lists_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(LOOK, "savefig.dpi", 40)  # speed: resolution is not at stake here
+    path, _ = save_metrics(*make_experiment(2, ("window",)), tmp_path)
+    assert create_model_plots.main([str(path), str(tmp_path / "new" / "plots")]) == 0
+    listed = capsys.readouterr().out.split()
+    found = sorted(str(p) for p in (tmp_path / "new" / "plots").iterdir())
+    assert sorted(listed) == found and len(found) == 20
+    for number in range(1, 11):
+        assert sum(f"/{number}_" in name for name in found) == 2
+    for name in found:
+        with open(name, "rb") as file:
+            assert file.read(4) == (b"%PDF" if name.endswith("pdf") else b"\x89PNG")
+
+
+def broken_file(tmp_path, kind):
+    path = tmp_path / "results.npz"
+    metrics, metadata = make_experiment(1, ("window",))
+    if kind == "foreign":
+        np.savez(path, a=np.zeros(3))
+    elif kind == "damaged":
+        save_metrics(metrics, metadata, tmp_path, "results")
+        path.write_bytes(path.read_bytes()[:300])
+    elif kind == "nothing ok":
+        metrics["window"][0]["status"] = "diverged"
+        save_metrics(metrics, metadata, tmp_path, "results")
+    elif kind == "empty":
+        save_metrics({}, {}, tmp_path, "results")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "foreign", "damaged", "nothing ok", "empty"])
+def test_bad_files_are_one_line_on_stderr_and_exit_2(tmp_path, capsys, kind):
+    assert create_model_plots.main([str(broken_file(tmp_path, kind)), str(tmp_path / "plots")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+    assert not (tmp_path / "plots").exists()
+
+
+def test_a_folder_that_is_a_file_is_one_line_and_exit_1(tmp_path, capsys):
+    path, _ = save_metrics(*make_experiment(1), tmp_path)
+    (tmp_path / "plots").write_text("in the way")
+    assert create_model_plots.main([str(path), str(tmp_path / "plots")]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and "plots" in shown and shown.count("\n") == 1
+
+
+def test_help_shows_defaults_and_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        create_model_plots.main(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "example:" in text
+    assert "output/experiment_results.npz" in text and "plots/" in text

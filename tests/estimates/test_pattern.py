@@ -1,0 +1,105 @@
+"""Counts and costs of patterns against brute force and constants computed by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from estimates.pattern import analyze_pattern, keys_per_query
+from estimates.pictures import FAR, FUTURE, NEAR, SINK, UNATTENDED, pair_kinds
+
+PATTERNS = {
+    "seq_len": st.integers(1, 70),
+    "window_size": st.integers(1, 80),
+    "dilation": st.integers(0, 12),
+    "sink_tokens": st.one_of(st.just(0), st.integers(1, 80)),
+}
+
+
+def kind_in_plain_words(i, j, w, d, sinks):
+    """The pattern independent of the code: which keys does query i list?"""
+    if j > i:
+        return FUTURE
+    if j in range(i - w, i + 1):
+        return NEAR
+    far = set()
+    key = i - w - d
+    while d and key >= 0:
+        far.add(key)
+        key -= d
+    if j in far:
+        return FAR
+    return SINK if j in range(sinks) else UNATTENDED
+
+
+def brute_force(seq_len, *pattern):
+    """The kinds of all pairs, (S, S), by a double loop."""
+    positions = range(seq_len)
+    return np.array([[kind_in_plain_words(i, j, *pattern) for j in positions] for i in positions])
+
+
+@given(**PATTERNS)
+@settings(max_examples=50, deadline=None)
+def test_counts_equal_a_double_loop(seq_len, window_size, dilation, sink_tokens):
+    kinds = brute_force(seq_len, window_size, dilation, sink_tokens)
+    near, far, sinks = ((kinds == kind).sum(axis=1) for kind in (NEAR, FAR, SINK))
+    a = analyze_pattern(window_size, dilation, seq_len, sink_tokens=sink_tokens)
+    assert (a.near_pairs, a.far_pairs, a.sink_pairs) == (near.sum(), far.sum(), sinks.sum())
+    assert a.causal_pairs == (kinds != FUTURE).sum()
+    attended = (near + far + sinks).sum()
+    assert a.density == pytest.approx(attended / a.causal_pairs, rel=1e-12)
+    ours = keys_per_query(np.arange(seq_len), window_size, dilation, sink_tokens)
+    np.testing.assert_array_equal(ours, [near, far, sinks])
+
+
+def test_kinds_of_a_rectangle_of_pairs():
+    ours = pair_kinds(np.arange(20, 50), np.arange(5, 40), 9, 4, 8)
+    np.testing.assert_array_equal(ours, brute_force(50, 9, 4, 8)[20:50, 5:40])
+
+
+def test_published_density():
+    a = analyze_pattern(96, 4)
+    assert (a.attended_pairs, a.causal_pairs) == (23_296, 32_896)
+    assert f"{a.density:.2%}" == "70.82%"
+
+
+def test_flops_and_amdahl_equal_constants_computed_by_hand():
+    # C = 2, one layer, V = 3, S = 4, w = 1, d = 2: near 1 + 2 + 2 + 2 = 7, far: query 3 sees key 0.
+    a = analyze_pattern(1, 2, seq_len=4, d_model=2, layers=1, vocab_size=3)
+    assert (a.near_pairs, a.far_pairs, a.causal_pairs) == (7, 1, 10)
+    assert a.linear_flops == 4 * (24 * 4 + 12)  # 432
+    assert (a.flops_full, a.flops_sparse) == (80, 64)
+    assert a.attention_share == pytest.approx(80 / 512, rel=1e-12)
+    assert a.attention_speedup == pytest.approx(1.25, rel=1e-12)
+    assert a.step_speedup == pytest.approx(512 / 496, rel=1e-12)
+
+
+def test_flops_of_the_default_model():
+    a = analyze_pattern(96, 4)
+    assert a.linear_flops == 256 * (8 * 24 * 262_144 + 10_240_000)
+    assert a.flops_full == 538_968_064
+    assert f"{a.attention_share:.4f} {a.step_speedup:.5f}" == "0.0336 1.00990"
+
+
+@pytest.mark.parametrize("pattern", [(7, 1, 50), (60, 3, 50), (49, 0, 50), (1, 1, 1), (1, 0, 1)])
+def test_full_causal_patterns_gain_nothing(pattern):
+    a = analyze_pattern(*pattern)
+    assert (a.density, a.attention_speedup, a.step_speedup) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("window_size", 0),
+        ("dilation", -1),
+        ("seq_len", 0),
+        ("d_model", 0),
+        ("layers", -2),
+        ("sink_tokens", -1),
+        ("vocab_size", 0),
+        ("seq_len", 10**30),
+    ],
+)
+def test_wrong_values_are_named(field, value):
+    with pytest.raises(ValueError, match=f"{field} .*{value}"):
+        analyze_pattern(**{"window_size": 96, "dilation": 4, field: value})

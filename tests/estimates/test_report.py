@@ -1,0 +1,30 @@
+"""The report of estimates in words."""
+
+from estimates.pattern import CONFIGURATIONS, analyze_pattern
+from estimates.report import format_report
+
+
+def report_of(*patterns, **options):
+    return format_report([analyze_pattern(*pattern, **options) for pattern in patterns])
+
+
+def test_the_report_calls_the_speedups_estimates_and_names_the_sparsest():
+    report = report_of(*CONFIGURATIONS)
+    for fact in ("70.82%", "29.18%", "23,296", "20,176", "3,120", "136", "1.41x", "1.010x"):
+        assert fact in report
+    assert "ESTIMATED" in report and "estimates from FLOP counts" in report
+    assert "by this estimate: w=64 d=8 (50.97%" in report
+
+
+def test_ties_for_the_sparsest_are_all_named():
+    report = report_of((96, 4), (64, 4), seq_len=16)
+    assert "w=96 d=4, w=64 d=4 (100.00%" in report
+    assert report.count("it is full causal attention") == 2
+
+
+def test_a_window_alone_and_sinks_are_called_so():
+    # S = 8, w = 2, d = 0: keys 0 and 1 have 5 and 4 queries beyond their window
+    row = next(line for line in report_of((2, 0, 8), sink_tokens=2).splitlines() if "N=2" in line)
+    assert row.split()[:3] == ["w=2", "d=0", "N=2"] and row.split()[-3:] == ["9", "3.8", "5"]
+    assert "pure sliding window with sinks" in report_of((2, 0, 8), sink_tokens=2)
+    assert "pure sliding window." in report_of((96, 0))

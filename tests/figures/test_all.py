@@ -1,0 +1,89 @@
+"""All ten figures, whatever the experiment looks like."""
+
+from itertools import combinations
+
+import matplotlib as mpl
+import pytest
+from conftest import make_experiment
+from matplotlib.text import Text
+
+from figures.all import FIGURES, create_all_plots
+from figures.look import LOOK
+
+
+def overlapping(boxes):
+    """Pairs of names of {name: box} whose boxes overlap."""
+    return [(a, b) for a, b in combinations(boxes, 2) if boxes[a].overlaps(boxes[b])]
+
+
+def boxes_of(fig):
+    """Where the parts of a laid out figure lie: each axes with its labels, legend, caption."""
+    labels = [text for text in (fig._supxlabel, fig._suptitle) if text]
+    boxes = {f"axes {i}": ax.get_tightbbox() for i, ax in enumerate(fig.axes)}
+    boxes |= {str(part): part.get_window_extent() for part in [*fig.legends, *labels]}
+    return {name: box.padded(-1) for name, box in boxes.items()}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_overlaps_or_leaves_the_page(name, any_experiment):
+    fig = FIGURES[name](any_experiment)
+    fig.draw_without_rendering()
+    boxes = boxes_of(fig)
+    assert not overlapping(boxes)
+    for part, box in boxes.items():
+        assert min(box.x0, box.y0) >= 0 and box.x1 <= fig.bbox.x1 and box.y1 <= fig.bbox.y1, part
+    for ax in fig.axes:
+        assert ax.has_data() or ax.texts
+        for axis in (ax.xaxis, ax.yaxis):
+            ticks = axis.get_ticklabels() if ax.axison else []
+            assert not overlapping({i: tick.get_window_extent() for i, tick in enumerate(ticks)})
+    for text in fig.findobj(Text):
+        assert text.get_fontsize() >= 7 or not text.get_text()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_one_block_has_no_bands_and_no_intervals_and_says_so(name, prepared, artists, caption):
+    fig = FIGURES[name](prepared("one block"))
+    assert "1 block: no bands, no intervals." in caption(fig)
+    for ax in fig.axes:
+        assert not artists(ax, "window band") and not artists(ax, "window interval")
+        bars = [c for c in ax.containers if hasattr(c, "has_xerr")]
+        assert not any(bar.has_xerr or bar.has_yerr for bar in bars)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_captions_say_how_many_blocks_and_under_what_setting(name, prepared, caption):
+    text = caption(FIGURES[name](prepared("four blocks")))
+    assert "4 blocks. 2-core CPU, seq_len 1024, float32, window_size 96, dilation 4" in text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_an_arm_looks_the_same_in_every_figure(name, prepared):
+    data = prepared(2, ("baseline", "window", "fused", "w96-d4"))
+    handles = [h for legend in FIGURES[name](data).legends for h in legend.legend_handles]
+    arms = [handle for handle in handles if handle.get_label() in data.arms]
+    assert arms
+    for handle in arms:
+        style = data.styles[handle.get_label()]
+        assert (handle.get_color(), handle.get_marker()) == (style.color, style.marker)
+
+
+def test_a_partial_experiment_carries_a_visible_mark(prepared):
+    for draw in FIGURES.values():
+        assert draw(prepared("partial")).get_suptitle() == "partial: 7/15 trainings"
+        assert not draw(prepared("one block")).get_suptitle()
+
+
+def test_no_setting_of_a_notebook_changes(prepared):
+    before = mpl.rcParams.copy()
+    FIGURES["9_summary"](prepared("one block"))
+    assert mpl.rcParams == before and mpl.pyplot.get_fignums() == []
+
+
+def test_equal_data_give_equal_bytes(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOOK, "savefig.dpi", 40)
+    monkeypatch.setattr("figures.all.FIGURES", {"9_summary": FIGURES["9_summary"]})
+    for folder in ("a", "b"):
+        create_all_plots(*make_experiment(2), tmp_path / folder)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name

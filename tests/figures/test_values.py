@@ -1,0 +1,74 @@
+"""Figures 2, 3 and 7 draw every training, and means and intervals of analysis/."""
+
+import numpy as np
+import pytest
+
+from analysis.significance import paired_ratio
+from figures.data import LOSSES, MEMORY, METRICS, VAL_LOSS
+from figures.values import distributions, final_losses, metrics_comparison
+
+
+def test_final_losses_show_every_training_its_block_and_the_interval(
+    prepared, artists, interval_of, t_interval
+):
+    data = prepared(5)
+    for ax, metric in zip(final_losses(data).axes, LOSSES, strict=False):
+        values = data.values("fused", metric)
+        (dots,), (mean,) = artists(ax, "fused"), artists(ax, "fused mean")
+        np.testing.assert_allclose(dots.get_offsets()[:, 0], values)
+        np.testing.assert_allclose(interval_of(mean), t_interval(values))
+        rows = [data.values(arm, metric) for arm in data.arms]
+        joined = artists(ax, "_block")
+        np.testing.assert_allclose([line.get_xdata() for line in joined], np.transpose(rows))
+        assert list(np.round(joined[0].get_ydata())) == [0, 1, 2]
+
+
+def test_differences_of_the_losses_are_paired(prepared, artists, interval_of, t_interval):
+    data = prepared(5)
+    ax = final_losses(data).axes[3]
+    difference = data.values("window", VAL_LOSS) - data.values("baseline", VAL_LOSS)
+    (mean,) = artists(ax, "window mean")
+    np.testing.assert_allclose(interval_of(mean), t_interval(difference))
+    assert f"{difference.mean():+.4f}".replace("-", "−") in ax.texts[0].get_text()
+
+
+@pytest.mark.parametrize("index, metric", list(enumerate(METRICS)))
+def test_rows_are_the_paired_ratios(prepared, artists, interval_of, index, metric):
+    data = prepared("four blocks")
+    ax = metrics_comparison(data).axes[index]
+    pair = data.values("window", metric), data.values("baseline", metric)
+    expected = paired_ratio(*pair)
+    (mean,), (dots,) = artists(ax, "window mean"), artists(ax, "window")
+    assert mean.lines[0].get_xdata()[0] == pytest.approx(expected.ratio)
+    np.testing.assert_allclose(dots.get_offsets()[:, 0], pair[0] / pair[1])
+    if expected.low is not None:
+        np.testing.assert_allclose(interval_of(mean), (expected.low, expected.high))
+    bars = artists(ax, "window bar")
+    assert bool(bars) == (metric not in LOSSES)  # no bar: a loss of 0 means nothing
+    assert not bars or (bars[0][0].get_width() == expected.ratio and ax.get_xlim()[0] == 0)
+
+
+def test_rows_give_the_absolute_values_in_text(prepared, t_interval):
+    data = prepared("four blocks")
+    shown = " ".join(text.get_text() for text in metrics_comparison(data).axes[1].texts)
+    half = np.ptp(t_interval(data.values("window", MEMORY))) / 2
+    assert "1,400.00 MB" in shown and f"1,501.50 ± {half:.2f} MB" in shown
+
+
+def test_a_distribution_has_its_box_every_training_and_the_mean(
+    prepared, artists, interval_of, t_interval
+):
+    data = prepared("four blocks")
+    for ax, metric in zip(distributions(data).axes, METRICS, strict=True):
+        values = data.values("window", metric)
+        (dots,), (mean,) = artists(ax, "window"), artists(ax, "window mean")
+        np.testing.assert_allclose(dots.get_offsets()[:, 0], values)
+        np.testing.assert_allclose(interval_of(mean), t_interval(values))
+        assert any(np.allclose(line.get_xdata(), np.median(values)) for line in ax.lines)
+
+
+def test_missing_memory_is_said_and_the_rest_is_drawn(prepared):
+    data = prepared("four blocks")
+    data.ok["window"][1]["peak_memory_mb"] = float("nan")
+    time, memory, *_ = metrics_comparison(data).axes
+    assert "not measured" in memory.texts[0].get_text() and time.patches
