@@ -1,10 +1,10 @@
-"""What torchrun starts in test_distributed.py: the experiment's command, with a fault where asked.
+"""What torchrun starts in test_ranks.py: the experiment's command, with a fault where asked.
 
 ``torchrun ... torchrun_worker.py [options of main.py]`` is main.py; ``... torchrun_worker.py FILE``
-runs every command line of FILE, {name: {"options": ..., "fault": ...}}, and rank 0 writes what came
-of them beside it.  A fault is "WHAT RANK STEP": what happens to which rank in which optimizer step
-of the last arm, counted from 1 with the two that try the memory and the warm-up's; with "clock" the
-rank's clock runs three times as fast.
+runs every command line of FILE, {name: {"options": ..., "fault": ...}}, and the first rank writes
+what came of them beside it.  A fault is "WHAT RANK STEP": what happens to which rank in which
+optimizer step of the last arm, counted from 1 with the warm-up's; with "clock" the rank's clock
+runs three times as fast.
 """
 
 import json
@@ -13,51 +13,50 @@ import signal
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 
 import torch
+from small_experiment import diverge, run_out_of_memory
 
 import compare_models
 from experiment import run as experiment_run
-from machine import ranks as machine_ranks
+from machine import ranks
+from machine.command import UserError, run_command
 from training import train as training_train
-from training import trainer as training_trainer
+from training.trainer import Trainer
 
 training_train.child_peak_memory_mb = lambda *_: 12.5  # a process of its own, which takes seconds
 compare_models.create_all_plots = lambda *_: []
-if "DROPOUT" not in os.environ:  # ranks draw other masks than one process, so losses would differ
-    torch.nn.Dropout.forward = lambda self, x: x
+torch.nn.Dropout.forward = lambda self, x: x  # ranks draw other masks than one process
 
-TRAIN, UPDATE = training_train.train, training_trainer.Trainer.update
-LOCAL_GRADIENTS = machine_ranks.local_gradients
-CLOCK = SimpleNamespace(perf_counter=lambda: 3 * time.perf_counter())
+TRAIN, UPDATE, LOCAL_GRADIENTS = training_train.train, Trainer.update, ranks.local_gradients
+FASTER = SimpleNamespace(perf_counter=lambda: 3 * time.perf_counter())
+FAULTS = {
+    "kill": lambda trainer: os.kill(os.getpid(), signal.SIGKILL),
+    "memory": run_out_of_memory,
+    "diverge": diverge,
+}
 weights, seeds = [], []  # of every training and rank: a checksum, what dropout follows from
-counts = Counter()  # of rank 0, with the estimates
+counts = Counter()  # of the first rank, with the estimates
 
 
 class Fault:
     """Makes one rank fail in one step."""
 
-    def __init__(self, text=""):
-        self.what, rank, self.step = text.split() if text else ("none", -1, 0)
-        self.mine = int(rank) == machine_ranks.rank()
-        self.trainings, self.steps = 0, 0
-        training_train.time = CLOCK if self.mine and self.what == "clock" else time
+    def __init__(self, text):
+        self.what, rank, step = text.split()
+        self.mine, self.step = int(rank) == ranks.rank(), int(step)
+        self.trainings = self.steps = 0
+        training_train.time = FASTER if self.mine and self.what == "clock" else time
 
     def __call__(self, trainer):
         self.steps += 1
-        if not self.mine or self.trainings != 2 or self.steps != int(self.step):
-            return
-        if self.what == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.what == "memory":
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        if self.what == "diverge":
-            with torch.no_grad():
-                trainer.model.fc_out.bias.fill_(float("nan"))
+        if self.mine and (self.trainings, self.steps) == (2, self.step):
+            FAULTS[self.what](trainer)
 
 
 fault = None
@@ -65,25 +64,25 @@ fault = None
 
 def set_fault(text):
     global fault
-    fault = Fault(text)
+    fault = Fault(text or "none -1 0")
 
 
 def train(config, arm, dataset, seed, device, progress):
-    global fault
-    fault = fault or Fault(os.environ.get("FAULT"))
+    if fault is None:
+        set_fault(os.environ.get("FAULT"))
     fault.trainings, fault.steps = fault.trainings + 1, 0
     metrics, model = TRAIN(config, arm, dataset, seed, device, progress)
     if model is not None:
         mine = sum(value.double().abs().sum().item() for value in model.state_dict().values())
-        weights.append(machine_ranks.gather(mine))
-        seeds.append(machine_ranks.gather(torch.initial_seed()))
+        weights.append(ranks.gather(mine))
+        seeds.append(ranks.gather(torch.initial_seed()))
     return metrics, model
 
 
 def update(trainer, *arguments, **options):
     if fault is not None:
         fault(trainer)
-    counts["trained" if options.get("together", True) else "tried"] += 1
+    counts["steps"] += 1
     return UPDATE(trainer, *arguments, **options)
 
 
@@ -92,22 +91,60 @@ def local_gradients(module):
     return LOCAL_GRADIENTS(module)
 
 
+def command(argv):
+    """main.py's exit code, or in words what went wrong with it."""
+    story = partial(compare_models.tell, argv=argv)
+    try:
+        return run_command(compare_models.build_parser(), story, argv, compare_models.kept)
+    except Exception as error:
+        return repr(error)
+
+
+def fail_on(where, message):
+    """Raise ValueError on one rank."""
+    if ranks.rank() == where:
+        raise ValueError(message)
+    return ranks.rank()
+
+
+def caught(function, *arguments):
+    """The error of a call, as every rank saw it."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        return [isinstance(error, UserError), str(error)]
+
+
+def agreements():
+    """What the functions of machine.ranks give on every rank."""
+    mine = {
+        "place": [ranks.rank(), ranks.size(), ranks.is_first()],
+        "numbers": [ranks.largest(mine := ranks.rank() + 1, -mine), ranks.total(mine, 2)],
+        "mean": ranks.mean([mine, 2]),
+        "from first": ranks.from_first(ranks.rank),
+        "first fails": caught(ranks.from_first, fail_on, 0, "none"),
+        "other fails": caught(ranks.on_every, fail_on, 1, "none"),
+        "none fails": ranks.on_every(fail_on, 2, "none"),
+        "backend": ranks.backend(torch.device("cpu")),
+    }
+    return ranks.gather(mine)
+
+
 def run_all(path):
-    found = {}
+    found = {"agreements": agreements()}
     for name, case in json.loads(path.read_text()).items():
-        weights.clear(), seeds.clear(), counts.clear()
-        machine_ranks.together(set_fault, case.get("fault", ""))
-        code = compare_models._lead(case["options"].split())
-        found[name] = {"code": code, "weights": list(weights), "seeds": list(seeds)}
-        found[name]["steps"] = counts["tried"], counts["trained"]
-        found[name]["unsynchronized"] = counts["unsynchronized"]
-    path.with_name("found.json").write_text(json.dumps(found))
+        for record in (weights, seeds, counts):
+            record.clear()
+        set_fault(case.get("fault"))
+        code = command(case["options"].split())
+        found[name] = {"code": code, "weights": list(weights), "seeds": list(seeds), **counts}
+    if ranks.is_first():
+        path.with_name("found.json").write_text(json.dumps(found))
     return 0
 
 
 if __name__ == "__main__":
-    experiment_run.train, training_trainer.Trainer.update = train, update
-    machine_ranks.local_gradients = local_gradients
+    experiment_run.train, Trainer.update, ranks.local_gradients = train, update, local_gradients
     if sys.argv[1].endswith(".json"):
-        machine_ranks.lead_or_follow(lambda: run_all(Path(sys.argv[1])))
+        sys.exit(ranks.run(partial(run_all, Path(sys.argv[1]))))
     sys.exit(compare_models.main())
