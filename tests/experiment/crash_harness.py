@@ -1,8 +1,8 @@
 """Ends a tiny experiment at chosen moments, goes on with it, and compares with an undisturbed one.
 
-``python tests/crash_harness.py writes|kills FOLDER`` prints one JSON object; test_crash_safety.py
-reads it.  Python and torch are imported once: every experiment is a fork of this process, so that a
-hundred of them take seconds.
+``python tests/experiment/crash_harness.py writes|kills FOLDER`` prints one JSON object, which
+test_crash.py reads.  Python and torch are imported once: every experiment is a fork of this
+process, so that a hundred of them take seconds.
 """
 
 import builtins
@@ -14,9 +14,11 @@ import os
 import random
 import signal
 import sys
+import traceback
+from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
@@ -26,33 +28,32 @@ import compare_models
 from analysis.metrics import load_experiment
 from training import train as training_train
 
-KILLS = 20
+KILLS = 12
 OPTIONS = "--seq-len 12 --d-model 8 --n-heads 2 --layers 1 --batch-size 2 --max-steps 3 --lr 1e-2"
 OPTIONS += " --device cpu --window-size 3 --dilation 2 --warmup-steps 2 --val-batches 1"
-OPTIONS += " --arms window fused --runs "
-ENDED = 77
+OPTIONS += " --arms window fused --runs 1"
+ENDED, BROKEN = 77, 70
 
 
-def experiment(folder, runs, prepare=lambda: None):
+def experiment(folder, prepare=lambda: None):
     """The exit status of an experiment in ``folder``, in a process of its own."""
     child = os.fork()
     if child:
         status = os.waitpid(child, 0)[1]
-        return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        return os.waitstatus_to_exitcode(status)
     try:
         os.chdir(folder)
         log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
         prepare()
-        code = compare_models.main([*OPTIONS.split(), str(runs)])
+        code = compare_models.main(OPTIONS.split())
         sys.setprofile(None)
         os._exit(code)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(70)
+        os._exit(BROKEN)
 
 
 def new_folder(parent, name):
@@ -64,9 +65,7 @@ def new_folder(parent, name):
     return folder
 
 
-# --- moments -----------------------------------------------------------------------------------
-
-
+# moments
 class HalfWritten:
     """A file whose first write is a moment too: what it was given gets only half to the disk."""
 
@@ -120,62 +119,48 @@ def end_at_write(number):
     return seen
 
 
-def kill_at_call(number):
-    """Make this process kill itself at its ``number``-th call of a Python or C function."""
-    calls = 0
+def call_counter(number=0):
+    """Count this process's calls of Python and C functions; kills it at the ``number``-th."""
+    seen = {"calls": 0}
 
     def profile(*_):
-        nonlocal calls
-        calls += 1
-        if calls == number:
+        seen["calls"] += 1
+        if seen["calls"] == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.setprofile(profile)
+    return seen
 
 
-def at_exit(path, text):
-    """Make this process end with writing ``text()`` to ``path``."""
+def at_exit(path, content):
+    """Make this process end with writing ``content()`` to ``path`` as JSON."""
     leave = os._exit
 
     def write_and_leave(code):
         sys.setprofile(None)
-        Path(path).write_text(text())
+        Path(path).write_text(json.dumps(content()))
         leave(code)
 
     os._exit = write_and_leave
 
 
-def count_calls(path):
-    """Write to ``path`` how many function calls this process makes up to its end."""
-    calls = 0
-
-    def profile(*_):
-        nonlocal calls
-        calls += 1
-
-    at_exit(path, lambda: str(calls))
-    sys.setprofile(profile)
-
-
-# --- comparison --------------------------------------------------------------------------------
-
-
+# comparison
 def outcome(folder):
     """What must be the same however often an experiment was stopped, as plain values."""
     output = Path(folder) / "output"
     found = {}
     for suffix in ("npz", "json"):
         metrics, metadata = load_experiment(output / f"experiment_results.{suffix}")
-        runs = {
-            f"{arm} {run['block']}": [
-                *(run[key] for key in ("seed", "order", "position", "index", "val_loss")),
-                run["losses"].tobytes().hex(),
+        trainings = {
+            f"{arm} {training['block']}": [
+                *(training[key] for key in ("seed", "order", "position", "index", "val_loss")),
+                training["losses"].tobytes().hex(),
             ]
             for arm in sorted(metrics)
-            for run in metrics[arm]
+            for training in metrics[arm]
         }
         plan = {key: metadata["plan"][key] for key in ("orders", "seeds")}
-        found[suffix] = [runs, plan, metadata["status"], metadata["set_aside"]]
+        found[suffix] = [trainings, plan, metadata["status"], metadata["set_aside"]]
     weights = torch.load(output / "window_model_weights.pt", weights_only=True)
     found["weights"] = [float(value.double().sum()) for value in weights.values()]
     found["files"] = sorted(str(path.relative_to(output)) for path in output.rglob("*"))
@@ -184,34 +169,33 @@ def outcome(folder):
 
 def committed(folder):
     """The files of the trainings that were finished: going on must leave them as they are."""
-    runs = (Path(folder) / "output" / "runs").glob("*.json")
+    runs = (Path(folder) / "output" / "runs").glob("*.npz")
     return {path: path.read_bytes() for path in runs}
 
 
-def readable(folder):
-    """Whatever a stop left can be read: the results are there whole or not at all."""
-    for path in (Path(folder) / "output").glob("experiment_results.*"):
+def goes_on(folder, undisturbed):
+    """Does the same command end as if nothing had been, and was all there readable before it?"""
+    for path in (folder / "output").glob("experiment_results.*"):
         load_experiment(path)
-    return True
+    kept = committed(folder)
+    assert experiment(folder) == 0
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    return outcome(folder) == undisturbed
 
 
-def sweep(parent, runs, moments, expected):
+def sweep(parent, moments, undisturbed):
     """End an experiment at every moment, go on, and say where the end is another."""
     failures, statuses = [], []
-    undisturbed = outcome(expected)
     for number, prepare in enumerate(moments):
         folder = new_folder(parent, f"case{number}")
-        statuses.append(experiment(folder, runs, prepare))
+        statuses.append(experiment(folder, prepare))
         try:
-            whole, kept = readable(folder), committed(folder)
-            again = experiment(folder, runs)
-            same = whole and again == 0 and outcome(folder) == undisturbed
-            same &= all(path.read_bytes() == content for path, content in kept.items())
-        except Exception as error:
-            same, again = False, repr(error)
-        if not same:
+            reason = "" if goes_on(folder, undisturbed) else "another outcome"
+        except Exception:
+            reason = traceback.format_exc()
+        if reason:
             log = (folder / "log.txt").read_text()[-2000:]
-            failures.append({"moment": number, "again": again, "log": log})
+            failures.append({"moment": number, "reason": reason, "log": log})
     return {"statuses": statuses, "failures": failures}
 
 
@@ -219,9 +203,9 @@ def import_ahead(parent):
     """Import what an experiment imports on its way: else every fork would, for seconds."""
     folder = new_folder(parent, "ahead")
     names = folder / "names"
-    status = experiment(folder, 1, lambda: at_exit(names, lambda: "\n".join(list(sys.modules))))
+    status = experiment(folder, lambda: at_exit(names, lambda: list(sys.modules)))
     assert status == 0, (folder / "log.txt").read_text()
-    for name in names.read_text().split():
+    for name in json.loads(names.read_text()):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
@@ -233,27 +217,22 @@ def main():
     training_train.child_peak_memory_mb = lambda *_: 12.5
     compare_models.create_all_plots = lambda *_: []
     import_ahead(parent)
-    gc.freeze()  # else every training's garbage collection goes through all of torch
-    runs = 1 if mode == "writes" else 2
+    gc.collect = lambda: 0  # each training's would go through all of torch
+    end_at = {"writes": end_at_write, "kills": call_counter}[mode]
     expected = new_folder(parent, "undisturbed")
-    if mode == "writes":
-        count = expected / "count"
+    count = expected / "count"
 
-        def counting():
-            seen = end_at_write(0)
-            at_exit(count, lambda: str(seen["changes"]))
+    def counting():
+        seen = end_at(0)
+        at_exit(count, lambda: seen)
 
-        assert experiment(expected, runs, counting) == 0, (expected / "log.txt").read_text()
-        moments = [lambda k=k: end_at_write(k) for k in range(1, int(count.read_text()) + 1)]
-    else:
-        count = expected / "count"
-        status = experiment(expected, runs, lambda: count_calls(count))
-        assert status == 0, (expected / "log.txt").read_text()
-        # the number of calls differs a little from run to run
-        calls = int(0.97 * int(count.read_text()))
-        chosen = random.Random(2026).sample(range(1, calls), KILLS)
-        moments = [lambda k=k: kill_at_call(k) for k in chosen]
-    print(json.dumps(sweep(parent, runs, moments, expected)))
+    assert experiment(expected, counting) == 0, (expected / "log.txt").read_text()
+    (last,) = json.loads(count.read_text()).values()
+    numbers = range(1, last + 1)
+    if mode == "kills":  # the number of calls differs a little from one to the next
+        numbers = random.Random(2026).sample(range(1, int(0.97 * last)), KILLS)
+    moments = [partial(end_at, number) for number in numbers]
+    print(json.dumps(sweep(parent, moments, outcome(expected))))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ CASES = {
     "study": f"{TWO_ARMS} --study lengths --seq-lens 12 24 --positions learned "
     "--arms fused --output-dir study",
 }
-FAULTS = {"parts": "clock 1 0", "diverged": f"diverge 1 {UNTIMED_STEPS + 3}"}
+FAULTS = {"parts": "clock 1", "diverged": f"diverge 1 2 {UNTIMED_STEPS + 3}"}
 
 
 def torchrun(folder, *arguments, **environment):
@@ -47,7 +46,7 @@ def torchrun(folder, *arguments, **environment):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=150,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
@@ -178,13 +177,16 @@ def test_ranks_agree_on_values_and_errors(ran):
 
 # the end of a rank
 def test_a_rank_that_ends_ends_all_and_the_same_command_goes_on(tmp_path):
-    """Killed in one start, out of memory in the next, both in the second training."""
+    """Rank 1 is killed in the second training; when that is tried again, its memory runs out."""
     write_data(tmp_path)
     options = [*TINY.split(), *TWO_ARMS.split()]
-    ended = torchrun(tmp_path, *options, FAULT=f"kill 1 {UNTIMED_STEPS + 2}")
-    assert ended.returncode != 0 and ended.stdout == ""
-    assert ended.stderr.count("goes on from there") == 1, ended.stderr[-3000:]
+    killed = torchrun(tmp_path, *options, FAULT=f"kill 1 2 {UNTIMED_STEPS + 2}")
     kept = {path: path.read_bytes() for path in (tmp_path / "output" / "runs").iterdir()}
+    filled = torchrun(tmp_path, *options, FAULT=f"memory 1 1 {UNTIMED_STEPS + 2}")
+    for ended in (killed, filled):
+        assert ended.returncode != 0 and ended.stdout == ""
+        assert ended.stderr.count("goes on from there") >= 1, ended.stderr[-3000:]
+    assert "error: rank 1: out of memory: lower --batch-size" in filled.stderr
     assert len(kept) == 1 and not list((tmp_path / "output").glob(".*.tmp"))
     done = torchrun(tmp_path, *options)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -194,18 +196,8 @@ def test_a_rank_that_ends_ends_all_and_the_same_command_goes_on(tmp_path):
     assert all(path.read_bytes() == content for path, content in kept.items())
     one_process(tmp_path, f"{TWO_ARMS} --output-dir undisturbed")
     expected = load_metrics(tmp_path / "undisturbed" / "experiment_results.npz")
-    for arm, (run,) in load_metrics(tmp_path / "output" / "experiment_results.npz").items():
-        assert_close_losses(run, expected[arm][0])
-
-
-def test_memory_that_one_rank_lacks_ends_all(tmp_path):
-    """The others wait in the middle of a step, where nothing can be agreed on."""
-    write_data(tmp_path)
-    options = [*TINY.split(), *TWO_ARMS.split()]
-    ended = torchrun(tmp_path, *options, FAULT=f"memory 1 {UNTIMED_STEPS + 2}")
-    assert ended.returncode != 0
-    assert "error: rank 1: out of memory: lower --batch-size" in ended.stderr
-    assert len(contents(tmp_path / "output" / "runs")) == 1
+    for arm, (training,) in load_metrics(tmp_path / "output" / "experiment_results.npz").items():
+        assert_close_losses(training, expected[arm][0])
 
 
 def test_wrong_options_end_every_rank(tmp_path):
@@ -252,4 +244,4 @@ def test_ranks_that_differ_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "on_every", lambda function, *arguments: torch.device("cpu"))
     monkeypatch.setattr(ranks, "gather", lambda mine: [mine, mine, mine | other])
     with pytest.raises(UserError, match=r"rank 2 differs from rank 0 in data, torch: every rank"):
-        compare_models.check_ranks(replace(config))
+        compare_models.check_ranks(config)

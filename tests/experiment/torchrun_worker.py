@@ -2,9 +2,9 @@
 
 ``torchrun ... torchrun_worker.py [options of main.py]`` is main.py; ``... torchrun_worker.py FILE``
 runs every command line of FILE, {name: {"options": ..., "fault": ...}}, and the first rank writes
-what came of them beside it.  A fault is "WHAT RANK STEP": what happens to which rank in which
-optimizer step of the last arm, counted from 1 with the warm-up's; with "clock" the rank's clock
-runs three times as fast.
+what came of them beside it.  A fault is "WHAT RANK TRAINING STEP": what happens to which rank in which
+training of the process and which of its optimizer steps, counted from 1 with the warm-up's; with
+"clock" the rank's clock runs three times as fast.
 """
 
 import json
@@ -48,14 +48,14 @@ class Fault:
     """Makes one rank fail in one step."""
 
     def __init__(self, text):
-        self.what, rank, step = text.split()
-        self.mine, self.step = int(rank) == ranks.rank(), int(step)
+        self.what, rank, *place = text.split()
+        self.mine, self.place = int(rank) == ranks.rank(), [int(number) for number in place]
         self.trainings = self.steps = 0
         training_train.time = FASTER if self.mine and self.what == "clock" else time
 
     def __call__(self, trainer):
         self.steps += 1
-        if self.mine and (self.trainings, self.steps) == (2, self.step):
+        if self.mine and [self.trainings, self.steps] == self.place:
             FAULTS[self.what](trainer)
 
 
@@ -64,7 +64,7 @@ fault = None
 
 def set_fault(text):
     global fault
-    fault = Fault(text or "none -1 0")
+    fault = Fault(text or "none -1")
 
 
 def train(config, arm, dataset, seed, device, progress):
