@@ -24,10 +24,9 @@ def check_writable(*folders):
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise OSError(
-                f"{folder} cannot be written ({error.strerror}): choose another --output-dir or "
-                "--plots-dir"
-            ) from None
+            words = f"cannot be written ({error.strerror}): choose another --output-dir or "
+            words += "--plots-dir"
+            raise OSError(error.errno, words, str(folder)) from None
 
 
 TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
