@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from small_experiment import RESULTS, TINY, contents, prepare_workplace, run_main, write_data
 
 import compare_models
@@ -41,13 +42,14 @@ FAULTS = {"parts": "clock 1", "diverged": f"diverge 1 2 {UNTIMED_STEPS + 3}"}
 def torchrun(folder, *arguments, **environment):
     """Two ranks of the worker in ``folder``; a hang ends in an error."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    folders = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.run(
         [*command, WORKER, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=150,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": folders, **environment},
     )
 
 

@@ -2,9 +2,9 @@
 
 ``torchrun ... torchrun_worker.py [options of main.py]`` is main.py; ``... torchrun_worker.py FILE``
 runs every command line of FILE, {name: {"options": ..., "fault": ...}}, and the first rank writes
-what came of them beside it.  A fault is "WHAT RANK TRAINING STEP": what happens to which rank in which
-training of the process and which of its optimizer steps, counted from 1 with the warm-up's; with
-"clock" the rank's clock runs three times as fast.
+what came of them beside it.  A fault is "WHAT RANK TRAINING STEP": what happens to which rank in
+which training of the process and which of its optimizer steps, counted from 1 with the warm-up's;
+with "clock" the rank's clock runs three times as fast.
 """
 
 import json
@@ -16,8 +16,6 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-
-sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 
 import torch
 from small_experiment import diverge, run_out_of_memory
