@@ -54,12 +54,6 @@ def test_nothing_but_failures_still_ends_with_a_report(workplace, monkeypatch, c
     assert "out_of_memory" in capsys.readouterr().out and contents("plots") == []
 
 
-def test_the_report_of_a_failed_training_has_no_nan(workplace, monkeypatch, capsys):
-    break_training(monkeypatch, "window", run_out_of_memory)
-    assert run_main("--runs 2") == 3
-    assert "nan" not in capsys.readouterr().out
-
-
 def test_data_in_the_output_folder_keeps_its_tokenizer(workplace):
     Path("tokenizer.json").write_text("{}")
     assert run_main("--runs 1 --arms window --output-dir .") == 0
@@ -77,15 +71,6 @@ def test_ctrl_c_while_plotting_keeps_everything(workplace, monkeypatch, capsys):
     monkeypatch.setattr(compare_models, "create_all_plots", interrupt)
     assert run_main(BLOCK) == 130
     assert "interrupted: 2 of 2 trainings are kept in output" in capsys.readouterr().err
-
-
-def test_a_bug_is_not_called_a_wrong_option(workplace, monkeypatch):
-    def fail(*_):
-        raise ValueError("a bug")
-
-    monkeypatch.setattr(compare_models, "write_report", fail)
-    with pytest.raises(ValueError, match="a bug"):
-        run_main(BLOCK)
 
 
 # bad input

@@ -9,10 +9,12 @@ import builtins
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import random
 import signal
+import stat
 import sys
 import traceback
 from functools import partial
@@ -22,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
-import torch._dynamo  # an optimizer loads it: in every fork, if it were not here
 
 import compare_models
 from analysis.metrics import load_experiment
@@ -35,27 +36,6 @@ OPTIONS += " --arms window fused --runs 1"
 ENDED, BROKEN = 77, 70
 
 
-def experiment(folder, prepare=lambda: None):
-    """The exit status of an experiment in ``folder``, in a process of its own."""
-    child = os.fork()
-    if child:
-        status = os.waitpid(child, 0)[1]
-        return os.waitstatus_to_exitcode(status)
-    try:
-        os.chdir(folder)
-        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        prepare()
-        code = compare_models.main(OPTIONS.split())
-        sys.setprofile(None)
-        os._exit(code)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(BROKEN)
-
-
 def new_folder(parent, name):
     folder = Path(parent) / name
     folder.mkdir()
@@ -65,119 +45,102 @@ def new_folder(parent, name):
     return folder
 
 
+def experiment(folder, prepare=dict):
+    """The exit status of an experiment in ``folder``, in a process of its own.
+
+    prepare: is called there first; what it returned by the end is left in found.json.
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        os.chdir(folder)
+        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        seen = prepare()
+        code = compare_models.main(OPTIONS.split())
+        sys.setprofile(None)
+        Path("found.json").write_text(json.dumps({"modules": list(sys.modules), **seen}))
+        os._exit(code)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(BROKEN)
+
+
 # moments
-class HalfWritten:
-    """A file whose first write is a moment too: what it was given gets only half to the disk."""
-
-    def __init__(self, file, is_the_end):
-        self.file, self.is_the_end, self.written = file, is_the_end, False
-
-    def write(self, data):
-        if not self.written and self.is_the_end():
-            self.file.write(data[: len(data) // 2])
-            self.file.flush()
-            os._exit(ENDED)
-        self.written = True
-        return self.file.write(data)
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.file.close()
-
-
 def end_at_write(number):
-    """Patch this process to end before its ``number``-th change of the disk; counts them."""
-    seen = {"changes": 0}
+    """Patch this process to end at its ``number``-th change of the disk; counts them."""
+    seen, fsync, open_file = {"count": 0}, os.fsync, io.open
 
     def is_the_end():
-        seen["changes"] += 1
-        return seen["changes"] == number
+        seen["count"] += 1
+        return seen["count"] == number
 
-    def counted(change):
-        def wrapper(*args, **options):
+    def before(change):
+        def wrapper(*arguments, **options):
             if is_the_end():
                 os._exit(ENDED)
-            return change(*args, **options)
+            return change(*arguments, **options)
 
         return wrapper
 
-    def opened(open_file):
-        def wrapper(file, mode="r", *args, **options):
-            found = open_file(file, mode, *args, **options)
-            return HalfWritten(found, is_the_end) if "w" in mode else found
+    def flush(handle):
+        if is_the_end():
+            state = os.fstat(handle)
+            if stat.S_ISREG(state.st_mode):  # half of the file has reached the disk
+                os.truncate(handle, state.st_size // 2)
+            os._exit(ENDED)
+        fsync(handle)
 
-        return wrapper
+    def opened(file, mode="r", *arguments, **options):
+        found = open_file(file, mode, *arguments, **options)
+        if "w" in mode and is_the_end():  # it is empty now
+            os._exit(ENDED)
+        return found
 
-    for name in ("fsync", "replace", "rename", "unlink", "mkdir"):
-        setattr(os, name, counted(getattr(os, name)))
-    os.fdopen, builtins.open = opened(os.fdopen), opened(builtins.open)
+    for name in ("replace", "rename", "unlink", "mkdir"):
+        setattr(os, name, before(getattr(os, name)))
+    os.fsync, io.open, builtins.open = flush, opened, opened
     return seen
 
 
-def call_counter(number=0):
-    """Count this process's calls of Python and C functions; kills it at the ``number``-th."""
-    seen = {"calls": 0}
+def kill_at_call(number):
+    """Let this process kill itself at its ``number``-th call of a function; counts them."""
+    seen = {"count": 0}
 
     def profile(*_):
-        seen["calls"] += 1
-        if seen["calls"] == number:
+        seen["count"] += 1
+        if seen["count"] == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.setprofile(profile)
     return seen
 
 
-def at_exit(path, content):
-    """Make this process end with writing ``content()`` to ``path`` as JSON."""
-    leave = os._exit
-
-    def write_and_leave(code):
-        sys.setprofile(None)
-        Path(path).write_text(json.dumps(content()))
-        leave(code)
-
-    os._exit = write_and_leave
-
-
 # comparison
 def outcome(folder):
     """What must be the same however often an experiment was stopped, as plain values."""
-    output = Path(folder) / "output"
-    found = {}
+    output = folder / "output"
+    found = [sorted(str(path.relative_to(output)) for path in output.rglob("*"))]
     for suffix in ("npz", "json"):
         metrics, metadata = load_experiment(output / f"experiment_results.{suffix}")
-        trainings = {
-            f"{arm} {training['block']}": [
-                *(training[key] for key in ("seed", "order", "position", "index", "val_loss")),
-                training["losses"].tobytes().hex(),
-            ]
-            for arm in sorted(metrics)
-            for training in metrics[arm]
-        }
-        plan = {key: metadata["plan"][key] for key in ("orders", "seeds")}
-        found[suffix] = [trainings, plan, metadata["status"], metadata["set_aside"]]
+        for arm in sorted(metrics):
+            for training in metrics[arm]:
+                keys = ("block", "seed", "order", "position", "index", "val_loss")
+                found.append([arm, *(training[key] for key in keys), training["losses"].tolist()])
+        plan = metadata["plan"]
+        found.append([plan["orders"], plan["seeds"], metadata["status"], metadata["set_aside"]])
     weights = torch.load(output / "window_model_weights.pt", weights_only=True)
-    found["weights"] = [float(value.double().sum()) for value in weights.values()]
-    found["files"] = sorted(str(path.relative_to(output)) for path in output.rglob("*"))
-    return found
-
-
-def committed(folder):
-    """The files of the trainings that were finished: going on must leave them as they are."""
-    runs = (Path(folder) / "output" / "runs").glob("*.npz")
-    return {path: path.read_bytes() for path in runs}
+    return found + [value.tolist() for value in weights.values()]
 
 
 def goes_on(folder, undisturbed):
-    """Does the same command end as if nothing had been, and was all there readable before it?"""
+    """Does the same command end as if nothing had been, and is all whole that was there?"""
     for path in (folder / "output").glob("experiment_results.*"):
         load_experiment(path)
-    kept = committed(folder)
+    kept = {path: path.read_bytes() for path in (folder / "output" / "runs").glob("*.npz")}
     assert experiment(folder) == 0
     assert all(path.read_bytes() == content for path, content in kept.items())
     return outcome(folder) == undisturbed
@@ -199,36 +162,22 @@ def sweep(parent, moments, undisturbed):
     return {"statuses": statuses, "failures": failures}
 
 
-def import_ahead(parent):
-    """Import what an experiment imports on its way: else every fork would, for seconds."""
-    folder = new_folder(parent, "ahead")
-    names = folder / "names"
-    status = experiment(folder, lambda: at_exit(names, lambda: list(sys.modules)))
-    assert status == 0, (folder / "log.txt").read_text()
-    for name in json.loads(names.read_text()):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-
-
 def main():
     torch.set_num_threads(1)
     mode, parent = sys.argv[1:]
     # a child process and figures would take most of the time, and write nothing of their own kind
     training_train.child_peak_memory_mb = lambda *_: 12.5
     compare_models.create_all_plots = lambda *_: []
-    import_ahead(parent)
     gc.collect = lambda: 0  # each training's would go through all of torch
-    end_at = {"writes": end_at_write, "kills": call_counter}[mode]
-    expected = new_folder(parent, "undisturbed")
-    count = expected / "count"
-
-    def counting():
-        seen = end_at(0)
-        at_exit(count, lambda: seen)
-
-    assert experiment(expected, counting) == 0, (expected / "log.txt").read_text()
-    (last,) = json.loads(count.read_text()).values()
-    numbers = range(1, last + 1)
+    first, expected = new_folder(parent, "first"), new_folder(parent, "undisturbed")
+    assert experiment(first) == 0, (first / "log.txt").read_text()
+    for name in json.loads((first / "found.json").read_text())["modules"]:
+        with contextlib.suppress(ImportError):  # ahead: else every fork would, for seconds
+            importlib.import_module(name)
+    end_at = {"writes": end_at_write, "kills": kill_at_call}[mode]
+    assert experiment(expected, partial(end_at, 0)) == 0, (expected / "log.txt").read_text()
+    last = json.loads((expected / "found.json").read_text())["count"]
+    numbers = range(1, last)  # the last one is that of found.json
     if mode == "kills":  # the number of calls differs a little from one to the next
         numbers = random.Random(2026).sample(range(1, int(0.97 * last)), KILLS)
     moments = [partial(end_at, number) for number in numbers]

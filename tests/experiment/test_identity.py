@@ -4,14 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 from conftest import ROOT
 from small_experiment import run_main
 
 from analysis.metrics import load_experiment
 from experiment import stored as experiment_stored
 from experiment.identity import (
-    can_be_mixed,
     differences,
     identities_differ,
     identity_of_config,
@@ -64,21 +62,6 @@ def test_a_driver_that_was_not_told_once_is_no_difference():
     assert identities_differ(known, {"device": {"driver": "580"}}) == [
         'device.driver: "570" before, "580" now'
     ]
-
-
-@pytest.mark.parametrize(
-    ("line", "possible"),
-    [
-        ("config.lr: 0.1 before, 0.2 now", True),
-        ("code: aaa before, bbb now", True),
-        ("config.runs: 1 before, 2 now", False),
-        ("config.seed: 1 before, 2 now", False),
-        ('config.arms: ["window"] before, ["fused"] now', False),
-        ("config.world_size: null before, 2 now", False),
-    ],
-)
-def test_what_the_plan_rests_on_is_never_mixed(line, possible):
-    assert can_be_mixed(["config.dropout: 0 before, 1 now", line]) == possible
 
 
 def test_other_data_code_and_device_are_listed(workplace, monkeypatch, capsys):

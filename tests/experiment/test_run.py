@@ -7,7 +7,6 @@ import pytest
 import torch
 from small_experiment import (
     BLOCK,
-    TINY,
     break_training,
     diverge,
     run_main,
@@ -94,11 +93,6 @@ def test_an_experiment_with_every_option_of_the_pattern(workplace, capsys):
     assert "complete: all 3 trainings are done" in capsys.readouterr().err
 
 
-def test_sequence_length_is_recut_from_the_same_tokens(workplace):
-    _, metadata = run_experiment(tiny_config("--runs 1 --arms fused --seq-len 49"))
-    assert metadata["data"]["train_rows"] + metadata["data"]["val_rows"] == 60 * 25 // 50
-
-
 def test_determinism_is_on_for_the_whole_experiment_and_recorded(workplace):
     _, metadata = run_experiment(tiny_config(f"{BLOCK} --deterministic"))
     assert metadata["config"]["deterministic"] and metadata["environment"]["deterministic"]
@@ -137,9 +131,3 @@ def test_accumulated_gradients_give_the_losses_of_the_whole_batch(workplace, mon
     for arm, (training,) in whole.items():
         assert other[arm][0]["losses"] == pytest.approx(training["losses"], rel=2e-6)
         assert other[arm][0]["val_loss"] == pytest.approx(training["val_loss"], rel=2e-6)
-
-
-def test_the_command_line_is_kept_as_it_was_typed(workplace):
-    assert run_main(BLOCK) == 0
-    (process,) = load_experiment("output/experiment_results.json")[1]["processes"]
-    assert process["argv"] == [*TINY.split(), *BLOCK.split()]

@@ -142,15 +142,6 @@ def test_restart_renames_the_folder_and_gives_the_same_losses(workplace, monkeyp
     assert same_losses(old, new) and len(contents(earlier / "runs")) == 2
 
 
-def test_restart_never_takes_the_data_along(workplace, capsys):
-    for name in ("window_model_config.json", "tokenizer.json"):
-        Path(name).write_text("{}")
-    assert run_main(f"{BLOCK} --output-dir . --restart") == 2
-    assert "choose another --output-dir" in capsys.readouterr().err
-    names = {"tokenizer.json", "training_data.npy", "window_model_config.json"}
-    assert names <= set(contents(workplace)) and not list(workplace.parent.glob("*earlier*"))
-
-
 # what differs
 @pytest.mark.parametrize(
     ("options", "words"),
@@ -229,22 +220,6 @@ def test_results_without_a_plan_are_not_overwritten(workplace, capsys):
     assert run_main(f"{BLOCK} --restart") == 0
     (earlier,) = Path().glob("output_earlier_*")
     assert Path(earlier, RESULTS.name, "file").read_text() == "precious"
-
-
-def test_a_damaged_plan_is_named_and_nothing_is_lost(workplace, capsys):
-    assert run_main(BLOCK) == 0
-    Path("output/plan.json").write_text("{")
-    assert run_main(BLOCK) == 2
-    error = capsys.readouterr().err
-    assert str(Path("output/plan.json")) in error and "--restart" in error
-    assert len(contents("output/runs")) == 2
-
-
-def test_a_file_where_a_folder_should_be_is_named(workplace, capsys):
-    Path("output").mkdir()
-    Path("output/runs").write_text("")
-    assert run_main(BLOCK) == 2
-    assert "output holds results without a plan.json (runs)" in capsys.readouterr().err
 
 
 # another GPU

@@ -60,12 +60,6 @@ def test_debug_shows_the_traceback_and_a_bug_always_does():
         run(raising(ValueError("a bug")))
 
 
-def test_an_option_that_does_not_exist_ends_with_2():
-    with pytest.raises(SystemExit) as stop:
-        run(lambda arguments: None, "--nonsense")
-    assert stop.value.code == 2
-
-
 def test_a_value_error_about_options_is_the_users():
     with pytest.raises(UserError, match="too low"), checked_options():
         raise ValueError("too low")

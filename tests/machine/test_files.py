@@ -3,7 +3,6 @@
 Writes themselves: test_atomic_write.py.
 """
 
-import errno
 import json
 import math
 import os
@@ -16,7 +15,6 @@ from machine.files import (
     check_writable,
     file_sha256,
     json_sha256,
-    make_folder,
     read_file,
     remove_leftovers,
     to_json,
@@ -59,13 +57,6 @@ def test_a_folder_that_takes_no_file_is_named_with_the_remedy(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["new", "taken"]
 
 
-def test_a_new_folder_survives_a_power_cut(tmp_path, monkeypatch):
-    flushed = []
-    monkeypatch.setattr("machine.files.flush_folder", lambda path: flushed.append(path))
-    make_folder(tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir() and set(flushed) == {tmp_path, tmp_path / "a"}
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -79,11 +70,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, words):
         read_file(f"{tmp_path}/{name}", UserError, "make one")
 
 
-def test_reading_gives_the_bytes(tmp_path):
-    (tmp_path / "a").write_bytes(b"\xff")
-    assert read_file(tmp_path / "a", UserError, "") == b"\xff"
-
-
 def test_leftovers_of_the_named_files_alone_are_removed(tmp_path):
     for name in (".a.npz.x1.tmp", ".b.npz.x2.tmp", ".c.json.x3.tmp", "a.npz", ".a.npz"):
         (tmp_path / name).write_text("")
@@ -92,13 +78,3 @@ def test_leftovers_of_the_named_files_alone_are_removed(tmp_path):
     left = [".a.npz", ".a.npz.folder.tmp", ".b.npz.x2.tmp", "a.npz"]
     assert sorted(os.listdir(tmp_path)) == left
     remove_leftovers(tmp_path / "none", ["a.npz"])
-
-
-def test_an_error_of_the_system_says_how_to_go_on(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(OSError, match="free some of your quota") as caught:
-        write_json(tmp_path / "file.json", {})
-    assert caught.value.filename == str(tmp_path / "file.json")
