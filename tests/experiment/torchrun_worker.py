@@ -23,7 +23,7 @@ from small_experiment import diverge, run_out_of_memory
 import compare_models
 from experiment import run as experiment_run
 from machine import ranks
-from machine.command import UserError, run_command
+from machine.command import run_command
 from training import train as training_train
 from training.trainer import Trainer
 
@@ -98,34 +98,34 @@ def command(argv):
         return repr(error)
 
 
-def fail_on(where, message):
+def fail_on(where):
     """Raise ValueError on one rank."""
     if ranks.rank() == where:
-        raise ValueError(message)
-    return ranks.rank()
+        raise ValueError("none")
 
 
-def caught(function, *arguments):
-    """The error of a call, as every rank saw it."""
+def error_of(function, where):
+    """What a call says that fails on one rank: the kind of error and its words."""
     try:
-        return function(*arguments)
+        return function(fail_on, where)
     except ValueError as error:
-        return [isinstance(error, UserError), str(error)]
+        return [type(error).__name__, str(error)]
 
 
 def agreements():
     """What the functions of machine.ranks give on every rank."""
-    mine = {
-        "place": [ranks.rank(), ranks.size(), ranks.is_first()],
-        "numbers": [ranks.largest(mine := ranks.rank() + 1, -mine), ranks.total(mine, 2)],
-        "mean": ranks.mean([mine, 2]),
-        "from first": ranks.from_first(ranks.rank),
-        "first fails": caught(ranks.from_first, fail_on, 0, "none"),
-        "other fails": caught(ranks.on_every, fail_on, 1, "none"),
-        "none fails": ranks.on_every(fail_on, 2, "none"),
-        "backend": ranks.backend(torch.device("cpu")),
-    }
-    return ranks.gather(mine)
+    mine = ranks.rank() + 1
+    return ranks.gather(
+        {
+            "first": ranks.is_first(),
+            "largest": ranks.largest(mine, -mine),
+            "mean": ranks.mean([mine, 2]),
+            "from first": ranks.from_first(ranks.rank),
+            "first fails": error_of(ranks.from_first, 0),
+            "other fails": error_of(ranks.on_every, 1),
+            "none fails": error_of(ranks.on_every, 2),
+        }
+    )
 
 
 def run_all(path):
