@@ -122,26 +122,6 @@ def test_help_and_wrong_options(tmp_path, monkeypatch, capsys, script):
     assert "--no-such-option" in printed.err and os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("script", "options"),
-    [
-        ("main.py", ["--n-heads", "5"]),
-        ("create_model_plots.py", ["no/such/file.npz"]),
-        ("metrics_utils.py", ["no/such/file.json"]),
-        ("generate.py", ["def"]),
-        ("prepare_data.py", ["no/such/file.py"]),
-    ],
-)
-def test_bad_input_is_one_clear_line_and_exit_code_2(
-    tmp_path, monkeypatch, capsys, script, options
-):
-    monkeypatch.chdir(tmp_path)
-    assert SCRIPTS[script].main(options) == 2
-    printed = capsys.readouterr()
-    assert printed.out == "" and os.listdir(tmp_path) == []
-    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
-
-
 def test_the_notebooks_module_has_what_it_names():
     assert all(hasattr(train_model, name) for name in train_model.__all__)
 

@@ -17,12 +17,12 @@ def workplace(tmp_path, monkeypatch):
     return prepare_workplace(tmp_path, monkeypatch)
 
 
-def points_of(study):
-    return json.loads(Path(f"output/{study}_study.json").read_text())["points"]
+def points():
+    return json.loads(Path("output/length_study.json").read_text())["points"]
 
 
 def identities():
-    return [point["experiment_id"] for point in points_of("length")]
+    return [point["experiment_id"] for point in points()]
 
 
 def test_a_study_of_lengths_trains_sums_up_and_goes_on(capsys):
@@ -30,10 +30,10 @@ def test_a_study_of_lengths_trains_sums_up_and_goes_on(capsys):
     assert run_main(options) == 0
     printed = capsys.readouterr()
     assert "learned positions" in printed.out and "rotary positions" in printed.out
-    points, before = points_of("length"), identities()
-    places = [(p["positions"], p["seq_len"], p["batch_size"]) for p in points]
+    before = identities()
+    places = [(p["positions"], p["seq_len"], p["batch_size"]) for p in points()]
     assert places == [(k, s, 48 // s) for k in ("learned", "rotary") for s in (12, 24)]
-    for point in points:
+    for point in points():
         assert point["contrasts"]["window/fused"]["time"]["n"] == 2
         metadata = load_experiment(f"{point['output_dir']}/experiment_results.npz")[1]
         assert metadata["config"]["schedule"] == "constant"
@@ -46,33 +46,20 @@ def test_a_study_of_lengths_trains_sums_up_and_goes_on(capsys):
     assert identities()[:3] == before[:3] and identities()[3] != before[3]
 
 
-def test_a_study_of_patterns_is_one_experiment_for_each_kind_of_positions(capsys):
-    assert run_main("--study patterns --patterns 5:3 5:0 9:2 --runs 2 --positions rotary") == 0
-    (point,) = points_of("pattern")
-    assert list(point["arms"]) == ["fused", "w5-d0", "w5-d3", "w9-d2"]
-    metadata = load_experiment("output/pattern_study/rotary/experiment_results.npz")[1]
-    assert metadata["config"]["positions"] == "rotary"
-    for order in metadata["plan"]["orders"]:
-        assert sorted(order) == sorted(point["arms"])
-    assert contents("plots") == ["pattern_pareto.pdf", "pattern_pareto.png"]
-    assert "rotary positions, S 24: " in capsys.readouterr().out  # what it recommends, or why not
-
-
 def test_a_stopped_study_says_how_to_go_on_and_what_differs_is_marked(monkeypatch, capsys):
     stop_at(monkeypatch, 4)
     assert run_main(LENGTHS) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     kept = "finished trainings are kept below output; the same command goes on from there"
     assert said == f"interrupted: {kept}"
-    (done,) = points_of("length")  # what was complete by then
+    (done,) = identities()  # what was complete by then
     assert run_main(f"{LENGTHS} --lr 0.02") == 2
     assert "config.lr: 0.01 before, 0.02 now" in capsys.readouterr().err
     assert run_main(f"{LENGTHS} --lr 0.02 --allow-mixed") == 0
     printed = capsys.readouterr()
     assert "resuming: 1 of 2 trainings done" in printed.err
     assert "MIXED: learned_24: config.lr: 0.01 before, 0.02 now" in printed.out
-    first, second = points_of("length")
-    assert first["experiment_id"] == done["experiment_id"] and second["mixed"]
+    assert identities()[0] == done and points()[1]["mixed"]
 
 
 def test_a_restarted_study_begins_anew_at_every_point(monkeypatch, capsys):
@@ -87,14 +74,6 @@ def test_a_restarted_study_begins_anew_at_every_point(monkeypatch, capsys):
     assert contents(earlier) == ["learned_12", "learned_24"]
 
 
-def test_a_dry_run_of_a_study_trains_nothing(capsys):
-    assert run_main("--study patterns --patterns 5:3 5:0 --runs 1 --dry-run") == 0
-    printed = capsys.readouterr()
-    assert printed.out.count("block 1: ") == 2 and "point 2 of 2: rotary" in printed.err
-    assert "all 2 points: roughly " in printed.err
-    assert not Path("output").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -102,7 +81,6 @@ def test_a_dry_run_of_a_study_trains_nothing(capsys):
         ("--study lengths --patterns 5:3", "--patterns belongs to --study patterns"),
         ("--study patterns --seq-lens 12", "--seq-lens belongs to --study lengths"),
         ("--study lengths --seq-lens 13", "does not divide the 48 tokens"),
-        ("--study lengths --seq-lens 24 --n-heads 3", "--n-heads 3"),
         ("--study patterns --patterns 5-3", "window_size:dilation"),
         ("--study patterns --patterns 0:3", "window_size must be at least 1"),
         ("--study patterns --arms fused window", "name --patterns"),

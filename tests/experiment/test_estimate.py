@@ -29,11 +29,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workplace, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--lr 1e-2", "this command would go on after 1"),
+        ("", "this command would go on after 1"),
         ("--lr 1e-3", "refuse, for this differs:\n    config.lr: 0.01 before, 0.001 now"),
         ("--lr 1e-3 --allow-mixed", "go on after 1 and mark the results, for this differs"),
         ("--runs 2 --allow-mixed", "this command would refuse"),
-        ("--restart", "rename the folder and start anew"),
         ("--lr 1e-3 --restart", "rename the folder and start anew\n"),
     ],
 )

@@ -36,7 +36,7 @@ CASES = {
     "study": f"{TWO_ARMS} --study lengths --seq-lens 12 24 --positions learned "
     "--arms fused --output-dir study",
 }
-FAULTS = {"parts": "clock 1", "diverged": f"diverge 1 2 {UNTIMED_STEPS + 3}"}
+FAULTS = {"parts": "clock 1 1", "diverged": f"diverge 2 {UNTIMED_STEPS + 3}"}
 
 
 def torchrun(folder, *arguments, **environment):
@@ -179,9 +179,9 @@ def test_a_rank_that_ends_ends_all_and_the_same_command_goes_on(tmp_path):
     """Rank 1 is killed in the second training; when that is tried again, its memory runs out."""
     write_data(tmp_path)
     options = [*TINY.split(), *TWO_ARMS.split()]
-    killed = torchrun(tmp_path, *options, FAULT=f"kill 1 2 {UNTIMED_STEPS + 2}")
+    killed = torchrun(tmp_path, *options, FAULT=f"kill 2 {UNTIMED_STEPS + 2}")
     kept = {path: path.read_bytes() for path in (tmp_path / "output" / "runs").iterdir()}
-    filled = torchrun(tmp_path, *options, FAULT=f"memory 1 1 {UNTIMED_STEPS + 2}")
+    filled = torchrun(tmp_path, *options, FAULT=f"memory 1 {UNTIMED_STEPS + 2}")
     for ended in (killed, filled):
         assert ended.returncode != 0 and ended.stdout == ""
         assert ended.stderr.count("goes on from there") >= 1, ended.stderr[-3000:]

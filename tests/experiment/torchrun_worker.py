@@ -2,9 +2,9 @@
 
 ``torchrun ... torchrun_worker.py [options of main.py]`` is main.py; ``... torchrun_worker.py FILE``
 runs every command line of FILE, {name: {"options": ..., "fault": ...}}, and the first rank writes
-what came of them beside it.  A fault is "WHAT RANK TRAINING STEP": what happens to which rank in
-which training of the process and which of its optimizer steps, counted from 1 with the warm-up's;
-with "clock" the rank's clock runs three times as fast.
+what came of them beside it.  A fault (FILE's or the variable FAULT) is "WHAT TRAINING STEP": what
+happens to rank 1 in which training and which of its optimizer steps, counted from 1 with the
+warm-up's; with "clock" its clock runs three times as fast from then on.
 """
 
 import json
@@ -37,38 +37,27 @@ FAULTS = {
     "kill": lambda trainer: os.kill(os.getpid(), signal.SIGKILL),
     "memory": run_out_of_memory,
     "diverge": diverge,
+    "clock": lambda trainer: setattr(training_train, "time", FASTER),
 }
+fault = []  # of rank 1: what happens in which training of the case and which of its steps
 weights, seeds = [], []  # of every training and rank: a checksum, what dropout follows from
-counts = Counter()  # of the first rank, with the estimates
+counts = Counter()  # of this rank, with the estimates' steps
 
 
-class Fault:
-    """Makes one rank fail in one step."""
-
-    def __init__(self, text):
-        self.what, rank, *place = text.split()
-        self.mine, self.place = int(rank) == ranks.rank(), [int(number) for number in place]
-        self.trainings = self.steps = 0
-        training_train.time = FASTER if self.mine and self.what == "clock" else time
-
-    def __call__(self, trainer):
-        self.steps += 1
-        if self.mine and [self.trainings, self.steps] == self.place:
-            FAULTS[self.what](trainer)
-
-
-fault = None
-
-
-def set_fault(text):
-    global fault
-    fault = Fault(text or "none -1")
+def begin(text):
+    """Forget the case before, and set this one's fault."""
+    for record in (fault, weights, seeds, counts):
+        record.clear()
+    training_train.time = time
+    if text and ranks.rank() == 1:
+        what, training, step = text.split()
+        fault.extend([FAULTS[what], int(training), int(step)])
 
 
 def train(config, arm, dataset, seed, device, progress):
-    if fault is None:
-        set_fault(os.environ.get("FAULT"))
-    fault.trainings, fault.steps = fault.trainings + 1, 0
+    if "FAULT" in os.environ:
+        begin(os.environ.pop("FAULT"))
+    counts["trainings"], counts["steps of it"] = counts["trainings"] + 1, 0
     metrics, model = TRAIN(config, arm, dataset, seed, device, progress)
     if model is not None:
         mine = sum(value.double().abs().sum().item() for value in model.state_dict().values())
@@ -78,9 +67,10 @@ def train(config, arm, dataset, seed, device, progress):
 
 
 def update(trainer, *arguments, **options):
-    if fault is not None:
-        fault(trainer)
     counts["steps"] += 1
+    counts["steps of it"] += 1
+    if fault[1:] == [counts["trainings"], counts["steps of it"]]:
+        fault[0](trainer)
     return UPDATE(trainer, *arguments, **options)
 
 
@@ -90,12 +80,9 @@ def local_gradients(module):
 
 
 def command(argv):
-    """main.py's exit code, or in words what went wrong with it."""
+    """main.py's exit code."""
     story = partial(compare_models.tell, argv=argv)
-    try:
-        return run_command(compare_models.build_parser(), story, argv, compare_models.kept)
-    except Exception as error:
-        return repr(error)
+    return run_command(compare_models.build_parser(), story, argv, compare_models.kept)
 
 
 def fail_on(where):
@@ -131,10 +118,11 @@ def agreements():
 def run_all(path):
     found = {"agreements": agreements()}
     for name, case in json.loads(path.read_text()).items():
-        for record in (weights, seeds, counts):
-            record.clear()
-        set_fault(case.get("fault"))
-        code = command(case["options"].split())
+        begin(case["fault"])
+        try:
+            code = command(case["options"].split())
+        except Exception as error:  # the other cases are told all the same
+            code = repr(error)
         found[name] = {"code": code, "weights": list(weights), "seeds": list(seeds), **counts}
     if ranks.is_first():
         path.with_name("found.json").write_text(json.dumps(found))

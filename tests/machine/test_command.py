@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import io
-import os
 import signal
 import sys
 
@@ -66,27 +65,6 @@ def test_a_value_error_about_options_is_the_users():
     with pytest.raises(UserError) as caught, checked_options():
         raise (error := UserError("as it was"))
     assert caught.value is error
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "line"),
-    [
-        (BrokenPipeError(), 0, ""),
-        (
-            OSError(28, "No space left on device"),
-            1,
-            "error: the output could not be written (No space left on device)\n",
-        ),
-    ],
-)
-def test_a_stream_that_takes_no_more_is_no_traceback(capfd, error, code, line):
-    kept = os.dup(1)
-    try:
-        assert run(raising(error)) == code
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-    assert capfd.readouterr().err == line
 
 
 def test_a_terminal_without_a_character_shows_another(monkeypatch):
