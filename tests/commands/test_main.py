@@ -60,9 +60,8 @@ def test_data_in_the_output_folder_keeps_its_tokenizer(workplace):
     assert Path("tokenizer.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize("place", ["estimate", "train"])
-def test_ctrl_c_before_the_first_training(workplace, monkeypatch, capsys, place):
-    monkeypatch.setattr(experiment_run, place, interrupt)
+def test_ctrl_c_before_the_first_training(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(experiment_run, "train", interrupt)
     assert run_main(BLOCK) == 130
     assert "no training had been finished, so nothing was kept" in capsys.readouterr().err
 

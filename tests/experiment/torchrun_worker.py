@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,9 +75,11 @@ def update(trainer, *arguments, **options):
     return UPDATE(trainer, *arguments, **options)
 
 
+@contextmanager
 def local_gradients(module):
-    counts["unsynchronized"] += 1
-    return LOCAL_GRADIENTS(module)
+    with LOCAL_GRADIENTS(module):
+        counts["unsynchronized"] += not module.require_backward_grad_sync
+        yield
 
 
 def command(argv):
