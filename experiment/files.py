@@ -8,6 +8,7 @@ Everything else (results, report, plots) is made anew from these files.  Knows n
 """
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -196,7 +197,13 @@ def write_training(folder, experiment_id, arm, training):
 def _read_training(path, metadata):
     """A training's arm and the training; MetricsError says what is wrong with it."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        content = io.BytesIO(path.read_bytes())
+    except OSError as error:  # of the disk or the system, and no word on the file itself
+        raise StoreError(
+            f"{path}: cannot be read ({error.strerror}): make it readable and start again"
+        ) from None
+    try:
+        with np.load(content, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].item())
             series = {key: arrays[key] for key in SERIES}
         arm, training = about["arm"], checked_training(about["training"] | series, str(path))
@@ -209,10 +216,6 @@ def _read_training(path, metadata):
             and training["order"] == ",".join(order)
             and training["seed"] == metadata["plan"]["seeds"][block]
         )
-    except OSError as error:  # of the disk or the system, and no word on the file itself
-        raise StoreError(
-            f"{path}: cannot be read ({error.strerror}): make it readable and start again"
-        ) from None
     except MetricsError:
         raise
     except (*DAMAGE, KeyError) as error:
