@@ -20,7 +20,7 @@ from analysis.report import write_report
 from analysis.values import in_order, planned_trainings
 from attention.rotary import POSITIONS
 from experiment.estimate import dry_run
-from experiment.files import read_plan, read_trainings
+from experiment.files import StoreError, read_plan, read_trainings
 from experiment.run import run_experiment
 from figures.all import FIGURES, create_all_plots
 from machine import ranks
@@ -266,8 +266,11 @@ def kept(arguments):
     command = "the same command without --restart" if arguments.restart else "the same command"
     if hasattr(arguments, "study"):
         return f": finished trainings are kept below {folder}; {command} goes on from there"
-    plan = read_plan(folder)
-    done = in_order(read_trainings(folder, plan)[0]) if plan else ()
+    try:
+        plan = read_plan(folder)
+        done = in_order(read_trainings(folder, plan)[0]) if plan else ()
+    except StoreError as error:
+        return f": {error}"
     if not done:
         return ": no training had been finished, so nothing was kept"
     return (

@@ -83,7 +83,7 @@ def test_ctrl_c_while_plotting_keeps_everything(workplace, monkeypatch, capsys):
         ("--device cuda:77", "--device cuda:77: this machine has"),
         ("--arms window window", "--arms names an arm twice"),
         ("--arms fused w0-d3", "window_size must be at least 1"),
-        ("--seq-len 5000", "at --seq-len 5,000"),
+        ("--seq-len 5000", "0 rows of 5,001 tokens"),
         ("--batch-size 59", "59"),
         ("--arms sparse", "sparse"),
         ("--data other/tokens.npy", "other/tokens.npy"),  # it is never made up

@@ -85,7 +85,7 @@ def test_an_experiment_with_every_option_of_the_pattern(workplace, capsys):
     assert metadata["pattern"]["attended_pairs"] == sum(pairs) / 2
     assert metadata["pattern"]["density"] == pytest.approx(sum(pairs) / 2 / pairs[1])
     setting = describe_setting(metadata).replace("\N{NO-BREAK SPACE}", " ")
-    assert "w = 5, d = 3,1, 2 sinks, " in setting
+    assert "window_size 5, dilation 3,1, sink_tokens 2" in setting
     model = load_window_model("output/window_model_weights.pt")
     assert model.position_embeddings is None and model.layers[1].mha.dilation == 1
     assert [block.mha.sink_tokens for block in model.layers] == [2, 2]

@@ -193,7 +193,7 @@ def test_a_damaged_training_is_set_aside_and_repeated_in_its_place_in_time(workp
     for _ in range(2):  # the second start finds nothing damaged any more
         assert run_main("--runs 2 --arms window fused") == 0
         printed = capsys.readouterr()
-        assert "a damaged file was set aside" in " ".join(printed.out.split())
+        assert "a training was set aside" in " ".join(printed.out.split())
         metrics, metadata = load_experiment(RESULTS)
         assert metadata["set_aside"] == contents("output/set_aside") == ["000_fused_1.npz"]
     assert same_losses(expected, metrics)

@@ -51,7 +51,7 @@ def test_a_folder_that_takes_no_file_is_named_with_the_remedy(tmp_path):
     (tmp_path / "taken").write_text("")
     check_writable(tmp_path / "new", tmp_path)
     for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
-        with pytest.raises(OSError, match="choose another --output-dir or --plots-dir") as caught:
+        with pytest.raises(OSError, match="choose another folder") as caught:
             check_writable(folder)
         assert str(folder) in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == ["new", "taken"]
