@@ -118,23 +118,14 @@ def move_aside(folder, data):
     lock = _lock_of(folder)
     _acquire(lock, folder)
     try:
-        target = _new_name(folder)
-        folder.rename(target)
+        moment = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        target = folder.rename(folder.with_name(f"{folder.name}_earlier_{moment}"))
         flush_folder(target.parent)
     except OSError as error:
         raise explained(error, folder) from None
     finally:
         lock.release()
     return target
-
-
-def _new_name(folder):
-    moment = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for number in itertools.count(1):
-        suffix = f"_{number}" if number > 1 else ""
-        target = folder.with_name(f"{folder.name}_earlier_{moment}{suffix}")
-        if not os.path.lexists(target):
-            return target
 
 
 # the plan

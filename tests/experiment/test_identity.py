@@ -4,44 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from conftest import ROOT
 from small_experiment import run_main
 
-from analysis.metrics import load_experiment
 from experiment import stored as experiment_stored
-from experiment.identity import (
-    differences,
-    identities_differ,
-    identity_of_config,
-)
-from machine.files import json_sha256
-from training.config import ExperimentConfig, make_config
+from experiment.identity import differences, identity_of_config
+from training.config import make_config
 
 ONE = "--runs 1 --arms fused"
-
-
-def test_options_that_were_added_later_leave_older_identities_alone():
-    _, metadata = load_experiment(ROOT / "results" / "cpu_laptop_6_runs.npz")
-    chosen = {"arms": tuple(metadata["config"]["arms"])}
-    config = ExperimentConfig(**metadata["config"] | chosen)
-    assert json_sha256(identity_of_config(config)) == metadata["config_sha256"]
-    for change in ({"positions": "rotary"}, {"dilation": (4, 1)}, {"sink_tokens": 1}):
-        changed = identity_of_config(replace(config, **change))
-        assert json_sha256(changed) != metadata["config_sha256"]
 
 
 def test_names_places_and_the_number_of_the_gpu_are_no_part_of_it():
     config = make_config(device="cuda:0")
     elsewhere = replace(config, device="cuda:1", output_dir="x", plots_dir="y", preset="laptop")
     assert identity_of_config(elsewhere) == identity_of_config(config)
-    assert identity_of_config(replace(config, device="cpu")) != identity_of_config(config)
-
-
-def test_ranks_are_part_of_it_where_there_are_several():
-    config = make_config(device="cpu")
-    assert not {"world_size", "backend", "gradient_accumulation"} & set(identity_of_config(config))
-    several = identity_of_config(replace(config, world_size=2, backend="gloo"))
-    assert several["world_size"] == 2 and several["backend"] == "gloo"
+    for change in ({"device": "cpu"}, {"dilation": (4, 1)}, {"world_size": 2}):
+        assert identity_of_config(replace(config, **change)) != identity_of_config(config)
 
 
 def test_differences_name_the_place_and_both_values():
@@ -54,14 +31,6 @@ def test_differences_name_the_place_and_both_values():
         "gone: 1 before, null now",
     ]
     assert differences(now, now) == []
-
-
-def test_a_driver_that_was_not_told_once_is_no_difference():
-    known, unknown = {"device": {"driver": "570"}}, {"device": {"driver": None}}
-    assert identities_differ(known, unknown) == []
-    assert identities_differ(known, {"device": {"driver": "580"}}) == [
-        'device.driver: "570" before, "580" now'
-    ]
 
 
 def test_other_data_code_and_device_are_listed(workplace, monkeypatch, capsys):

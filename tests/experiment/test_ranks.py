@@ -140,7 +140,7 @@ def test_a_complete_experiment_is_recognised_and_other_ranks_are_refused(ran):
     assert found["again"]["code"] == 0 and found["again"]["weights"] == []
     assert done.stderr.count("complete: all 4 trainings are done") == 1
     assert found["other ranks"]["code"] == 2 and found["other ranks"]["weights"] == []
-    assert done.stderr.count("config.world_size: null before, 2 now") == 1
+    assert done.stderr.count("config.world_size: 1 before, 2 now") == 1
 
 
 def test_wrong_options_and_data_are_said_once(ran):
@@ -169,7 +169,7 @@ def test_ranks_agree_on_values_and_errors(ran):
     first, second = ran[1]["agreements"]
     assert (first.pop("first"), second.pop("first")) == (True, False)
     assert first.pop("first fails") == ["ValueError", "none"]
-    assert second.pop("first fails") == ["UserError", "none"]
+    assert second.pop("first fails") == ["UserError", "rank 0: none"]
     agreed = {"largest": [2, -1], "mean": [1.5, 2], "from first": 0, "none fails": None}
     assert first == second == agreed | {"other fails": ["UserError", "rank 1: none"]}
 
