@@ -96,6 +96,12 @@ def build_parser():
         **switch,
     )
     add_debug(parser)
+    add_study_options(parser)
+    add_options(parser)
+    return parser
+
+
+def add_study_options(parser):
     study = parser.add_argument_group(
         "study",
         "Many experiments, each in a folder of its own below --output-dir, summed up in one table "
@@ -117,8 +123,6 @@ def build_parser():
     study.add_argument(
         "--patterns", nargs="+", metavar="W:D", help=f"of the patterns (default: {patterns})"
     )
-    add_options(parser)
-    return parser
 
 
 def config_from(arguments):

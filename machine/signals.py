@@ -4,7 +4,6 @@ import contextlib
 import signal
 import threading
 
-# --- stops -------------------------------------------------------------------------------------
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
