@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from studies.measured import equal_tokens
+from studies.measured import trade_offs
 from studies.pictures import plot_study, save_figures
 from studies.summary import summarize
 
@@ -38,7 +38,8 @@ def test_the_panels_of_lengths_fit_what_they_show(lengths):
 
 def test_the_panels_of_patterns_show_every_mean(patterns):
     left = plot_study(patterns)["pattern_pareto"].axes[0]
-    for gain, loss in equal_tokens(patterns["points"][0]).values():
+    tokens, _ = trade_offs(patterns["points"][0])
+    for gain, loss in tokens.values():
         assert left.get_xlim()[0] < gain["mean"] < left.get_xlim()[1]
         assert left.get_ylim()[0] < loss["mean"] < left.get_ylim()[1]
 

@@ -1,6 +1,5 @@
 """What a study's experiments come to, against calculations made here; its file."""
 
-import json
 import math
 
 import numpy as np
@@ -12,7 +11,7 @@ from analysis.metrics import MetricsError
 from attention.pattern import attended_pairs, causal_pairs
 from gpt import model_flops
 from studies.pictures import plot_study
-from studies.summary import load_study, save_study, summarize
+from studies.summary import load_study, summarize
 from studies.tables import format_study
 
 
@@ -73,14 +72,6 @@ def test_curves_are_differences_over_the_tokens(patterns):
     assert curve["tokens"][0] == 5 * 2048 and curve["tokens"][-1] == 60 * 2048
     assert curve["mean"][-1] == pytest.approx(0.3 * 57 / 59, abs=1e-5)
     assert curve["low"][-1] <= curve["mean"][-1] <= curve["high"][-1]
-
-
-@pytest.mark.parametrize("study", ["lengths", "patterns"])
-def test_the_file_gives_the_content_back(study, summed_up, tmp_path):
-    content = summed_up[study]
-    path = save_study(content, tmp_path)
-    assert path.name == f"{study[:-1]}_study.json"
-    assert load_study(path) == json.loads(json.dumps(content))
 
 
 @pytest.mark.parametrize("study", ["length", "pattern"])
