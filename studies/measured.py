@@ -73,12 +73,12 @@ def _recommendation(point):
             good.append((arm, summary, gain))
         if quality["verdict"] == "undecided":
             needed = quality["runs_needed"] or "too many"
-            undecided.append(f"{arm} (about {needed} blocks would decide)")
+            undecided.append(f"{arm} (about {needed})")
     if not good:
-        return (
-            f"no pattern is shown to be both faster than fused and not worse by {margin}; whether "
-            f"not worse is undecided: {', '.join(undecided) or 'none'}."
-        )
+        text = f"no pattern is shown to be both faster than fused and not worse by {margin}."
+        if undecided:
+            text += f" Blocks that would decide whether one is worse: {', '.join(undecided)}."
+        return text
     arm, summary, gain = max(good, key=lambda row: row[2]["mean"])
     loss = with_interval(summary["contrast"]["val_loss"], "{:+.4f}")
     return (

@@ -19,7 +19,7 @@ from studies.tables import points_of_kinds, setting
 # power: how the FLOP limit of a step enters; worst: the end of the axis, from 0 to 1
 Panel = namedtuple("Panel", ("key", "name", "unit", "power", "worst"))
 LENGTH_PANELS = (
-    Panel("step_ms", "step time", lambda ms, _: EngFormatter("s", sep=" ")(ms / 1e3), -1, 0.95),
+    Panel("step_ms", "step time", "{x:,g} ms", -1, 0.95),
     Panel("tokens_per_second", "tokens/s", EngFormatter(sep=" "), 1, 0.05),
     Panel("peak_memory_mb", "peak memory", "{x:,.0f} MB", None, 0.95),
 )

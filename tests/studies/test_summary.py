@@ -88,8 +88,3 @@ def test_a_file_that_is_no_study_gets_one_line(tmp_path, text):
     path.write_bytes(text)
     with pytest.raises(MetricsError, match=r"pattern_study.json: incomplete or not of this suite"):
         load_study(path)
-
-
-def test_a_study_that_is_missing_says_what_writes_it(tmp_path):
-    with pytest.raises(MetricsError, match="--study patterns writes it"):
-        load_study(tmp_path / "nothing.json")
