@@ -95,7 +95,8 @@ def _about_patterns(metrics, metadata, arms):
     arms: {arm: its summary}, which the patterns' contrasts are added to.
     """
     config, blocks = metadata["config"], {}
-    for arm in [arm for arm in arms if arm != "fused"]:
+    others = [arm for arm in arms if arm != "fused"]
+    for arm in others:
         window_size, dilation = pattern_of_arm(arm)
         kept = density(config["seq_len"], window_size, dilation, config.get("sink_tokens", 0))
         arms[arm] |= {"window_size": window_size, "dilation": dilation, **_limits(metadata, kept)}

@@ -41,12 +41,13 @@ def test_memory_that_ran_out_is_a_result(lengths):
     assert last["contrasts"]["window/fused"]["val_loss"]["n"] == 4
 
 
-def test_validation_losses_that_are_no_numbers_are_no_contrast(experiment_of):
+def test_what_was_not_measured_is_not_compared(experiment_of):
     metrics, metadata = experiment_of("patterns")
-    for run in metrics["w96-d4"]:
-        run["val_loss"] = math.nan
+    for without_loss, without_memory in zip(metrics["w96-d4"], metrics["w32-d0"], strict=True):
+        without_loss["val_loss"] = without_memory["peak_memory_mb"] = math.nan
     content = summarize("patterns", [(metrics, metadata)])
-    assert content["points"][0]["arms"]["w96-d4"]["contrast"] is None
+    arms = content["points"][0]["arms"]
+    assert arms["w96-d4"]["contrast"] is arms["w32-d0"]["contrast"]["memory"] is None
     assert "w96-d4" in format_study(content) and plot_study(content)
 
 
