@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.power import ALPHA, blocks_needed, detectable_effect, t_power
+from analysis.significance import ALPHA, blocks_needed, detectable_effect, t_power
 
 
 @pytest.mark.parametrize(

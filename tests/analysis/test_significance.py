@@ -9,15 +9,14 @@ import pytest
 from scipy import stats
 
 from analysis import significance
-from analysis.power import ALPHA
 from analysis.significance import (
+    ALPHA,
     holm,
     mean_interval,
     non_inferiority,
     paired_difference,
     paired_ratio,
     sign_flip_p,
-    smallest_p,
     two_sample_t,
 )
 
@@ -51,16 +50,6 @@ def test_paired_ratio_equals_the_paired_t_test_on_logs():
     assert ratio.detectable == pytest.approx(np.exp(0.996 * np.std(d, ddof=1)) - 1, rel=1e-3)
 
 
-def test_swapping_the_arms_keeps_every_p_and_turns_the_effect():
-    x, reference = [1.0, 2.0, 4.0], [2.0, 2.5, 3.5]
-    forth, back = paired_ratio(x, reference), paired_ratio(reference, x)
-    assert forth.ratio == pytest.approx(1 / back.ratio)
-    assert forth.low == pytest.approx(1 / back.high)
-    assert forth.effect_size == pytest.approx(-back.effect_size)
-    for name in ("p", "permutation_p", "detectable"):
-        assert getattr(forth, name) == pytest.approx(getattr(back, name))
-
-
 def test_pairing_removes_what_the_pairs_share():
     drift = np.linspace(1, 3, 10)
     noise = 1 + 1e-3 * np.random.default_rng(1).normal(size=10)
@@ -75,12 +64,6 @@ def test_two_sample_t_and_cohens_d_by_hand():
     assert test["d"] == pytest.approx(-2)
     assert test["t"] == pytest.approx(-2 / math.sqrt(2 / 3))
     assert test["p"] == pytest.approx(stats.ttest_ind([1, 2, 3], [3, 4, 5]).pvalue)
-
-
-def test_unequal_sizes_pool_by_degrees_of_freedom():
-    x, reference = [1.0, 2.0, 3.0, 4.0], [2.0, 6.0]
-    pooled = math.sqrt((3 * np.var(x, ddof=1) + 1 * np.var(reference, ddof=1)) / 4)
-    assert two_sample_t(x, reference)["d"] == pytest.approx((2.5 - 4) / pooled)
 
 
 def test_one_block_gets_a_sentence_and_no_test():
@@ -105,26 +88,14 @@ def test_identical_values_get_a_sentence_and_no_test(x):
 
 @pytest.mark.parametrize("bad", [[], [1.0, math.nan], [[1.0], [2.0]], [1.0, math.inf]])
 def test_values_that_cannot_be_tested_are_refused(bad):
-    functions = [mean_interval, lambda x: paired_ratio(x, x), lambda x: two_sample_t(x, x)]
-    functions.append(lambda x: non_inferiority(x, x, 0.1))
-    for function in functions:
-        with pytest.raises(ValueError, match=r"finite|non-empty"):
+    for function in (mean_interval, lambda x: paired_ratio(x, x), lambda x: two_sample_t(x, x)):
+        with pytest.raises(ValueError, match="a non-empty list of finite numbers"):
             function(bad)
 
 
 def test_a_ratio_needs_positive_values():
     with pytest.raises(ValueError, match="positive"):
         paired_ratio([1.0, 0.0], [1.0, 2.0])
-
-
-@pytest.mark.parametrize("function", [paired_ratio, lambda x, y: non_inferiority(x, y, 0.1)])
-def test_the_order_of_the_pairs_does_not_matter(function):
-    rng = np.random.default_rng(5)
-    x, reference = rng.lognormal(0.1, 0.2, 9), rng.lognormal(0, 0.2, 9)
-    order = rng.permutation(9)
-    one, other = function(x, reference), function(x[order], reference[order])
-    for a, b in zip(dataclasses.astuple(one), dataclasses.astuple(other), strict=True):
-        assert a == b if isinstance(a, str) else a == pytest.approx(b)
 
 
 def test_few_values_close_together_never_give_nan_or_infinity():
@@ -135,9 +106,6 @@ def test_few_values_close_together_never_give_nan_or_infinity():
         for result in (paired_ratio(x, y), non_inferiority(x, y, 0.1)):
             for value in [v for v in dataclasses.astuple(result) if isinstance(v, float)]:
                 assert math.isfinite(value), (x, y, result)
-
-
-# the exact test
 
 
 @pytest.mark.parametrize(
@@ -158,12 +126,8 @@ def test_darwins_maize_as_fisher_analysed_it():
 
 
 @pytest.mark.parametrize("n", [2, 6, 14])
-def test_no_exact_p_is_smaller_than_the_smallest(n):
+def test_the_smallest_exact_p(n):
     assert sign_flip_p(np.arange(1.0, n + 1)) == pytest.approx(2 / 2**n)
-    assert smallest_p(n) == 2 / 2**n
-
-
-# non-inferiority and equivalence
 
 
 def test_tost_as_r_and_statsmodels_report_it():
@@ -233,9 +197,6 @@ def test_a_constant_difference_is_compared_with_the_margin(difference, verdict, 
     assert claim.p_not_worse is claim.p_equivalent is claim.low is claim.high is None
 
 
-# several tests
-
-
 def test_holm_by_hand():
     # sorted 0.005 * 4, 0.01 * 3, 0.03 * 2, and 0.04 * 1 raised to the one before it
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -245,9 +206,6 @@ def test_holm_by_hand():
 def test_tests_not_made_do_not_count():
     assert holm([None, 0.02, None, 0.01]) == [None, pytest.approx(0.02), None, pytest.approx(0.02)]
     assert holm([None]) == [None] and holm([]) == []
-
-
-# error rates and coverage by simulation
 
 
 def share(flags):
