@@ -104,7 +104,7 @@ def throttled(training):
     """The reasons for which the device slowed itself down before or after a training."""
     reasons = set()
     for key in RECORDS:
-        state = training[key] or {}
+        state = training.get(key) or {}
         reasons.update(state.get("throttle_reasons") or ())
     return [reason for reason in THROTTLING if reason in reasons]
 

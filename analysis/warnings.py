@@ -47,9 +47,10 @@ def _time_warnings(metrics):
             yield f"{arm}: a training took {far:,.2f} s, far from the others' times; it is kept."
 
 
-def _stall_warnings(metrics):
-    """Trainings of which a few steps cost much of the time: no property of the arm."""
+def _training_warnings(metrics):
+    """Few steps that cost much of a training's time, which is no arm's way, and a busy device."""
     for arm, training in ok_trainings(metrics):
+        place = f"{arm}, block {training['block'] + 1}"
         steps = np.asarray(training["step_seconds"], dtype=np.float64)
         usual = np.median(steps)
         held_up = steps > HELD_UP * usual
@@ -57,16 +58,11 @@ def _stall_warnings(metrics):
         cost = (steps[held_up] - usual).sum() / steps.sum()
         if few and cost >= HELD_UP_TIME:
             yield (
-                f"{arm}, block {training['block'] + 1}: {held_up.sum()} of {steps.size} steps took "
-                f"more than {HELD_UP:g} times the median ({1e3 * usual:,.1f} ms; step "
-                f"{steps.argmax() + 1}: {1e3 * steps.max():,.1f} ms) and cost {cost:.1%} of the "
-                "training time: something held them up; they are kept."
+                f"{place}: {held_up.sum()} of {steps.size} steps took more than {HELD_UP:g} times "
+                f"the median ({1e3 * usual:,.1f} ms; step {steps.argmax() + 1}: "
+                f"{1e3 * steps.max():,.1f} ms) and cost {cost:.1%} of the training time: something "
+                "held them up; they are kept."
             )
-
-
-def _device_warnings(metrics):
-    for arm, training in ok_trainings(metrics):
-        place = f"{arm}, block {training['block'] + 1}"
         if reasons := throttled(training):
             yield f"{place}: the device slowed itself down ({', '.join(reasons)})."
         states = (training["device_before"], training["device_after"])
@@ -101,8 +97,7 @@ def measurement_warnings(metrics, metadata):
         *(f"block {block + 1} {cut}" for block in split_blocks(metrics)),
         *(f"a training was set aside (set_aside/{name}) and repeated." for name in aside),
         *_time_warnings(metrics),
-        *_stall_warnings(metrics),
-        *_device_warnings(metrics),
+        *_training_warnings(metrics),
     ]
 
 
