@@ -147,20 +147,14 @@ def test_trainings_that_failed_are_named_and_left_out(experiment):
 
 def test_an_arm_that_never_fits_does_not_take_the_claim_on_sparsity_with_it(experiment):
     metrics, metadata = experiment
-    for training in metrics["baseline"]:
-        training |= {"status": "out_of_memory", "message": "out of memory on cuda"}
+    failed = {"status": "out_of_memory", "message": "out of memory on cuda"}
+    metrics["baseline"] = [training | failed for training in metrics["baseline"]]
     text = flat(format_report(metrics, metadata))
     assert "No decomposition: it needs blocks in which baseline, window and fused" in text
     assert "Sparsity made training faster at sequence length 1,024: window took" in text
     assert "window against baseline: no block in which both ended well" in text
-
-
-def test_an_experiment_in_which_nothing_ended_well_is_reported(experiment):
-    metrics, metadata = experiment
-    for trainings in metrics.values():
-        for training in trainings:
-            training |= {"status": "diverged", "message": "the loss became nan at step 3"}
-    assert "12 trainings failed" in format_report(metrics, metadata)
+    everyone = {arm: [t | failed for t in trainings] for arm, trainings in metrics.items()}
+    assert "12 trainings failed" in format_report(everyone, metadata)
 
 
 @pytest.mark.parametrize(
@@ -240,14 +234,7 @@ def test_quality_is_a_claim_with_three_answers(center, spread, words, equivalenc
     assert f"at most {high:+.4f}" in text and f"[{low:+.4f}, {high:+.4f}]" in text
     percent = 100 * e.mean() / column(metrics, "fused", "val_loss").mean()
     assert f"({percent:+.2f} %)" in text
-    needed = re.search(r"About (\d+) blocks would decide it", text)
-    assert bool(needed) == (equivalence == "undecided")
-    assert needed is None or int(needed[1]) > 8
-
-
-def test_the_same_losses_need_no_test():
-    text = quality_of(*with_losses(make_experiment(4), [0.0] * 4))
-    assert "not worse" in text and "the same difference in every block" in text
+    assert bool(re.search(r"About \d+ blocks would decide it", text)) == ("undecided" in words)
 
 
 def test_older_files_declare_no_margin_and_get_no_quality_claim(experiment):
