@@ -169,9 +169,9 @@ def training_path(folder, arm, block):
 def write_training(folder, experiment_id, arm, training):
     """Write a finished training, whole or not at all.
 
-    Returns it as ``read_trainings`` would give it back; MetricsError where it lacks a key.
+    Returns it as ``read_trainings`` would give it back; KeyError where it lacks a key.
     """
-    training = checked_training(training, f"{arm} block {training['block']}")
+    training = checked_training(training)
     about = {
         "schema_version": SCHEMA_VERSION,
         "experiment_id": experiment_id,
@@ -197,7 +197,7 @@ def _read_training(path, metadata):
         with np.load(content, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].item())
             series = {key: arrays[key] for key in SERIES}
-        arm, training = about["arm"], checked_training(about["training"] | series, str(path))
+        arm, training = about["arm"], checked_training(about["training"] | series)
         block = training["block"]
         order = metadata["plan"]["orders"][block]
         planned = (
@@ -207,8 +207,6 @@ def _read_training(path, metadata):
             and training["order"] == ",".join(order)
             and training["seed"] == metadata["plan"]["seeds"][block]
         )
-    except MetricsError:
-        raise
     except (*DAMAGE, KeyError) as error:
         raise MetricsError(f"{path}: damaged ({type(error).__name__}: {error})") from None
     if not planned:

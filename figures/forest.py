@@ -3,8 +3,7 @@
 import matplotlib
 from matplotlib.ticker import MaxNLocator
 
-from analysis.power import ALPHA
-from analysis.significance import ROUNDING, non_inferiority, paired_ratio
+from analysis.significance import ALPHA, ROUNDING, non_inferiority, paired_ratio
 from analysis.values import CONTRASTS, PRACTICAL_SHARE, SHOWN_SHARE
 from figures.data import MEMORY, METRICS, TIME, VAL_LOSS, ratio
 from figures.frame import finish, missing_note, name_rows, new_figure, row_of_values, side_text
