@@ -4,25 +4,22 @@ import contextlib
 import signal
 import threading
 
-# --- stops -------------------------------------------------------------------------------------
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as an exception: what handles Ctrl-C handles it too."""
 
 
-def _terminate(signum, frame):
-    raise Terminated
-
-
 @contextlib.contextmanager
 def terminable():
     """SIGTERM raises Terminated inside the block, as Ctrl-C raises KeyboardInterrupt."""
+
+    def terminate(signum, frame):
+        raise Terminated
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
@@ -48,7 +45,7 @@ def finishing():
             signal.raise_signal(signum)
 
     try:
-        for signum in STOP_SIGNALS:
+        for signum in (signal.SIGINT, signal.SIGTERM):
             handlers[signum] = signal.getsignal(signum)
             signal.signal(signum, wait)
         yield
