@@ -4,6 +4,8 @@ import contextlib
 import signal
 import threading
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as an exception: what handles Ctrl-C handles it too."""
@@ -45,7 +47,7 @@ def finishing():
             signal.raise_signal(signum)
 
     try:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in STOP_SIGNALS:
             handlers[signum] = signal.getsignal(signum)
             signal.signal(signum, wait)
         yield
