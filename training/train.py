@@ -16,7 +16,7 @@ from machine.files import utc_now
 from machine.memory import growth_in_child
 from machine.state import device_state
 from training.batches import batches, learning_rate, planned_steps
-from training.config import config_of
+from training.config import ExperimentConfig
 from training.trainer import Trainer, deterministic_algorithms
 
 LOSSES_AT_ONCE = 50  # are fetched from a GPU, where they stay until then
@@ -149,7 +149,7 @@ def child_peak_memory_mb(config, arm, vocab_size, seed):
 
 def memory_job(config, arm, vocab_size, seed):
     """What the child of ``child_peak_memory_mb`` measures, as a function without arguments."""
-    config = config_of(config)
+    config = ExperimentConfig(**config)
     shape = (config.batch_size * MEMORY_STEPS, config.seq_len + 1)
     rows = np.random.default_rng(seed).integers(vocab_size, size=shape)
     # the first optimizer of a process loads the compiler, whose memory is not the training's
