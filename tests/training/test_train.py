@@ -15,7 +15,7 @@ from training import train as training_train
 from training import trainer as training_trainer
 from training.config import ARMS
 from training.train import train
-from training.trainer import Trainer, release_memory
+from training.trainer import Trainer, deterministic_algorithms, release_memory
 
 PLACE = {"block", "position", "index", "order", "process", "previous_arm"}
 
@@ -275,6 +275,19 @@ def test_deterministic_algorithms_are_used_in_the_training_alone(monkeypatch, wa
     assert metrics["status"] == ("out_of_memory" if fails else "ok")
     assert seen == {(True, False, ":4096:8") if wanted else (False, False, None)}
     assert are_deterministic() == (False, False, None)
+
+
+def test_a_users_own_deterministic_setting_outlives_a_training(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with deterministic_algorithms(True):
+            assert are_deterministic() == (True, False, ":16:8")
+        with deterministic_algorithms(False):
+            assert are_deterministic() == (True, True, ":16:8")
+        assert are_deterministic() == (True, True, ":16:8")
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("device", DEVICES)
