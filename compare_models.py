@@ -48,7 +48,7 @@ from studies.points import (
     study_folder,
 )
 from studies.run import run_study
-from training.config import PRESETS, add_options, check_config, make_config
+from training.config import PRESETS, add_options, make_config
 from training.prepare import prepare_data
 from training.tokens import DEFAULT_PATH, load_dataset
 
@@ -180,7 +180,6 @@ def prepare_point(point, config, study):
     folder = study_folder(config.output_dir, study) / point.name
     try:
         here = replace(config, **point.changes, output_dir=str(folder))
-        check_config(here)
         dataset = load_dataset(here.data, here.seq_len, here.batch_size)
     except ValueError as error:
         raise ValueError(f"point {point.name}: {error}") from None

@@ -15,7 +15,6 @@ from generation.sampling import check_count, check_sampling
 from machine.command import FAILED, UserError, add_debug, checked_options, run_command, say
 from machine.device import device_name, is_out_of_memory, resolve_device
 from training.prepare import END_OF_TEXT
-from training.text import TextStream
 from training.weights import WEIGHTS_NAME, load_tokenizer, load_window_model
 
 
@@ -43,15 +42,6 @@ def build_parser():
         parser.add_argument(option, type=type(default), default=default, help=text)
     add_debug(parser)
     return parser
-
-
-def check_options(args):
-    """Raise ValueError for sampling options out of range."""
-    check_count("--tokens", args.tokens, 0)
-    check_count("--top-k", args.top_k, 0)
-    check_sampling(args.temperature, None, args.top_p)
-    if not -(2**63) <= args.seed < 2**64:
-        raise ValueError(f"--seed must fit into 64 bits, got {args.seed}")
 
 
 def read_prompt(argument):
@@ -85,24 +75,34 @@ write = partial(print, end="", flush=True)
 
 
 def write_tokens(stream, tokenizer):
-    """Write the text of the drawn tokens as they come.
+    """Write the text of the drawn tokens as they come; one split over tokens with its last byte.
 
     Returns how many were drawn, and whether the last of them is the end of the text.
     """
-    end, text, count = tokenizer.token_to_id(END_OF_TEXT), TextStream(tokenizer), 0
+    end, count = tokenizer.token_to_id(END_OF_TEXT), 0
+    decode = partial(tokenizer.decode, skip_special_tokens=False)
+    waiting = []  # tokens that end within a character
     for token in map(int, stream):
         count += 1
         if token == end:
             return count, True
-        write(text.text(token))
-    write(text.rest())
+        waiting.append(token)
+        text = decode(waiting)
+        if not text.endswith("\ufffd"):
+            write(text)
+            waiting = []
+    write(decode(waiting))
     return count, False
 
 
 def go_on(args):
     """Print the prompt and what follows, and how fast that was."""
     with checked_options():
-        check_options(args)
+        check_count("--tokens", args.tokens, 0)
+        check_count("--top-k", args.top_k, 0)
+        check_sampling(args.temperature, None, args.top_p)
+        if not -(2**63) <= args.seed < 2**64:
+            raise ValueError(f"--seed must fit into 64 bits, got {args.seed}")
         device = resolve_device(args.device)
     prompt = read_prompt(args.prompt)
     model = load_window_model(args.weights, device)

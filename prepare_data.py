@@ -57,22 +57,18 @@ def build_parser():
     return parser
 
 
-def name_left_out(left_out, every_kind):
-    """Name files on stderr that cannot be read, or with ``every_kind`` all that are left out."""
-    for kind, files in left_out.items():
-        if every_kind or kind == "unreadable":
-            for file in files[:NAMED_AT_MOST]:
-                say(f"prepare_data.py: left out, {kind}: {file}")
-            if len(files) > NAMED_AT_MOST:
-                say(f"prepare_data.py: left out, {kind}: and {len(files) - NAMED_AT_MOST:,} more")
-
-
 def prepare(options):
     """Prepare the data as the options say, and tell what was written and what was left out."""
     summary, left_out = prepare_data(
         options.paths, options.seq_len, options.vocab_size, options.output, options.corpus
     )
-    name_left_out(left_out, options.debug)
+    for kind, files in left_out.items():
+        if not options.debug and kind != "unreadable":
+            continue
+        for file in files[:NAMED_AT_MOST]:
+            say(f"prepare_data.py: left out, {kind}: {file}")
+        if len(files) > NAMED_AT_MOST:
+            say(f"prepare_data.py: left out, {kind}: and {len(files) - NAMED_AT_MOST:,} more")
     print(summary)
 
 

@@ -67,36 +67,28 @@ def checked_rows(model, prompt):
 
 @torch.no_grad()
 def _draws(model, rows, max_new_tokens, sampling):
-    groups = []
+    """Yield ids (B,); neighbouring rows of one length go through the model together, unpadded."""
+    waiting, caches = [], []  # of every group: tokens that the model has not seen, what it keeps
     for length, equally_long in groupby(rows, key=len):
         tokens = torch.stack(list(equally_long))
-        groups.append(Group(model, tokens, length + max_new_tokens))
+        size = len(tokens), length + max_new_tokens
+        waiting.append(tokens)
+        caches.append([block.mha.new_cache(*size) for block in model.layers])
     for _ in range(max_new_tokens):
         with evaluating(model):
-            logits = torch.cat([group.next_logits() for group in groups])
-            ids = draw(logits, *sampling)
-        shares = ids.split([len(group.tokens) for group in groups])
-        for group, share in zip(groups, shares, strict=True):
-            group.tokens = share[:, None]
+            groups = zip(waiting, caches, strict=True)
+            logits = [_next_logits(model, tokens, kept) for tokens, kept in groups]
+            ids = draw(torch.cat(logits), *sampling)
+        waiting = ids[:, None].split([len(tokens) for tokens in waiting])
         yield ids
 
 
-class Group:
-    """Rows of one length, which go through the model together and are never padded."""
-
-    def __init__(self, model, tokens, length):
-        """tokens: the prompts (B, T); length: of the rows when all is said."""
-        self.model = model
-        self.tokens = tokens  # those that the model has not seen yet
-        self.seen = 0
-        self.caches = [block.mha.new_cache(len(tokens), length) for block in model.layers]
-
-    def next_logits(self):
-        """The logits (B, V) of what follows ``tokens``, whose keys and values are kept."""
-        first, self.seen = self.seen, self.seen + self.tokens.shape[1]
-        positions = torch.arange(first, self.seen, device=self.tokens.device)
-        features = self.model.features(self.tokens, positions, self.caches)
-        return self.model.fc_out(features[:, -1])
+def _next_logits(model, tokens, caches):
+    """The logits (B, V) of what follows ``tokens`` (B, T), whose keys and values are kept."""
+    first = caches[0].filled
+    positions = torch.arange(first, first + tokens.shape[1], device=tokens.device)
+    features = model.features(tokens, positions, caches)
+    return model.fc_out(features[:, -1])
 
 
 @contextmanager

@@ -63,7 +63,10 @@ class Pattern(NamedTuple):
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Everything that decides what an experiment does; the defaults are the ``paper`` preset."""
+    """Everything that decides what an experiment does; the defaults are the ``paper`` preset.
+
+    Raises ValueError, naming the option, its value and the remedy, for what cannot be run.
+    """
 
     preset: str = "paper"
     runs: int = _experiment(10, "blocks: in each, every arm is trained once from the same seed")
@@ -138,6 +141,16 @@ class ExperimentConfig:
     world_size: int = 1
     backend: str = "none"
 
+    def __post_init__(self):
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, list):  # from JSON, which has no tuples
+                value = tuple(value)
+                object.__setattr__(self, item.name, value)
+            _check_field(item, value)
+        _check_sizes(self)
+        _check_arms(self)
+
     @property
     def sequences_at_once(self):
         """Sequences that one rank computes together: its share of a micro-step."""
@@ -156,8 +169,10 @@ class ExperimentConfig:
         pattern = pattern_of_arm(arm)
         if pattern is None:
             return self, arm
+        check_pattern(*pattern)
         window_size, dilation = pattern
-        return replace(self, window_size=window_size, dilation=dilation), "window"
+        changes = {"arms": ("window",), "window_size": window_size, "dilation": dilation}
+        return replace(self, **changes), "window"
 
 
 PRESETS = {
@@ -215,18 +230,10 @@ def _default_text(item):
 
 
 def make_config(preset="paper", **changes):
-    """The configuration of a preset with some fields changed, checked; raises ValueError."""
+    """The configuration of a preset with some fields changed; raises ValueError."""
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    config = config_of({"preset": preset, **PRESETS[preset], **changes})
-    check_config(config)
-    return config
-
-
-def config_of(values):
-    """The ExperimentConfig of some of its fields; they may come from JSON, which has no tuples."""
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return ExperimentConfig(**values)
+    return ExperimentConfig(**{"preset": preset, **PRESETS[preset], **changes})
 
 
 def layer_patterns(config):
@@ -239,45 +246,29 @@ def layer_patterns(config):
     ]
 
 
-def check_config(config):
-    """Raise ValueError, naming the option, its value and the remedy, for what cannot be run."""
-    for item in fields(config):
-        _check_field(item, getattr(config, item.name))
-    _check_steps(config)
-    _check_model(config)
-    _check_arms(config)
-
-
 def _check_field(item, value):
-    """One field by itself: its choices, its type, its smallest value."""
+    """One field by itself: its choices, its type, its smallest and largest value."""
     flag = "--" + item.name.replace("_", "-")
     choices = item.metadata.get("argparse", {}).get("choices")
     if choices and value not in choices:
         raise ValueError(f"{flag} {value!r}: choose one of {', '.join(choices)}")
-    if item.type is bool and not isinstance(value, bool):
-        raise ValueError(f"{flag} must be True or False, got {value!r}")
-    if item.type is float:
-        number = isinstance(value, float | int) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
-            raise ValueError(f"{flag} must be a positive number, got {value}")
-    if item.type in (int, int | tuple):
-        several = item.type is not int and isinstance(value, tuple)
-        for number in value if several else [value]:
-            check_whole_number(flag, number, item.metadata.get("least", 1))
+    if item.type is float and not 0 < value < math.inf:
+        raise ValueError(f"{flag} must be a positive number, got {value}")
+    if item.type not in (int, int | tuple):
+        return
+    several = item.type is not int and isinstance(value, tuple)
+    least = item.metadata.get("least", 1)
+    for number in value if several else [value]:
+        if not isinstance(number, int):
+            raise ValueError(f"{flag} must be a whole number, got {number!r}")
+        if number < least:
+            raise ValueError(f"{flag} must be at least {least}, got {number}")
+        if number > LARGEST_OPTION:
+            raise ValueError(f"{flag} must be at most {LARGEST_OPTION:,}, got {number:,}")
 
 
-def check_whole_number(name, value, least=1, most=LARGEST_OPTION):
-    """Raise ValueError unless ``value`` is a whole number from ``least`` to ``most``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    if value > most:
-        raise ValueError(f"{name} must be at most {most:,}, got {value:,}")
-
-
-def _check_steps(config):
-    """How a step's batch is computed: split evenly, and with gradients that survive."""
+def _check_sizes(config):
+    """Sizes that do not go together, in a step's batch and in the model."""
     parts = config.world_size * config.gradient_accumulation
     if config.batch_size % parts:
         ranks = "1 rank" if config.world_size == 1 else f"{config.world_size} ranks"
@@ -290,10 +281,6 @@ def _check_steps(config):
             "--compile reduce-overhead keeps gradients in CUDA graphs, which the next micro-step "
             "overwrites: choose --compile default, or --gradient-accumulation 1"
         )
-
-
-def _check_model(config):
-    """Sizes that do not go together."""
     head_dim, rest = divmod(config.d_model, config.n_heads)
     if rest:
         raise ValueError(
@@ -316,9 +303,7 @@ def _check_arms(config):
             f"--arms {' '.join(unknown)}: choose from {', '.join(ARMS)}, or name a pattern, as "
             "w64-d8 for window_size 64, dilation 8"
         )
-    for arm in config.arms:
-        pattern = pattern_of_arm(arm)
-        if pattern is not None:
-            check_pattern(*pattern)
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
+    for arm in config.arms:
+        config.of_arm(arm)  # checks its pattern

@@ -33,9 +33,12 @@ def attention_used(config, arm, device):
     evaluations, kernels, operators = [], None, []
     with deterministic_algorithms(config.deterministic):  # which rule out some kernels
         for evaluation, attend in _attention_of_layers(config, arm, device):
-            evaluations.append(evaluation)
             if evaluation == "split":
-                kernels = _kernels_of_split(config, device)
+                head_dim = config.d_model // config.n_heads
+                kernels = split_kernels(device, DTYPES[config.dtype], head_dim)
+                if kernels is None and config.window_attention == "auto":
+                    evaluation = "masked"
+            evaluations.append(evaluation)
             if evaluation not in TEXTBOOK:
                 operators += _dispatched_operators(attend, config, device)
     release_memory(device)
@@ -51,27 +54,14 @@ def _attention_of_layers(config, arm, device):
     model_class, evaluation = ARMS[arm]
     if model_class is not GPTWindowModel:
         return [(evaluation, FULL_ATTENTION[evaluation])]
+    wanted, dtype = config.window_attention, DTYPES[config.dtype]
     kinds = []
     for pattern in dict.fromkeys(layer_patterns(config)):
-        evaluation = _window_evaluation(config, pattern, device)
-        attend = partial(window_attention, **pattern._asdict(), evaluation=evaluation)
-        kinds.append((evaluation, attend))
+        about = pattern._asdict()
+        plan = attention_plan(config.seq_len, **about, dtype=dtype, device=device)
+        evaluation = plan.evaluation if wanted == "auto" else wanted
+        kinds.append((evaluation, partial(window_attention, **about, evaluation=wanted)))
     return kinds
-
-
-def _window_evaluation(config, pattern, device):
-    """The evaluation that ``window_attention`` comes to for a layer of this pattern."""
-    if config.window_attention != "auto":
-        return config.window_attention
-    options = {"dtype": DTYPES[config.dtype], "device": device}
-    planned = attention_plan(config.seq_len, **pattern._asdict(), **options).evaluation
-    if planned == "split" and _kernels_of_split(config, device) is None:
-        return "masked"  # its place, where split does not work
-    return planned
-
-
-def _kernels_of_split(config, device):
-    return split_kernels(device, DTYPES[config.dtype], config.d_model // config.n_heads)
 
 
 class _AttentionOperators(TorchDispatchMode):
@@ -83,7 +73,7 @@ class _AttentionOperators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().split(".")[0]  # without the overload
-        if "attention" in name and name not in self.names:
+        if "attention" in name:
             self.names.append(name)
         return func(*args, **(kwargs or {}))
 

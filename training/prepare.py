@@ -3,6 +3,7 @@
 import glob
 import re
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from training.tokens import DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, T
 END_OF_TEXT = "<|endoftext|>"
 LEAST_VOCAB, MOST_VOCAB = 257, 1_000_000  # 256 bytes + END_OF_TEXT; the trainer allocates for all
 PIECE_CHARACTERS = 2**16  # of a document, encoded on one core
-CHARACTERS_AT_ONCE = 2**22  # shared out to the cores: 64 pieces; needs about 100 bytes each
+PIECES_AT_ONCE = 64  # shared out to the cores; need about 100 bytes a character
 SAMPLE_CHARACTERS = 2**24  # the tokenizer learns from as many: more than the default corpus has
 
 
@@ -77,24 +78,12 @@ def train_tokenizer(texts, vocab_size):
     return tokenizer
 
 
-def _batches(pieces):
-    """Yield lists of pieces, about CHARACTERS_AT_ONCE in each."""
-    batch, characters = [], 0
-    for piece, ends in pieces:
-        batch.append((piece, ends))
-        characters += len(piece)
-        if characters >= CHARACTERS_AT_ONCE:
-            yield batch
-            batch, characters = [], 0
-    yield batch
-
-
 def encode(tokenizer, documents):
     """The stream of tokens (N,), of the smallest dtype, with END_OF_TEXT after every document."""
     end = tokenizer.token_to_id(END_OF_TEXT)
     dtype = np.min_scalar_type(tokenizer.get_vocab_size() - 1)
-    stream = []
-    for batch in _batches(_pieces(documents, "encoding")):
+    all_pieces, stream = _pieces(documents, "encoding"), []
+    while batch := list(islice(all_pieces, PIECES_AT_ONCE)):
         pieces = [piece for piece, _ in batch]
         # on all cores; each piece by itself, so that the number of cores changes nothing
         encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)

@@ -49,17 +49,6 @@ def _open_rows(path):
     return rows
 
 
-def _vocab_size(path, rows):
-    """Largest token + 1; UserError for tokens that no vocabulary has."""
-    least, largest = int(rows.min()), int(rows.max())
-    if least < 0 or largest > LARGEST_TOKEN:
-        raise UserError(
-            f"{path}: has tokens from {least:,} to {largest:,}: none may be negative or above "
-            f"{LARGEST_TOKEN:,}"
-        )
-    return largest + 1
-
-
 def load_dataset(path=DEFAULT_PATH, seq_len=None, batch_size=1):
     """Check a file of tokens (N, S + 1) and split it; the last 5 % of the rows are held out.
 
@@ -80,5 +69,11 @@ def load_dataset(path=DEFAULT_PATH, seq_len=None, batch_size=1):
             f"too few for a batch of {batch_size:,}: prepare more text, or take a smaller "
             "--seq-len or --batch-size"
         )
+    least, largest = int(stored.min()), int(stored.max())
+    if least < 0 or largest > LARGEST_TOKEN:
+        raise UserError(
+            f"{path}: has tokens from {least:,} to {largest:,}: none may be negative or above "
+            f"{LARGEST_TOKEN:,}"
+        )
     rows = stored.reshape(-1)[: count * width].reshape(count, width)
-    return Dataset(str(path), rows[:split], rows[split:], _vocab_size(path, stored))
+    return Dataset(str(path), rows[:split], rows[split:], largest + 1)

@@ -6,17 +6,19 @@ Knows nothing of arms in comparison, orders or files; experiment/ does that.
 import math
 import time
 from dataclasses import asdict, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 
+from analysis.metrics import SERIES
 from machine import ranks
 from machine.device import synchronize
 from machine.files import utc_now
 from machine.memory import growth_in_child
 from machine.state import device_state
 from training.batches import batches, learning_rate, planned_steps
-from training.config import config_of
+from training.config import ExperimentConfig
 from training.trainer import Trainer, deterministic_algorithms
 
 LOSSES_AT_ONCE = 50  # are fetched from a GPU, where they stay until then
@@ -56,29 +58,13 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
 
 def _empty_metrics(seed):
     """A training's metrics before anything was trained: times 0, results missing."""
-    missing = math.nan
-    return {
-        "seed": seed,
-        "total_steps": 0,
-        "total_tokens": 0,
-        "training_time": missing,
-        "tokens_per_second": missing,
-        "peak_memory_mb": missing,
-        "peak_reserved_mb": missing,
-        "final_loss": missing,
-        "avg_loss_last_100": missing,
-        "val_loss": missing,
-        "compile_time": 0.0,
-        "warmup_time": 0.0,
-        "eval_time": 0.0,
-        "wall_time": 0.0,
-        "status": "ok",
-        "message": "",
-        "started_at": utc_now(),
-        "losses": np.zeros(0, dtype=np.float32),
-        "tokens_seen": np.zeros(0, dtype=np.int64),
-        "step_seconds": np.zeros(0, dtype=np.float32),
-    }
+    metrics = dict.fromkeys(("total_steps", "total_tokens"), 0)
+    metrics |= dict.fromkeys(("compile_time", "warmup_time", "eval_time", "wall_time"), 0.0)
+    results = ("tokens_per_second", "final_loss", "avg_loss_last_100", "val_loss")
+    metrics |= dict.fromkeys(("training_time", *results), math.nan)
+    metrics |= dict.fromkeys(("peak_memory_mb", "peak_reserved_mb"), math.nan)
+    metrics |= {name: np.zeros(0, dtype) for name, dtype in SERIES.items()}
+    return metrics | {"seed": seed, "status": "ok", "message": "", "started_at": utc_now()}
 
 
 def _measure(config, arm, dataset, seed, device, progress, metrics):
@@ -94,7 +80,10 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
     losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
     metrics |= _training_metrics(config, losses, step_seconds, seconds)
     if device.type == "cuda":
-        _read_peak_memory(device, metrics)
+        peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        allocated, reserved = ranks.largest(*peaks)
+        metrics["peak_memory_mb"] = allocated / 2**20
+        metrics["peak_reserved_mb"] = reserved / 2**20
     if not np.isfinite(losses[-1]):
         metrics["status"] = "diverged"
         metrics["message"] = f"the loss became {losses[-1]} at step {len(losses)}"
@@ -125,15 +114,6 @@ def _warm_up(trainer, metrics):
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _read_peak_memory(device, metrics):
-    """The peak of the GPU's memory since it was reset, of the rank with the largest."""
-    allocated = torch.cuda.max_memory_allocated(device)
-    reserved = torch.cuda.max_memory_reserved(device)
-    allocated, reserved = ranks.largest(allocated, reserved)
-    metrics["peak_memory_mb"] = allocated / 2**20
-    metrics["peak_reserved_mb"] = reserved / 2**20
-
-
 def child_peak_memory_mb(config, arm, vocab_size, seed):
     """Growth of resident memory in MB while a fresh process trains the arm for a few steps.
 
@@ -149,7 +129,7 @@ def child_peak_memory_mb(config, arm, vocab_size, seed):
 
 def memory_job(config, arm, vocab_size, seed):
     """What the child of ``child_peak_memory_mb`` measures, as a function without arguments."""
-    config = config_of(config)
+    config = ExperimentConfig(**config)
     shape = (config.batch_size * MEMORY_STEPS, config.seq_len + 1)
     rows = np.random.default_rng(seed).integers(vocab_size, size=shape)
     # the first optimizer of a process loads the compiler, whose memory is not the training's
@@ -179,11 +159,11 @@ def timed_steps(trainer, steps, progress):
     synchronize(device)
     ranks.barrier()
     started = time.perf_counter()
-    clock = StepClock(device)
+    marks = [_mark(device)]
     for step, batch in enumerate(trainer.batches(steps)):
         lr = learning_rate(step, steps, config.lr, config.warmup_steps, config.schedule)
         on_device[step] = trainer.step(batch, lr)
-        clock.mark()
+        marks.append(_mark(device))
         fetched = None
         if (step + 1) % at_once == 0 or step + 1 == steps:
             losses += ranks.mean(on_device[len(losses) : step + 1].tolist())
@@ -196,31 +176,23 @@ def timed_steps(trainer, steps, progress):
     losses = np.array(losses, dtype=np.float32)
     broken = np.flatnonzero(~np.isfinite(losses))
     done = broken[0] + 1 if broken.size else len(losses)
-    return losses[:done], clock.seconds()[:done], seconds
+    return losses[:done], _seconds_between(marks)[:done], seconds
 
 
-class StepClock:
-    """Seconds of every step: CUDA events, read at the end so that no step waits, or the host's."""
+def _mark(device):
+    """A moment: of the host, or a CUDA event, which is read at the end so that no step waits."""
+    if device.type == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
-    def __init__(self, device):
-        self.cuda = device.type == "cuda"
-        self.marks = []
-        self.mark()
 
-    def mark(self):
-        if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append(event)
-        else:
-            self.marks.append(time.perf_counter())
-
-    def seconds(self):
-        """Seconds between one mark and the next; call after synchronizing."""
-        pairs = zip(self.marks[:-1], self.marks[1:], strict=True)
-        if self.cuda:
-            return [before.elapsed_time(after) / 1e3 for before, after in pairs]
-        return [after - before for before, after in pairs]
+def _seconds_between(marks):
+    """Seconds between one mark and the next; call after synchronizing."""
+    if isinstance(marks[0], float):
+        return [after - before for before, after in pairwise(marks)]
+    return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks)]
 
 
 def _training_metrics(config, losses, step_seconds, seconds):

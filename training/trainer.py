@@ -154,21 +154,17 @@ class Trainer:
     def _gradients(self, inputs, targets):
         """Leave the gradients of the mean loss in the parameters; returns that loss."""
         parts = self.config.gradient_accumulation
-        if parts == 1:
-            return self._add_gradients(inputs, targets)
-        *first, last = zip(inputs.chunk(parts), targets.chunk(parts), strict=True)
-        with ranks.local_gradients(self.loss):  # the ranks exchange them in the last part
-            losses = [self._add_gradients(*part, parts) for part in first]
-        losses.append(self._add_gradients(*last, parts))
+        losses = []
+        for part in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
+            is_last = len(losses) + 1 == parts  # in which the ranks exchange the gradients
+            with nullcontext() if is_last else ranks.local_gradients(self.loss):
+                with autocast(self.config, self.device):
+                    loss = self.loss(*part)
+                if parts > 1:
+                    loss = loss / parts
+                loss.backward()
+            losses.append(loss.detach())
         return torch.stack(losses).sum()
-
-    def _add_gradients(self, inputs, targets, parts=1):
-        with autocast(self.config, self.device):
-            loss = self.loss(inputs, targets)
-        if parts > 1:
-            loss = loss / parts
-        loss.backward()
-        return loss.detach()
 
     def warm_up(self, steps=UNTIMED_STEPS):
         """Train ``steps`` steps and undo them: weights, optimizer, schedule and random state.

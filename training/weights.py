@@ -19,10 +19,6 @@ from training.tokens import TOKENIZER_NAME
 WEIGHTS_NAME, WEIGHTS_CONFIG_NAME = "window_model_weights.pt", "window_model_config.json"
 
 
-class WeightsError(UserError):
-    """Weights that cannot be used; the message names the file and the remedy."""
-
-
 def save_window_weights(model, arguments, tokenizer, folder):
     """Write a GPTWindowModel's weights; the config, which names the others' checksums, comes last.
 
@@ -48,13 +44,13 @@ def save_window_weights(model, arguments, tokenizer, folder):
 def load_window_model(path=f"output/{WEIGHTS_NAME}", device="cpu"):
     """The GPTWindowModel of saved weights, in evaluation mode; nothing in the file is executed.
 
-    path: the weights; their window_model_config.json lies in the same folder.  Raises WeightsError.
+    path: the weights; their window_model_config.json lies in the same folder.  Raises UserError.
     """
     about = _read_config(path)
-    read_file(path, WeightsError, "python main.py writes it (arm window)")
+    read_file(path, UserError, "python main.py writes it (arm window)")
     # a stop between the two files leaves weights and config of different trainings
     if file_sha256(path) != about["weights_sha256"]:
-        raise WeightsError(
+        raise UserError(
             f"{path}: damaged, or not the weights that {WEIGHTS_CONFIG_NAME} was written with: "
             "train them again, or name others"
         )
@@ -65,26 +61,26 @@ def load_window_model(path=f"output/{WEIGHTS_NAME}", device="cpu"):
     # what torch raises over foreign weights has no common class, and much to say
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise WeightsError(f"{path}: no weights of this suite ({reason})") from None
+        raise UserError(f"{path}: no weights of this suite ({reason})") from None
     return model.to(device).eval()
 
 
 def load_tokenizer(path, vocab_size):
     """The ``tokenizers.Tokenizer`` saved beside the weights ``path`` of a model of ``vocab_size``.
 
-    Raises WeightsError where it is missing, damaged or another than the model was trained with.
+    Raises UserError where it is missing, damaged or another than the model was trained with.
     """
     about = _read_config(path)
     path = Path(path).parent / TOKENIZER_NAME
-    content = read_file(path, WeightsError, "the model has no text without its data's tokenizer")
+    content = read_file(path, UserError, "the model has no text without its data's tokenizer")
     known = about.get("tokenizer_sha256")  # weights of earlier versions have none
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except Exception as error:  # it raises nothing more special
         reason = " ".join(str(error).split())[:120]
-        raise WeightsError(f"{path}: no tokenizer ({reason})") from None
+        raise UserError(f"{path}: no tokenizer ({reason})") from None
     if known not in (None, file_sha256(path)) or tokenizer.get_vocab_size() < vocab_size:
-        raise WeightsError(f"{path}: damaged, or not the tokenizer that the model was trained with")
+        raise UserError(f"{path}: damaged, or not the tokenizer that the model was trained with")
     tokenizer.encode_special_tokens = True  # as in the data: a prompt cannot end the text
     return tokenizer
 
@@ -92,12 +88,13 @@ def load_tokenizer(path, vocab_size):
 def _read_config(weights):
     """What lies beside the weights of that path."""
     path = Path(weights).parent / WEIGHTS_CONFIG_NAME
-    text = read_file(path, WeightsError, "python main.py writes it")
+    text = read_file(path, UserError, "python main.py writes it")
     try:
         about = json.loads(text)
-        model, has_all = about["model"], {"arguments", "weights_sha256"} <= about.keys()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{path}: damaged ({error}): train the model again") from None
-    if model != "GPTWindowModel" or not has_all:
-        raise WeightsError(f"{path}: not the config of a window model: train the model again")
+        fits = about["model"] == "GPTWindowModel" and {"arguments", "weights_sha256"} <= set(about)
+    except (ValueError, TypeError, KeyError):
+        fits = False
+    if not fits:
+        words = "damaged, or not the config of a window model: train the model again"
+        raise UserError(f"{path}: {words}")
     return about

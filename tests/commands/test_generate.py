@@ -13,7 +13,6 @@ from tokenizers import ByteLevelBPETokenizer
 
 import generate
 from gpt_win import GPTWindowModel
-from training import text as training_text
 from training.prepare import END_OF_TEXT
 from training.weights import load_tokenizer, load_window_model, save_window_weights
 
@@ -93,17 +92,18 @@ def test_the_prompt_comes_from_standard_input(folder, capsys, monkeypatch):
         assert words in refused(capsys, "-")
 
 
-def test_characters_split_over_tokens_come_whole(folder):
+def test_characters_split_over_tokens_come_whole(folder, monkeypatch):
     tokenizer = load_tokenizer(folder / "window_model_weights.pt", 300)
     text = "한국어 🦜 naïve €\t\x00"
     ids = tokenizer.encode(text).ids
     assert len(ids) > len(text)  # some characters are several tokens
-    stream = training_text.TextStream(tokenizer)
-    pieces = [stream.text(token) for token in ids]
-    assert "".join(pieces) == text and "\ufffd" not in "".join(pieces) and stream.rest() == ""
-    stream = training_text.TextStream(tokenizer)
-    assert [stream.text(token) for token in tokenizer.encode("한").ids[:1]] == [""]
-    assert stream.rest() == "\ufffd"
+    written = []
+    monkeypatch.setattr(generate, "write", written.append)
+    assert generate.write_tokens(ids, tokenizer) == (len(ids), False)
+    assert "".join(written) == text and "\ufffd" not in written and len(written) > 5
+    written.clear()
+    generate.write_tokens(tokenizer.encode("한").ids[:1], tokenizer)
+    assert written == ["\ufffd"]
 
 
 def test_learned_positions_end_with_a_note_and_rotary_ones_go_on(folder, capsys):
@@ -183,15 +183,15 @@ def test_a_device_that_is_not_there_is_one_clear_line(folder, capsys):
 
 
 def test_an_interruption_ends_the_line_and_exits_with_130(folder, capsys, monkeypatch):
-    original, calls = training_text.TextStream.text, []
+    original, calls = generate.write, []
 
-    def text(self, token):
-        calls.append(token)
+    def write(text):
+        calls.append(text)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(self, token)
+        original(text)
 
-    monkeypatch.setattr(training_text.TextStream, "text", text)
+    monkeypatch.setattr(generate, "write", write)
     captured = run(capsys, "def", code=130)
     assert captured.out.startswith("def") and captured.out.endswith("\n")
     assert captured.err == "interrupted\n"
@@ -219,11 +219,11 @@ def test_a_full_disk_and_a_full_memory_are_one_clear_line(folder, capsys, error,
         raise error
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_text.TextStream, "text", fail)
+        patch.setattr(generate, "write_tokens", fail)
         if isinstance(error, OSError):
             patch.setattr("machine.command._drop_output", lambda: None)
         captured = run(capsys, "def", code=code)
     assert captured.err.startswith(f"error: {words}") and captured.err.count("\n") == 1
     with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)):
-        patch.setattr(training_text.TextStream, "text", fail)
+        patch.setattr(generate, "write_tokens", fail)
         run(capsys, "def", "--debug")

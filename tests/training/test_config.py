@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from tiny import tiny_config
@@ -26,39 +26,38 @@ def test_presets_are_valid_and_documented_sizes(preset):
         ({"positions": "rotary", "d_model": 14}, "an even --d-model / --n-heads, got 14 / 2 = 7"),
         ({"window_size": (5, 6, 7)}, "--window-size has 3 values for 2 layers: give one, or one"),
         ({"dilation": (1,)}, "--dilation has 1 value for 2 layers: give one, or one for each"),
-        ({"dilation": ()}, "--dilation has 0 values for 2 layers"),
         ({"dilation": (3, -1)}, "--dilation must be at least 0, got -1"),
         ({"window_size": [5, 2.5]}, "--window-size must be a whole number, got 2.5"),
-        ({"window_size": "5"}, "--window-size must be a whole number, got '5'"),
         ({"layers": (1, 2)}, r"--layers must be a whole number, got \(1, 2\)"),
-        ({"sink_tokens": -1}, "--sink-tokens must be at least 0, got -1"),
         ({"sink_tokens": (1, 1)}, r"--sink-tokens must be a whole number, got \(1, 1\)"),
         ({"window_size": 0}, "--window-size must be at least 1, got 0"),
-        ({"dilation": -1}, "--dilation must be at least 0, got -1"),
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
         ({"lr": 0.0}, "--lr must be a positive number, got 0.0"),
         ({"lr": math.nan}, "--lr must be a positive number, got nan"),
-        ({"runs": 0}, "--runs must be at least 1, got 0"),
         ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"runs": 2.5}, "--runs must be a whole number, got 2.5"),
         ({"max_steps": 10**20}, "--max-steps must be at most 2,147,483,647"),
-        ({"lr": "x"}, "--lr must be a positive number, got x"),
-        ({"lr": True}, "--lr must be a positive number, got True"),
         ({"equivalence_margin": 0.0}, "--equivalence-margin must be a positive number, got 0.0"),
-        ({"equivalence_margin": -1.0}, "--equivalence-margin must be a positive number, got -1.0"),
-        ({"equivalence_margin": math.nan}, "--equivalence-margin must be .* number, got nan"),
         ({"equivalence_margin": math.inf}, "--equivalence-margin must be .* number, got inf"),
-        ({"deterministic": "yes"}, "--deterministic must be True or False, got 'yes'"),
         ({"window_attention": "fast"}, "--window-attention 'fast': choose one of auto"),
         ({"dtype": "float16"}, "--dtype 'float16': choose one of float32, bfloat16"),
         ({"compile": "fast"}, "--compile 'fast': choose one of none"),
         ({"arms": ("window", "sparse")}, "--arms sparse: choose from baseline, window"),
+        ({"arms": ("w0-d4",)}, "window_size must be at least 1, got 0"),
+        ({"arms": ("w9999999999-d4",)}, "--window-size must be at most 2,147,483,647"),
         ({"arms": ("window", "window")}, "--arms names an arm twice: window window"),
     ],
 )
 def test_a_configuration_that_cannot_run_is_named(changes, words):
     with pytest.raises(ValueError, match=words):
         tiny_config(**changes)
+
+
+def test_a_replaced_field_is_checked_and_lists_become_tuples():
+    config = tiny_config(window_size=[5, 6], arms=["w64-d8"])
+    assert config.window_size == (5, 6) and config.arms == ("w64-d8",)
+    with pytest.raises(ValueError, match="--batch-size 2 cannot be split evenly over 3 ranks"):
+        replace(config, world_size=3)
 
 
 def test_the_experiment_is_not_deterministic_by_itself():

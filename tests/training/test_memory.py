@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from tiny import CPU, VOCABULARY, tiny_config
 
-from training.config import config_of
+from training.config import ExperimentConfig
 from training.train import child_peak_memory_mb
 from training.trainer import build_model
 
@@ -45,4 +45,4 @@ def test_a_child_that_fails_says_why():
 
 def test_a_configuration_comes_back_from_json():
     config = tiny_config(dilation=[3, 1])
-    assert config_of(json.loads(json.dumps(asdict(config)))) == config
+    assert ExperimentConfig(**json.loads(json.dumps(asdict(config)))) == config

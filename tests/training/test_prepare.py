@@ -114,7 +114,7 @@ def test_the_tokens_are_the_same_in_tiny_pieces_and_batches(monkeypatch):
     tokenizer = train_tokenizer(TEXTS, 400)
     expected = encode(tokenizer, TEXTS)
     monkeypatch.setattr(prepare, "PIECE_CHARACTERS", 40)
-    monkeypatch.setattr(prepare, "CHARACTERS_AT_ONCE", 90)
+    monkeypatch.setattr(prepare, "PIECES_AT_ONCE", 2)
     np.testing.assert_array_equal(encode(tokenizer, TEXTS), expected)
     assert train_tokenizer(sample(TEXTS), 400).to_str() == tokenizer.to_str()
 

@@ -15,7 +15,7 @@ from training import train as training_train
 from training import trainer as training_trainer
 from training.config import ARMS
 from training.train import train
-from training.trainer import Trainer, release_memory
+from training.trainer import Trainer, deterministic_algorithms, release_memory
 
 PLACE = {"block", "position", "index", "order", "process", "previous_arm"}
 
@@ -45,6 +45,8 @@ def test_a_training_reports_what_it_did():
     assert [loss for _, loss in seen] == metrics["losses"].tolist()
     assert metrics["peak_memory_mb"] == 12.5
     assert isinstance(model, ARMS["window"][0])
+    started, ended = (datetime.fromisoformat(metrics[f"{k}_at"]) for k in ("started", "ended"))
+    assert not started.utcoffset() and started <= ended <= datetime.now(ended.tzinfo)
 
 
 def test_the_model_learns():
@@ -167,13 +169,6 @@ def test_a_training_that_fails_anywhere_has_every_key_and_its_times(monkeypatch,
     assert math.isnan(metrics["training_time"]) == (stage != "evaluate")
 
 
-def test_start_and_end_are_utc_and_in_order():
-    metrics, _ = train(tiny_config(), "fused", tiny_dataset(), 7, CPU)
-    started, ended = (datetime.fromisoformat(metrics[f"{k}_at"]) for k in ("started", "ended"))
-    assert started.utcoffset().total_seconds() == ended.utcoffset().total_seconds() == 0
-    assert started <= ended <= datetime.now(ended.tzinfo)
-
-
 @pytest.mark.parametrize("broken_step", [1, 4, 6])
 def test_a_loss_that_is_not_finite_ends_the_training(monkeypatch, broken_step):
     step, calls = Trainer.step, []
@@ -213,6 +208,9 @@ def test_memory_that_runs_out_is_an_outcome_that_names_the_remedy(monkeypatch, e
     assert model is None and metrics["status"] == "out_of_memory"
     assert "--batch-size" in metrics["message"] and "--seq-len" in metrics["message"]
     assert metrics["total_steps"] == 0 and metrics["losses"].shape == (0,)
+    error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(tiny_config(), "window", tiny_dataset(), 7, CPU)
 
 
 def test_memory_that_one_of_several_ranks_lacks_ends_the_command(monkeypatch):
@@ -251,15 +249,6 @@ def test_recorded_graphs_are_released_before_the_evaluation(monkeypatch, mode, r
     assert done == ["released"] * released + [("evaluated", released)]
 
 
-def test_other_errors_are_not_swallowed(monkeypatch):
-    def fail(*_):
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(Trainer, "step", fail)
-    with pytest.raises(RuntimeError, match="a bug"):
-        train(tiny_config(), "window", tiny_dataset(), 7, CPU)
-
-
 def are_deterministic():
     return (
         torch.are_deterministic_algorithms_enabled(),
@@ -286,6 +275,19 @@ def test_deterministic_algorithms_are_used_in_the_training_alone(monkeypatch, wa
     assert metrics["status"] == ("out_of_memory" if fails else "ok")
     assert seen == {(True, False, ":4096:8") if wanted else (False, False, None)}
     assert are_deterministic() == (False, False, None)
+
+
+def test_a_users_own_deterministic_setting_outlives_a_training(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with deterministic_algorithms(True):
+            assert are_deterministic() == (True, False, ":16:8")
+        with deterministic_algorithms(False):
+            assert are_deterministic() == (True, True, ":16:8")
+        assert are_deterministic() == (True, True, ":16:8")
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("device", DEVICES)

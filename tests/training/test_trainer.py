@@ -1,7 +1,6 @@
 """The pieces of a training: model, step, warm-up, validation."""
 
 import math
-import os
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from attention import masks as attention_masks
 from training.trainer import (
     Trainer,
     build_model,
-    deterministic_algorithms,
     next_token_loss,
     parameter_counts,
     release_memory,
@@ -63,27 +61,6 @@ def test_val_batches_limits_the_held_out_rows(monkeypatch):
     held_out = tiny_dataset().held_out
     assert trainer.evaluate(held_out) == make_trainer().evaluate(held_out[[0, -1]])
     assert trainer.evaluate(held_out) != make_trainer().evaluate(held_out)
-
-
-def are_deterministic():
-    return (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
-    )
-
-
-def test_a_users_own_deterministic_setting_outlives_a_training(monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with deterministic_algorithms(True):
-            assert are_deterministic() == (True, False, ":16:8")
-        with deterministic_algorithms(False):
-            assert are_deterministic() == (True, True, ":16:8")
-        assert are_deterministic() == (True, True, ":16:8")
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def test_the_window_arm_gets_its_layers_patterns():
