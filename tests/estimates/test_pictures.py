@@ -3,12 +3,12 @@
 import matplotlib
 import numpy as np
 import pytest
+from estimates.tradeoff import plot_tradeoff
 from matplotlib.colors import to_rgb
 
 from attention.pattern import may_attend
 from estimates.pattern import CONFIGURATIONS, analyze_pattern
 from estimates.pictures import FAR, NEAR, PALETTE, UNATTENDED, plot_comparison, plot_configuration
-from estimates.tradeoff import plot_tradeoff
 
 
 def test_a_short_mask_is_drawn_pair_by_pair():
