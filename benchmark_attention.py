@@ -1,9 +1,7 @@
 """Attention, and whole training steps, timed side by side with what a user could take instead.
 
-``python benchmark_attention.py`` times every peer that runs here, forward alone and with the
-backward pass; ``--step`` times training steps of the experiment's arms; ``--decode`` times the
-attention of one new token over its context, and with ``--step`` the models' whole step for one.
-Each prints tables and writes every sample as JSON; the first draws time over sequence length too.
+``--step`` and ``--decode`` time other things (see ``--help``).  Each prints tables and writes every
+sample as JSON; attention draws time over sequence length too.
 
 Each peer is first checked against textbook attention in float64 over the keys that it claims; those
 that are right are timed in rounds, in each of which every one has its turn in random order.
@@ -16,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.attention import AttentionBenchmark
+from benchmarks.attention import errors_of, measure_attention
 from benchmarks.decoding import DECODE_PEERS, measure_decoding
 from benchmarks.options import build_parser, complete, problems_of
 from benchmarks.peers import FORWARD, ONE_TOKEN, PEERS, TRAINING
@@ -30,22 +28,24 @@ from machine.device import device_name
 from machine.files import check_writable, write_json
 
 
-def benchmark_of(args, device):
-    """What measures one of the problems, and the name of the JSON file."""
-    common = {"device": device, "rounds": args.rounds}
-    if args.step and args.decode:
-        return partial(measure_decode_steps, **common), "decode_step_benchmark"
+def benchmark_of(args, device, case):
+    """What measures one of the problems, and the name of the JSON file.
+
+    The peers are checked here, at the size of the first case.
+    """
     if args.step:
-        measure = partial(measure_steps, evaluations=args.window_attention, **common)
-        return measure, "step_benchmark"
-    limits = {"max_seconds": args.max_seconds, "memory": not args.no_memory}
+        measure, name = measure_steps, "step_benchmark"
+        if args.decode:
+            measure, name = measure_decode_steps, "decode_step_benchmark"
+        return partial(measure, device=device, rounds=args.rounds), name
+    measure, name = measure_attention, "attention_benchmark"
+    known, directions = PEERS, [FORWARD, TRAINING]
     if args.decode:
-        peers = {name: DECODE_PEERS[name] for name in args.peers}
-        benchmark = AttentionBenchmark(peers, [ONE_TOKEN], **common, **limits)
-        return partial(measure_decoding, benchmark), "decode_benchmark"
-    peers = {name: PEERS[name] for name in args.peers}
-    benchmark = AttentionBenchmark(peers, [FORWARD, TRAINING], **common, **limits)
-    return benchmark.measure, "attention_benchmark"
+        measure, name = measure_decoding, "decode_benchmark"
+        known, directions = DECODE_PEERS, [ONE_TOKEN]
+    peers = {name: known[name] for name in args.peers}
+    errors = errors_of(peers, directions, case)
+    return partial(measure, peers=peers, errors=errors, rounds=args.rounds), name
 
 
 def tell(args):
@@ -57,7 +57,7 @@ def tell(args):
     check_writable(args.output_dir, args.plots_dir)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    measure, name = benchmark_of(args, device)
+    measure, name = benchmark_of(args, device, problems[0])
     about = {"options": vars(args), "environment": describe_environment(device)}
     path = Path(args.output_dir) / f"{name}.json"
     records, skipped = [], []

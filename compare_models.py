@@ -20,7 +20,7 @@ from analysis.report import write_report
 from analysis.values import in_order, planned_trainings
 from attention.rotary import POSITIONS
 from experiment.estimate import dry_run
-from experiment.files import read_plan, read_trainings
+from experiment.files import StoreError, read_plan, read_trainings
 from experiment.run import run_experiment
 from figures.all import FIGURES, create_all_plots
 from machine import ranks
@@ -96,6 +96,12 @@ def build_parser():
         **switch,
     )
     add_debug(parser)
+    add_study_options(parser)
+    add_options(parser)
+    return parser
+
+
+def add_study_options(parser):
     study = parser.add_argument_group(
         "study",
         "Many experiments, each in a folder of its own below --output-dir, summed up in one table "
@@ -117,8 +123,6 @@ def build_parser():
     study.add_argument(
         "--patterns", nargs="+", metavar="W:D", help=f"of the patterns (default: {patterns})"
     )
-    add_options(parser)
-    return parser
 
 
 def config_from(arguments):
@@ -266,8 +270,11 @@ def kept(arguments):
     command = "the same command without --restart" if arguments.restart else "the same command"
     if hasattr(arguments, "study"):
         return f": finished trainings are kept below {folder}; {command} goes on from there"
-    plan = read_plan(folder)
-    done = in_order(read_trainings(folder, plan)[0]) if plan else ()
+    try:
+        plan = read_plan(folder)
+        done = in_order(read_trainings(folder, plan)[0]) if plan else ()
+    except StoreError as error:
+        return f": {error}"
     if not done:
         return ": no training had been finished, so nothing was kept"
     return (

@@ -1,8 +1,6 @@
-"""The report of saved metrics again, and how to read, write and sum them up.  Needs no torch.
+"""The report of saved metrics (analysis/metrics.py) again, and how to read, write and sum them up.
 
-    python metrics_utils.py [output/experiment_results.json]
-
-What the files hold: analysis/metrics.py.
+python metrics_utils.py [output/experiment_results.json]     needs no torch
 """
 
 import argparse

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.power import ALPHA
 from analysis.significance import (
+    ALPHA,
     Ratio,
     holm,
     non_inferiority,
@@ -82,8 +82,7 @@ def tests_of(metrics, metadata):
     for (arm, reference, key), compared in compare(metrics, metadata).items():
         pair = compared.x, compared.reference
         test = {"arm": arm, "reference": reference, "outcome": key, **asdict(compared.ratio)}
-        test["adjusted_p"] = compared.adjusted
-        test["two_sample"] = two_sample_t(*pair)
+        test |= {"adjusted_p": compared.adjusted, "two_sample": two_sample_t(*pair)}
         if key == "val_loss":
             test["difference"] = asdict(paired_difference(*pair))
             if margin is not None:

@@ -68,44 +68,38 @@ class MetricsError(UserError):
     """A metrics file that is missing, damaged or not ours; the message names the file."""
 
 
-def checked_training(training, where):
+def checked_training(training):
     """A training's dict with every key, numbers and series of their own type.
 
-    where: the beginning of the MetricsError that says what is off.
+    Files of versions 1 and 2 get the present names.  Raises KeyError for what is missing and
+    ValueError or TypeError for what is no number.
     """
-    training = SINCE_VERSION_2 | training
-    missing = [key for key in (*NUMBERS, *TEXTS, *RECORDS, *SERIES) if key not in training]
-    if missing:
-        raise MetricsError(f"{where}: missing {', '.join(missing)}")
+    training = SINCE_VERSION_2 | _renamed(training)
     checked = {}
-    try:
-        for key, kind in NUMBERS.items():
-            value = training[key]
-            checked[key] = math.nan if value is None and kind is float else kind(value)
-        for key in (*TEXTS, *RECORDS):
-            checked[key] = training[key]
-        for key, dtype in SERIES.items():
-            checked[key] = np.array(training[key], dtype=dtype)  # of a JSON file: None is NaN
-    except (TypeError, ValueError, OverflowError) as error:
-        raise MetricsError(f"{where}: {key}: {error}") from None
+    for key, kind in NUMBERS.items():
+        value = training[key]
+        checked[key] = math.nan if value is None and kind is float else kind(value)
+    for key in (*TEXTS, *RECORDS):
+        checked[key] = training[key]
+    for key, dtype in SERIES.items():
+        checked[key] = np.array(training[key], dtype=dtype)  # of a JSON file: None is NaN
     return checked
 
 
-def _checked_metrics(metrics, where):
-    """The trainings of every arm, each through ``checked_training``."""
-    checked = {arm: [] for arm in metrics}
-    for arm, trainings in metrics.items():
-        for i, training in enumerate(trainings):
-            checked[arm].append(checked_training(training, f"{where}{arm}, training {i}"))
-    return checked
+def _renamed(table):
+    """A table of any version with the present names of its keys."""
+    return {RENAMED.get(key, key): value for key, value in table.items()}
+
+
+def _checked_metrics(metrics):
+    return {arm: [checked_training(t) for t in trainings] for arm, trainings in metrics.items()}
 
 
 def _columns(arm, trainings):
     """The arrays of an arm's trainings, {<arm>_<name>: (R,) or (R, steps)}."""
     arrays = {}
     for key, kind in NUMBERS.items():
-        dtype = np.int64 if kind is int else np.float64
-        arrays[f"{arm}_{key}"] = np.array([training[key] for training in trainings], dtype=dtype)
+        arrays[f"{arm}_{key}"] = np.array([training[key] for training in trainings], dtype=kind)
     longest = max((training["total_steps"] for training in trainings), default=0)
     for key, dtype in SERIES.items():
         padding = np.nan if np.issubdtype(dtype, np.floating) else -1
@@ -120,9 +114,9 @@ def save_metrics(metrics, metadata, output_dir, name=RESULTS_NAME):
     """Write ``<name>.npz`` and ``<name>.json`` into ``output_dir``, each atomically.
 
     metrics: {arm: [training, ...]}; metadata: a JSON-like dict.  Returns the two paths.
-    Raises MetricsError where a training lacks a key.
+    Raises KeyError, and writes nothing, where a training lacks a key.
     """
-    metrics = _checked_metrics(metrics, "")
+    metrics = _checked_metrics(metrics)
     metadata = {**metadata, "schema_version": SCHEMA_VERSION}
     arrays, texts = {}, {}
     for arm, trainings in metrics.items():
@@ -136,43 +130,21 @@ def save_metrics(metrics, metadata, output_dir, name=RESULTS_NAME):
     return npz_path, json_path
 
 
-def _renamed(table):
-    """A table of any version with the present names of its keys."""
-    return {RENAMED.get(key, key): value for key, value in table.items()}
-
-
-def _check_version(metadata, path):
-    version = metadata.get("schema_version")
-    if version not in range(1, SCHEMA_VERSION + 1):
-        words = f"schema_version {version!r}, this suite reads up to {SCHEMA_VERSION}"
-        raise MetricsError(f"{path}: {words}: use the suite that wrote it")
-
-
-def _read_npz(content, path):
+def _read_npz(content):
+    """The content of an npz file in the form of the JSON file's."""
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = dict(file)
-    header = json.loads(arrays["metadata"].tobytes())
-    _check_version(header["metadata"], path)
+    saved = json.loads(arrays.pop("metadata").tobytes())
     metrics = {}
-    for arm, texts in header["texts"].items():
+    for arm, texts in saved["texts"].items():
         mine = [name for name in arrays if name.startswith(f"{arm}_")]
-        columns = _renamed({name.removeprefix(f"{arm}_"): arrays[name] for name in mine})
         metrics[arm] = []
-        for i, text in enumerate(texts):
-            training = {key: columns[key][i] for key in (*NUMBERS, *SERIES)}
+        for i, training in enumerate(texts):
+            training |= {name.removeprefix(f"{arm}_"): arrays[name][i] for name in mine}
             for key in SERIES:
                 training[key] = training[key][: training["total_steps"]]
-            metrics[arm].append(training | _renamed(text))
-    return metrics, _renamed(header["metadata"])
-
-
-def _read_json(content, path):
-    content = json.loads(content)
-    _check_version(content["metadata"], path)
-    metrics = {}
-    for arm, trainings in content["metrics"].items():
-        metrics[arm] = [_renamed(training) for training in trainings]
-    return metrics, _renamed(content["metadata"])
+            metrics[arm].append(training)
+    return {"metadata": saved["metadata"], "metrics": metrics}
 
 
 @contextmanager
@@ -194,10 +166,14 @@ def load_experiment(path):
     Raises MetricsError, which names the file and what is wrong with it.
     """
     content = read_file(path, MetricsError, "python main.py writes one")
-    read = _read_json if Path(path).suffix == ".json" else _read_npz
     with fitting(path):
-        metrics, metadata = read(content, path)
-        return _checked_metrics(metrics, f"{path}: "), metadata
+        saved = json.loads(content) if Path(path).suffix == ".json" else _read_npz(content)
+        metadata = _renamed(saved["metadata"])
+        version = metadata.get("schema_version")
+        if version not in range(1, SCHEMA_VERSION + 1):
+            words = f"schema_version {version!r}, this suite reads up to {SCHEMA_VERSION}"
+            raise MetricsError(f"{path}: {words}: use the suite that wrote it")
+        return _checked_metrics(saved["metrics"]), metadata
 
 
 def load_metrics(path):

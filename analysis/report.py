@@ -1,10 +1,4 @@
-"""The report of a saved experiment: every claim with its evidence, and what it does not show.
-
-    python metrics_utils.py [output/experiment_results.json]     prints it again, without torch
-
-Everything is worked out from the metrics and metadata of metrics.py, by the tests of
-significance.py.
-"""
+"""The report of a saved experiment: every claim with its evidence, and what it does not show."""
 
 import math
 from functools import partial
@@ -14,14 +8,11 @@ import numpy as np
 
 from analysis.claims import claims_of
 from analysis.contrasts import compare, contrasts_of
-from analysis.drift import drift, trend
 from analysis.metrics import REPORT_NAME
-from analysis.power import ALPHA, POWER
-from analysis.significance import LEVEL, two_sample_t
+from analysis.significance import ALPHA, LEVEL, POWER, drift, trend, two_sample_t
 from analysis.values import (
     OUTCOMES,
     declared_margin,
-    format_summary,
     ok_trainings,
     outcome_table,
     paired_trainings,
@@ -33,6 +24,7 @@ from analysis.values import (
 from analysis.warnings import find_warnings
 from analysis.words import (
     amount,
+    mean_sd,
     median_mad,
     percent,
     starred,
@@ -46,8 +38,8 @@ LEGEND = (
     "improvement: of the mean, positive where the first arm is lower.",
     f"ratio: first arm over second, geometric mean over blocks, {LEVEL:.0%} interval and p of the "
     "paired t-test on logs.",
-    "adjusted p: Holm's, over the family of tests: every contrast's time, memory and validation "
-    "loss, where it has a p (declared in the plan, but for files of the first version).",
+    "adjusted p: Holm's, over the declared family: every contrast's time, memory and validation "
+    "loss, where it has a p.",
     f"detectable: the change that these blocks could have detected with {POWER:.0%} power.",
     "sign-flip: exact permutation test of the log ratios. d_z: paired effect size, mean over "
     "standard deviation of them.",
@@ -57,24 +49,22 @@ LEGEND = (
 )
 
 
-def _attention_line(attention):
-    """What every arm's attention ran as, in words."""
-    lines = []
-    for arm, used in attention.items():
+def _recorded_lines(metadata):
+    """What ran and what the plan declares, of which files of the first version know nothing."""
+    lines, attention = [], []
+    for arm, used in metadata.get("attention", {}).items():
         kernels = used["kernels"] or [name.split("::")[-1] for name in used["operators"]]
         detail = f" ({', '.join(kernels)})" if kernels else ""
-        lines.append(f"{arm} {used['evaluation']}{detail}")
-    return f"attention: {'; '.join(lines)}"
-
-
-def _declared_lines(metadata):
-    """The code and what the plan declares; nothing of both in files of the first version."""
-    lines, code, plan = [], metadata.get("code"), metadata["plan"]
-    if code:
-        where = f"revision {code['revision'][:12]}" if code["revision"] else "no revision known"
+        attention.append(f"{arm} {used['evaluation']}{detail}")
+    if attention:
+        lines.append(f"attention: {'; '.join(attention)}")
+    if code := metadata.get("code"):
+        revision = (code["revision"] or "unknown")[:12]
         dirty = " with uncommitted changes" if code["dirty"] else ""
-        lines.append(f"code: {where}{dirty}, configuration {metadata['config_sha256'][:12]}")
+        configuration = metadata["config_sha256"][:12]
+        lines.append(f"code: revision {revision}{dirty}, configuration {configuration}")
     if margin := declared_margin(metadata):
+        plan = metadata["plan"]
         lines.append(
             f"declared before the first block: equivalence margin {margin:g} nats of validation "
             f"loss, alpha {plan['alpha']}, {len(plan['family'])} tests in the family"
@@ -85,13 +75,12 @@ def _declared_lines(metadata):
 def _heading_lines(metadata):
     config, data = metadata["config"], metadata["data"]
     environment, pattern = metadata["environment"], f"pattern: {pattern_text(config)}"
-    if recorded := metadata.get("pattern"):  # but not in files of the first version
+    if recorded := metadata.get("pattern"):
         pattern += f", {recorded['density']:.1%} of the causal pairs"
         if recorded["evaluation"]:
             pattern += f", evaluated as {recorded['evaluation']}"
     compiled = "eager" if config["compile"] == "none" else f"compiled ({config['compile']})"
     rotary = ", rotary positions" if config.get("positions") == "rotary" else ""
-    title = "Sliding-window + dilated attention against full attention"
     lines = [
         f"{config['preset']} preset, {config['runs']} x {len(config['arms'])} trainings on "
         f"{environment['device_name']}, torch {environment['torch']}, {config['dtype']}, "
@@ -104,9 +93,8 @@ def _heading_lines(metadata):
         f"batches of {config['batch_size']}",
         f"peak memory: {metadata['memory_measure']}",
     ]
-    if metadata.get("attention"):
-        lines.append(_attention_line(metadata["attention"]))
-    lines += _declared_lines(metadata)
+    lines += _recorded_lines(metadata)
+    title = "Sliding-window + dilated attention against full attention"
     return [title, "=" * len(title), *(line for long in lines for line in wrapped(long))]
 
 
@@ -123,48 +111,40 @@ def _warning_lines(metrics, metadata):
     return lines
 
 
-def _paired_row(words, compared):
-    """One outcome's ratio with its paired test."""
-    x, reference, ratio, adjusted = compared
-    return [
-        words,
-        percent(1 - x.mean() / reference.mean(), "+"),
-        f"{ratio.ratio:.4f}",
-        ratio.note or f"[{ratio.low:.4f}, {ratio.high:.4f}]",
-        starred(ratio.p),
-        starred(adjusted),
-        percent(ratio.detectable),
-    ]
-
-
-def _further_row(words, compared):
-    """The same outcome by other tests: a robust one, and the published ones."""
-    published = two_sample_t(compared.x, compared.reference)
-    return [
-        words,
-        starred(compared.ratio.permutation_p),
-        amount(compared.ratio.effect_size, "sd"),
-        amount(published["t"], "sd"),
-        starred(published["p"]),
-        amount(published["d"], "sd"),
-    ]
-
-
 def _contrast_lines(found, arm, reference, meaning):
-    """The two tables of a contrast: the paired test, and further ones."""
-    here = []
+    """The two tables of a contrast: the paired test, then a robust one and the published ones."""
+    interval = f"{LEVEL:.0%} interval"
+    paired = [["", "improvement", "ratio", interval, "p", "adjusted p", "detectable"]]
+    further = [["", "sign-flip p", "d_z", "two-sample t", "its p", "Cohen's d"]]
     for key, words, _ in OUTCOMES:
-        if (arm, reference, key) in found:
-            here.append((words, found[arm, reference, key]))
-    if not here:
+        if (arm, reference, key) not in found:
+            continue
+        x, ref, ratio, adjusted = found[arm, reference, key]
+        published = two_sample_t(x, ref)
+        paired.append(
+            [
+                words,
+                percent(1 - x.mean() / ref.mean(), "+"),
+                f"{ratio.ratio:.4f}",
+                ratio.note or f"[{ratio.low:.4f}, {ratio.high:.4f}]",
+                starred(ratio.p),
+                starred(adjusted),
+                percent(ratio.detectable),
+            ]
+        )
+        further.append(
+            [
+                words,
+                starred(ratio.permutation_p),
+                amount(ratio.effect_size, "sd"),
+                amount(published["t"], "sd"),
+                starred(published["p"]),
+                amount(published["d"], "sd"),
+            ]
+        )
+    if len(paired) == 1:
         return [f"{arm} against {reference}: no block in which both ended well."]
-    header = ["", "improvement", "ratio", f"{LEVEL:.0%} interval", "p", "adjusted p", "detectable"]
-    further = ["", "sign-flip p", "d_z", "two-sample t", "its p", "Cohen's d"]
-    return [
-        f"{arm} against {reference} ({meaning})",
-        *text_table([header, *(_paired_row(*outcome) for outcome in here)]),
-        *text_table([further, *(_further_row(*outcome) for outcome in here)]),
-    ]
+    return [f"{arm} against {reference} ({meaning})", *text_table(paired), *text_table(further)]
 
 
 def _log_percent(effect):
@@ -177,8 +157,6 @@ def _position_line(metrics, arm, reference):
     """What coming one place later in a block does to the time of an arm against another."""
     title = f"position, {arm} against {reference}: "
     pairs = paired_trainings(metrics, (arm, reference))
-    if not pairs:
-        return title + "no block in which both ended well."
     places = [a["position"] - b["position"] for a, b in pairs]
     fit = trend(places, [math.log(a["training_time"] / b["training_time"]) for a, b in pairs])
     if fit.note:
@@ -190,20 +168,16 @@ def _position_line(metrics, arm, reference):
     )
 
 
-def _drift_line(metrics):
+def _check_lines(metrics):
+    """Position and drift of the training times: estimates, not verdicts."""
     trainings = ok_trainings(metrics)
+    if not trainings:
+        return []
+    lines = [_position_line(metrics, arm, other) for arm, other, _ in contrasts_of(metrics)[:3]]
     seconds = [training["training_time"] for _, training in trainings]
     fit = drift(seconds, [arm for arm, _ in trainings], [t["index"] for _, t in trainings])
     change = fit.note or f"from one training to the next {_log_percent(fit.slope)}"
-    return f"drift: {change}."
-
-
-def _check_lines(metrics):
-    """Position and drift of the training times: estimates, not verdicts."""
-    if not ok_trainings(metrics):
-        return []
-    lines = [_position_line(metrics, arm, other) for arm, other, _ in contrasts_of(metrics)[:3]]
-    lines.append(_drift_line(metrics))
+    lines.append(f"drift: {change}.")
     title = f"Order and drift (training time; estimates with their {LEVEL:.0%} intervals)"
     return [title, *(part for line in lines for part in wrapped(f"  {line}", "    "))]
 
@@ -215,7 +189,7 @@ def format_report(metrics, metadata):
     for place, claim in enumerate(claims_of(metrics, metadata, found), 1):
         claims += wrapped(f"{place}. {claim}", "   ")
     parts = [_heading_lines(metadata), _warning_lines(metrics, metadata), claims]
-    parts.append(["Mean ± standard deviation over the blocks", format_summary(metrics)])
+    parts.append(["Mean ± standard deviation over the blocks", *outcome_table(metrics, mean_sd)])
     title = "Median ± median absolute deviation (least … most)"
     parts.append([title, *outcome_table(metrics, median_mad)])
     for arm, reference, meaning in contrasts_of(metrics):

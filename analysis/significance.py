@@ -7,14 +7,15 @@ ValueError says what is wrong with arrays that cannot be compared.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
-from analysis.power import ALPHA, blocks_needed, detectable_effect
-
-LEVEL = 0.95
+ALPHA, LEVEL, POWER = 0.05, 0.95, 0.8
+FEWEST_BLOCKS, MOST_BLOCKS = 3, 10_000  # of power; beyond it "more blocks" is no advice
 MOST_FLIPS = 2**14  # of the sign-flip test, which is exact up to 14 blocks
 ROUNDING = 1e-12  # relative size below which a difference is rounding and no spread
 ONE_BLOCK = "one block: no test"
@@ -47,32 +48,35 @@ class Ratio:
 
 @dataclass(frozen=True)
 class QualityClaim:
-    """Is x worse than the reference by ``margin`` or more?  Two answers, see ``non_inferiority``.
-
-    ``low`` and ``high`` are the two-sided interval at 1 - 2 ALPHA, which is TOST's; ``high`` is
-    also the one-sided bound at 1 - ALPHA.
-    """
+    """Is x worse than the reference by ``margin`` or more?  See ``non_inferiority``."""
 
     mean: float
     n: int
     margin: float
     verdict: str  # "not worse", "worse" or "undecided"
     equivalence: str  # "equivalent", "different" or "undecided"
-    low: float | None = None
-    high: float | None = None
+    low: float | None = None  # of the two-sided interval at 1 - 2 ALPHA
+    high: float | None = None  # also the one-sided bound at 1 - ALPHA
     p_not_worse: float | None = None
     p_equivalent: float | None = None
     runs_needed: int | None = None  # blocks, only for an undecided verdict
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Trend:
+    """Slope and intercept of a least-squares line, each an Interval; None where a note says why."""
+
+    slope: Interval | None = None
+    intercept: Interval | None = None
+    note: str = ""
+
+
 def array(values):
     """A list of numbers as an array (n,) of float64; ValueError for none or one not finite."""
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"expected a non-empty list of numbers, got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("a value is not finite: leave diverged trainings out before testing")
+    if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"expected a non-empty list of finite numbers, got {values}")
     return values
 
 
@@ -80,19 +84,6 @@ def no_spread(values, scale=None):
     """True when the values differ by rounding alone (so a t-test would divide by nothing)."""
     scale = np.abs(values).max() if scale is None else scale
     return float(np.ptp(values)) <= ROUNDING * scale
-
-
-def bounded_exp(log):
-    """The exponential, held at the largest number that is no infinity."""
-    return math.exp(min(log, 709.0))
-
-
-def smallest_p(n):
-    """The least two-sided p of the sign-flip test with n blocks, 2 / 2^n: 0.0625 for n = 5.
-
-    So fewer than 6 blocks can't reach 0.05, whatever they show.
-    """
-    return 2.0 ** (1 - n)
 
 
 def sign_flip_p(differences):
@@ -116,57 +107,89 @@ def mean_interval(values, level=LEVEL):
     return Interval(mean, mean - half, mean + half, x.size)
 
 
+def t_power(effect, blocks, sides=2):
+    """Power of a paired t-test at ALPHA; ``effect`` is the true mean in sd of the differences.
+
+    P(|t| > critical) under the noncentral t distribution (Cohen 1988), for normal differences, or
+    P(t > critical) with ``sides=1``.  From 3 blocks on; 2 detect only enormous effects.
+    """
+    freedom, shift = blocks - 1, effect * math.sqrt(blocks)
+    critical = stats.t.isf(ALPHA / sides, freedom)
+    power = stats.nct.sf(critical, freedom, shift)
+    if sides == 2:
+        power += stats.nct.sf(critical, freedom, -shift)
+    return float(power)
+
+
+@cache
+def detectable_effect(blocks):
+    """The effect, in sd of the paired differences, that so many blocks detect with POWER.
+
+    For the two-sided paired t-test (normal differences; Cohen 1988); None for fewer than 3 blocks.
+    """
+    if blocks < FEWEST_BLOCKS:
+        return None
+    # 3 blocks detect 3.3 sd, more detect less
+    return float(optimize.brentq(lambda effect: t_power(effect, blocks) - POWER, 0.0, 4.0))
+
+
+def blocks_needed(effect):
+    """The fewest blocks with which a one-sided paired t-test has POWER for ``effect`` (in sd).
+
+    At least 3; None where it takes more than MOST_BLOCKS.
+    """
+    candidates = range(FEWEST_BLOCKS, MOST_BLOCKS + 1)
+    place = bisect_left(candidates, POWER, key=lambda blocks: t_power(effect, blocks, sides=1))
+    return candidates[place] if place < len(candidates) else None
+
+
 def paired_ratio(x, reference):
     """Ratio x / reference, block by block: paired t-test and interval on log ratios.
 
-    The logs make the ratio symmetric (a/b and b/a agree) and its interval positive; pairing
-    removes whatever a block's two trainings share.  Assumes positive values and roughly normal
-    log ratios.  ``permutation_p`` does without the normality.
+    The logs make the ratio symmetric (a/b and b/a agree); pairing removes whatever a block's two
+    trainings share.  Assumes positive values (ValueError) and roughly normal log ratios.
     """
     x, reference = array(x), array(reference)
-    if (x <= 0).any() or (reference <= 0).any():
+    if min(x.min(), reference.min()) <= 0:
         raise ValueError("a ratio needs positive values")
     log_ratios = np.log(x / reference)
-    ratio = float(np.exp(log_ratios.mean()))
+    log = mean_interval(log_ratios)
+    ratio = math.exp(log.mean)
     if x.size < 2:
         return Ratio(ratio, note=ONE_BLOCK)
     if no_spread(log_ratios, scale=1.0):
         return Ratio(ratio, n=x.size, note="same in every block")
-    test = stats.ttest_1samp(log_ratios, 0.0)
-    interval = test.confidence_interval(LEVEL)
     deviation = float(log_ratios.std(ddof=1))
     effect = detectable_effect(x.size)
     return Ratio(
         ratio,
-        bounded_exp(interval.low),
-        bounded_exp(interval.high),
-        float(test.pvalue),
+        math.exp(log.low),
+        math.exp(log.high),
+        float(stats.ttest_1samp(log_ratios, 0.0).pvalue),
         x.size,
         permutation_p=sign_flip_p(log_ratios),
-        effect_size=float(log_ratios.mean()) / deviation,
-        detectable=None if effect is None else bounded_exp(effect * deviation) - 1,
+        effect_size=log.mean / deviation,
+        detectable=None if effect is None else math.exp(effect * deviation) - 1,
     )
 
 
 def paired_difference(x, reference):
-    """The mean of x - reference over blocks with its t interval, in the data's units: an Interval.
-
-    For losses in nats, whose differences matter and not their ratios.
-    """
-    x, reference = array(x), array(reference)
-    return mean_interval(x - reference)
+    """The mean of x - reference over blocks with its t interval, in the data's units (nats)."""
+    return mean_interval(array(x) - array(reference))
 
 
-def _verdict(low, high, margin):
+def _answers(low, high, margin):
+    """What an interval says of the margin: the verdict and the equivalence."""
+    verdict = equivalence = "undecided"
     if high < margin:
-        return "not worse"
-    return "worse" if low > margin else "undecided"
-
-
-def _equivalence(low, high, margin):
+        verdict = "not worse"
+    elif low > margin:
+        verdict = "worse"
     if -margin < low and high < margin:
-        return "equivalent"
-    return "different" if low > margin or high < -margin else "undecided"
+        equivalence = "equivalent"
+    elif low > margin or high < -margin:
+        equivalence = "different"
+    return verdict, equivalence
 
 
 def non_inferiority(x, reference, margin):
@@ -182,14 +205,14 @@ def non_inferiority(x, reference, margin):
     """
     x, reference = array(x), array(reference)
     d = x - reference
-    mean, n = float(d.mean()), d.size
+    interval = mean_interval(d, 1 - 2 * ALPHA)
+    mean, low, high, n = interval.mean, interval.low, interval.high, interval.n
     if n < 2:
         return QualityClaim(mean, n, margin, "undecided", "undecided", note=ONE_BLOCK)
     if no_spread(d, scale=max(np.abs(x).max(), np.abs(reference).max())):
-        verdicts = _verdict(mean, mean, margin), _equivalence(mean, mean, margin)
-        return QualityClaim(mean, n, margin, *verdicts, note="the same difference in every block")
-    interval = mean_interval(d, 1 - 2 * ALPHA)
-    verdict = _verdict(interval.low, interval.high, margin)
+        answers = _answers(mean, mean, margin)
+        return QualityClaim(mean, n, margin, *answers, note="the same difference in every block")
+    verdict, equivalence = _answers(low, high, margin)
     p_below = stats.ttest_1samp(d, margin, alternative="less").pvalue
     p_above = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
     needed = None
@@ -200,9 +223,9 @@ def non_inferiority(x, reference, margin):
         n,
         margin,
         verdict,
-        _equivalence(interval.low, interval.high, margin),
-        low=interval.low,
-        high=interval.high,
+        equivalence,
+        low,
+        high,
         p_not_worse=float(p_below),
         p_equivalent=float(max(p_below, p_above)),
         runs_needed=needed,
@@ -237,3 +260,38 @@ def holm(p_values):
         highest = max(highest, (len(tested) - rank) * p_values[i])
         adjusted[i] = min(highest, 1.0)
     return adjusted
+
+
+def trend(x, y):
+    """Least-squares line of y on x, with t intervals (independent normal residuals; Student).
+
+    For the position x is that of the arm in its block less that of the reference, y the paired log
+    ratio: the slope is the effect of coming one place later, the intercept the arm's without it.
+    An interval that includes 0 does not show that there is no trend.
+    """
+    if len(x) < 3:
+        return Trend(note="fewer than 3 points: no trend")
+    x, y = array(x), array(y)
+    if no_spread(x):
+        return Trend(note="all x are equal: no trend")
+    fit = stats.linregress(x, y)
+    if no_spread(y - fit.intercept - fit.slope * x, scale=np.abs(y).max()):
+        return Trend(note="no spread about the line: no interval")
+    t = stats.t.ppf((1 + LEVEL) / 2, x.size - 2)
+    ends = []
+    for center, error in ((fit.slope, fit.stderr), (fit.intercept, fit.intercept_stderr)):
+        low, high = float(center - t * error), float(center + t * error)
+        ends.append(Interval(float(center), low, high, x.size))
+    return Trend(*ends)
+
+
+def drift(seconds, arms, index):
+    """Does the machine get slower or faster over the experiment?  In log units per training.
+
+    The trend, over the trainings' index, of their log times less their arm's mean.  The blocks'
+    means stay in: drift is what differs between blocks.
+    """
+    logs, arms = np.log(array(seconds)), np.asarray(arms)
+    for arm in set(arms):
+        logs[arms == arm] -= logs[arms == arm].mean()
+    return trend(index, logs)

@@ -3,7 +3,6 @@
 metrics: {arm: [training, ...]} of metrics.py.
 """
 
-import math
 import re
 
 import numpy as np
@@ -37,17 +36,16 @@ THROTTLING = (
 )
 
 
-def layers_text(value):
-    """A number, or one for each layer, in words: "96" or "96,96,128,128"."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
 def pattern_text(config):
-    """The pattern of a configuration (a dict) in words; files from before sinks name none."""
-    names = ["window_size", "dilation"]
-    if config.get("sink_tokens"):
-        names.append("sink_tokens")
-    return ", ".join(f"{name} {layers_text(config[name])}" for name in names)
+    """The pattern of a configuration (a dict): "window_size 96, dilation 4", or one a layer."""
+    words = []
+    for name in ("window_size", "dilation", "sink_tokens"):
+        value = config.get(name)  # files from before sinks name none
+        if isinstance(value, list | tuple):
+            value = ",".join(map(str, value))
+        if value or name != "sink_tokens":
+            words.append(f"{name} {value}")
+    return ", ".join(words)
 
 
 def ranks_text(config):
@@ -99,14 +97,15 @@ def planned_trainings(metadata):
 
 def declared_margin(metadata):
     """The equivalence margin of the plan, in nats of validation loss; None in older files."""
-    margin = (metadata.get("plan") or {}).get("equivalence_margin")
-    return margin if isinstance(margin, int | float) and 0 < margin < math.inf else None
+    return metadata["plan"].get("equivalence_margin")
 
 
 def throttled(training):
-    """The reasons for which the device was slowing itself down before or after a training."""
-    states = [training[key] for key in RECORDS if training.get(key)]
-    reasons = {reason for state in states for reason in state.get("throttle_reasons") or ()}
+    """The reasons for which the device slowed itself down before or after a training."""
+    reasons = set()
+    for key in RECORDS:
+        state = training.get(key) or {}
+        reasons.update(state.get("throttle_reasons") or ())
     return [reason for reason in THROTTLING if reason in reasons]
 
 
@@ -116,22 +115,16 @@ def ok_values(metrics, arm, key):
 
 
 def paired_trainings(metrics, arms):
-    """The trainings of the blocks that all these arms ended well.
-
-    A tuple for each block, in order, that holds one training for each of ``arms``.
-    """
+    """For every block that all of ``arms`` ended well, in order, a tuple of their trainings."""
     by_block = []
     for arm in arms:
-        by_block.append({t["block"]: t for t in metrics[arm] if t["status"] == "ok"})
+        by_block.append({t["block"]: t for t in metrics.get(arm, ()) if t["status"] == "ok"})
     shared = sorted(set.intersection(*map(set, by_block)))
     return [tuple(trainings[block] for trainings in by_block) for block in shared]
 
 
 def shared_values(metrics, arms, key):
-    """Values of ``key`` over the blocks in which all ``arms`` have a finite one.
-
-    An array (arms, blocks), so that it can be unpacked by arm.
-    """
+    """Values of ``key`` over the blocks in which all ``arms`` have a finite one (arms, blocks)."""
     rows = [[t[key] for t in trainings] for trainings in paired_trainings(metrics, arms)]
     values = np.array(rows, dtype=np.float64).reshape(-1, len(arms))
     return values[np.isfinite(values).all(axis=1)].T
@@ -148,11 +141,6 @@ def outcome_table(metrics, cell):
     return text_table(rows)
 
 
-def format_summary(metrics):
-    """Mean ± standard deviation over the trainings, a line for each arm, as text."""
-    return "\n".join(outcome_table(metrics, mean_sd))
-
-
 def print_metrics_summary(metrics):
-    """Print ``format_summary``."""
-    print(format_summary(metrics))
+    """Print mean ± standard deviation over the trainings, a line for each arm."""
+    print("\n".join(outcome_table(metrics, mean_sd)))

@@ -3,8 +3,7 @@
 import numpy as np
 
 from analysis.contrasts import contrasts_of
-from analysis.power import ALPHA
-from analysis.significance import smallest_p
+from analysis.significance import ALPHA
 from analysis.values import (
     in_order,
     ok_trainings,
@@ -29,17 +28,8 @@ def split_blocks(metrics):
     return sorted(block for block, names in processes.items() if len(names) > 1)
 
 
-def _history_warnings(metrics, metadata):
-    for block in split_blocks(metrics):
-        yield (
-            f"block {block + 1} was cut in two by a stop: its arms were not trained next to one "
-            "another, so what drifts may not cancel in it."
-        )
-    for name in metadata.get("set_aside", ()):
-        yield f"a training was set aside (set_aside/{name}) and repeated."
-
-
-def _noise_warnings(metrics):
+def _time_warnings(metrics):
+    """Times that vary, or lie far out (after Tukey 1977); to drop them would break their blocks."""
     for arm in ordered_arms(metrics):
         times = ok_values(metrics, arm, "training_time")
         if times.size < 2:
@@ -50,12 +40,6 @@ def _noise_warnings(metrics):
                 f"{arm}: the training time varies by {share:.0%} (standard deviation) from block "
                 "to block: is another program using the machine?"
             )
-
-
-def _outlier_warnings(metrics):
-    """Times far from the others (after Tukey 1977); to drop them would break their blocks."""
-    for arm in ordered_arms(metrics):
-        times = ok_values(metrics, arm, "training_time")
         if times.size < LEAST_FOR_FENCES:
             continue
         first, third = np.percentile(times, [25, 75])
@@ -63,26 +47,22 @@ def _outlier_warnings(metrics):
             yield f"{arm}: a training took {far:,.2f} s, far from the others' times; it is kept."
 
 
-def _stall_warnings(metrics):
-    """Trainings of which a few steps cost much of the time: no property of the arm."""
+def _training_warnings(metrics):
+    """Few steps that cost much of a training's time, which is no arm's way, and a busy device."""
     for arm, training in ok_trainings(metrics):
+        place = f"{arm}, block {training['block'] + 1}"
         steps = np.asarray(training["step_seconds"], dtype=np.float64)
-        usual, longest = np.median(steps), np.argmax(steps)
+        usual = np.median(steps)
         held_up = steps > HELD_UP * usual
         few = held_up.sum() <= max(1, HELD_UP_STEPS * steps.size)
         cost = (steps[held_up] - usual).sum() / steps.sum()
         if few and cost >= HELD_UP_TIME:
             yield (
-                f"{arm}, block {training['block'] + 1}: {held_up.sum()} of {steps.size} steps took "
-                f"more than {HELD_UP:g} times the median ({1e3 * usual:,.1f} ms; step "
-                f"{longest + 1}: {1e3 * steps[longest]:,.1f} ms) and cost {cost:.1%} of the "
-                "training time: something held them up; they are kept."
+                f"{place}: {held_up.sum()} of {steps.size} steps took more than {HELD_UP:g} times "
+                f"the median ({1e3 * usual:,.1f} ms; step {steps.argmax() + 1}: "
+                f"{1e3 * steps.max():,.1f} ms) and cost {cost:.1%} of the training time: something "
+                "held them up; they are kept."
             )
-
-
-def _device_warnings(metrics):
-    for arm, training in ok_trainings(metrics):
-        place = f"{arm}, block {training['block'] + 1}"
         if reasons := throttled(training):
             yield f"{place}: the device slowed itself down ({', '.join(reasons)})."
         states = (training["device_before"], training["device_after"])
@@ -98,21 +78,26 @@ def _failure_warnings(metrics):
     fewest = min(blocks, default=0)
     if fewest == 1:
         yield "One block: no spread, no test. Use --runs 6 or more for both."
-    if fewest >= 2 and smallest_p(fewest) >= ALPHA:
+    least = 2 / 2**fewest  # of the two-sided sign-flip test
+    if fewest >= 2 and least >= ALPHA:
         yield (
-            f"{fewest} blocks: the exact test cannot go below p {smallest_p(fewest):.4g}, so it "
-            f"cannot reach {ALPHA} whatever the data. Use --runs 6 or more."
+            f"{fewest} blocks: the exact test cannot go below p {least:.4g}, so it cannot reach "
+            f"{ALPHA} whatever the data. Use --runs 6 or more."
         )
 
 
 def measurement_warnings(metrics, metadata):
     """What may have disturbed the measurements of an experiment, a sentence each."""
+    cut = (
+        "was cut in two by a stop: its arms were not trained next to one another, so what drifts "
+        "may not cancel in it."
+    )
+    aside = metadata.get("set_aside", ())
     return [
-        *_history_warnings(metrics, metadata),
-        *_noise_warnings(metrics),
-        *_outlier_warnings(metrics),
-        *_stall_warnings(metrics),
-        *_device_warnings(metrics),
+        *(f"block {block + 1} {cut}" for block in split_blocks(metrics)),
+        *(f"a training was set aside (set_aside/{name}) and repeated." for name in aside),
+        *_time_warnings(metrics),
+        *_training_warnings(metrics),
     ]
 
 

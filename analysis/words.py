@@ -3,8 +3,9 @@
 import textwrap
 
 import numpy as np
+from scipy import stats
 
-from analysis.power import ALPHA
+from analysis.significance import ALPHA
 
 COLUMNS = 100
 DIGITS = {"s": 2, "MB": 1, "nats": 4, "%": 2, "sd": 2}  # after the point
@@ -52,8 +53,7 @@ def median_mad(values, unit):
     """Median ± median absolute deviation (least … most) of an array; "-" below two values."""
     if values.size < 2:
         return "-"
-    middle = np.median(values)
-    deviation = np.median(np.abs(values - middle))
+    middle, deviation = np.median(values), stats.median_abs_deviation(values)
     extremes = f"({amount(values.min(), unit)} … {amount(values.max(), unit)})"
     return f"{amount(middle, unit)} ± {amount(deviation, unit)} {extremes}"
 

@@ -13,14 +13,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attention import attended_pairs
 from attention.cache import KeyValueCache
-from benchmarks.peers import ALL_DTYPES, ALL_KEYS, PATTERN, Peer
+from benchmarks.attention import measure_attention
+from benchmarks.peers import ALL_DTYPES, ALL_KEYS, PATTERN, Peer, full_peers
 from benchmarks.timing import free_memory, timed_in_rounds
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 
 
 def _cached(attends, case):
-    """This project's step, over a cache that has taken the context."""
+    """The models' step, over a cache that has taken the context."""
 
     def store(q, k, v):
         shape = case.batch_size, case.heads, case.head_dim
@@ -33,7 +34,7 @@ def _cached(attends, case):
 
 
 def _sdpa(backend, case):
-    """PyTorch's, over keys and values that lie head by head."""
+    """PyTorch's kernel, over keys and values that lie head by head."""
 
     def store(q, k, v):
         q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
@@ -50,19 +51,15 @@ def _sdpa(backend, case):
 DECODE_PEERS = {
     "window": Peer(PATTERN, "as the window model generates", partial(_cached, PATTERN)),
     "full": Peer(ALL_KEYS, "as the other models generate", partial(_cached, ALL_KEYS)),
-    "flash": Peer(ALL_KEYS, "FlashAttention", partial(_sdpa, SDPBackend.FLASH_ATTENTION)),
-    "cudnn": Peer(ALL_KEYS, "cuDNN's kernel", partial(_sdpa, SDPBackend.CUDNN_ATTENTION)),
-    "efficient": Peer(
-        ALL_KEYS, "memory-efficient kernel", partial(_sdpa, SDPBackend.EFFICIENT_ATTENTION)
-    ),
+    **full_peers(_sdpa),
     "math": Peer(ALL_KEYS, "matrix products", partial(_sdpa, SDPBackend.MATH)),
 }
 
 
-def measure_decoding(benchmark, case):
-    """An AttentionBenchmark of DECODE_PEERS at a case, with the limit of each."""
-    bandwidth = copy_bandwidth(benchmark.device, benchmark.rounds)
-    records, skipped = benchmark.measure(case)
+def measure_decoding(case, peers, errors, rounds):
+    """``measure_attention`` of DECODE_PEERS, with the limit of each."""
+    bandwidth = copy_bandwidth(torch.device(case.device), rounds)
+    records, skipped = measure_attention(case, peers, errors, rounds)
     for r in records:
         read = bytes_read(case, r["attends"])
         limit = read / bandwidth * 1e3

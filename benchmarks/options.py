@@ -1,9 +1,9 @@
 """The benchmark's command line, and the problems that it means."""
 
 import argparse
-from functools import partial
 
-from attention.choose import EVALUATIONS
+import numpy as np
+
 from attention.pattern import check_pattern
 from benchmarks.decoding import DECODE_PEERS
 from benchmarks.peers import ALL_DTYPES, PEERS, Case
@@ -38,39 +38,32 @@ def build_parser():
         epilog=_listed("peers", PEERS) + _listed("peers of --decode", DECODE_PEERS) + EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-    def add(flag, help, **options):
-        default = options.get("default")
-        if isinstance(default, list):
-            default = " ".join(default)
-        note = "" if default is None else f" (default: {default})"
-        parser.add_argument(flag, help=help + note, **options)
-
-    add("--device", "auto, cpu, cuda or cuda:N", default="auto")
-    add("--dtype", "default: float32 on a CPU, bfloat16 on CUDA", choices=ALL_DTYPES)
+    add, said = parser.add_argument, " (default: %(default)s)"
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N" + said)
+    text = "default: float32 on a CPU, bfloat16 on CUDA"
+    add("--dtype", choices=ALL_DTYPES, help=text)
     text = "default: 256 1024 4096 16384, on CUDA 65536 too"
-    add("--seq-lens", text, type=int, nargs="+", metavar="S")
-    add("--batch-size", "sequences", type=int, default=1)
-    add("--heads", "default: 16 on CUDA, 4 on a CPU", type=int)
-    add("--head-dim", "default: 64 on CUDA, 32 on a CPU", type=int)
-    add("--window-size", "near keys before each token", type=int, default=96)
-    add("--dilation", "every how many tokens a far key; 0: none", type=int, default=4)
-    add("--peers", "of those below; default: all, where they run", nargs="+", metavar="PEER")
-    add("--rounds", "how often each is timed", type=int, default=11)
-    add("--max-seconds", "leave out a peer expected to take longer a call", type=float, default=10)
-    add("--no-memory", "do not measure memory", action="store_true")
-    add("--output-dir", "folder of the JSON file", default="output")
-    add("--plots-dir", "folder of the picture", default="plots")
+    add("--seq-lens", type=int, nargs="+", metavar="S", help=text)
+    add("--batch-size", type=int, default=1, help="sequences" + said)
+    add("--heads", type=int, help="default: 16 on CUDA, 4 on a CPU")
+    add("--head-dim", type=int, help="default: 64 on CUDA, 32 on a CPU")
+    add("--window-size", type=int, default=96, help="near keys before each token" + said)
+    text = "every how many tokens a far key; 0: none"
+    add("--dilation", type=int, default=4, help=text + said)
+    text = "of those below; default: all, where they run"
+    add("--peers", nargs="+", metavar="PEER", help=text)
+    add("--rounds", type=int, default=11, help="how often each is timed" + said)
+    add("--output-dir", default="output", help="folder of the JSON file" + said)
+    add("--plots-dir", default="plots", help="folder of the picture" + said)
     add_debug(parser)
-    add("--step", "time training steps of the arms instead", action="store_true")
-    add("--decode", "time one new token over contexts of S tokens instead", action="store_true")
-    add_several = partial(add, nargs="+")
-    text, modes = "with --step, without --decode: torch.compile modes", ["none", "default"]
-    add_several("--compile", text, choices=COMPILE_MODES, default=modes)
-    add_several("--arms", "with --step", choices=list(ARMS), default=list(DEFAULT_ARMS))
-    text = "with --step, without --decode: one window arm for each"
-    add_several("--window-attention", text, choices=EVALUATIONS, default=["auto"])
-    add("--layers", "with --step: decoder blocks", type=int, default=8)
+    add("--step", action="store_true", help="time training steps of the arms instead")
+    text = "time one new token over contexts of S tokens instead"
+    add("--decode", action="store_true", help=text)
+    text = "with --step: default: " + " ".join(DEFAULT_ARMS)
+    add("--arms", nargs="+", choices=list(ARMS), default=list(DEFAULT_ARMS), help=text)
+    text, modes = "with --step alone; default: none default", ["none", "default"]
+    add("--compile", nargs="+", choices=COMPILE_MODES, default=modes, help=text)
+    add("--layers", type=int, default=8, help="with --step: decoder blocks" + said)
     return parser
 
 
@@ -87,14 +80,10 @@ def complete(args):
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.seq_lens = sorted(set(args.seq_lens))
-    numbers = {"seq_lens": args.seq_lens[0]}
-    for name in ("batch_size", "heads", "head_dim", "rounds", "layers"):
-        numbers[name] = getattr(args, name)
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if not args.max_seconds > 0:
-        raise ValueError(f"--max-seconds must be a positive number, got {args.max_seconds}")
+    for name in ("seq_lens", "batch_size", "heads", "head_dim", "rounds", "layers"):
+        smallest = min(np.atleast_1d(getattr(args, name)))
+        if smallest < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {smallest}")
     check_pattern(args.window_size, args.dilation)
     known = DECODE_PEERS if args.decode else PEERS
     args.peers = args.peers or list(known)

@@ -67,6 +67,17 @@ class Peer(NamedTuple):
     compiled: bool = False
 
 
+def full_peers(make):
+    """The kernels for all keys that PyTorch has, each by ``make(backend, case)``."""
+    flash, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
+    efficient = SDPBackend.EFFICIENT_ATTENTION
+    return {
+        "flash": Peer(ALL_KEYS, "FlashAttention", partial(make, flash)),
+        "cudnn": Peer(ALL_KEYS, "cuDNN's kernel", partial(make, cudnn)),
+        "efficient": Peer(ALL_KEYS, "memory-efficient kernel", partial(make, efficient)),
+    }
+
+
 def _evaluation(evaluation, case):
     w, d = case.pattern()
     return lambda q, k, v: window_attention(q, k, v, w, d, evaluation)
@@ -76,15 +87,11 @@ def _compiled(function):
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def _split_compiled(case):
-    return _compiled(_evaluation("split", case))
-
-
 def _heads_first(run):
     """A function of q, k, v (B, S, H, D) from one of (B, H, S, D)."""
 
-    def attend(q, k, v):
-        return run(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    def attend(*qkv):
+        return run(*(x.transpose(1, 2) for x in qkv)).transpose(1, 2)
 
     return attend
 
@@ -114,28 +121,20 @@ def _flex(case):
 def _local_attention(case):
     from local_attention import LocalAttention  # optional
 
-    run = LocalAttention(
-        window_size=case.window_size,
-        causal=True,
-        look_backward=1,
-        exact_windowsize=True,
-        autopad=True,
-        use_rotary_pos_emb=False,
-    )
-    return _heads_first(run)
+    options = {"causal": True, "look_backward": 1, "exact_windowsize": True, "autopad": True}
+    options["use_rotary_pos_emb"] = False
+    return _heads_first(LocalAttention(case.window_size, **options))
 
 
 PEERS = {
     "split": Peer(PATTERN, "this project's split evaluation", partial(_evaluation, "split")),
-    "split-compiled": Peer(PATTERN, "the same under torch.compile", _split_compiled, True),
+    "split-compiled": Peer(
+        PATTERN, "the same compiled", lambda case: _compiled(_evaluation("split", case)), True
+    ),
     "masked": Peer(PATTERN, "PyTorch's kernels with a mask", partial(_evaluation, "masked")),
     "dense": Peer(PATTERN, "textbook attention with a mask", partial(_evaluation, "dense")),
     "flex": Peer(PATTERN, "FlexAttention with a block mask, compiled", _flex, True),
-    "flash": Peer(ALL_KEYS, "FlashAttention", partial(_sdpa, SDPBackend.FLASH_ATTENTION)),
-    "cudnn": Peer(ALL_KEYS, "cuDNN's kernel", partial(_sdpa, SDPBackend.CUDNN_ATTENTION)),
-    "efficient": Peer(
-        ALL_KEYS, "memory-efficient kernel", partial(_sdpa, SDPBackend.EFFICIENT_ATTENTION)
-    ),
+    **full_peers(_sdpa),
     "local-attention": Peer(NEAR_ONLY, "the package of that name", _local_attention),
 }
 
@@ -157,12 +156,9 @@ def error_of(peer, case, timed):
     float64 over the keys that the peer claims.  Raises Unavailable where the error is larger than
     rounding explains.
     """
-    small = replace(
-        case,
-        batch_size=min(case.batch_size, 2),
-        seq_len=CHECKED_TOKENS,
-        window_size=min(case.window_size, CHECKED_TOKENS // 4),
-    )
+    window = min(case.window_size, CHECKED_TOKENS // 4)
+    batch_size = min(case.batch_size, 2)
+    small = replace(case, batch_size=batch_size, seq_len=CHECKED_TOKENS, window_size=window)
     qkv, upstream = small.inputs(seed=1)
     results = work_of(peer.make(small), qkv, upstream, timed)()
     exact = [x.detach().double().requires_grad_() for x in qkv]
@@ -171,13 +167,11 @@ def error_of(peer, case, timed):
     truths = torch.autograd.grad(out, exact, upstream.double())
     if timed != TRAINING:
         results, truths = [results], [out[:, -results.shape[1] :]]
-    errors = [
-        ((result - truth).norm() / truth.norm()).item()
-        for result, truth in zip(results, truths, strict=True)
-    ]
-    for error in errors:
-        if not error <= LARGEST_ERROR[case.dtype]:  # NaN is not
+    errors = []
+    for result, truth in zip(results, truths, strict=True):
+        errors.append(((result - truth).norm() / truth.norm()).item())
+        if not errors[-1] <= LARGEST_ERROR[case.dtype]:  # NaN is not
             raise Unavailable(
-                f"gives other results than textbook attention, relative error {error:.2g}"
+                f"gives other results than textbook attention, relative error {errors[-1]:.2g}"
             )
     return max(errors)

@@ -3,19 +3,17 @@
 import math
 
 import matplotlib
+import numpy as np
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 
 from benchmarks.peers import ALL_KEYS, FORWARD, NEAR_ONLY, PATTERN, PEERS, TRAINING
 from figures.look import LOOK, WIDTH
 
-# colour by what a peer attends to
-COLORS = {
-    ALL_KEYS: ("#0173B2", "#56B4E9", "#029E73"),
-    PATTERN: ("#D55E00", "#CA9161", "#CC78BC", "#949494", "#ECE133"),
-    NEAR_ONLY: ("0.15",),
-}
-MARKERS = "os^Dv<>PX"
+LINES = {ALL_KEYS: "-.", PATTERN: "-", NEAR_ONLY: ":"}
+COLORS = dict(zip(PEERS, sns.color_palette("colorblind"), strict=False))
+MARKERS = dict(zip(PEERS, "os^Dv<>PX", strict=True))
 LIMIT = {"color": "black", "linestyle": "--", "marker": "_", "linewidth": 1, "zorder": 2}
 
 
@@ -41,7 +39,7 @@ def plot_scaling(records, title):
     axes[0].set_xticks(lengths, [f"{n:,}" for n in lengths])
     axes[0].xaxis.set_minor_locator(NullLocator())
     axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes[0].yaxis.set_major_formatter(lambda ms, _: EngFormatter(unit="s", sep=" ")(ms / 1e3))
+    axes[0].yaxis.set_major_formatter(EngFormatter(unit="s", sep=" "))
     axes[0].yaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("time of one call, median")
     figure.legend(handles.values(), handles, loc="outside right center", fontsize=7)
@@ -51,23 +49,19 @@ def plot_scaling(records, title):
 
 def _draw_peer(axis, name, records):
     attends = PEERS[name].attends
-    alike = [other for other in PEERS if PEERS[other].attends == attends]
-    color = COLORS[attends][alike.index(name)]
-    look = {"color": color, "marker": MARKERS[list(PEERS).index(name)], "markersize": 4}
-    look["linestyle"] = ":" if attends == NEAR_ONLY else "-"
-    look["linewidth"] = 2.2 if name == "split" else 1.1
+    look = {"color": COLORS[name], "marker": MARKERS[name], "linestyle": LINES[attends]}
     lengths = [r["seq_len"] for r in records]
-    label = f"{name} ({attends})"
-    axis.plot(lengths, [r["median_ms"] for r in records], label=label, **look)
-    low, high = zip(*(r["quartiles_ms"] for r in records), strict=True)
-    axis.fill_between(lengths, low, high, color=color, alpha=0.2, linewidth=0)
+    seconds = [r["median_ms"] / 1e3 for r in records]
+    axis.plot(lengths, seconds, label=f"{name} ({attends})", markersize=4, **look)
+    low, high = np.transpose([r["quartiles_ms"] for r in records]) / 1e3
+    axis.fill_between(lengths, low, high, color=COLORS[name], alpha=0.2, linewidth=0)
 
 
 def _draw_limit(axis, records):
     limits = {}
     for r in records:
         if r["attends"] == ALL_KEYS:
-            limit = r["median_ms"] * r["density"]
+            limit = r["median_ms"] / 1e3 * r["density"]
             limits[r["seq_len"]] = min(limit, limits.get(r["seq_len"], math.inf))
     label = "limit: best full kernel x pairs kept"
     axis.plot(list(limits), list(limits.values()), label=label, **LIMIT)

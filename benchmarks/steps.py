@@ -1,7 +1,6 @@
 """Whole steps of the experiment's arms, timed side by side: of training, and for one new token."""
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,21 +14,11 @@ STEP = "step"
 STEP_VOCAB = 10_000
 
 
-def measure_steps(config, evaluations, device, rounds):
-    """Time a training step of every arm; returns (records, skipped) for JSON.
-
-    evaluations: of ``EVALUATIONS``, each a window arm of its own.
-    """
+def measure_steps(config, device, rounds):
+    """Time a training step of every arm; returns (records, skipped) for JSON."""
     shape = config.batch_size, config.seq_len + 1
     tokens = np.random.default_rng(0).integers(STEP_VOCAB, size=shape)
-    makers = {}
-    for arm in config.arms:
-        if arm == "window":
-            for evaluation in evaluations:
-                here = replace(config, window_attention=evaluation)
-                makers[f"{arm} ({evaluation})"] = partial(_training_step, here, arm, tokens, device)
-        else:
-            makers[arm] = partial(_training_step, config, arm, tokens, device)
+    makers = {arm: partial(_training_step, config, arm, tokens, device) for arm in config.arms}
     return _side_by_side(makers, config, device, rounds)
 
 

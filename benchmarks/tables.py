@@ -3,52 +3,49 @@
 Nothing is measured here; a record is the dict that the JSON file holds.
 """
 
-from typing import NamedTuple
-
 from analysis.words import text_table
 from benchmarks.peers import FORWARD, ONE_TOKEN, TRAINING
 from benchmarks.steps import STEP
 from machine.files import missing_to_none
 
-
-class Column(NamedTuple):
-    """``form``: how the value that a record has under ``key`` is written; ``note``: what it is."""
-
-    title: str
-    key: str
-    form: str = "{}"
-    note: str = ""
-
-
-# a table has those for which it has values
-COLUMNS = [
-    Column("peer", "peer"),
-    Column("arm", "arm"),
-    Column("compile", "compile"),
-    Column("attends to", "attends"),
-    *(Column(f"{timed} (ms)", timed) for timed in (FORWARD, TRAINING, ONE_TOKEN, STEP)),
-    Column("over best full", "ratio_to_best_full", "{:.2f}x", "the fastest over all keys / this"),
-    Column("fused over this", "fused_over_this", "{:.2f}x"),
-    Column("read (MB)", "read_mb", "{:,.2f}", "keys and values"),
-    Column("limit (ms)", "limit_ms", "{:,.3f}", "to read them as fast as a large copy does"),
-    Column("of the limit", "share_of_limit", "{:.0%}", "the limit (else best full x pairs) / this"),
-    Column("memory (MB)", "peak_memory_mb", "{:,.1f}", "peak of forward + backward, or of a step"),
-    Column("error", "relative_error", "{:.1e}", "largest, against float64 on 384 tokens"),
-]
-NOTE = "ms: median ± half the interquartile range; what follows the times is of the last of them."
+# {key of a record: title, and how its value is written}; a table has those that have values
+COLUMNS = {
+    "peer": ("peer", "{}"),
+    "arm": ("arm", "{}"),
+    "compile": ("compile", "{}"),
+    "attends": ("attends to", "{}"),
+    **{timed: (f"{timed} (ms)", "{}") for timed in (FORWARD, TRAINING, ONE_TOKEN, STEP)},
+    "ratio_to_best_full": ("over best full", "{:.2f}x"),
+    "fused_over_this": ("fused over this", "{:.2f}x"),
+    "read_mb": ("read (MB)", "{:,.2f}"),
+    "limit_ms": ("limit (ms)", "{:,.3f}"),
+    "share_of_limit": ("of the limit", "{:.0%}"),
+    "peak_memory_mb": ("memory (MB)", "{:,.1f}"),
+    "relative_error": ("error", "{:.1e}"),
+}
+NOTES = {
+    "median_ms": "ms: median ± half the interquartile range; the rest is of the last of the times.",
+    "ratio_to_best_full": "over best full: the fastest over all keys / this.",
+    "read_mb": "read: keys and values; limit: to read them as fast as a large copy does.",
+    "share_of_limit": "of the limit: the limit (else best full x pairs) / this.",
+    "peak_memory_mb": "memory: peak of forward + backward, or of a step.",
+    "relative_error": "error: largest, against float64 on 384 tokens.",
+}
 
 
 def results_text(records, skipped):
     """A table for each length, the meaning of the columns, and what was skipped."""
-    lines, notes = [], {}
+    lines, shown = [], set()
     for seq_len in dict.fromkeys(r["seq_len"] for r in records):
         rows = _rows([r for r in records if r["seq_len"] == seq_len])
-        columns = [c for c in COLUMNS if any(row.get(c.key) is not None for row in rows)]
-        table = [[column.title for column in columns]]
-        table += [[_cell(row, column) for column in columns] for row in rows]
+        known = {key for row in rows for key, value in row.items() if value is not None}
+        keys = [key for key in COLUMNS if key in known]
+        table = [[COLUMNS[key][0] for key in keys]]
+        table += [[_cell(row, key) for key in keys] for row in rows]
         lines += [_heading(rows[0]), *text_table(table), ""]
-        notes |= {c.title: f"{c.title}: {c.note}." for c in columns if c.note}
-    return "\n".join([*lines, NOTE, *notes.values(), *_skipped_lines(skipped)])
+        shown |= known
+    lines += [note for key, note in NOTES.items() if key in shown]
+    return "\n".join(lines + _skipped_lines(skipped))
 
 
 def _heading(record):
@@ -67,36 +64,27 @@ def _rows(records):
     for r in records:
         name = r.get("peer") or r["arm"]
         row = rows.setdefault((name, r.get("compile")), {})
+        low, high = r["quartiles_ms"]
+        digits = 3 if r["median_ms"] < 10 else 1
         row |= missing_to_none(r)
-        row[r["direction"]] = _time(r)
+        row[r["direction"]] = f"{r['median_ms']:,.{digits}f} ± {(high - low) / 2:,.{digits}f}"
     return list(rows.values())
 
 
-def _time(record):
-    low, high = record["quartiles_ms"]
-    digits = 3 if record["median_ms"] < 10 else 1
-    return f"{record['median_ms']:,.{digits}f} ± {(high - low) / 2:,.{digits}f}"
-
-
-def _cell(row, column):
-    value = row.get(column.key)
-    return "-" if value is None else column.form.format(value)
+def _cell(row, key):
+    value = row.get(key)
+    return "-" if value is None else COLUMNS[key][1].format(value)
 
 
 def _skipped_lines(skipped):
-    """A line for each name and reason."""
-    places = {}
+    """A line for what was skipped for the same reason at one or more lengths."""
+    lengths = {}
     for item in skipped:
-        name, timed = item.get("peer") or item["arm"], item["direction"]
-        if "compile" in item:
-            timed += f" (compile {item['compile']})"
-        lengths, works = places.setdefault((name, item["reason"]), ([], []))
-        lengths.append(f"{item['seq_len']:,}")
-        works.append(timed)
+        name = item.get("peer") or item["arm"]
+        what = name, item["direction"], item.get("compile"), item["reason"]
+        lengths.setdefault(what, []).append(f"{item['seq_len']:,}")
     lines = []
-    for (name, reason), (lengths, works) in places.items():
-        where = " ".join(dict.fromkeys(lengths))
-        lines.append(
-            f"skipped: {name} at S {where}, {' and '.join(dict.fromkeys(works))}: {reason}"
-        )
+    for (name, timed, mode, reason), at in lengths.items():
+        where = timed if mode is None else f"{timed} (compile {mode})"
+        lines.append(f"skipped: {name} at S {' '.join(at)}, {where}: {reason}")
     return lines

@@ -30,9 +30,7 @@ def side_by_side(kind, makers, about, device, rounds, graphs=True):
     graphs: record the works as CUDA graphs.  Returns (records, skipped) for JSON.
     """
     works, records, skipped = {}, {}, []
-    bar = tqdm(makers, leave=False, disable=None)
-    for name in bar:
-        bar.set_description(f"S {about['seq_len']:,}: {name}")
+    for name in tqdm(makers, f"S {about['seq_len']:,}", leave=False, disable=None):
         record = {kind: name, **about}
         try:
             work, more = makers[name]()
@@ -102,10 +100,9 @@ def timed_in_rounds(works, device, rounds):
         once = timed(work, device, 1)
         calls[name] = max(1, min(100, round(SAMPLE_SECONDS[device.type] / max(once, 1e-6))))
     samples = {name: [] for name in works}
-    order, shuffle = list(works), random.Random(0).shuffle
+    generator = random.Random(0)
     for _ in range(rounds):
-        shuffle(order)
-        for name in order:
+        for name in generator.sample(list(works), len(works)):
             samples[name].append(timed(works[name], device, calls[name]))
     return samples
 

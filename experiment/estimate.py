@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from analysis.values import in_order, pattern_text, ranks_text
 from experiment.files import read_plan, read_trainings
-from experiment.identity import can_be_mixed, identities_differ
+from experiment.identity import can_be_mixed, differences
 from experiment.progress import format_seconds
 from experiment.stored import describe_experiment
 from machine import ranks
@@ -132,7 +132,7 @@ def _what_it_would_do(metadata, restart, allow_mixed):
         return waiting, None
     done = read_trainings(folder, before)[0]
     finished = len(in_order(done))
-    changed = identities_differ(before["identity"], metadata["identity"])
+    changed = differences(before["identity"], metadata["identity"])
     refused = changed and not (allow_mixed and can_be_mixed(changed))
     if restart:
         answer = "rename the folder and start anew"

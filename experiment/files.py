@@ -8,6 +8,7 @@ Everything else (results, report, plots) is made anew from these files.  Knows n
 """
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -117,23 +118,14 @@ def move_aside(folder, data):
     lock = _lock_of(folder)
     _acquire(lock, folder)
     try:
-        target = _new_name(folder)
-        folder.rename(target)
+        moment = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        target = folder.rename(folder.with_name(f"{folder.name}_earlier_{moment}"))
         flush_folder(target.parent)
     except OSError as error:
         raise explained(error, folder) from None
     finally:
         lock.release()
     return target
-
-
-def _new_name(folder):
-    moment = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for number in itertools.count(1):
-        suffix = f"_{number}" if number > 1 else ""
-        target = folder.with_name(f"{folder.name}_earlier_{moment}{suffix}")
-        if not os.path.lexists(target):
-            return target
 
 
 # the plan
@@ -177,9 +169,9 @@ def training_path(folder, arm, block):
 def write_training(folder, experiment_id, arm, training):
     """Write a finished training, whole or not at all.
 
-    Returns it as ``read_trainings`` would give it back; MetricsError where it lacks a key.
+    Returns it as ``read_trainings`` would give it back; KeyError where it lacks a key.
     """
-    training = checked_training(training, f"{arm} block {training['block']}")
+    training = checked_training(training)
     about = {
         "schema_version": SCHEMA_VERSION,
         "experiment_id": experiment_id,
@@ -196,10 +188,16 @@ def write_training(folder, experiment_id, arm, training):
 def _read_training(path, metadata):
     """A training's arm and the training; MetricsError says what is wrong with it."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        content = io.BytesIO(path.read_bytes())
+    except OSError as error:  # of the disk or the system, and no word on the file itself
+        raise StoreError(
+            f"{path}: cannot be read ({error.strerror}): make it readable and start again"
+        ) from None
+    try:
+        with np.load(content, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].item())
             series = {key: arrays[key] for key in SERIES}
-        arm, training = about["arm"], checked_training(about["training"] | series, str(path))
+        arm, training = about["arm"], checked_training(about["training"] | series)
         block = training["block"]
         order = metadata["plan"]["orders"][block]
         planned = (
@@ -209,12 +207,6 @@ def _read_training(path, metadata):
             and training["order"] == ",".join(order)
             and training["seed"] == metadata["plan"]["seeds"][block]
         )
-    except OSError as error:  # of the disk or the system, and no word on the file itself
-        raise StoreError(
-            f"{path}: cannot be read ({error.strerror}): make it readable and start again"
-        ) from None
-    except MetricsError:
-        raise
     except (*DAMAGE, KeyError) as error:
         raise MetricsError(f"{path}: damaged ({type(error).__name__}: {error})") from None
     if not planned:

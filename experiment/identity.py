@@ -11,15 +11,6 @@ from machine.files import file_sha256
 from training.tokens import TOKENIZER_NAME
 
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
-# options that experiments before them lack: no part of the identity while they change nothing
-ADDED_LATER = {
-    "positions": "learned",
-    "sink_tokens": 0,
-    "schedule": "cosine",
-    "gradient_accumulation": 1,
-    "world_size": 1,
-    "backend": "none",
-}
 # what the plan rests on, and what makes curves of other steps: never to be mixed
 PLANNED = (
     "runs",
@@ -48,11 +39,7 @@ def plain_config(config):
 
 def identity_of_config(config):
     """The part of a configuration that decides what is trained."""
-    chosen = {}
-    for name, value in plain_config(config).items():
-        changes_nothing = name in ADDED_LATER and value == ADDED_LATER[name]
-        if name not in NOT_IDENTITY and not changes_nothing:
-            chosen[name] = value
+    chosen = {k: v for k, v in plain_config(config).items() if k not in NOT_IDENTITY}
     # an experiment may go on on another GPU of the same model
     return chosen | {"device": torch.device(config.device).type}
 
@@ -79,25 +66,13 @@ def identity_of(config, dataset, environment, code):
 
 
 def can_be_mixed(changed):
-    """May --allow-mixed go on although this differs (lines of ``identities_differ``)?"""
+    """May --allow-mixed go on although this differs (lines of ``differences``)?"""
     planned = tuple(f"config.{name}:" for name in PLANNED)
     return not any(line.startswith(planned) for line in changed)
 
 
-def identities_differ(before, now):
-    """Where two identities differ, a line for each place: "config.lr: 0.1 before, 0.2 now"."""
-    if None in (before["device"].get("driver"), now["device"].get("driver")):
-        # the driver may not have been told once
-        before, now = without_driver(before), without_driver(now)
-    return differences(before, now)
-
-
-def without_driver(identity):
-    return identity | {"device": identity["device"] | {"driver": None}}
-
-
 def differences(before, now, path=""):
-    """Where two JSON-like dicts differ, a line for each place."""
+    """Where two identities differ, a line for each place: "config.lr: 0.1 before, 0.2 now"."""
     lines = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)

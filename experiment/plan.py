@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from analysis.contrasts import FAMILY_OUTCOMES, PRIMARY
-from analysis.power import ALPHA
+from analysis.significance import ALPHA
 from analysis.values import CONTRASTS
 
 MOST_PERMUTED = 6  # arms whose orders are all dealt: 120 squares

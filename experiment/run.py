@@ -56,7 +56,6 @@ def train_waiting(stored, waiting, config, dataset, device):
     with Progress(config, stored.metadata["steps"], stored.metrics) as progress:
         for arm, place in waiting:
             block = place["block"]
-            place["index"] = stored.next_index(place["index"])
             release_memory(device)
             callback = progress.start(block, arm)
             training, model = train(config, arm, dataset, seeds[block], device, callback)

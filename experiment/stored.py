@@ -24,7 +24,7 @@ from experiment.files import (
     write_plan,
     write_training,
 )
-from experiment.identity import can_be_mixed, identities_differ, identity_of, plain_config
+from experiment.identity import can_be_mixed, differences, identity_of, plain_config
 from experiment.plan import declare, make_plan
 from machine import ranks
 from machine.command import say
@@ -119,7 +119,7 @@ class StoredExperiment:
         self.is_new = before is None
         self.metadata = before or now
         self.metrics, damaged = read_trainings(self.folder, self.metadata)
-        self.changed = identities_differ(self.metadata["identity"], now["identity"])
+        self.changed = differences(self.metadata["identity"], now["identity"])
         if self.changed:
             self._mix(allow_mixed)
         for path, reason in damaged:
@@ -175,7 +175,7 @@ class StoredExperiment:
         planned = []
         for block, order in enumerate(self.metadata["plan"]["orders"]):
             for position, arm in enumerate(order):
-                place = {"block": block, "position": position, "index": len(planned)}
+                place = {"block": block, "position": position}
                 planned.append((arm, place | {"order": ",".join(order)}))
         return planned
 
@@ -194,14 +194,10 @@ class StoredExperiment:
         if ranks.is_first():
             write_plan(self.folder, self.metadata)
 
-    def next_index(self, planned):
-        """The index of the next training: its place in time, also where it is repeated."""
-        done = [training["index"] for training in in_order(self.metrics)]
-        return max(planned, 1 + max(done, default=-1))
-
     def finished(self, arm, training):
         """Save a finished training, and the results that follow from all of them."""
-        training = training | {"process": self.process["process"]}
+        index = 1 + max((one["index"] for one in in_order(self.metrics)), default=-1)
+        training = training | {"index": index, "process": self.process["process"]}
         if ranks.is_first():
             experiment_id = self.metadata["experiment_id"]
             training = write_training(self.folder, experiment_id, arm, training)

@@ -103,7 +103,8 @@ class Group:
 def evaluating(model):
     """Evaluation mode inside, for every module that is not in it already."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    for module in training:  # once a token, and eval() would visit all
+        module.training = False
     try:
         yield
     finally:

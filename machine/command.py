@@ -33,10 +33,9 @@ def checked_options():
 
 def say(text):
     """A line for the person at the screen: stderr, above progress bars; stdout is for results."""
-    if sys.stderr is None:  # closed, and stdout must not get it instead
-        return
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()
+    if sys.stderr is not None:  # closed, and stdout must not get it instead
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def add_debug(parser):

@@ -18,28 +18,15 @@ from machine.state import driver_version
 
 FOLDER = Path(__file__).resolve().parents[1]
 # The files that can change what a training gives.
-SOURCE_PATTERNS = (
-    "gpt.py",
-    "gpt_win.py",
-    "embedding.py",
-    "linear.py",
-    "attention/*.py",
-    "training/*.py",
-    "machine/ranks.py",
-    "experiment/plan.py",
-)
+SOURCE_PATTERNS = ("gpt.py", "gpt_win.py", "embedding.py", "linear.py", "attention/*.py")
+SOURCE_PATTERNS += ("training/*.py", "machine/ranks.py", "experiment/plan.py")
 GIT_SECONDS = 10  # that git may take before its answer counts as unknown
 
 # The only environment variables that are recorded: a whole environment holds secrets.
-RECORDED_VARIABLES = (
-    "CUDA_VISIBLE_DEVICES",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NVIDIA_TF32_OVERRIDE",
-)
-RECORDED_PREFIXES = ("PYTORCH_", "CUBLAS_", "TORCH")
-OF_A_PROCESS = "TORCHELASTIC_"  # torchrun sets them, one to a number that is always new
-SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NVIDIA_TF32_OVERRIDE")
+PREFIXES = ("PYTORCH_", "CUBLAS_", "TORCH")
+# torchrun sets TORCHELASTIC_'s, one to a number that is always new
+PRIVATE_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL", "TORCHELASTIC_")
 A_PATH = "(a path)"
 
 
@@ -88,6 +75,10 @@ def describe_environment(device):
     None stands for what is not known.  Nothing personal is in it: no host, no user, no folder.
     """
     cuda = device.type == "cuda"
+    revision, dirty = _revision(FOLDER)
+    commit = None if revision is None else revision[:12]
+    if dirty:
+        commit += "+"
     return {
         "device_name": device_name(device),
         "torch": torch.__version__,
@@ -104,16 +95,8 @@ def describe_environment(device):
         "platform": platform.platform(),
         "gpu": _describe_gpu(device) if cuda else None,
         "variables": _recorded_variables(),
-        "git_revision": _git_revision(),
+        "git_revision": commit,
     }
-
-
-def _git_revision():
-    """The commit of this checkout in short, with + where files differ from it, or None."""
-    revision, dirty = _revision(FOLDER)
-    if revision is None:
-        return None
-    return revision[:12] + ("+" if dirty else "")
 
 
 def _describe_gpu(device):
@@ -134,13 +117,9 @@ def _recorded_variables():
     """The allowed variables that are set; of one that holds a path only that it is set."""
     recorded = {}
     for name, value in sorted(os.environ.items()):
-        if name in RECORDED_VARIABLES:
+        if name in VARIABLES:
             recorded[name] = value
-        elif name.startswith(RECORDED_PREFIXES) and not _is_private(name):
+        elif name.startswith(PREFIXES) and not any(w in name for w in PRIVATE_WORDS):
             # folders for caches and logs would name the user
             recorded[name] = A_PATH if "/" in value or "\\" in value else value
     return recorded
-
-
-def _is_private(name):
-    return name.startswith(OF_A_PROCESS) or any(word in name for word in SECRET_WORDS)

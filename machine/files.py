@@ -24,26 +24,14 @@ def check_writable(*folders):
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            words = f"cannot be written ({error.strerror}): choose another folder"
-            raise OSError(error.errno, words, str(folder)) from None
+            raise explained(error, folder) from None
 
 
 TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
-# What numpy, json and zipfile raise over a truncated, mutated or foreign file.
-DAMAGE = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    EOFError,
-    SyntaxError,  # numpy evaluates an array's header as a literal
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    tokenize.TokenError,
-    zlib.error,
-    zipfile.BadZipFile,
-)
+# What numpy, json and zipfile raise over a truncated, mutated or foreign file; the SyntaxError is
+# numpy's, which evaluates an array's header as a literal.
+DAMAGE = (ValueError, TypeError, AttributeError, IndexError, EOFError, SyntaxError, RuntimeError)
+DAMAGE += (MemoryError, struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile)
 
 
 def atomic_write(path, write):
@@ -58,9 +46,7 @@ def atomic_write(path, write):
     temporary = None
     try:
         make_folder(path.parent)
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
-        )
+        handle, temporary = tempfile.mkstemp(TEMPORARY_SUFFIX, f".{path.name}.", path.parent)
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
@@ -103,11 +89,9 @@ REMEDIES = {
     errno.ENOSPC: "free some space on the disk and start again",
     errno.EDQUOT: "free some of your quota and start again",
     errno.EACCES: "make its folder writable or choose another one",
-    errno.EPERM: "make its folder writable or choose another one",
-    errno.EROFS: "choose a folder that is not read-only",
     errno.EISDIR: "a folder is in its place: move that away",
-    errno.ENOTDIR: "a file is where its folder should be: move that away or choose another one",
-    errno.EEXIST: "a file is where its folder should be: move that away or choose another one",
+    errno.ENOTDIR: "a file is where its folder should be: move that away or choose another folder",
+    errno.EEXIST: "a file is where its folder should be: move that away or choose another folder",
 }
 
 
@@ -133,7 +117,7 @@ def missing_to_none(value):
         return [missing_to_none(v) for v in value]
     if isinstance(value, np.ndarray):
         if value.dtype == np.float32:  # shortest decimal that reads back as the same float32
-            return [float(str(v)) if math.isfinite(v) else None for v in value]
+            value = value.astype(str).astype(float)
         return missing_to_none(value.tolist())
     if isinstance(value, np.generic):
         value = value.item()
@@ -143,7 +127,7 @@ def missing_to_none(value):
 
 
 def to_json(value, indent=None):
-    """Strict JSON text (no NaN) of dicts, lists, numbers, texts and arrays."""
+    """Strict JSON text (see ``missing_to_none``) of dicts, lists, numbers, texts and arrays."""
     return json.dumps(missing_to_none(value), indent=indent, allow_nan=False)
 
 

@@ -45,25 +45,21 @@ def measure_growth(function):
     work = function(**order["job"])
     before = _resident_mb("VmRSS")
     work()
-    after = _resident_mb("VmHWM")
-    print(json.dumps(None if before is None else after - before))
+    growth = None if before is None else _resident_mb("VmHWM") - before
+    print(json.dumps(growth))
 
 
 def _resident_mb(field):
-    """Resident memory of this process in MB, VmRSS now or VmHWM at its peak; None where unknown."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        line = next(line for line in lines if line.startswith(field))
-        return int(line.split()[1]) / 1024
-    except (OSError, StopIteration):
-        return _peak_mb()
+    """Resident memory of this process in MB, VmRSS now or VmHWM at its peak; None where unknown.
 
-
-def _peak_mb():
-    """The same without Linux's /proc: the peak alone, which before any work is what is held."""
-    try:
-        import resource
-    except ImportError:  # on Windows
+    macOS tells the peak alone, which before any work is what is held.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+    if sys.platform != "darwin":
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

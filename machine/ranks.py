@@ -124,28 +124,6 @@ def gather(value):
     return values
 
 
-def from_first(function, *arguments):
-    """``function(*arguments)`` of the first rank, on every rank.
-
-    Where it raises ValueError or OSError there, the other ranks get a ``UserError``.
-    """
-    if size() == 1:
-        return function(*arguments)
-    value, error = None, None
-    if is_first():
-        try:
-            value = function(*arguments)
-        except (ValueError, OSError) as raised:
-            error = raised
-    box = [value, None if error is None else str(error)]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    if error is not None:
-        raise error
-    if box[1] is not None:
-        raise UserError(box[1])
-    return value if is_first() else box[0]
-
-
 def on_every(function, *arguments):
     """``function(*arguments)``; where it raises ValueError or OSError on one rank, all raise.
 
@@ -163,6 +141,16 @@ def on_every(function, *arguments):
         if text is not None:
             raise UserError(f"rank {place}: {text}")
     return value
+
+
+def from_first(function, *arguments):
+    """``function(*arguments)`` of the first rank, on every rank; what it raises ends all."""
+    value = on_every(lambda: function(*arguments) if is_first() else None)
+    if size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return value if is_first() else box[0]
 
 
 def _reduce(numbers, operation):

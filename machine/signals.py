@@ -4,7 +4,6 @@ import contextlib
 import signal
 import threading
 
-# --- stops -------------------------------------------------------------------------------------
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -12,17 +11,17 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as an exception: what handles Ctrl-C handles it too."""
 
 
-def _terminate(signum, frame):
-    raise Terminated
-
-
 @contextlib.contextmanager
 def terminable():
     """SIGTERM raises Terminated inside the block, as Ctrl-C raises KeyboardInterrupt."""
+
+    def terminate(signum, frame):
+        raise Terminated
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:

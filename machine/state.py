@@ -53,6 +53,8 @@ def _nvml():
 def _ask(function, *arguments):
     """What an NVML function answers; None where this binding, driver or GPU lacks it."""
     nvml = _nvml()
+    if nvml is None:
+        return None
     try:
         return getattr(nvml, function)(*arguments)
     except (AttributeError, nvml.NVMLError):
@@ -61,17 +63,12 @@ def _ask(function, *arguments):
 
 def driver_version():
     """The NVIDIA driver's version, or None."""
-    if _nvml() is None:
-        return None
-    version = _ask("nvmlSystemGetDriverVersion")
-    return version.decode() if isinstance(version, bytes) else version  # bytes: old bindings
+    return _ask("nvmlSystemGetDriverVersion")
 
 
 def _gpu_state(uuid):
     """MHz, degrees Celsius, watts and percent of the GPU with this uuid; None where unknown."""
     nvml = _nvml()
-    if nvml is None:
-        return None
     gpu = _ask("nvmlDeviceGetHandleByUUID", uuid)
     if gpu is None:
         return None
@@ -92,13 +89,11 @@ def _gpu_state(uuid):
 def _throttle_reasons(gpu):
     """Why the clocks are lower than they could be, a list of words."""
     bits = _ask("nvmlDeviceGetCurrentClocksEventReasons", gpu)
-    if bits is None:  # as older drivers and bindings call it
+    if bits is None:  # as older drivers call it
         bits = _ask("nvmlDeviceGetCurrentClocksThrottleReasons", gpu)
     if bits is None:
         return None
-    words = [word for bit, word in enumerate(REASONS) if bits >> bit & 1]
-    unknown = bits >> len(REASONS) << len(REASONS)  # of a driver newer than this list
-    return [*words, hex(unknown)] if unknown else words
+    return [word for bit, word in enumerate(REASONS) if bits >> bit & 1]
 
 
 def _other_processes(gpu):

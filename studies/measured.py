@@ -4,17 +4,17 @@ An estimate is a dict with ``mean``, ``low`` and ``high``, the ends of its 95 % 
 where there is none.
 """
 
+from analysis import words
+
 FUSED = {"mean": 1.0, "low": None, "high": None}, {"mean": 0.0, "low": None, "high": None}
 
 
 def with_interval(estimate, template):
-    """An estimate with its interval in brackets, as text."""
+    """An estimate with its interval in brackets, as text; "-" for None."""
     if estimate is None:
         return "-"
-    mean = template.format(estimate["mean"])
-    if estimate["low"] is None:
-        return mean
-    return f"{mean} [{template.format(estimate['low'])}, {template.format(estimate['high'])}]"
+    numbers = estimate["mean"], estimate["low"], estimate["high"]
+    return words.with_interval(*numbers, template.format)
 
 
 def speed_up(time):
@@ -32,17 +32,17 @@ def measured_rows(point):
     ]
 
 
-def equal_tokens(point):
-    """{arm: (speed-up over fused, validation loss - that of fused)}, fused's own exact."""
-    rows = measured_rows(point)
-    return {"fused": FUSED} | {arm: (gain, s["contrast"]["val_loss"]) for arm, s, gain in rows}
+def trade_offs(point):
+    """{arm: (speed-up over fused, loss - that of fused)} at equal tokens, and at equal seconds.
 
-
-def equal_seconds(point):
-    """The same with the training loss when every training has had the time of the fastest."""
-    rows = measured_rows(point)
-    losses = point["equal_seconds"]["differences"] if rows else {}
-    return {"fused": FUSED} | {arm: (gain, losses[arm]) for arm, _, gain in rows}
+    The validation loss after the whole training; the training loss when every training has had the
+    time of the fastest one.
+    """
+    tokens, seconds = {"fused": FUSED}, {"fused": FUSED}
+    for arm, summary, gain in measured_rows(point):
+        tokens[arm] = gain, summary["contrast"]["val_loss"]
+        seconds[arm] = gain, point["equal_seconds"]["differences"][arm]
+    return tokens, seconds
 
 
 def pareto_front(estimates):
@@ -66,29 +66,23 @@ def recommend(content):
 
 def _recommendation(point):
     """The fastest pattern shown to be faster than fused and not worse, or what is missing."""
-    rows, margin = measured_rows(point), f"{point['margin']:g} nats"
-    quality = {arm: summary["contrast"]["quality"] for arm, summary, _ in rows}
-    faster = [arm for arm, _, gain in rows if gain["low"] is not None and gain["low"] > 1]
-    not_worse = [arm for arm in quality if quality[arm]["verdict"] == "not worse"]
-    good = [row for row in rows if row[0] in faster and row[0] in not_worse]
-    if good:
-        arm, summary, gain = max(good, key=lambda row: row[2]["mean"])
-        loss = summary["contrast"]["val_loss"]
-        return (
-            f"{arm} is the fastest of the patterns shown to be faster than fused and not worse by "
-            f"{margin} ({len(good)} of {len(rows)}): {with_interval(gain, '{:.3f}')} times as "
-            f"fast, validation loss {with_interval(loss, '{:+.4f}')}."
-        )
-    undecided = [
-        f"{arm} (about {found['runs_needed'] or 'too many'} blocks would decide)"
-        for arm, found in quality.items()
-        if found["verdict"] == "undecided"
-    ]
+    rows, margin, good, undecided = measured_rows(point), f"{point['margin']:g} nats", [], []
+    for arm, summary, gain in rows:
+        quality = summary["contrast"]["quality"]
+        if quality["verdict"] == "not worse" and gain["low"] is not None and gain["low"] > 1:
+            good.append((arm, summary, gain))
+        if quality["verdict"] == "undecided":
+            needed = quality["runs_needed"] or "too many"
+            undecided.append(f"{arm} (about {needed})")
+    if not good:
+        text = f"no pattern is shown to be both faster than fused and not worse by {margin}."
+        if undecided:
+            text += f" Blocks that would decide whether one is worse: {', '.join(undecided)}."
+        return text
+    arm, summary, gain = max(good, key=lambda row: row[2]["mean"])
+    loss = with_interval(summary["contrast"]["val_loss"], "{:+.4f}")
     return (
-        f"no pattern is shown to be both faster than fused and not worse by {margin}; faster: "
-        f"{_names(faster)}; not worse: {_names(not_worse)}; undecided: {_names(undecided)}."
+        f"{arm} is the fastest of the patterns shown to be faster than fused and not worse by "
+        f"{margin} ({len(good)} of {len(rows)}): {with_interval(gain, '{:.3f}')} times as fast, "
+        f"validation loss {loss}."
     )
-
-
-def _names(arms):
-    return ", ".join(arms) or "none"

@@ -1,6 +1,6 @@
 """The points of the two studies: lengths and patterns."""
 
-from dataclasses import dataclass
+from collections import namedtuple
 from pathlib import Path
 
 from analysis.values import arm_of_pattern
@@ -12,22 +12,15 @@ LENGTHS = {"cpu": (256, 512, 1024, 2048), "cuda": (256, 1024, 4096, 16384)}
 PATTERNS = ((32, 0), (32, 8), (96, 0), (96, 4), (96, 16), (256, 0), (256, 8), (256, 32))
 # over a preset; a constant learning rate, so that every moment is the end of a training
 DEFAULTS = {"runs": 3, "schedule": "constant"}
-# a million tokens of preset long: a large corpus holds out more than a training reads
-ON_CUDA = {"val_batches": 64}
+# 64 batches of preset long are a million tokens: a large corpus holds out more than is trained on
 STUDY_DEFAULTS = {
     ("lengths", "cpu"): {"batch_size": 2, "max_steps": 40},
-    ("lengths", "cuda"): {"max_steps": 300, **ON_CUDA},
+    ("lengths", "cuda"): {"max_steps": 300, "val_batches": 64},
     ("patterns", "cpu"): {},
-    ("patterns", "cuda"): {"max_steps": 600, **ON_CUDA},
+    ("patterns", "cuda"): {"max_steps": 600, "val_batches": 64},
 }
-
-
-@dataclass(frozen=True)
-class Point:
-    """One experiment of a study: its folder's name, and what it changes in the configuration."""
-
-    name: str
-    changes: dict
+# one experiment of a study: its folder's name, and what it changes in the configuration, a dict
+Point = namedtuple("Point", ("name", "changes"))
 
 
 def length_points(lengths, positions, batch_size, seq_len):

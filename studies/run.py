@@ -7,9 +7,10 @@ from experiment.progress import format_seconds
 from experiment.run import run_experiment
 from machine import ranks
 from machine.command import DONE, TRAININGS_FAILED, say
+from machine.files import write_json
 from studies.pictures import plot_study, save_figures
 from studies.points import study_folder
-from studies.summary import save_study, summarize
+from studies.summary import summarize
 from studies.tables import format_study
 
 
@@ -21,24 +22,24 @@ def run_study(config, prepared, arguments, argv):
     """
     if arguments.dry_run:
         return dry_run_study(prepared, arguments)
+    folder = study_folder(config.output_dir, arguments.study)
+    path, experiments, content = folder.with_suffix(".json"), [], None
     if arguments.restart:
-        folder = study_folder(config.output_dir, arguments.study)
         moved = ranks.from_first(move_aside, folder, config.data)
         if moved:
             say(f"the old results are now in {moved}")
-    experiments, content = [], None
     for _, here, dataset in announced(prepared):
         results = run_experiment(here, dataset, allow_mixed=arguments.allow_mixed, argv=argv)
         if results is not None:  # on the first rank
             write_report(*results, here.output_dir)
             experiments.append(results)
             content = summarize(arguments.study, experiments)
-            save_study(content, config.output_dir)  # a stop takes none of it
-    return ranks.from_first(report_study, content, config)
+            write_json(path, content)  # a stop takes none of it
+    return ranks.from_first(report_study, content, path, config.plots_dir)
 
 
 def announced(prepared):
-    """The points, each told before it begins."""
+    """The points, each told before it begins: (name, configuration, dataset)."""
     for number, (point, here, dataset) in enumerate(prepared, start=1):
         say(f"point {number} of {len(prepared)}: {point.name}")
         yield point.name, here, dataset
@@ -54,14 +55,13 @@ def dry_run_study(prepared, arguments):
     return DONE
 
 
-def report_study(content, config):
+def report_study(content, path, plots_dir):
     """Print a study's tables and draw its figures; returns the exit code.
 
     Memory that ran out is a result of a study, and no failure.
     """
     print(format_study(content), flush=True)
-    paths = [study_folder(config.output_dir, content["study"]).with_suffix(".json")]
-    paths += save_figures(plot_study(content), config.plots_dir)
+    paths = [path, *save_figures(plot_study(content), plots_dir)]
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
     arms = [arm for point in content["points"] for arm in point["arms"].values()]
     return TRAININGS_FAILED if any(arm["diverged"] for arm in arms) else DONE

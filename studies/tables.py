@@ -1,20 +1,13 @@
 """A study in words: its setting, warnings, tables, and the pattern to choose."""
 
 from analysis.words import text_table, wrapped
-from studies.measured import (
-    equal_seconds,
-    equal_tokens,
-    pareto_front,
-    recommend,
-    speed_up,
-    with_interval,
-)
+from studies.measured import recommend, speed_up, with_interval
 from studies.points import point_name
 from studies.summary import NO_ROOM
 
 EXPLANATION = (
-    "[ ]: 95 % t interval over the blocks, paired where two arms are compared. faster: time of the "
-    "other arm / time of the window arm. loss: window - other arm, nats a token, lower is better."
+    "[ ]: 95 % t interval over the blocks, paired where two arms are compared. faster: how many "
+    "times as fast as the other arm. loss: nats a token, lower is better."
 )
 
 
@@ -26,14 +19,16 @@ def setting(content):
         f"{config['compile']}; d_model {config['d_model']}, {config['n_heads']} heads, "
         f"{config['layers']} layers; blocks a point: {point['runs']}; {point['steps']:,} steps of "
         f"{config['seq_len'] * config['batch_size']:,} tokens; learning rate "
-        f"{config.get('schedule', 'cosine')} after the warm-up"
+        f"{config['schedule']} after the warm-up"
     )
 
 
 def points_of_kinds(content):
     """{kind of positions: its points, shortest first}."""
-    kinds = dict.fromkeys(point["positions"] for point in content["points"])
-    return {kind: [p for p in content["points"] if p["positions"] == kind] for kind in kinds}
+    kinds = {}
+    for point in content["points"]:
+        kinds.setdefault(point["positions"], []).append(point)
+    return kinds
 
 
 def format_study(content):
@@ -55,10 +50,9 @@ def warning_lines(content):
     lines = []
     for point in content["points"]:
         name = point_name(content["study"], point)
-        for line in point.get("mixed", ()):  # older files hold neither
-            lines += wrapped(f"MIXED: {name}: {line}")
-        for warning in point.get("warnings", ()):
-            lines += wrapped(f"warning: {name}: {warning}")
+        for kind, found in (("MIXED", point["mixed"]), ("warning", point["warnings"])):
+            for line in found:
+                lines += wrapped(f"{kind}: {name}: {line}")
     return [*lines, ""] if lines else []
 
 
@@ -82,8 +76,8 @@ def _length_rows(points):
 def _pattern_rows(points):
     """A row an arm of the one experiment with this kind of positions, {column: text}."""
     (point,) = points
-    equal = point["equal_seconds"] or {"seconds": 0, "differences": {}}
-    front, front_then = pareto_front(equal_tokens(point)), pareto_front(equal_seconds(point))
+    equal = point["equal_seconds"]
+    then = f"training loss - fused after {equal['seconds']:.1f} s"
     rows = []
     for arm, found in point["arms"].items():
         contrast = found.get("contrast")
@@ -94,24 +88,20 @@ def _pattern_rows(points):
             "step (ms)": _step_ms(found),
             **_cells(contrast, "fused"),
             "quality": contrast["quality"]["verdict"] if contrast else "-",
-            "front": "yes" if arm in front else "",
+            then: with_interval(equal["differences"].get(arm), "{:+.4f}"),
         }
-        then = f"training loss - fused after {equal['seconds']:.1f} s"
-        row[then] = with_interval(equal["differences"].get(arm), "{:+.4f}")
-        row["front then"] = "yes" if arm in front_then else ""
         rows.append(row)
     return rows
 
 
 def _cells(contrast, reference):
-    """What a contrast says, {column: text}."""
-    if contrast is None:
-        contrast = {"time": None, "memory": None, "val_loss": None}
-    time, memory = contrast["time"], contrast["memory"]
+    """What a contrast says, {column: text}; "-" for None."""
+    found = contrast or {"time": None, "memory": None, "val_loss": None}
+    time, memory = found["time"], found["memory"]
     return {
         f"faster than {reference}": with_interval(time and speed_up(time), "{:.3f}"),
         f"memory/{reference}": f"{memory['ratio']:.3f}" if memory else "-",
-        f"val. loss - {reference}": with_interval(contrast["val_loss"], "{:+.4f}"),
+        f"val. loss - {reference}": with_interval(found["val_loss"], "{:+.4f}"),
     }
 
 
@@ -119,6 +109,4 @@ def _step_ms(arm):
     """An arm's step time with its interval, or why there is none."""
     if arm["step_ms"] is not None:
         return with_interval(arm["step_ms"], "{:,.2f}")
-    if arm[NO_ROOM]:
-        return "out of memory"
-    return "diverged" if arm["diverged"] else "-"
+    return "out of memory" if arm[NO_ROOM] else "diverged"

@@ -77,7 +77,7 @@ def test_a_value_of_zero_costs_its_row_and_not_the_report(experiment):
         training["peak_memory_mb"] = 0.0
     report = format_report(metrics, metadata)
     assert not any(line.startswith("peak memory ") for line in lines_of(report, "window against"))
-    assert "no claim, for no block gave both arms' memory" in flat(report)
+    assert "Memory (sparsity alone)" not in flat(report)
 
 
 def test_decomposition_multiplies_up(experiment):
@@ -101,14 +101,8 @@ STEADY = 1 + 1e-4 * np.arange(4)
 @pytest.mark.parametrize(
     ("factors", "words"),
     [
-        (
-            0.5 * STEADY,
-            "Sparsity made training faster at sequence length 1,024: window took 49.99 ",
-        ),
-        (
-            1.5 * STEADY,
-            "Sparsity made training slower at sequence length 1,024: window took 50.02 ",
-        ),
+        (0.5 * STEADY, "made training faster at sequence length 1,024: window took 49.99 "),
+        (1.5 * STEADY, "made training slower at sequence length 1,024: window took 50.02 "),
         (0.995 * STEADY, "Sparsity brought no speed worth the name"),
         (STEADY, "Sparsity brought no speed worth the name"),
         (1 + 0.1 * np.array([1, -1, 1, -1]), "No speed from sparsity is shown"),
@@ -133,14 +127,9 @@ def test_a_pattern_evaluated_as_a_mask_says_nothing_about_sparsity(experiment):
 def test_one_block_is_reported_without_any_test():
     report = format_report(*make_experiment(runs=1))
     assert "One block: no spread, no test." in report
-    assert "What sparsity does to the time at sequence length 1,024 is not shown" in report
+    assert "No speed from sparsity is shown at sequence length 1,024" in report
     figures = report.split("improvement: of")[0].replace("Mean ± standard", "")
     assert "nan" not in report.lower() and "± " not in figures.replace("Median ± median", "")
-
-
-def test_without_the_control_the_report_says_what_is_missing():
-    report = format_report(*make_experiment(arms=("baseline", "window")))
-    assert "No decomposition: it needs the arms baseline, window and fused" in report
 
 
 def test_trainings_that_failed_are_named_and_left_out(experiment):
@@ -156,40 +145,22 @@ def test_trainings_that_failed_are_named_and_left_out(experiment):
     assert f"{paired_ratio(x, ref).ratio:.4f}" in report
 
 
-def test_a_loss_that_is_no_number_costs_its_block_alone(experiment):
-    metrics, metadata = experiment
-    metrics["fused"][2]["val_loss"] = math.nan
-    x, ref = (column(metrics, arm, "val_loss")[[0, 1, 3]] for arm in ("window", "fused"))
-    rows = lines_of(format_report(metrics, metadata), "window against fused")
-    assert f"{paired_ratio(x, ref).ratio:.4f}" in rows[5]
-
-
 def test_an_arm_that_never_fits_does_not_take_the_claim_on_sparsity_with_it(experiment):
-    """Where the textbook arm runs out of memory, window against fused is what there is to say."""
     metrics, metadata = experiment
-    for training in metrics["baseline"]:
-        training |= {"status": "out_of_memory", "message": "out of memory on cuda"}
+    failed = {"status": "out_of_memory", "message": "out of memory on cuda"}
+    metrics["baseline"] = [training | failed for training in metrics["baseline"]]
     text = flat(format_report(metrics, metadata))
-    assert "No decomposition: in no block did baseline, window and fused all end well." in text
+    assert "No decomposition: it needs blocks in which baseline, window and fused" in text
     assert "Sparsity made training faster at sequence length 1,024: window took" in text
     assert "window against baseline: no block in which both ended well" in text
-
-
-def test_an_experiment_in_which_nothing_ended_well_is_reported(experiment):
-    metrics, metadata = experiment
-    for trainings in metrics.values():
-        for training in trainings:
-            training |= {"status": "diverged", "message": "the loss became nan at step 3"}
-    assert "12 trainings failed" in format_report(metrics, metadata)
+    everyone = {arm: [t | failed for t in trainings] for arm, trainings in metrics.items()}
+    assert "12 trainings failed" in format_report(everyone, metadata)
 
 
 @pytest.mark.parametrize(
     ("ratio", "words"),
     [
-        (
-            Ratio(0.8, 0.78, 0.82, 1e-9, 10),
-            "took 20.00 % [18.00 %, 22.00 %] less time than b (p",
-        ),
+        (Ratio(0.8, 0.78, 0.82, 1e-9, 10), "took 20.00 % [18.00 %, 22.00 %] less time than b (p"),
         (Ratio(1.25, 1.2, 1.3, 1e-99, 10), "took 25.00 % [20.00 %, 30.00 %] more time than b (p <"),
         (Ratio(0.995, 0.994, 0.996, 1e-9, 10), "(p 1e-09): significant, but below 1%."),
         (Ratio(0.99, 0.9, 1.1, 0.7, 10), "no difference detected, ratio 0.9900 [0.9000, 1.1000]"),
@@ -228,15 +199,11 @@ def test_the_results_carry_every_test(experiment):
     assert loss["quality"]["margin"] == 0.02 and loss["quality"]["verdict"]
 
 
-# quality
-
-
 def with_losses(experiment, differences):
     """The validation loss of window is that of fused plus these, block by block."""
     metrics, metadata = experiment
-    for training, fused, difference in zip(
-        metrics["window"], metrics["fused"], differences, strict=True
-    ):
+    pairs = zip(metrics["window"], metrics["fused"], differences, strict=True)
+    for training, fused, difference in pairs:
         training["val_loss"] = fused["val_loss"] + difference
     return metrics, metadata
 
@@ -266,20 +233,8 @@ def test_quality_is_a_claim_with_three_answers(center, spread, words, equivalenc
     assert f"validation loss {abs(e.mean()):.4f} nats {direction}" in text
     assert f"at most {high:+.4f}" in text and f"[{low:+.4f}, {high:+.4f}]" in text
     percent = 100 * e.mean() / column(metrics, "fused", "val_loss").mean()
-    assert f"({percent:+.2f} %, perplexity times {math.exp(e.mean()):.5g})" in text
-    needed = re.search(r"About (\d+) blocks would decide it", text)
-    assert bool(needed) == (equivalence == "undecided")
-    assert needed is None or int(needed[1]) > 8
-
-
-def test_the_same_losses_need_no_test():
-    text = quality_of(*with_losses(make_experiment(4), [0.0] * 4))
-    assert "not worse" in text and "the same difference in every block" in text
-
-
-def test_a_loss_beyond_reason_does_not_end_the_report():
-    text = quality_of(*with_losses(make_experiment(4), 1e4 + np.arange(4)))
-    assert "worse than fused by more than" in text
+    assert f"({percent:+.2f} %)" in text
+    assert bool(re.search(r"About \d+ blocks would decide it", text)) == ("undecided" in words)
 
 
 def test_older_files_declare_no_margin_and_get_no_quality_claim(experiment):
@@ -287,9 +242,6 @@ def test_older_files_declare_no_margin_and_get_no_quality_claim(experiment):
     del metadata["plan"]["equivalence_margin"], metadata["plan"]["family"]
     report = flat(format_report(metrics, metadata))
     assert "Quality:" not in report and "(Holm, 8 tests)" in report  # one ratio has no spread
-
-
-# order and drift
 
 
 def interleaved(blocks=12):
@@ -302,23 +254,16 @@ def interleaved(blocks=12):
     return metrics, metadata
 
 
-def test_a_position_effect_is_estimated_and_taken_out():
+def test_position_and_drift_are_estimated_and_taken_out():
     metrics, metadata = interleaved()
     for trainings in metrics.values():
         for training in trainings:
             training["training_time"] *= math.exp(0.05 * training["position"])
     text = flat(format_report(metrics, metadata))
-    found = re.search(
-        r"position, window against fused: one place later \+(\d\.\d+) % .*? the time ratio is "
-        r"(\d\.\d+)",
-        text,
-    )
-    assert float(found[1]) == pytest.approx(100 * math.expm1(0.05), abs=0.1)
-    assert float(found[2]) == pytest.approx(0.9, abs=0.01)
-
-
-def test_drift_over_the_experiment_is_estimated():
-    metrics, metadata = interleaved()
+    words = r"position, window against fused: one place later \+(\d\.\d+) % .*? ratio is (\d\.\d+)"
+    later, ratio = map(float, re.search(words, text).groups())
+    assert later == pytest.approx(100 * math.expm1(0.05), abs=0.1)
+    assert ratio == pytest.approx(0.9, abs=0.01)
     for trainings in metrics.values():
         for training in trainings:
             training["training_time"] *= math.exp(0.01 * training["index"])
@@ -337,10 +282,8 @@ def test_drift_over_the_experiment_is_estimated():
     ],
 )
 def test_faster_and_not_worse_needs_both(factor, rise, words):
-    metrics, metadata = make_experiment(6, ("window", "fused"))
-    for window, fused in zip(metrics["window"], metrics["fused"], strict=True):
-        wobble = 1 + 0.001 * (-1) ** window["block"]
-        window["training_time"] = factor * wobble * fused["training_time"]
-        window["val_loss"] = fused["val_loss"] + rise + 0.001 * (wobble - 1)
-    report = " ".join(format_report(metrics, metadata).split())
+    wobble = 0.001 * (-1.0) ** np.arange(6)
+    experiment = make_experiment(6, ("window", "fused"))
+    experiment = with_losses(with_times(experiment, factor * (1 + wobble)), rise + wobble / 1000)
+    report = flat(format_report(*experiment))
     assert f"Faster and not worse: of window against fused this {words}" in report

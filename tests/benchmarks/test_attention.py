@@ -7,12 +7,8 @@ import pytest
 
 from attention import density, fused_attention, window_attention
 from benchmarks import attention
-from benchmarks.attention import AttentionBenchmark
+from benchmarks.attention import errors_of, measure_attention
 from benchmarks.peers import ALL_KEYS, FORWARD, PATTERN, PEERS, TRAINING, Case, Peer
-
-
-def case_of(seq_len):
-    return Case(1, seq_len, 4, 32, 10, 3, "float32", "cpu")
 
 
 def test_every_peer_is_timed_or_skipped(measured):
@@ -40,48 +36,46 @@ def test_ratios_follow_from_the_samples_of_the_same_length_and_direction(measure
             assert math.isnan(r["share_of_limit"])
 
 
+def measure(name, peer, directions, seq_len=16):
+    case = Case(1, seq_len, 4, 32, 10, 3, "float32", "cpu")
+    errors = errors_of({name: peer}, directions, case)
+    return measure_attention(case, {name: peer}, errors, rounds=1)
+
+
 @pytest.mark.parametrize("timed", [FORWARD, TRAINING])
-def test_a_window_that_is_off_by_one_is_not_timed(cpu, timed):
+def test_a_window_that_is_off_by_one_is_not_timed(timed):
     def off_by_one(case):
         return lambda q, k, v: window_attention(q, k, v, case.window_size + 1, case.dilation)
 
-    peers = {"off by one": Peer(PATTERN, "", off_by_one), "dense": PEERS["dense"]}
-    benchmark = AttentionBenchmark(peers, [timed], cpu, rounds=1, memory=False)
-    for seq_len in (16, 32):
-        records, (missing,) = benchmark.measure(case_of(seq_len))
-        assert [r["peer"] for r in records] == ["dense"]
-        assert "gives other results than textbook attention" in missing["reason"]
+    records, (missing,) = measure("off by one", Peer(PATTERN, "", off_by_one), [timed])
+    assert not records
+    assert "gives other results than textbook attention" in missing["reason"]
 
 
-def test_without_a_backward_pass_the_forward_pass_is_still_timed(cpu):
+def test_without_a_backward_pass_the_forward_pass_is_still_timed():
     def forward_only(q, k, v):
         if q.requires_grad:
             raise NotImplementedError("training is not supported")
         return fused_attention(q, k, v)
 
-    peers = {"mine": Peer(ALL_KEYS, "", lambda case: forward_only)}
-    benchmark = AttentionBenchmark(peers, [FORWARD, TRAINING], cpu, rounds=1, memory=False)
-    (record,), (missing,) = benchmark.measure(case_of(16))
+    peer = Peer(ALL_KEYS, "", lambda case: forward_only)
+    (record,), (missing,) = measure("mine", peer, [FORWARD, TRAINING])
     assert record["direction"] == FORWARD and missing["direction"] == TRAINING
     assert missing["reason"] == "NotImplementedError: training is not supported"
 
 
-def test_what_memory_cannot_hold_is_not_tried(cpu, monkeypatch):
+def test_what_memory_cannot_hold_is_not_tried(monkeypatch):
     monkeypatch.setattr(attention, "free_memory", lambda device: 1e6)
-    benchmark = AttentionBenchmark({"dense": PEERS["dense"]}, [FORWARD], cpu, rounds=1)
-    records, (missing,) = benchmark.measure(case_of(512))
+    records, (missing,) = measure("dense", PEERS["dense"], [FORWARD], 512)
     assert not records and "GB are free" in missing["reason"]
 
 
-def test_what_would_take_too_long_is_not_tried(cpu):
-    limits = {"rounds": 1, "max_seconds": 1e-9}
-    benchmark = AttentionBenchmark({"flash": PEERS["flash"]}, [FORWARD], cpu, **limits)
-    assert len(benchmark.measure(case_of(16))[0]) == 1
-    records, (missing,) = benchmark.measure(case_of(32))
-    assert not records and "--max-seconds" in missing["reason"]
+def test_what_takes_too_long_is_not_timed_further(monkeypatch):
+    monkeypatch.setattr(attention, "LONGEST_SECONDS", 0)
+    records, (missing,) = measure("flash", PEERS["flash"], [FORWARD])
+    assert not records and missing["reason"] == "takes more than 0 s a call"
 
 
-def test_memory_is_that_of_one_forward_and_backward_pass(cpu):
-    benchmark = AttentionBenchmark({"dense": PEERS["dense"]}, [TRAINING], cpu, rounds=1)
-    (dense,), _ = benchmark.measure(case_of(1024))
+def test_memory_is_that_of_one_forward_and_backward_pass():
+    (dense,), _ = measure("dense", PEERS["dense"], [TRAINING], 1024)
     assert dense["peak_memory_mb"] > 32  # the scores alone are 16 MB, kept several times over

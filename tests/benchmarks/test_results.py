@@ -31,7 +31,11 @@ def test_the_picture_has_a_line_for_each_peer_and_the_limit(measured):
     for axis, timed in zip(figure.axes, (FORWARD, TRAINING), strict=True):
         lines = {line.get_label(): line.get_ydata() for line in axis.get_lines()}
         times = {
-            peer: [r["median_ms"] for r in records if (r["peer"], r["direction"]) == (peer, timed)]
+            peer: [
+                r["median_ms"] / 1e3
+                for r in records
+                if (r["peer"], r["direction"]) == (peer, timed)
+            ]
             for peer in ("split", "flash")
         }
         np.testing.assert_allclose(lines["split (near + far)"], times["split"])

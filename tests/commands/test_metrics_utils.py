@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import metrics_utils
 from analysis.report import format_report, write_report
 from metrics_utils import main, print_metrics_summary, save_metrics
 
@@ -54,7 +53,3 @@ def test_the_summary_is_mean_and_sample_deviation(experiment, capsys):
     losses = np.array([training["val_loss"] for training in metrics["window"]])
     print_metrics_summary(metrics)
     assert f"{losses.mean():.4f} ± {losses.std(ddof=1):.4f}" in capsys.readouterr().out
-
-
-def test_every_documented_function_is_there():
-    assert all(hasattr(metrics_utils, name) for name in metrics_utils.__all__)

@@ -3,35 +3,21 @@
 import pytest
 
 import analyze_hyperparameters
-from studies.measured import equal_seconds, equal_tokens, pareto_front, recommend
-from studies.summary import save_study
-
-
-def front_of(places):
-    estimates = {arm: ({"mean": speed}, {"mean": loss}) for arm, (speed, loss) in places.items()}
-    return pareto_front(estimates)
-
-
-def contrasts_of(content):
-    """The contrasts of all patterns of all points."""
-    arms = [arm for point in content["points"] for arm in point["arms"].values()]
-    return [arm["contrast"] for arm in arms if "contrast" in arm]
+from machine.files import write_json
+from studies.measured import measured_rows, pareto_front, recommend, trade_offs
 
 
 def test_nothing_beats_the_front_in_speed_and_loss():
     places = {"a": (1.0, 0.0), "b": (1.2, 0.0), "c": (2.0, 0.5), "d": (1.5, 0.6), "e": (0.5, -1.0)}
-    assert front_of(places) == ["e", "b", "c"]
-
-
-def test_ties_are_all_on_the_front():
-    assert front_of({"a": (1, 1), "twin": (1, 1)}) == ["a", "twin"]
-    assert front_of({}) == []
+    places["twin"] = places["e"]
+    estimates = {arm: ({"mean": speed}, {"mean": loss}) for arm, (speed, loss) in places.items()}
+    assert pareto_front(estimates) == ["e", "twin", "b", "c"]
 
 
 def test_the_front_of_the_patterns(patterns):
-    point = patterns["points"][0]
-    assert pareto_front(equal_tokens(point)) == ["w96-d4", "w96-d16", "w32-d0"]
-    assert "w32-d0" in pareto_front(equal_seconds(point))
+    tokens, seconds = trade_offs(patterns["points"][0])
+    assert pareto_front(tokens) == ["w96-d4", "w96-d16", "w32-d0"]
+    assert "w32-d0" in pareto_front(seconds)
 
 
 def test_the_fastest_that_is_not_worse_is_recommended(patterns):
@@ -42,23 +28,27 @@ def test_the_fastest_that_is_not_worse_is_recommended(patterns):
     assert all("(2 of 3): " in line for line in words)
 
 
-def test_without_a_pattern_that_is_faster_and_not_worse_there_is_none_to_choose(patterns):
-    for contrast in contrasts_of(patterns):
-        contrast["time"] |= {"ratio": 1.2, "low": 1.1, "high": 1.3}
-    words = "both faster than fused and not worse by 0.02 nats; faster: none; not worse: w96-d4, w9"
+def test_without_a_pattern_to_choose_it_says_how_many_blocks_would_decide(patterns):
+    for point in patterns["points"]:
+        for _, summary, _ in measured_rows(point):
+            summary["contrast"]["quality"] |= {"verdict": "undecided", "runs_needed": 17}
+    words = (
+        "no pattern is shown to be both faster than fused and not worse by 0.02 nats. Blocks that "
+        "would decide whether one is worse: w32-d0 (about 17), w96-d4 ("
+    )
     assert all(words in line for line in recommend(patterns))
 
 
-def test_undecided_quality_says_how_many_blocks_would_decide(patterns):
-    for contrast in contrasts_of(patterns):
-        contrast["quality"] |= {"verdict": "undecided", "runs_needed": 17}
-    words = "undecided: w32-d0 (about 17 blocks would decide), w96-d4 ("
-    assert all(words in line for line in recommend(patterns))
+def test_a_slower_pattern_is_not_recommended(patterns):
+    for point in patterns["points"]:
+        for _, summary, _ in measured_rows(point):
+            summary["contrast"]["time"] |= {"ratio": 1.2, "low": 1.1, "high": 1.3}
+    assert all(line.endswith("and not worse by 0.02 nats.") for line in recommend(patterns))
 
 
 def test_the_analysis_shows_what_was_measured(patterns, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_study(patterns, tmp_path / "output")
+    write_json("output/pattern_study.json", patterns)
     assert analyze_hyperparameters.main(["--measured"]) == 0
     printed = capsys.readouterr().out
     assert "MEASURED by --study patterns on 2-core CPU" in printed
@@ -79,6 +69,6 @@ def test_the_analysis_refuses_what_it_cannot_show(
     options, words, lengths, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    save_study(lengths, "output")
+    write_json("output/length_study.json", lengths)
     assert analyze_hyperparameters.main(options) == 2
     assert words in capsys.readouterr().err

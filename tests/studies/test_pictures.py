@@ -3,9 +3,8 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from studies.measured import equal_tokens
+from studies.measured import trade_offs
 from studies.pictures import plot_study, save_figures
-from studies.summary import summarize
 
 
 @pytest.mark.parametrize(
@@ -38,9 +37,17 @@ def test_the_panels_of_lengths_fit_what_they_show(lengths):
 
 def test_the_panels_of_patterns_show_every_mean(patterns):
     left = plot_study(patterns)["pattern_pareto"].axes[0]
-    for gain, loss in equal_tokens(patterns["points"][0]).values():
+    tokens, _ = trade_offs(patterns["points"][0])
+    for gain, loss in tokens.values():
         assert left.get_xlim()[0] < gain["mean"] < left.get_xlim()[1]
         assert left.get_ylim()[0] < loss["mean"] < left.get_ylim()[1]
+
+
+def test_mixed_trainings_are_marked_below_a_figure(patterns):
+    for mixed in ([], ["config.lr: 0.1 before, 0.2 now"]):
+        patterns["points"][0]["mixed"] = mixed
+        caption = plot_study(patterns)["pattern_pareto"]._supxlabel.get_text()
+        assert ("MIXED" in caption) is bool(mixed)
 
 
 def test_arms_of_one_window_share_a_colour_and_of_one_dilation_a_marker(patterns):
@@ -49,19 +56,3 @@ def test_arms_of_one_window_share_a_colour_and_of_one_dilation_a_marker(patterns
     assert list(looks) == ["fused", "w32-d0", "w96-d4", "w96-d16"]
     assert looks["w96-d4"].get_color() == looks["w96-d16"].get_color()
     assert len({(line.get_color(), line.get_marker()) for line in looks.values()}) == 4
-
-
-@pytest.mark.parametrize("study", ["lengths", "patterns"])
-def test_mixed_points_are_marked_below_every_figure(study, summed_up, lengths, patterns):
-    content = {"lengths": lengths, "patterns": patterns}[study]
-    content["points"][0]["mixed"] = ["config.lr: 0.1 before, 0.2 now"]
-    for figure, marked in ((plot_study(summed_up[study]), False), (plot_study(content), True)):
-        captions = [found._supxlabel.get_text() for found in figure.values()]
-        assert all(("MIXED" in text) is marked for text in captions)
-
-
-@pytest.mark.parametrize("study", ["lengths", "patterns"])
-def test_one_block_is_drawn_without_intervals(study, experiment_of):
-    content = summarize(study, [experiment_of(study, runs=1)])
-    for figure in plot_study(content).values():
-        figure.draw_without_rendering()

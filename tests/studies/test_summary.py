@@ -1,6 +1,5 @@
 """What a study's experiments come to, against calculations made here; its file."""
 
-import json
 import math
 
 import numpy as np
@@ -12,7 +11,7 @@ from analysis.metrics import MetricsError
 from attention.pattern import attended_pairs, causal_pairs
 from gpt import model_flops
 from studies.pictures import plot_study
-from studies.summary import load_study, save_study, summarize
+from studies.summary import load_study, summarize
 from studies.tables import format_study
 
 
@@ -42,12 +41,13 @@ def test_memory_that_ran_out_is_a_result(lengths):
     assert last["contrasts"]["window/fused"]["val_loss"]["n"] == 4
 
 
-def test_validation_losses_that_are_no_numbers_are_no_contrast(experiment_of):
+def test_what_was_not_measured_is_not_compared(experiment_of):
     metrics, metadata = experiment_of("patterns")
-    for run in metrics["w96-d4"]:
-        run["val_loss"] = math.nan
+    for without_loss, without_memory in zip(metrics["w96-d4"], metrics["w32-d0"], strict=True):
+        without_loss["val_loss"] = without_memory["peak_memory_mb"] = math.nan
     content = summarize("patterns", [(metrics, metadata)])
-    assert content["points"][0]["arms"]["w96-d4"]["contrast"] is None
+    arms = content["points"][0]["arms"]
+    assert arms["w96-d4"]["contrast"] is arms["w32-d0"]["contrast"]["memory"] is None
     assert "w96-d4" in format_study(content) and plot_study(content)
 
 
@@ -75,14 +75,6 @@ def test_curves_are_differences_over_the_tokens(patterns):
     assert curve["low"][-1] <= curve["mean"][-1] <= curve["high"][-1]
 
 
-@pytest.mark.parametrize("study", ["lengths", "patterns"])
-def test_the_file_gives_the_content_back(study, summed_up, tmp_path):
-    content = summed_up[study]
-    path = save_study(content, tmp_path)
-    assert path.name == f"{study[:-1]}_study.json"
-    assert load_study(path) == json.loads(json.dumps(content))
-
-
 @pytest.mark.parametrize("study", ["length", "pattern"])
 def test_the_studies_on_the_h100_are_still_told_and_drawn(study):
     content = load_study(ROOT / f"results/h100_{study}_study.json")
@@ -97,8 +89,3 @@ def test_a_file_that_is_no_study_gets_one_line(tmp_path, text):
     path.write_bytes(text)
     with pytest.raises(MetricsError, match=r"pattern_study.json: incomplete or not of this suite"):
         load_study(path)
-
-
-def test_a_study_that_is_missing_says_what_writes_it(tmp_path):
-    with pytest.raises(MetricsError, match="--study patterns writes it"):
-        load_study(tmp_path / "nothing.json")

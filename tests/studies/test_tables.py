@@ -6,6 +6,7 @@ import pytest
 
 from estimates.pattern import PatternAnalysis
 from estimates.report import format_report
+from studies.pictures import plot_study
 from studies.summary import summarize
 from studies.tables import format_study
 
@@ -14,8 +15,17 @@ from studies.tables import format_study
 def test_each_kind_of_positions_has_a_table(study, summed_up):
     text = " ".join(format_study(summed_up[study]).split())
     assert text.count("pairs kept") == text.count("faster than fused memory/fused") == 2
-    for words in ("learned positions", "rotary positions", "blocks a point: 4; 60 steps"):
-        assert words in text
+    assert "learned positions" in text and "rotary positions" in text
+    assert "blocks a point: 4; 60 steps" in text
+
+
+@pytest.mark.parametrize("study", ["lengths", "patterns"])
+def test_one_block_has_no_intervals(study, experiment_of):
+    content = summarize(study, [experiment_of(study, runs=1)])
+    tables, _ = format_study(content).split("[ ]")
+    assert "[" not in tables
+    for figure in plot_study(content).values():
+        figure.draw_without_rendering()
 
 
 def test_memory_that_ran_out_is_told_in_the_table(lengths):
@@ -36,18 +46,3 @@ def test_what_disturbed_a_point_is_told_above_the_tables(experiment_of):
 def test_an_analysis_without_a_study_says_how_to_get_one():
     text = format_report([PatternAnalysis(96, 4, 1024)])
     assert "compare_models.py --study patterns` measures" in text
-
-
-def test_points_of_mixed_trainings_are_marked(experiment_of):
-    experiments = [experiment_of("lengths", seq_len=seq_len) for seq_len in (256, 1024)]
-    experiments[1][1]["mixed"] = ["config.lr: 0.1 before, 0.2 now"]
-    text = format_study(summarize("lengths", experiments))
-    assert text.count("MIXED") == 1
-    assert "MIXED: learned_1024: config.lr: 0.1 before, 0.2 now" in text
-
-
-def test_one_block_has_no_intervals(experiment_of):
-    for study in ("lengths", "patterns"):
-        text = format_study(summarize(study, [experiment_of(study, runs=1)]))
-        tables, _ = text.split("[ ]")
-        assert "[" not in tables

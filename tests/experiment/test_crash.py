@@ -29,7 +29,7 @@ def test_ended_at_any_write_the_experiment_goes_on_to_the_same_results(tmp_path)
 
 
 def test_killed_at_random_calls_the_experiment_goes_on_to_the_same_results(tmp_path):
-    """SIGKILL at 20 function calls, drawn by a seed from all that an experiment makes."""
+    """SIGKILL at 12 function calls, drawn by a seed from all that an experiment makes."""
     result = harness("kills", tmp_path)
     assert result["failures"] == []
-    assert result["statuses"] == [-9] * 20
+    assert result["statuses"] == [-9] * 12

@@ -4,10 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import analyze_hyperparameters
 import benchmark_attention
@@ -16,8 +16,8 @@ import create_model_plots
 import generate
 import metrics_utils
 import prepare_data
+import train_model
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--runs 1 --max-steps 2 --seq-len 32 --d-model 16 --n-heads 2 --layers 1 --batch-size 2"
 SMALL += " --window-size 8 --device cpu"
 
@@ -54,7 +54,7 @@ def test_prepare_and_main(experiment):
     assert trained.stdout == report + "\n"
     assert "sequence length 32" in report
     # no terminal: plain lines, no bars
-    assert trained.stderr.count("run 1/1 ") == 3 and "\r" not in trained.stderr
+    assert trained.stderr.count("block 1/1 ") == 3 and "\r" not in trained.stderr
     names = {path.name for path in (folder / "output").iterdir()}
     assert {"experiment_results.npz", "window_model_weights.pt", "tokenizer.json"} <= names
     assert len(list((folder / "plots").glob("*.png"))) == 10
@@ -84,13 +84,6 @@ def test_the_report_again(experiment):
     folder, _, trained = experiment
     done = run("metrics_utils.py", folder)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout == trained.stdout
-
-
-def test_the_same_command_again_trains_nothing(experiment):
-    folder, _, trained = experiment
-    done = run(f"main.py {SMALL}", folder)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == trained.stdout and "run 1/1" not in done.stderr
 
 
 def test_analysis_of_one_configuration(tmp_path):
@@ -129,16 +122,8 @@ def test_help_and_wrong_options(tmp_path, monkeypatch, capsys, script):
     assert "--no-such-option" in printed.err and os.listdir(tmp_path) == []
 
 
-def test_bad_input_is_one_clear_message_and_exit_code_2(tmp_path):
-    for command in (
-        "main.py --n-heads 5",
-        "create_model_plots.py no/such/file.npz",
-        "metrics_utils.py no/such/file.json",
-        "generate.py def",
-    ):
-        done = run(command, tmp_path)
-        assert done.returncode == 2 and done.stdout == ""
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+def test_the_notebooks_module_has_what_it_names():
+    assert all(hasattr(train_model, name) for name in train_model.__all__)
 
 
 def test_attention_goes_home_as_one_folder(tmp_path):
@@ -150,13 +135,13 @@ def test_attention_goes_home_as_one_folder(tmp_path):
     assert done.stdout == "True\n"
 
 
-@pytest.mark.parametrize("closed", ["stdout", "stderr"])
-@pytest.mark.parametrize("name", ["h200_paper_3_runs.npz", "no_such_file.npz"])
-def test_a_closed_stream_changes_no_exit_code_and_gets_nothing_through_the_other(closed, name):
+@pytest.mark.parametrize(("closed", "redirection"), [("stdout", ">&-"), ("stderr", "2>&-")])
+@pytest.mark.parametrize(("name", "code"), [("h200_paper_3_runs.npz", 0), ("no_such_file.npz", 2)])
+def test_a_closed_stream_changes_no_exit_code_and_gets_nothing_through_the_other(
+    closed, redirection, name, code
+):
     command = [sys.executable, ROOT / "metrics_utils.py", ROOT / "results" / name]
-    open_code = subprocess.run(command, capture_output=True).returncode
-    redirected = {"stdout": ">&-", "stderr": "2>&-"}[closed]
-    shell = ["sh", "-c", f'exec "$@" {redirected}', "sh", *map(str, command)]
+    shell = ["sh", "-c", f'exec "$@" {redirection}', "sh", *map(str, command)]
     done = subprocess.run(shell, capture_output=True, text=True)
-    assert done.returncode == open_code and "Traceback" not in done.stderr
+    assert done.returncode == code and "Traceback" not in done.stderr
     assert closed == "stdout" or "error" not in done.stdout

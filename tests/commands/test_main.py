@@ -1,0 +1,179 @@
+"""The experiment's command: its options, outputs, exit codes, and one line for what is wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_experiment import (
+    BLOCK,
+    RESULTS,
+    break_training,
+    contents,
+    prepare_workplace,
+    run_main,
+    run_out_of_memory,
+    stop_at,
+)
+
+import compare_models
+from compare_models import build_parser, config_from
+from experiment import run as experiment_run
+from figures.all import create_all_plots
+from training.config import PRESETS
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    return prepare_workplace(tmp_path, monkeypatch)
+
+
+def config_of(options):
+    return config_from(build_parser().parse_args(options.split()))
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+# outputs and exit codes
+def test_results_report_weights_and_plots(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(compare_models, "create_all_plots", create_all_plots)
+    assert run_main("--runs 2") == 0
+    printed = capsys.readouterr()
+    assert contents("output") == RESULTS
+    assert len(contents("output/runs")) == 2 * 3 and len(contents("plots")) == 20
+    report = Path("output/improved_comparison_results.txt").read_text(encoding="utf-8")
+    assert printed.out == report + "\n"  # stdout is the report and nothing else
+    assert "block 2/2" in printed.err and "roughly" in printed.err
+
+
+def test_nothing_but_failures_still_ends_with_a_report(workplace, monkeypatch, capsys):
+    break_training(monkeypatch, "window", run_out_of_memory)
+    assert run_main("--runs 1 --arms window") == 3
+    assert "out_of_memory" in capsys.readouterr().out and contents("plots") == []
+
+
+def test_data_in_the_output_folder_keeps_its_tokenizer(workplace):
+    Path("tokenizer.json").write_text("{}")
+    assert run_main("--runs 1 --arms window --output-dir .") == 0
+    assert Path("tokenizer.json").read_text() == "{}"
+
+
+def test_ctrl_c_before_the_first_training(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(experiment_run, "train", interrupt)
+    assert run_main(BLOCK) == 130
+    assert "no training had been finished, so nothing was kept" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_plotting_keeps_everything(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(compare_models, "create_all_plots", interrupt)
+    assert run_main(BLOCK) == 130
+    assert "interrupted: 2 of 2 trainings are kept in output" in capsys.readouterr().err
+
+
+# bad input
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--n-heads 3", "--d-model 16 is not divisible by --n-heads 3"),
+        ("--window-size 0", "--window-size must be at least 1, got 0"),
+        ("--dilation -1", "--dilation must be at least 0, got -1"),
+        ("--runs 0", "--runs must be at least 1, got 0"),
+        ("--device cuda:77", "--device cuda:77: this machine has"),
+        ("--arms window window", "--arms names an arm twice"),
+        ("--arms fused w0-d3", "window_size must be at least 1"),
+        ("--seq-len 5000", "0 rows of 5,001 tokens"),
+        ("--batch-size 59", "59"),
+        ("--arms sparse", "sparse"),
+        ("--data other/tokens.npy", "other/tokens.npy"),  # it is never made up
+    ],
+)
+def test_wrong_options_get_one_line_and_exit_code_2(workplace, capsys, options, words):
+    assert run_main(options) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and contents(workplace) == ["training_data.npy"]
+    assert printed.err.startswith("error: ") and words in printed.err
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", ["--dilation x", "--preset big", "--runs many", "--nonsense"])
+def test_options_that_argparse_refuses(workplace, capsys, options):
+    with pytest.raises(SystemExit) as stop:
+        run_main(options)
+    assert stop.value.code == 2
+    assert options.split()[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((50, 25), np.float32), "integers"),
+        (np.zeros((2, 25), np.int64), "rows"),
+        (np.array([[1, None]], dtype=object), "pickle"),
+    ],
+)
+def test_bad_data_gets_one_line_and_exit_code_2(workplace, capsys, array, words):
+    np.save("training_data.npy", array, allow_pickle=True)
+    assert run_main() == 2
+    printed = capsys.readouterr()
+    assert "training_data.npy" in printed.err and words in printed.err
+    assert printed.err.count("\n") == 1 and contents(workplace) == ["training_data.npy"]
+
+
+def test_a_file_where_a_folder_should_be_is_found_before_anything_is_trained(
+    workplace, monkeypatch, capsys
+):
+    (workplace / "taken").write_text("")
+    started = stop_at(monkeypatch, 1)
+    for option in ("--output-dir", "--plots-dir"):
+        assert run_main(f"{option} taken") == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: taken: cannot be written") and error.count("\n") == 1
+    with pytest.raises(OSError):
+        run_main("--output-dir taken --debug")
+    assert started == []
+
+
+# options
+def test_help_is_complete_and_grouped():
+    text = build_parser().format_help()
+    documented = "runs seed arms preset device dtype compile batch-size max-steps seq-len d-model"
+    documented += " n-heads layers window-size dilation lr warmup-steps data output-dir plots-dir"
+    documented += " dry-run restart allow-mixed study seq-lens patterns debug"
+    for option in documented.split():
+        assert f"--{option} " in text or f"--{option}\n" in text, option
+    for group in ("experiment:", "training:", "model:", "pattern:", "files:"):
+        assert f"\n{group}\n" in text
+    assert "paper 256, long 4096, laptop 1024" in " ".join(text.split())
+
+
+def test_a_value_for_each_layer_is_read_from_the_command_line():
+    config = config_of("--preset laptop --device cpu --window-size 64,96 --dilation 4")
+    assert (config.window_size, config.dilation) == ((64, 96), 4)
+    with pytest.raises(ValueError, match="--dilation has 3 values for 2 layers: give one, or one"):
+        config_of("--preset laptop --dilation 4,1,4")
+
+
+def test_presets_give_defaults_and_options_override_them():
+    assert config_of("--preset long --device cpu").seq_len == 4096
+    options = "--preset laptop --seq-len 64 --compile --arms window fused --device cpu"
+    config = config_of(options)
+    assert (config.seq_len, config.compile, config.arms) == (64, "default", ("window", "fused"))
+    assert config.runs == PRESETS["laptop"]["runs"]
+
+
+def test_the_default_preset_follows_the_device(monkeypatch):
+    for available, preset in ((False, "laptop"), (True, "paper")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda value=available: value)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        assert config_of("").preset == preset
+
+
+def test_accumulation_goes_without_the_graphs_of_the_preset(capsys):
+    options = "--preset long --device cpu"
+    assert config_of(f"{options} --gradient-accumulation 2").compile == "default"
+    assert "--compile default instead" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="keeps gradients in CUDA graphs"):
+        config_of(f"{options} --gradient-accumulation 2 --compile reduce-overhead")
+    assert config_of(options).compile == "reduce-overhead"

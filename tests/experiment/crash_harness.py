@@ -1,0 +1,188 @@
+"""Ends a tiny experiment at chosen moments, goes on with it, and compares with an undisturbed one.
+
+``python tests/experiment/crash_harness.py writes|kills FOLDER`` prints one JSON object, which
+test_crash.py reads.  Python and torch are imported once: every experiment is a fork of this
+process, so that a hundred of them take seconds.
+"""
+
+import builtins
+import contextlib
+import gc
+import importlib
+import io
+import json
+import os
+import random
+import signal
+import stat
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+
+import compare_models
+from analysis.metrics import load_experiment
+from training import train as training_train
+
+KILLS = 12
+OPTIONS = "--seq-len 12 --d-model 8 --n-heads 2 --layers 1 --batch-size 2 --max-steps 3 --lr 1e-2"
+OPTIONS += " --device cpu --window-size 3 --dilation 2 --warmup-steps 2 --val-batches 1"
+OPTIONS += " --arms window fused --runs 1"
+ENDED, BROKEN = 77, 70
+
+
+def new_folder(parent, name):
+    folder = Path(parent) / name
+    folder.mkdir()
+    tokens = np.random.default_rng(0).integers(20, size=(30, 13)).astype(np.uint16)
+    np.save(folder / "training_data.npy", tokens)
+    (folder / "tokenizer.json").write_text("{}")  # is copied beside the weights
+    return folder
+
+
+def experiment(folder, prepare=dict):
+    """The exit status of an experiment in ``folder``, in a process of its own.
+
+    prepare: is called there first; what it returned by the end is left in found.json.
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        os.chdir(folder)
+        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        seen = prepare()
+        code = compare_models.main(OPTIONS.split())
+        sys.setprofile(None)
+        Path("found.json").write_text(json.dumps({"modules": list(sys.modules), **seen}))
+        os._exit(code)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(BROKEN)
+
+
+# moments
+def end_at_write(number):
+    """Patch this process to end at its ``number``-th change of the disk; counts them."""
+    seen, fsync, open_file = {"count": 0}, os.fsync, io.open
+
+    def is_the_end():
+        seen["count"] += 1
+        return seen["count"] == number
+
+    def before(change):
+        def wrapper(*arguments, **options):
+            if is_the_end():
+                os._exit(ENDED)
+            return change(*arguments, **options)
+
+        return wrapper
+
+    def flush(handle):
+        if is_the_end():
+            state = os.fstat(handle)
+            if stat.S_ISREG(state.st_mode):  # half of the file has reached the disk
+                os.truncate(handle, state.st_size // 2)
+            os._exit(ENDED)
+        fsync(handle)
+
+    def opened(file, mode="r", *arguments, **options):
+        found = open_file(file, mode, *arguments, **options)
+        if "w" in mode and is_the_end():  # it is empty now
+            os._exit(ENDED)
+        return found
+
+    for name in ("replace", "rename", "unlink", "mkdir"):
+        setattr(os, name, before(getattr(os, name)))
+    os.fsync, io.open, builtins.open = flush, opened, opened
+    return seen
+
+
+def kill_at_call(number):
+    """Let this process kill itself at its ``number``-th call of a function; counts them."""
+    seen = {"count": 0}
+
+    def profile(*_):
+        seen["count"] += 1
+        if seen["count"] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(profile)
+    return seen
+
+
+# comparison
+def outcome(folder):
+    """What must be the same however often an experiment was stopped, as plain values."""
+    output = folder / "output"
+    found = [sorted(str(path.relative_to(output)) for path in output.rglob("*"))]
+    for suffix in ("npz", "json"):
+        metrics, metadata = load_experiment(output / f"experiment_results.{suffix}")
+        for arm in sorted(metrics):
+            for training in metrics[arm]:
+                keys = ("block", "seed", "order", "position", "index", "val_loss")
+                found.append([arm, *(training[key] for key in keys), training["losses"].tolist()])
+        plan = metadata["plan"]
+        found.append([plan["orders"], plan["seeds"], metadata["status"], metadata["set_aside"]])
+    weights = torch.load(output / "window_model_weights.pt", weights_only=True)
+    return found + [value.tolist() for value in weights.values()]
+
+
+def goes_on(folder, undisturbed):
+    """Does the same command end as if nothing had been, and is all whole that was there?"""
+    for path in (folder / "output").glob("experiment_results.*"):
+        load_experiment(path)
+    kept = {path: path.read_bytes() for path in (folder / "output" / "runs").glob("*.npz")}
+    assert experiment(folder) == 0
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    return outcome(folder) == undisturbed
+
+
+def sweep(parent, moments, undisturbed):
+    """End an experiment at every moment, go on, and say where the end is another."""
+    failures, statuses = [], []
+    for number, prepare in enumerate(moments):
+        folder = new_folder(parent, f"case{number}")
+        statuses.append(experiment(folder, prepare))
+        try:
+            reason = "" if goes_on(folder, undisturbed) else "another outcome"
+        except Exception:
+            reason = traceback.format_exc()
+        if reason:
+            log = (folder / "log.txt").read_text()[-2000:]
+            failures.append({"moment": number, "reason": reason, "log": log})
+    return {"statuses": statuses, "failures": failures}
+
+
+def main():
+    torch.set_num_threads(1)
+    mode, parent = sys.argv[1:]
+    # a child process and figures would take most of the time, and write nothing of their own kind
+    training_train.child_peak_memory_mb = lambda *_: 12.5
+    compare_models.create_all_plots = lambda *_: []
+    gc.collect = lambda: 0  # each training's would go through all of torch
+    first, expected = new_folder(parent, "first"), new_folder(parent, "undisturbed")
+    assert experiment(first) == 0, (first / "log.txt").read_text()
+    for name in json.loads((first / "found.json").read_text())["modules"]:
+        with contextlib.suppress(ImportError):  # ahead: else every fork would, for seconds
+            importlib.import_module(name)
+    end_at = {"writes": end_at_write, "kills": kill_at_call}[mode]
+    assert experiment(expected, partial(end_at, 0)) == 0, (expected / "log.txt").read_text()
+    last = json.loads((expected / "found.json").read_text())["count"]
+    numbers = range(1, last)  # the last one is that of found.json
+    if mode == "kills":  # the number of calls differs a little from one to the next
+        numbers = random.Random(2026).sample(range(1, int(0.97 * last)), KILLS)
+    moments = [partial(end_at, number) for number in numbers]
+    print(json.dumps(sweep(parent, moments, outcome(expected))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The folder of an experiment: one writer, and files that count only whole."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, make_experiment
+from small_experiment import contents
+
+from analysis.metrics import SERIES
+from experiment import files as experiment_files
+from experiment.files import (
+    StoreError,
+    is_empty,
+    locked,
+    move_aside,
+    read_plan,
+    read_trainings,
+    set_aside,
+    training_path,
+    write_plan,
+    write_training,
+)
+from machine.command import UserError
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A folder with a plan and all its trainings; gives folder, metrics and metadata."""
+    folder = tmp_path / "output"
+    metrics, metadata = make_experiment(2, ("window", "fused"))
+    metadata |= {"experiment_id": "abc", "identity": {"code": "1"}, "processes": [], "mixed": []}
+    for arm, trainings in metrics.items():
+        for training in trainings:
+            training["order"] = ",".join(metadata["plan"]["orders"][training["block"]])
+            write_training(folder, "abc", arm, training)
+    write_plan(folder, metadata)
+    return folder, metrics, metadata
+
+
+def assert_equal_trainings(left, right):
+    for key, value in left.items():
+        if key in SERIES:
+            assert value.tobytes() == right[key].tobytes(), key
+        else:
+            assert value == right[key] or (value != value and right[key] != right[key]), key
+
+
+def refuse(*_):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+# trainings and the plan
+def test_trainings_and_plan_come_back_as_they_were(stored):
+    folder, metrics, metadata = stored
+    plan = read_plan(folder)
+    assert plan == metadata | {"schema_version": plan["schema_version"]}
+    assert contents(folder / "runs") == [
+        *("000_fused.npz", "000_window.npz", "001_fused.npz", "001_window.npz")
+    ]
+    found, damaged = read_trainings(folder, plan)
+    assert damaged == []
+    for arm, trainings in metrics.items():
+        for mine, other in zip(trainings, found[arm], strict=True):
+            assert_equal_trainings(mine, other)
+
+
+@pytest.mark.parametrize("third", range(3))
+def test_a_truncated_training_is_damaged_and_can_be_set_aside(stored, third):
+    folder, _, metadata = stored
+    path = training_path(folder, "fused", 1)
+    content = path.read_bytes()
+    path.write_bytes(content[: third * len(content) // 3])
+    metrics, damaged = read_trainings(folder, metadata)
+    assert [len(metrics[arm]) for arm in ("window", "fused")] == [2, 1]
+    ((broken, reason),) = damaged
+    assert broken == path and str(path) in reason
+    moved = set_aside(folder, broken)
+    assert moved.read_bytes() == content[: third * len(content) // 3]
+    assert read_trainings(folder, metadata)[1] == []
+
+
+def test_mutated_trainings_are_refused_or_right(stored):
+    folder, metrics, metadata = stored
+    rng = np.random.default_rng(0)
+    path = training_path(folder, "window", 0)
+    content = path.read_bytes()
+    for number in range(150):
+        mutated = bytearray(content)
+        # every other time in the zip file's table at its end
+        first = len(content) - 400 if number % 2 else 0
+        for place in rng.integers(first, len(content), size=3):
+            mutated[place] = rng.integers(256)
+        path.write_bytes(mutated)
+        found, damaged = read_trainings(folder, metadata)
+        assert len(found["window"]) + len(damaged) == 2
+        if not damaged:
+            assert_equal_trainings(metrics["window"][0], found["window"][0])
+    path.write_bytes(content)
+    assert read_trainings(folder, metadata)[1] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"experiment_id": "xyz"},
+        {"arm": "fused"},
+        {"training": [1, 2]},
+        {"seed": 7},
+        {"position": 1},
+        {"order": "fused,window"},
+        {"block": 1},
+        {"block": 7},
+        {"val_loss": "low"},
+    ],
+    ids=str,
+)
+def test_a_training_that_does_not_belong_is_not_taken(stored, change):
+    folder, _, metadata = stored
+    path = training_path(folder, "window", 0)
+    with np.load(path) as file:
+        arrays = dict(file)
+    about = json.loads(arrays["about"].item())
+    table = about if set(change) <= set(about) else about["training"]
+    table |= change
+    np.savez(path, **arrays | {"about": np.array(json.dumps(about))})
+    metrics, damaged = read_trainings(folder, metadata)
+    assert [path for path, _ in damaged] == [path] and len(metrics["window"]) == 1
+
+
+def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(stored, monkeypatch):
+    folder, _, metadata = stored
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(StoreError, match=r"npz: cannot be read \(Permission denied\)"):
+        read_trainings(folder, metadata)
+
+
+WHOLE = {"plan": {"orders": [], "seeds": []}, "identity": {}, "processes": []}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff{", "damaged"),
+        (b'{"plan": {}}', "damaged"),
+        (json.dumps(WHOLE | {"schema_version": 9}).encode(), "schema_version 9"),
+    ],
+)
+def test_a_damaged_plan_is_named_with_the_remedy(tmp_path, content, words):
+    (tmp_path / "plan.json").write_bytes(content)
+    with pytest.raises(StoreError, match=words) as caught:
+        read_plan(tmp_path)
+    assert str(tmp_path / "plan.json") in str(caught.value) and "--restart" in str(caught.value)
+
+
+# moving aside
+def test_set_aside_never_overwrites_and_flushes_both_folders(stored, monkeypatch):
+    folder, metrics, _ = stored
+    flushed, kept = [], []
+    monkeypatch.setattr(experiment_files, "flush_folder", lambda path: flushed.append(path.name))
+    for _ in range(3):
+        write_training(folder, "abc", "fused", metrics["fused"][0])
+        kept.append(set_aside(folder, training_path(folder, "fused", 0)).name)
+    assert contents(folder / "set_aside") == kept == [f"000_fused_{n}.npz" for n in (1, 2, 3)]
+    assert flushed == ["set_aside", "runs"] * 3
+
+
+def test_a_folder_that_is_moved_aside_goes_whole(stored):
+    folder, _, _ = stored
+    (folder / "notes.txt").write_text("a")
+    place = move_aside(folder, "data.npy")
+    assert not folder.exists() and place.name.startswith("output_earlier_20")
+    assert contents(place) == ["notes.txt", "plan.json", "runs"]
+    assert (place / "notes.txt").read_text() == "a"
+
+
+def test_nothing_is_moved_where_there_is_nothing(tmp_path):
+    assert move_aside(tmp_path / "none", "data.npy") is None
+    with locked(tmp_path):
+        pass
+    assert is_empty(tmp_path) and move_aside(tmp_path, "data.npy") is None
+    assert read_plan(tmp_path) is None
+
+
+@pytest.mark.parametrize("inside", ["data", "working directory"])
+def test_what_is_still_needed_is_not_moved_along(stored, monkeypatch, inside):
+    folder, _, _ = stored
+    data = folder / "data.npy" if inside == "data" else folder.parent / "data.npy"
+    if inside == "working directory":
+        monkeypatch.chdir(folder / "runs")
+    with pytest.raises(StoreError, match="choose another --output-dir"):
+        move_aside(folder, data)
+    assert contents(folder) == ["plan.json", "runs"]
+
+
+def test_a_move_that_fails_is_named_and_leaves_all_as_it_was(stored, monkeypatch):
+    folder, _, _ = stored
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="writable") as caught:
+        move_aside(folder, "data.npy")
+    assert caught.value.filename == str(folder) and contents(folder) == ["plan.json", "runs"]
+
+
+# one writer
+def test_the_lock_keeps_other_processes_out_and_ends_with_its_own(tmp_path):
+    """Held by a process that is killed; what it had half written is removed."""
+    hold = "import sys; from experiment.files import locked\nwith locked(sys.argv[1]):"
+    hold += " print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, tmp_path]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        told = pytest.raises(UserError, match="another experiment is writing there")
+        with told as caught, locked(tmp_path):
+            pass
+        assert str(tmp_path) in str(caught.value)
+        holder.kill()
+        assert holder.wait() == -signal.SIGKILL
+    (tmp_path / "runs").mkdir()
+    for name in (".plan.json.abc.tmp", "runs/.000_window.npz.abc.tmp", ".other.json.abc.tmp"):
+        (tmp_path / name).write_text("half")
+    assert ".lock" in os.listdir(tmp_path)
+    with locked(tmp_path):
+        assert contents(tmp_path) == [".other.json.abc.tmp", "runs"]  # of another program
+        assert contents(tmp_path / "runs") == []
+
+
+def test_a_lock_that_cannot_be_had_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(OSError, match="folder is in its place") as caught, locked(tmp_path):
+        pass
+    assert caught.value.filename == str(tmp_path / ".lock")

@@ -1,0 +1,131 @@
+"""The experiment as a call: what comes back, what is saved, and how failures are told."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_experiment import (
+    BLOCK,
+    break_training,
+    diverge,
+    run_main,
+    run_out_of_memory,
+    tiny_config,
+)
+
+from analysis.metrics import load_experiment, load_metrics
+from analysis.values import in_order
+from attention.pattern import window_mask
+from experiment.files import StoreError
+from experiment.run import run_experiment
+from figures.data import describe_setting
+from training.tokens import load_dataset
+from training.trainer import Trainer
+from training.weights import load_window_model
+
+
+def test_every_training_is_what_the_plan_says(workplace):
+    metrics, metadata = run_experiment(tiny_config("--runs 2"), argv=["x"])
+    assert metadata["status"] == "complete" and metadata["processes"][0]["argv"] == ["x"]
+    assert set(metadata["processes"][0]["attention"]) == {"baseline", "window", "fused"}
+    assert metadata["data"]["val_rows"] == 3 and metadata["data"]["train_rows"] == 57
+    assert {test["outcome"] for test in metadata["tests"]} >= {"training_time", "val_loss"}
+    for arm, trainings in metrics.items():
+        assert [training["status"] for training in trainings] == ["ok", "ok"], arm
+        assert [training["seed"] for training in trainings] == metadata["plan"]["seeds"]
+        for training in trainings:
+            order = training["order"].split(",")
+            assert order == metadata["plan"]["orders"][training["block"]]
+            assert order[training["position"]] == arm
+    assert [training["index"] for training in in_order(metrics)] == list(range(6))
+    saved = load_experiment("output/experiment_results.npz")
+    assert saved[1]["plan"] == metadata["plan"] and saved[1]["tests"] == metadata["tests"]
+
+
+def test_the_notebook_and_the_command_line_are_the_same_experiment(workplace):
+    assert run_main(BLOCK) == 0
+    trained = load_metrics("output/experiment_results.npz")
+    device = "cpu" if torch.cuda.is_available() else "auto"
+    metrics, _ = run_experiment(replace(tiny_config(), device=device))
+    assert metrics["fused"][0]["process"] == trained["fused"][0]["process"]
+
+
+def test_notebook_use_raises_what_the_command_line_explains(workplace, capsys):
+    config = replace(tiny_config(), arms=("fused",))
+    run_experiment(config)
+    printed = capsys.readouterr()
+    assert "roughly" in printed.err and printed.out == ""
+    with pytest.raises(StoreError, match=r"config\.lr"):
+        run_experiment(replace(config, lr=0.5))
+    metrics, _ = run_experiment(replace(config, lr=0.5), restart=True)
+    assert metrics["fused"][0]["total_steps"] == 4 and list(Path().glob("output_earlier_*"))
+
+
+def test_saved_weights_rebuild_the_first_blocks_window_model(workplace):
+    metrics, _ = run_experiment(tiny_config("--runs 1 --arms window"))
+    weights = load_window_model("output/window_model_weights.pt").state_dict()
+    dataset = load_dataset("training_data.npy", 24, 2)
+    config, cpu = tiny_config(), torch.device("cpu")
+    trainer = Trainer(config, "window", dataset.train, dataset.vocab_size, cpu, seed=0)
+    trainer.model.load_state_dict(weights)
+    loss = metrics["window"][0]["val_loss"]
+    assert trainer.evaluate(dataset.held_out) == pytest.approx(loss, rel=1e-6)
+
+
+def test_an_experiment_with_every_option_of_the_pattern(workplace, capsys):
+    options = "--runs 1 --layers 2 --dilation 3,1 --sink-tokens 2 --positions rotary"
+    assert run_main(options) == 0
+    printed = capsys.readouterr()
+    for text in ("window_size 5, dilation 3,1, sink_tokens 2", "rotary positions"):
+        assert text in printed.out and text in printed.err
+    _, metadata = load_experiment("output/experiment_results.npz")
+    assert metadata["config"]["dilation"] == [3, 1] and metadata["config"]["window_size"] == 5
+    pairs = int(window_mask(24, 5, 3, sink_tokens=2).sum()), 24 * 25 // 2
+    assert metadata["pattern"]["attended_pairs"] == sum(pairs) / 2
+    assert metadata["pattern"]["density"] == pytest.approx(sum(pairs) / 2 / pairs[1])
+    setting = describe_setting(metadata).replace("\N{NO-BREAK SPACE}", " ")
+    assert "window_size 5, dilation 3,1, sink_tokens 2" in setting
+    model = load_window_model("output/window_model_weights.pt")
+    assert model.position_embeddings is None and model.layers[1].mha.dilation == 1
+    assert [block.mha.sink_tokens for block in model.layers] == [2, 2]
+    assert run_main(options) == 0  # the stored plan is recognised
+    assert "complete: all 3 trainings are done" in capsys.readouterr().err
+
+
+def test_determinism_is_on_for_the_whole_experiment_and_recorded(workplace):
+    _, metadata = run_experiment(tiny_config(f"{BLOCK} --deterministic"))
+    assert metadata["config"]["deterministic"] and metadata["environment"]["deterministic"]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [
+        (diverge, "block 1/2 window: diverged: the loss became nan at step 1"),
+        (
+            run_out_of_memory,
+            "block 1/2 window: out of memory: out of memory on cpu in the timed steps: lower "
+            "--batch-size",
+        ),
+    ],
+)
+def test_a_failed_training_is_named_and_the_experiment_goes_on(
+    workplace, monkeypatch, capsys, fail, words
+):
+    break_training(monkeypatch, "window", fail)
+    metrics, _ = run_experiment(tiny_config("--runs 2 --arms window fused"))
+    assert words in capsys.readouterr().err
+    assert [training["status"] != "ok" for training in metrics["window"]] == [True, True]
+    assert [training["status"] for training in metrics["fused"]] == ["ok", "ok"]
+    assert not Path("output/window_model_weights.pt").exists()
+
+
+def test_accumulated_gradients_give_the_losses_of_the_whole_batch(workplace, monkeypatch):
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
+    config = tiny_config(f"{BLOCK} --batch-size 4")
+    whole, _ = run_experiment(config)
+    other, _ = run_experiment(replace(config, gradient_accumulation=4, output_dir="parts"))
+    for arm, (training,) in whole.items():
+        assert other[arm][0]["losses"] == pytest.approx(training["losses"], rel=2e-6)
+        assert other[arm][0]["val_loss"] == pytest.approx(training["val_loss"], rel=2e-6)

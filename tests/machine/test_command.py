@@ -1,0 +1,82 @@
+"""How every command ends: the exit code, and one line for an error."""
+
+import argparse
+import contextlib
+import io
+import signal
+import sys
+
+import pytest
+
+from machine.command import UserError, add_debug, checked_options, run_command, say
+
+
+def run(story, *argv, **options):
+    parser = argparse.ArgumentParser()
+    add_debug(parser)
+    return run_command(parser, story, list(argv), **options)
+
+
+def raising(error):
+    def story(arguments):
+        raise error
+
+    return story
+
+
+def test_the_storys_code_is_the_commands():
+    assert run(lambda arguments: None) == 0
+    assert run(lambda arguments: 3) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("--lr 0 is too low"), 2, "error: --lr 0 is too low\n"),
+        (
+            OSError(28, "No space left", "a.npz"),
+            1,
+            "error: a.npz: cannot be written (No space left): free some space on the disk and "
+            "start again\n",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted: 2 kept\n"),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(capsys, error, code, line):
+    assert run(raising(error), kept=lambda arguments: ": 2 kept") == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_sigterm_is_a_stop_too(capsys):
+    assert run(lambda arguments: signal.raise_signal(signal.SIGTERM)) == 143
+    assert capsys.readouterr().err == "terminated\n"
+
+
+def test_debug_shows_the_traceback_and_a_bug_always_does():
+    with pytest.raises(UserError):
+        run(raising(UserError("x")), "--debug")
+    with pytest.raises(ValueError, match="a bug"):
+        run(raising(ValueError("a bug")))
+
+
+def test_a_value_error_about_options_is_the_users():
+    with pytest.raises(UserError, match="too low"), checked_options():
+        raise ValueError("too low")
+    with pytest.raises(UserError) as caught, checked_options():
+        raise (error := UserError("as it was"))
+    assert caught.value is error
+
+
+def test_a_terminal_without_a_character_shows_another(monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert run(lambda arguments: print("1 ± 2")) == 0
+    assert narrow.buffer.getvalue() == b"1 ? 2\n"
+
+
+def test_what_is_said_goes_to_stderr_or_nowhere(capsys, monkeypatch):
+    say("a line")
+    assert capsys.readouterr() == ("", "a line\n")
+    with contextlib.redirect_stderr(None):
+        say("nobody hears")
+    assert capsys.readouterr() == ("", "")

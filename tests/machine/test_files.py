@@ -1,0 +1,80 @@
+"""Strict JSON, checksums, folders that take no file, and what killed writes leave.
+
+Writes themselves: test_atomic_write.py.
+"""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+
+from machine.command import UserError
+from machine.files import (
+    check_writable,
+    file_sha256,
+    json_sha256,
+    read_file,
+    remove_leftovers,
+    to_json,
+    write_json,
+)
+
+
+def test_json_is_strict_and_reads_back(tmp_path):
+    path = tmp_path / "new" / "file.json"
+    values = np.array([0.1, np.nan], dtype=np.float32)
+    content = {"a": math.nan, 1: (math.inf, 2), "series": values, "n": np.int64(3), "text": "±"}
+    write_json(path, content)
+    read = json.loads(path.read_bytes(), parse_constant=pytest.fail)
+    assert read == {"a": None, "1": [None, 2], "series": [0.1, None], "n": 3, "text": "±"}
+    assert np.float32(read["series"][0]) == values[0]
+
+
+def test_what_json_cannot_hold_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "file.json", {"a": object()})
+    assert os.listdir(tmp_path) == []
+    assert to_json(np.arange(2)) == "[0, 1]"
+
+
+def test_checksums(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_sha256(tmp_path / "a") == known
+    assert file_sha256(tmp_path / "b") is None
+    assert json_sha256({"a": 1, "b": 2}) == json_sha256({"b": 2, "a": 1}) != json_sha256({"a": 1})
+
+
+def test_a_folder_that_takes_no_file_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "taken").write_text("")
+    check_writable(tmp_path / "new", tmp_path)
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(OSError, match="choose another folder") as caught:
+            check_writable(folder)
+        assert str(folder) in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == ["new", "taken"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none", "no such file: make one"),
+        ("", r"cannot be read \(Is a directory\)"),
+        ("nul\0", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, words):
+    with pytest.raises(UserError, match=words):
+        read_file(f"{tmp_path}/{name}", UserError, "make one")
+
+
+def test_leftovers_of_the_named_files_alone_are_removed(tmp_path):
+    for name in (".a.npz.x1.tmp", ".b.npz.x2.tmp", ".c.json.x3.tmp", "a.npz", ".a.npz"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".a.npz.folder.tmp").mkdir()
+    remove_leftovers(tmp_path, ["a.npz", "c*"])
+    left = [".a.npz", ".a.npz.folder.tmp", ".b.npz.x2.tmp", "a.npz"]
+    assert sorted(os.listdir(tmp_path)) == left
+    remove_leftovers(tmp_path / "none", ["a.npz"])

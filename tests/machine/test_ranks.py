@@ -1,0 +1,39 @@
+"""One process is the first and only rank; several, under torchrun: tests/experiment/test_ranks."""
+
+import pytest
+import torch
+
+from machine import ranks
+from machine.command import UserError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_one_process_is_all_there_is():
+    assert (ranks.rank(), ranks.size(), ranks.is_first()) == (0, 1, True)
+    assert ranks.gather("a") == ["a"]
+    assert ranks.from_first(max, 3, 4) == ranks.on_every(max, 3, 4) == 4
+    assert ranks.largest(1, 2) == ranks.total(1, 2) == ranks.mean([1, 2]) == [1, 2]
+    assert ranks.local_device(CPU) == CPU and ranks.backend(CPU) == "none"
+    module = torch.nn.Linear(2, 2)
+    assert ranks.data_parallel(module) is module
+    with ranks.local_gradients(module):
+        ranks.barrier()
+
+
+def test_a_command_alone_is_just_called(monkeypatch):
+    assert ranks.run(lambda: 5) == 5
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as another launcher's variable
+    assert ranks.run(lambda: 5) == 5
+
+
+def test_every_rank_needs_a_gpu_of_its_machine(monkeypatch):
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert ranks.local_device(CUDA) == torch.device("cuda", 1)
+    assert (ranks.backend(CUDA), ranks.backend(CPU)) == ("nccl", "gloo")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="rank 3 has no GPU: its machine has 2, lower --nproc"):
+        ranks.local_device(CUDA)
