@@ -183,7 +183,7 @@ def summary(data):
     caption = (
         "Ratio of the first arm to the second: dot = one block, outlined = geometric mean with its "
         "95 % t interval (on logs). Verdict: paired t-test at 5 %, not adjusted for several "
-        f"questions. Hatched: differences below {PRACTICAL_SHARE:.0%}, too small to matter."
+        f"questions. Hatched: differences below {100 * PRACTICAL_SHARE:g} %, too small to matter."
     )
     if data.margin:
         caption += (
