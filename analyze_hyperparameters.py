@@ -14,10 +14,9 @@ from pathlib import Path
 
 from analysis.metrics import MetricsError, fitting
 from analysis.values import pattern_of_arm
-from estimates.pattern import CONFIGURATIONS, D_MODEL, LAYERS, SEQ_LEN, VOCAB_SIZE, analyze_pattern
-from estimates.pictures import plot_comparison, plot_configuration
+from estimates.pattern import CONFIGURATIONS, PatternAnalysis
+from estimates.pictures import plot_comparison, plot_configuration, plot_tradeoff
 from estimates.report import format_report
-from estimates.tradeoff import plot_tradeoff
 from figures.look import save_figure
 from machine.command import UserError, add_debug, checked_options, run_command
 from machine.files import atomic_write
@@ -47,12 +46,12 @@ def build_parser():
     number = partial(parser.add_argument, type=int)
     number("window_size", nargs="?", help="previous tokens that are all attended to, at least 1")
     number("dilation", nargs="?", help="beyond them every dilation-th token, at least 0")
-    number("seq_len", nargs="?", help=f"sequence length in tokens (default: {SEQ_LEN})")
+    number("seq_len", nargs="?", help="sequence length in tokens (default: 256)")
     number("--seq-len", dest="length", metavar="S", help="the same, also for the comparison")
     number("--sink-tokens", metavar="N", default=0, help="first tokens seen by all (default: 0)")
-    number("--d-model", metavar="C", default=D_MODEL, help="model width (default: %(default)s)")
-    number("--layers", metavar="L", default=LAYERS, help="layers (default: %(default)s)")
-    number("--vocab-size", metavar="V", default=VOCAB_SIZE, help="vocabulary (default: 10000)")
+    number("--d-model", metavar="C", default=512, help="model width (default: 512)")
+    number("--layers", metavar="L", default=8, help="layers (default: 8)")
+    number("--vocab-size", metavar="V", default=10_000, help="vocabulary (default: 10000)")
     folder = partial(parser.add_argument, type=Path)
     measured = (
         "the patterns, length and model of a study (compare_models.py --study patterns), with "
@@ -73,16 +72,11 @@ def asked_analyses(arguments):
     lengths = {arguments.seq_len, arguments.length} - {None}
     if len(lengths) > 1:
         raise UserError(f"seq_len is given twice, as {lengths}: give one of the two")
-    configurations = CONFIGURATIONS if window_size is None else [(window_size, dilation)]
-    model = {
-        "seq_len": lengths.pop() if lengths else SEQ_LEN,
-        "d_model": arguments.d_model,
-        "layers": arguments.layers,
-        "vocab_size": arguments.vocab_size,
-        "sink_tokens": arguments.sink_tokens,
-    }
+    model = {name: getattr(arguments, name) for name in ("d_model", "layers", "vocab_size")}
+    model |= {"seq_len": max(lengths, default=256), "sink_tokens": arguments.sink_tokens}
+    patterns = CONFIGURATIONS if window_size is None else [(window_size, dilation)]
     with checked_options():
-        return [analyze_pattern(*pattern, **model) for pattern in configurations]
+        return [PatternAnalysis(*pattern, **model) for pattern in patterns]
 
 
 def measured_analyses(arguments):
@@ -100,7 +94,7 @@ def measured_analyses(arguments):
         model["sink_tokens"] = config.get("sink_tokens", 0)
         arms = dict.fromkeys(arm for point in content["points"] for arm in point["arms"])
         patterns = [pattern_of_arm(arm) for arm in arms if pattern_of_arm(arm)]
-        return content, [analyze_pattern(*pattern, **model) for pattern in patterns]
+        return content, [PatternAnalysis(*pattern, **model) for pattern in patterns]
 
 
 def analyze(arguments):

@@ -1,22 +1,25 @@
-"""The estimates of patterns as figures."""
+"""The estimates of patterns as figures; ``a`` is a PatternAnalysis."""
 
 import matplotlib
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from attention.pattern import may_attend
-from estimates.pattern import keys_per_query
 from figures.frame import caption_below
-from figures.look import LOOK, WIDTH
+from figures.look import LOOK, WIDTH, arm_styles
+from studies.measured import measured_rows
 
 MOST_PAIRS = 512  # side of a mask drawn pair by pair; of a longer one the regions are drawn
 FUTURE, UNATTENDED, NEAR, FAR, SINK = range(5)  # kinds of pairs; the palette has their colours
 PALETTE = np.array([(1, 1, 1), (0.88, 0.88, 0.88), *sns.color_palette("colorblind")[:3]])
+STACKED = [NEAR, FAR, SINK, UNATTENDED]
 LINEAR_COLOR = (0.42, 0.42, 0.42)
 ESTIMATE = "Speed-ups: estimates from FLOP counts, not measured."
+POSITIONS_COLORS = "black", "white"  # of measured speed-ups, by kind of positions
 
 
 def pair_kinds(queries, keys, window_size, dilation, sink_tokens=0):
@@ -35,7 +38,6 @@ def draw_pairs(axes, a, first_query, first_key, side):
     kinds = pair_kinds(queries, keys, a.window_size, a.dilation, a.sink_tokens)
     extent = (keys[0] - 0.5, keys[-1] + 0.5, queries[-1] + 0.5, queries[0] - 0.5)
     axes.imshow(PALETTE[kinds], extent=extent)
-    axes.grid(False)
 
 
 def draw_regions(axes, a):
@@ -48,7 +50,13 @@ def draw_regions(axes, a):
     axes.fill((0, end - window, 0), (window, end, end), color=beyond, lw=0)
     axes.fill((0, sinks, sinks, 0), (window, window + sinks, end, end), color=PALETTE[SINK], lw=0)
     axes.set(xlim=(0, end), ylim=(end, 0), aspect="equal")
-    axes.grid(False)
+
+
+def whole_ticks(axes):
+    """A few whole numbers, their thousands grouped."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        axis.set_major_formatter("{x:,.0f}")
 
 
 def draw_mask(axes, a):
@@ -58,6 +66,7 @@ def draw_mask(axes, a):
     else:
         draw_regions(axes, a)
     axes.set(xlabel="key position j (token)", ylabel="query position i (token)")
+    axes.grid(False)
     whole_ticks(axes)
     side = min(max(24, 3 * a.dilation), 64)
     if a.seq_len < max(a.window_size + side, 2 * side):
@@ -70,27 +79,17 @@ def draw_mask(axes, a):
     axes.indicate_inset((key - 0.5, query - 0.5, side, side), edgecolor="black", lw=0.8, alpha=1)
 
 
-def whole_ticks(axes):
-    """A few whole numbers, their thousands grouped."""
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        axis.set_major_formatter("{x:,.0f}")
-
-
-def legend_of_kinds(figure, a, *more):
+def legend_and_caption(figure, a, text, *more):
+    """The kinds of pairs, further handles, and the text below, of regions where they are drawn."""
     kinds = {"near (window)": NEAR, "far (dilated)": FAR}
     if a.sink_tokens:
         kinds["sinks"] = SINK
     kinds["causal, not attended"] = UNATTENDED
     handles = [Patch(facecolor=PALETTE[kind], label=name) for name, kind in kinds.items()]
     figure.legend(handles=[*handles, *more], loc="outside upper left", ncols=5)
-
-
-def words_of_regions(a):
-    """What a caption says of a mask that is not drawn pair by pair."""
-    if a.seq_len <= MOST_PAIRS:
-        return ""
-    return " Beyond the window: in the colour of the mean density, 1/d; corner: pair by pair."
+    if a.seq_len > MOST_PAIRS:
+        text += " Beyond the window: in the colour of the mean density, 1/d; corner: pair by pair."
+    caption_below(figure, text)
 
 
 @matplotlib.rc_context(LOOK)
@@ -106,46 +105,42 @@ def plot_comparison(analyses):
         axes.set_title(f"{a.label}: {a.density:.1%}")
     for axes in grid.flat[len(analyses) :]:
         axes.set_axis_off()
-    legend_of_kinds(figure, a)
     text = f"seq_len {a.seq_len:,}. Percentages: density, the share of causal pairs kept."
-    caption_below(figure, text + words_of_regions(a))
+    legend_and_caption(figure, a, text)
     return figure
 
 
 def draw_keys_per_query(axes, a):
     """The kinds of keys of each query, stacked up to full causal attention."""
     positions = np.unique(np.linspace(0, a.seq_len - 1, min(a.seq_len, 1024)).astype(np.int64))
-    keys = np.stack(keys_per_query(positions, a.window_size, a.dilation, a.sink_tokens))
+    keys = np.stack(a.keys_per_query(positions))
     keys = np.vstack([keys, positions + 1 - keys.sum(axis=0)])
     keys = np.column_stack([keys, keys[:, -1]])
     edges = np.append(positions, a.seq_len)  # query i fills [i, i + 1): a single one shows too
-    colors = PALETTE[[NEAR, FAR, SINK, UNATTENDED]]
-    axes.stackplot(edges, keys, colors=colors, step="post", linewidth=0)
-    axes.set(
-        xlim=(0, a.seq_len), ylim=(0, a.seq_len), xlabel="query position i", ylabel="keys per query"
-    )
+    axes.stackplot(edges, keys, colors=PALETTE[STACKED], step="post", linewidth=0)
+    axes.set(xlim=(0, a.seq_len), ylim=(0, a.seq_len))
+    axes.set(xlabel="query position i", ylabel="keys per query")
     mean, full = a.attended_pairs / a.seq_len, a.causal_pairs / a.seq_len
-    axes.set_title(f"Keys per query: on average {mean:,.1f} of {full:,.1f}")
+    axes.set_title(f"Keys per query: mean {mean:,.1f} of {full:,.1f}")
     whole_ticks(axes)
 
 
 def draw_cost(axes, a):
     """FLOPs relative to full attention: attention alone and the whole step, full and sparse."""
-    left_out = a.causal_pairs - a.attended_pairs
-    sparse = [a.pair_flops * pairs for pairs in (a.near_pairs, a.far_pairs, a.sink_pairs)]
-    full = [*sparse, a.pair_flops * left_out]
+    pairs = a.near_pairs, a.far_pairs, a.sink_pairs, a.causal_pairs - a.attended_pairs
+    full = [a.pair_flops * count for count in pairs]
+    sparse = [*full[:3], 0]
     rows = {
         "attention\nfull": [0, *full],
-        "attention\nsparse": [0, *sparse, 0],
+        "attention\nsparse": [0, *sparse],
         "whole step\nfull": [a.linear_flops, *full],
-        "whole step\nsparse": [a.linear_flops, *sparse, 0],
+        "whole step\nsparse": [a.linear_flops, *sparse],
     }
     flops = np.array(list(rows.values()), dtype=float)  # (rows, parts)
     totals = flops.sum(axis=1)
     percent = 100 * flops / totals[[0, 0, 2, 2], None]
     left = np.zeros(len(rows))
-    colors = [LINEAR_COLOR, *PALETTE[[NEAR, FAR, SINK, UNATTENDED]]]
-    for widths, color in zip(percent.T, colors, strict=True):
+    for widths, color in zip(percent.T, [LINEAR_COLOR, *PALETTE[STACKED]], strict=True):
         bars = axes.barh(list(rows), widths, left=left, color=color, lw=0)
         left += widths
     axes.bar_label(bars, map(EngFormatter(unit="FLOP", places=1), totals), padding=3, fontsize=7)
@@ -165,6 +160,60 @@ def plot_configuration(a):
     panels["m"].set_title(f"{a.label}: {a.density:.2%} of the causal pairs")
     draw_keys_per_query(panels["k"], a)
     draw_cost(panels["c"], a)
-    legend_of_kinds(figure, a, Patch(facecolor=LINEAR_COLOR, label="linear layers"))
-    caption_below(figure, f"{a.model}. {ESTIMATE}{words_of_regions(a)}")
+    linear = Patch(facecolor=LINEAR_COLOR, label="linear layers")
+    legend_and_caption(figure, a, f"{a.model}. {ESTIMATE}", linear)
+    return figure
+
+
+def draw_estimates(axes, analyses, field, share):
+    """One estimate against sparsity, on the curve 1 / (1 - share * sparsity) that it follows."""
+    sparsity = [a.sparsity for a in analyses]
+    curve = np.linspace(min(sparsity), max(sparsity), 200)
+    axes.plot(100 * curve, 1 / (1 - share * curve), color="0.6", lw=1, zorder=1)
+    styles = arm_styles([a.label for a in analyses])
+    for a in analyses:
+        mark = styles[a.label].mark
+        axes.plot(100 * a.sparsity, getattr(a, field), ls="none", ms=6, label=a.label, **mark)
+    axes.axhline(1, color="black", lw=0.8, zorder=0.5)
+    axes.yaxis.set_major_formatter("{x:.5g}x")
+
+
+def draw_measured(axes, content):
+    """Measured speed-ups with their intervals; returns their handles, one a kind of positions."""
+    handles = []
+    for point, color in zip(content["points"], POSITIONS_COLORS, strict=False):
+        look = {"color": "black", "marker": "D", "mfc": color, "ms": 4}
+        for _, summary, gain in measured_rows(point):
+            ends = [gain[end] or gain["mean"] for end in ("low", "high")]
+            error = np.abs(np.subtract(ends, gain["mean"]))[:, None]
+            sparsity = 100 * (1 - summary["density"])
+            axes.errorbar(sparsity, gain["mean"], yerr=error, capsize=2, **look)
+        name = f"measured, {point['positions']} positions"
+        handles.append(Line2D([], [], ls="none", label=name, **look))
+    return handles
+
+
+@matplotlib.rc_context(LOOK)
+def plot_tradeoff(analyses, content=None):
+    """Sparsity against the estimated speed-up of attention and of the whole step, as a Figure.
+
+    content: of a study of patterns, whose measured speed-ups of the step are drawn over them.
+    """
+    share = analyses[0].attention_share
+    figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    draw_estimates(top, analyses, "attention_speedup", 1)
+    draw_estimates(bottom, analyses, "step_speedup", share)
+    handles = top.get_legend_handles_labels()[0]
+    top.set_ylabel("attention alone,\nestimated speed-up")
+    bottom.set_ylabel("whole step,\nestimated speed-up")
+    text = f"{analyses[0].model}. Attention's share of the FLOPs, full: {share:.2%}. "
+    text += f"Lines: Amdahl's law. {ESTIMATE}"
+    if content is not None:
+        handles += draw_measured(bottom, content)
+        bottom.set_ylabel("whole step,\nspeed-up")
+        text += f" Black: measured on {content['device_name']}, with 95 % t intervals over blocks."
+    bottom.set_xlabel("sparsity: causal pairs left out (%)")
+    figure.legend(handles=handles, loc="outside right center")
+    caption_below(figure, text)
     return figure

@@ -2,22 +2,26 @@
 
 from matplotlib.ticker import EngFormatter
 
-from analysis.words import text_table
+from analysis.words import text_table, with_interval
 from attention.pattern import is_full_causal
-from estimates.pattern import keys_per_query
-from studies.measured import measured_rows, recommend, with_interval
+from studies.measured import measured_rows, recommend
 from studies.tables import warning_lines
+
+HOW_TO_MEASURE = (
+    "`python compare_models.py --study patterns` measures speed and quality of patterns;",
+    "`python analyze_hyperparameters.py --measured` then shows them here.",
+)
 
 
 def pairs_table(analyses):
     """The pairs that each pattern keeps and the keys of a query, as lines."""
     rows = [("pattern", "density", "sparsity", "pairs", "near", "far", "sink", "mean keys", "most")]
     for a in analyses:
-        most = keys_per_query(a.seq_len - 1, a.window_size, a.dilation, a.sink_tokens)
         pairs = (a.attended_pairs, a.near_pairs, a.far_pairs, a.sink_pairs)
         counts = [f"{count:,}" for count in pairs]
-        keys = f"{a.attended_pairs / a.seq_len:,.1f}", f"{sum(most):,}"
-        rows.append((a.label, f"{a.density:.2%}", f"{1 - a.density:.2%}", *counts, *keys))
+        mean, most = a.attended_pairs / a.seq_len, sum(a.keys_per_query(a.seq_len - 1))
+        keys = f"{mean:,.1f}", f"{most:,}"
+        rows.append((a.label, f"{a.density:.2%}", f"{a.sparsity:.2%}", *counts, *keys))
     return text_table(rows)
 
 
@@ -26,9 +30,8 @@ def cost_table(analyses):
     costs = "attention full", "sparse", "whole full", "sparse", "attention est.", "whole est."
     rows = [("pattern", *costs)]
     for a in analyses:
-        flops = (a.flops_full, a.flops_sparse)
-        whole = [cost + a.linear_flops for cost in flops]
-        cells = map(EngFormatter(places=2), (*flops, *whole))
+        flops = (a.flops_full, a.flops_sparse, a.whole_full, a.whole_sparse)
+        cells = map(EngFormatter(places=2), flops)
         rows.append((a.label, *cells, f"{a.attention_speedup:.2f}x", f"{a.step_speedup:.3f}x"))
     return text_table(rows)
 
@@ -38,9 +41,6 @@ def remarks_on(analyses):
     for a in analyses:
         if is_full_causal(a.seq_len, a.window_size, a.dilation, a.sink_tokens):
             yield f"{a.label} leaves out nothing at this length: it is full causal attention."
-        elif a.dilation == 0:
-            sinks = " with sinks" if a.sink_tokens else ""
-            yield f"{a.label} has no far keys: it is a pure sliding window{sinks}."
     least = min(a.density for a in analyses)
     sparsest = ", ".join(a.label for a in analyses if a.density == least)
     if len(analyses) > 1:
@@ -50,13 +50,14 @@ def remarks_on(analyses):
 
 def measured_table(point):
     """What was measured of each pattern with one kind of positions, as lines."""
-    rows = [("pattern", "sparsity", "whole est.", "times as fast", "val. loss - fused", "quality")]
+    rows = [("pattern", "whole est.", "times as fast", "val. loss - fused", "quality")]
     for arm, summary, gain in measured_rows(point):
         contrast = summary["contrast"]
-        sparsity, limit = f"{1 - summary['density']:.2%}", f"{summary['step_limit']:.3f}x"
-        fast = with_interval(gain, "{:.3f}")
-        loss = with_interval(contrast["val_loss"], "{:+.4f}")
-        rows.append((arm, sparsity, limit, fast, loss, contrast["quality"]["verdict"]))
+        loss = contrast["val_loss"]
+        fast = with_interval(gain["mean"], gain["low"], gain["high"], "{:.3f}".format)
+        loss = with_interval(loss["mean"], loss["low"], loss["high"], "{:+.4f}".format)
+        limit = f"{summary['step_limit']:.3f}x"
+        rows.append((arm, limit, fast, loss, contrast["quality"]["verdict"]))
     return text_table(rows)
 
 
@@ -74,22 +75,15 @@ def measured_lines(content):
     yield from recommend(content)
 
 
-HOW_TO_MEASURE = (
-    "`python compare_models.py --study patterns` measures speed and quality of patterns;",
-    "`python analyze_hyperparameters.py --measured` then shows them here.",
-)
-
-
 def format_report(analyses, content=None):
     """The report as text; ``analyses`` (at least one) share length, model and sink_tokens.
 
     content: of a study of patterns (see studies/), whose measurements are shown too.
     """
     a = analyses[0]
-    measured = HOW_TO_MEASURE if content is None else measured_lines(content)
-    pairs, costs, remarks, measured = map(
-        "\n".join, (pairs_table(analyses), cost_table(analyses), remarks_on(analyses), measured)
-    )
+    pairs, costs = "\n".join(pairs_table(analyses)), "\n".join(cost_table(analyses))
+    remarks = "\n".join(remarks_on(analyses))
+    measured = "\n".join(HOW_TO_MEASURE if content is None else measured_lines(content))
     return f"""\
 Sliding-window + dilated attention: {a.model}
 
@@ -102,8 +96,8 @@ FLOPs of one forward pass (one sequence, all layers; training: 3 times) and ESTI
 Attention alone: 1 / density.  Whole step, by Amdahl's law: 1 / (1 - p + p * density), where
 p = {a.attention_share:.2%} is attention's share of the FLOPs when it is full: at this length no
 pattern can make the whole step more than {1 / (1 - a.attention_share):.3f}x faster.
-These are estimates from FLOP counts: an upper bound that memory traffic and the start of kernels
-keep out of reach, and only for an evaluation that skips the pairs it does not need.
+These are upper bounds: memory traffic and the start of kernels keep them out of reach, and they
+hold only for an evaluation that skips the pairs it does not need: estimates from FLOP counts.
 {remarks}
 
 {measured}

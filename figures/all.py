@@ -2,11 +2,10 @@
 
 from figures.curves import convergence, training_curves
 from figures.data import prepare
-from figures.forest import summary
 from figures.look import save_figure
 from figures.tradeoffs import memory_quality, memory_speed, speedup_quality
 from figures.trainings import per_run
-from figures.values import distributions, final_losses, metrics_comparison
+from figures.values import distributions, final_losses, metrics_comparison, summary
 
 FIGURES = {
     "1_training_curves": training_curves,

@@ -7,10 +7,11 @@ import numpy as np
 from scipy import stats
 
 from analysis.metrics import MetricsError
-from analysis.significance import LEVEL, mean_interval, no_spread, paired_ratio
+from analysis.significance import LEVEL, Interval, mean_interval, paired_ratio
 from analysis.values import (
     OUTCOMES,
     declared_margin,
+    ok_trainings,
     ok_values,
     ordered_arms,
     pattern_text,
@@ -29,7 +30,7 @@ class Metric(NamedTuple):
     unit: str
 
 
-METRICS = TIME, MEMORY, TRAIN_LOSS, VAL_LOSS = [Metric(*outcome[:3]) for outcome in OUTCOMES]
+METRICS = TIME, MEMORY, TRAIN_LOSS, VAL_LOSS = [Metric(*outcome) for outcome in OUTCOMES]
 LOSSES = TRAIN_LOSS, VAL_LOSS
 SPEED = Metric("tokens_per_second", "speed", "tokens/s")
 
@@ -52,16 +53,6 @@ class Experiment:
 
     def values(self, arm, metric):
         return ok_values(self.ok, arm, metric.key)
-
-    def pair(self, arm, base, metric):
-        """The metric over the blocks in which both arms went well, aligned: as in the report."""
-        return shared_values(self.ok, (arm, base), metric.key)
-
-    def blocks(self, *arms):
-        """The trainings of the blocks in which all ``arms`` went well, a tuple for each block."""
-        by_block = [{training["block"]: training for training in self.ok[arm]} for arm in arms]
-        shared = sorted(set.intersection(*map(set, by_block)))
-        return [tuple(trainings[block] for trainings in by_block) for block in shared]
 
     def has(self, metric):
         """Whether every training that went well has this metric: not every device tells memory."""
@@ -102,16 +93,14 @@ def partial_mark(metrics, metadata):
 def prepare(metrics, metadata):
     """The ``Experiment`` of loaded metrics; MetricsError when no training went well."""
     ok = {}
-    for arm, trainings in metrics.items():
-        good = [training for training in trainings if training["status"] == "ok"]
-        if good:
-            ok[arm] = sorted(good, key=lambda training: training["block"])
+    for arm, training in sorted(ok_trainings(metrics), key=lambda item: item[1]["block"]):
+        ok.setdefault(arm, []).append(training)
     if not ok:
         raise MetricsError("nothing to draw: no training went well (train again, or other options)")
     return Experiment(
         arms=reference_first(ok),
         ok=ok,
-        started=sorted(trainings_of(metrics), key=lambda start: start[1]["index"]),
+        started=sorted(trainings_of(metrics), key=lambda item: item[1]["index"]),
         styles=arm_styles(metrics),
         setting=describe_setting(metadata),
         partial=partial_mark(metrics, metadata),
@@ -119,63 +108,26 @@ def prepare(metrics, metadata):
     )
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Values of an arm, their mean (or ratio) and its 95 % t interval, None where there is none."""
-
-    values: np.ndarray
-    center: float
-    low: float | None
-    high: float | None
-
-    @property
-    def error(self):
-        """The interval as matplotlib's errorbar wants it: (2, 1) distances, or None."""
-        if self.low is None:
-            return None
-        return np.maximum([[self.center - self.low], [self.high - self.center]], 0)
-
-    def with_interval(self, template):
-        """The estimate and its interval: 0.801 [0.764, 0.839]."""
-        center = template.format(self.center)
-        if self.low is None:
-            return center
-        return f"{center} [{template.format(self.low)}, {template.format(self.high)}]"
-
-    def plus_minus(self, places, sign=""):
-        """The mean and half its interval: −0.0173 ± 0.0038; sign "+" to show it on both."""
-        center = f"{self.center:{sign},.{places}f}".replace("-", "−")
-        if self.low is None:
-            return center
-        return f"{center} ± {(self.high - self.low) / 2:,.{places}f}"
-
-
-def mean_of(values):
-    """The ``Estimate`` of a mean."""
-    interval = mean_interval(values)
-    if no_spread(values):
-        return Estimate(values, interval.mean, None, None)
-    return Estimate(values, interval.mean, interval.low, interval.high)
-
-
 def absolute(data, arm, metric):
-    """An arm's mean of a metric."""
-    return mean_of(data.values(arm, metric))
+    """An arm's values of a metric and their mean, an ``Interval``."""
+    values = data.values(arm, metric)
+    return values, mean_interval(values)
 
 
 def ratio(data, arm, base, metric):
-    """Ratio arm / base of a metric, block by block."""
-    x, reference = data.pair(arm, base, metric)
-    found = paired_ratio(x, reference)
-    return Estimate(x / reference, found.ratio, found.low, found.high)
+    """Every block's ratio arm / base of a metric, and their geometric mean, an ``Interval``."""
+    values, base_values = shared_values(data.ok, (arm, base), metric.key)
+    found = paired_ratio(values, base_values)
+    return values / base_values, Interval(found.ratio, found.low, found.high, found.n)
 
 
 def relative(data, arm, metric):
     """To the reference, block by block: the difference of a loss, the ratio of anything else."""
     if metric not in LOSSES:
         return ratio(data, arm, data.reference, metric)
-    x, reference = data.pair(arm, data.reference, metric)
-    return mean_of(x - reference)
+    values, reference_values = shared_values(data.ok, (arm, data.reference), metric.key)
+    differences = values - reference_values
+    return differences, mean_interval(differences)
 
 
 def t_band(values):

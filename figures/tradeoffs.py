@@ -6,18 +6,20 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from analysis.values import paired_trainings
 from figures.data import LOSSES, MEMORY, SPEED, VAL_LOSS, absolute, relative
-from figures.frame import dots, finish, mean_point, metric_axis, missing_note, new_figure
+from figures.frame import dots, finish, mean_point, metric_axis, missing_note, new_figure, whiskers
 from figures.look import LOOK
 
 
 def crosses(ax, data, metrics, estimate):
     """Each arm's trainings and its mean; ``estimate`` is ``absolute`` or ``relative``."""
     for arm in data.arms:
-        x, y = (estimate(data, arm, metric) for metric in metrics)
-        dots(ax, x.values, y.values, data.styles[arm], arm)
-        errors = {"xerr": x.error, "yerr": y.error}
-        mean_point(ax, x.center, y.center, data.styles[arm], f"{arm} mean", **errors)
+        style = data.styles[arm]
+        (x, x_mean), (y, y_mean) = (estimate(data, arm, metric) for metric in metrics)
+        dots(ax, x, y, style, arm)
+        errors = {"xerr": whiskers(x_mean), "yerr": whiskers(y_mean)}
+        mean_point(ax, x_mean.mean, y_mean.mean, style, arm, **errors)
     ax.margins(0.1)
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
 
@@ -25,7 +27,7 @@ def crosses(ax, data, metrics, estimate):
 def join_blocks(ax, data, metrics):
     """A thin line through the trainings of each block, from the least of the first metric on."""
     arms = sorted(data.arms, key=lambda arm: data.values(arm, metrics[0]).mean())
-    for block in data.blocks(*arms):
+    for block in paired_trainings(data.ok, arms):
         places = np.array([[training[metric.key] for metric in metrics] for training in block])
         ax.plot(*places.T, color="0.45", lw=0.5, alpha=0.5, zorder=1, label="_block")
 
@@ -54,9 +56,8 @@ def tradeoff(data, metrics, better):
     for ax in (left, right):
         ax.set_title(f"better {better}", loc="right")
     caption = (
-        "Left: as measured; a dot = one training, thin lines join a block. Right: each block "
-        f"against its {data.reference}. Outlined = mean, cross = 95 % t interval in both "
-        "directions (of a ratio: on logs)."
+        "Left: as measured, dot = one training, thin line = one block. Right: each block against "
+        f"its {data.reference}. Outlined = mean with its 95 % t intervals (of a ratio: on logs)."
     )
     return finish(fig, data, caption)
 

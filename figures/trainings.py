@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.values import throttled
 from figures.data import METRICS, absolute
-from figures.frame import dots, finish, metric_axis, new_figure
+from figures.frame import dots, fill_panels, finish, metric_axis, new_figure
 from figures.look import FAILED, LOOK
 
 THROTTLED = {"marker": "1", "ms": 9, "mew": 1.8, "color": "black", "ls": "none", "zorder": 6}
@@ -69,44 +69,38 @@ def time_parts(ax, data):
     ax.set_ylabel("wall time (s)")
     gray = [Patch(**look) for look in (*PARTS.values(), REST) if "facecolor" in look]
     ax.legend(handles=gray, loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=4)
+    mark_blocks_and_events(ax, data)
 
 
 def values_in_time(ax, data, metric):
     """A metric in the order of time, with every arm's mean as a line across its interval."""
     for arm in data.arms:
-        style, mean = data.styles[arm], absolute(data, arm, metric)
+        style, (values, mean) = data.styles[arm], absolute(data, arm, metric)
         x = [training["index"] for training in data.ok[arm]]
-        dots(ax, x, mean.values, style, arm, alpha=0.9)
-        ax.axhline(mean.center, **style.line, lw=0.9, zorder=2, label=f"{arm} mean")
+        dots(ax, x, values, style, arm, alpha=0.9)
+        ax.axhline(mean.mean, **style.line, lw=0.9, zorder=2, label=f"{arm} mean")
         if mean.low is not None:
             faint = {"color": style.color, "alpha": 0.35 / len(data.arms), "lw": 0, "zorder": 0.5}
             ax.axhspan(mean.low, mean.high, **faint, label=f"{arm} interval")
     metric_axis(ax.yaxis, metric)
     ax.margins(y=0.25)
+    mark_blocks_and_events(ax, data)
 
 
 @matplotlib.rc_context(LOOK)
 def per_run(data):
     """8: every training in the order of time, failed ones too: drift and outliers show here."""
-    metrics = [metric for metric in METRICS if data.has(metric)]
-    rows = 1 + len(metrics)
-    fig, axes = new_figure(data, rows, 1, 1.9 + 1.3 * rows, sharex=True)
+    fig, axes = new_figure(data, 1 + len(METRICS), 1, 8.4, sharex=True)
     time_parts(axes[0, 0], data)
-    for ax, metric in zip(axes[1:, 0], metrics, strict=True):
-        values_in_time(ax, data, metric)
-    for ax in axes[:, 0]:
-        mark_blocks_and_events(ax, data)
+    fill_panels(axes[1:, 0], data, METRICS, values_in_time, compared=False)
     last = axes[-1, 0]
     last.set(xlabel="training (order in time)", xlim=(-0.7, data.started[-1][1]["index"] + 0.7))
     last.xaxis.set_major_locator(MaxNLocator(15, integer=True))
     fig.align_ylabels()
     caption = (
-        "Shading separates blocks. Top: wall time; the coloured part is the timed training itself. "
-        "Horizontal lines: arm means, each in the faint span of its 95 % t interval."
+        "Shading separates blocks. Top: wall time, the timed training itself in colour. "
+        "Horizontal lines: arm means, faint spans their 95 % t intervals."
     )
-    absent = ", ".join(metric.name for metric in METRICS if metric not in metrics)
-    if absent:
-        caption += f" Not measured in every training: {absent}."
     arms = dict.fromkeys([*data.arms, *(arm for arm, _ in data.started)])
     extra = [Line2D([], [], label=word, **look) for word, (look, _) in events(data).items()]
     return finish(fig, data, caption, arms, extra)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from estimates.pattern import analyze_pattern
+from estimates.pattern import PatternAnalysis
 from estimates.report import format_report
 from studies.pictures import plot_study
 from studies.summary import summarize
@@ -38,11 +38,11 @@ def test_what_disturbed_a_point_is_told_above_the_tables(experiment_of):
     experiments[1][0]["w96-d4"][2]["step_seconds"][7] = 0.9
     content = summarize("patterns", experiments)
     words = r"warning: rotary: w96-d4, \w+ 3: 1 of 60 steps took more than 1.5 times the median"
-    for text in (format_study(content), format_report([analyze_pattern(96, 4, 1024)], content)):
+    for text in (format_study(content), format_report([PatternAnalysis(96, 4, 1024)], content)):
         text = " ".join(text.split())
         assert re.search(words, text) and "warning: learned" not in text
 
 
 def test_an_analysis_without_a_study_says_how_to_get_one():
-    text = format_report([analyze_pattern(96, 4, 1024)])
+    text = format_report([PatternAnalysis(96, 4, 1024)])
     assert "compare_models.py --study patterns` measures" in text

@@ -6,7 +6,7 @@ from conftest import make_experiment
 
 from analysis.significance import Ratio, paired_ratio
 from figures.data import METRICS, VAL_LOSS, prepare
-from figures.forest import contrasts, summary, verdict, verdict_on
+from figures.values import ratio_verdict, shown_pairs, summary, verdict_on
 
 
 def with_losses(*differences, margin=0.02):
@@ -32,18 +32,17 @@ def test_rows_are_the_paired_ratios(index, metric, prepared, artists, interval_o
 @pytest.mark.parametrize(
     "ratio, words",
     [
-        ((0.8, 0.7, 0.9, 0.01, 5), "−20.0 %"),
+        ((0.8, 0.7, 0.9, 0.01, 5), "-20.00 %"),
         ((1.0012, 1.001, 1.0014, 0.01, 5), "+0.12 %"),
         ((0.9, 0.7, 1.1, 0.4, 5), "no difference detected"),
-        ((1.0, None, None, None, 5), "identical in every block"),
         ((0.99998, None, None, None, 5), "equal to 0.01 % in every block"),
         ((1.00002, None, None, None, 1), "equal to 0.01 %, one block"),
-        ((0.5, None, None, None, 5), "−50.0 % in every block"),
-        ((0.5, None, None, None, 1), "−50.0 %, one block"),
+        ((0.5, None, None, None, 5), "-50.00 % in every block"),
+        ((0.5, None, None, None, 1), "-50.00 %, one block"),
     ],
 )
 def test_verdicts_name_only_what_the_test_found(ratio, words):
-    assert verdict(Ratio(*ratio)) == words
+    assert ratio_verdict(Ratio(*ratio)) == words
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_without_a_margin_nothing_is_shaded_and_the_ratio_is_judged(margin, arti
     data = with_losses(0.05, 0.06, 0.055, 0.05, margin=margin)
     fig = summary(data)
     assert not artists(fig.axes[3], "_margin 0") and "margin" not in caption(fig)
-    assert verdict_on(data, "window", "baseline", VAL_LOSS) == "+1.3 %"
+    assert verdict_on(data, "window", "baseline", VAL_LOSS) == "+1.30 %"
 
 
 def test_one_percent_is_shaded_for_time_and_memory_alone(prepared, artists):
@@ -103,4 +102,4 @@ def test_one_percent_is_shaded_for_time_and_memory_alone(prepared, artists):
     ],
 )
 def test_contrasts_follow_the_arms(arms, expected, prepared):
-    assert contrasts(prepared(2, arms)) == expected
+    assert shown_pairs(prepared(2, arms)) == expected
