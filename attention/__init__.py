@@ -6,8 +6,9 @@ Letters used everywhere: B batch, S sequence length, H heads, D head_dim, C d_mo
 w window_size, d dilation, N sink_tokens.  Queries, keys and values are (B, S, H, D).
 
 Reading order: pattern (who attends to whom), full and masks (textbook attention over it), then the
-evaluation whose cost follows the attended pairs: split (how it works), pieces, kernels and sinks
-(its parts); choose (which evaluation ``auto`` takes); rotary (positions); cache (one new token).
+evaluation whose cost follows the attended pairs: split (how it works), parts (near and far),
+pieces, kernels and sinks; choose (which evaluation ``auto`` takes); rotary (positions); cache (one
+new token).
 ``python -m attention`` draws a small pattern.
 """
 

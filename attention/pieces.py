@@ -1,12 +1,7 @@
 """The pieces of a sequence that split attention hands to the kernels: views, nothing is gathered.
 
-* near: a sliding window.  A kernel with windows of its own takes the sequence whole.  For the
-  others it is cut into chunks of queries, each against its keys and those of the window before it;
-  the keys of neighbouring chunks overlap.
-* far: every d-th key.  Query t sees the keys t, t - d, t - 2d ...: all of one residue class modulo
-  d, and within the class that is ordinary causal attention.  So each class is a piece, and where
-  the strides allow it the d classes are d times as many heads: **dilation is heads**.
-
+A near piece is a chunk of queries with its keys and those of the window before it; a far piece is
+a residue class modulo d.  split.py says why; where the strides allow it, far pieces are heads.
 Shapes: B batch, S sequence length, H heads, D head_dim; a kernel takes (N, H, length, D).
 """
 

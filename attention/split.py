@@ -2,8 +2,9 @@
 
 How it works, for window w and dilation d:
 
-1. **near**: query i sees the keys i - w .. i.  That is a sliding window, which PyTorch's kernels
-   do, or ordinary attention of chunks of queries to a few more keys.
+1. **near**: query i sees the keys i - w .. i.  FlashAttention has such windows and takes the
+   sequence whole.  For the other kernels it is cut into chunks of queries, each against its keys
+   and those of the window before it; the keys of neighbouring chunks overlap.
 2. **far**: query i sees the keys i - o, i - o - d, i - o - 2d ... with o = w + d.  Take the queries
    from o on and count them anew, t = i - o: query t sees the keys t, t - d, t - 2d ...  Those are
    the tokens of its own residue class modulo d (for d = 3 the classes are 0 3 6 .., 1 4 7 .. and
@@ -18,8 +19,10 @@ How it works, for window w and dilation d:
    the *merged* out and lse it finds the weights of the merged softmax, and so its exact share of
    dq, dk and dv; the shares are added (as in ring attention, Liu et al. 2023).
 
-The geometry is in pieces.py, the parts in parts.py and sinks.py, PyTorch's operators in kernels.py.
-Shapes: q, k, v, out (B, S, H, D); lse (B, H, S); M = S - o queries have far keys.
+Which kernel serves near and which far: ``kernels.CHOICES``, tried by ``split_kernels`` before use.
+When ``auto`` takes split: ``choose.attention_plan``.  The geometry is in pieces.py, the parts in
+parts.py and sinks.py.  Names: ``first`` is o, or S where no query has far keys; ``late`` are the
+M = S - first queries from there on.  Shapes: q, k, v, out (B, S, H, D); lse (B, H, S).
 """
 
 import functools
