@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estimates.pattern import analyze_pattern, keys_per_query
+from estimates.pattern import PatternAnalysis
 from estimates.pictures import FAR, FUTURE, NEAR, SINK, UNATTENDED, pair_kinds
 
 PATTERNS = {
@@ -43,12 +43,12 @@ def brute_force(seq_len, *pattern):
 def test_counts_equal_a_double_loop(seq_len, window_size, dilation, sink_tokens):
     kinds = brute_force(seq_len, window_size, dilation, sink_tokens)
     near, far, sinks = ((kinds == kind).sum(axis=1) for kind in (NEAR, FAR, SINK))
-    a = analyze_pattern(window_size, dilation, seq_len, sink_tokens=sink_tokens)
+    a = PatternAnalysis(window_size, dilation, seq_len, sink_tokens=sink_tokens)
     assert (a.near_pairs, a.far_pairs, a.sink_pairs) == (near.sum(), far.sum(), sinks.sum())
     assert a.causal_pairs == (kinds != FUTURE).sum()
     attended = (near + far + sinks).sum()
     assert a.density == pytest.approx(attended / a.causal_pairs, rel=1e-12)
-    ours = keys_per_query(np.arange(seq_len), window_size, dilation, sink_tokens)
+    ours = a.keys_per_query(np.arange(seq_len))
     np.testing.assert_array_equal(ours, [near, far, sinks])
 
 
@@ -58,14 +58,14 @@ def test_kinds_of_a_rectangle_of_pairs():
 
 
 def test_published_density():
-    a = analyze_pattern(96, 4)
+    a = PatternAnalysis(96, 4)
     assert (a.attended_pairs, a.causal_pairs) == (23_296, 32_896)
     assert f"{a.density:.2%}" == "70.82%"
 
 
 def test_flops_and_amdahl_equal_constants_computed_by_hand():
     # C = 2, one layer, V = 3, S = 4, w = 1, d = 2: near 1 + 2 + 2 + 2 = 7, far: query 3 sees key 0.
-    a = analyze_pattern(1, 2, seq_len=4, d_model=2, layers=1, vocab_size=3)
+    a = PatternAnalysis(1, 2, seq_len=4, d_model=2, layers=1, vocab_size=3)
     assert (a.near_pairs, a.far_pairs, a.causal_pairs) == (7, 1, 10)
     assert a.linear_flops == 4 * (24 * 4 + 12)  # 432
     assert (a.flops_full, a.flops_sparse) == (80, 64)
@@ -75,7 +75,7 @@ def test_flops_and_amdahl_equal_constants_computed_by_hand():
 
 
 def test_flops_of_the_default_model():
-    a = analyze_pattern(96, 4)
+    a = PatternAnalysis(96, 4)
     assert a.linear_flops == 256 * (8 * 24 * 262_144 + 10_240_000)
     assert a.flops_full == 538_968_064
     assert f"{a.attention_share:.4f} {a.step_speedup:.5f}" == "0.0336 1.00990"
@@ -83,7 +83,7 @@ def test_flops_of_the_default_model():
 
 @pytest.mark.parametrize("pattern", [(7, 1, 50), (60, 3, 50), (49, 0, 50), (1, 1, 1), (1, 0, 1)])
 def test_full_causal_patterns_gain_nothing(pattern):
-    a = analyze_pattern(*pattern)
+    a = PatternAnalysis(*pattern)
     assert (a.density, a.attention_speedup, a.step_speedup) == (1, 1, 1)
 
 
@@ -102,4 +102,4 @@ def test_full_causal_patterns_gain_nothing(pattern):
 )
 def test_wrong_values_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field} .*{value}"):
-        analyze_pattern(**{"window_size": 96, "dilation": 4, field: value})
+        PatternAnalysis(**{"window_size": 96, "dilation": 4, field: value})

@@ -3,16 +3,23 @@
 import matplotlib
 import numpy as np
 import pytest
-from estimates.tradeoff import plot_tradeoff
 from matplotlib.colors import to_rgb
 
 from attention.pattern import may_attend
-from estimates.pattern import CONFIGURATIONS, analyze_pattern
-from estimates.pictures import FAR, NEAR, PALETTE, UNATTENDED, plot_comparison, plot_configuration
+from estimates.pattern import CONFIGURATIONS, PatternAnalysis
+from estimates.pictures import (
+    FAR,
+    NEAR,
+    PALETTE,
+    UNATTENDED,
+    plot_comparison,
+    plot_configuration,
+    plot_tradeoff,
+)
 
 
 def test_a_short_mask_is_drawn_pair_by_pair():
-    analyses = [analyze_pattern(9, 4, 40), analyze_pattern(5, 0, 40, sink_tokens=3)]
+    analyses = [PatternAnalysis(9, 4, 40), PatternAnalysis(5, 0, 40, sink_tokens=3)]
     positions = np.arange(40)
     for axes, a in zip(plot_comparison(analyses).axes, analyses, strict=True):
         pairs = positions[:, None], positions[None, :]
@@ -23,7 +30,7 @@ def test_a_short_mask_is_drawn_pair_by_pair():
 
 
 def test_a_long_mask_is_drawn_in_regions_of_the_mean_density():
-    axes = plot_comparison([analyze_pattern(96, 4, 4096)]).axes[0]
+    axes = plot_comparison([PatternAnalysis(96, 4, 4096)]).axes[0]
     causal, beyond, _ = axes.patches[:3]
     assert to_rgb(causal.get_facecolor()) == pytest.approx(PALETTE[NEAR])
     np.testing.assert_array_equal(beyond.get_xy()[:3], [(0, 96), (4000, 4096), (0, 4096)])
@@ -33,7 +40,7 @@ def test_a_long_mask_is_drawn_in_regions_of_the_mean_density():
 
 @pytest.mark.parametrize("pattern", [(96, 4), (96, 0), (96, 1), (1, 1, 1), (600, 3, 65_536)])
 def test_the_picture_of_a_configuration_draws_its_costs(pattern):
-    a = analyze_pattern(*pattern)
+    a = PatternAnalysis(*pattern)
     figure = plot_configuration(a)
     figure.draw_without_rendering()
     mask, _, cost = figure.axes
@@ -47,7 +54,7 @@ def test_the_picture_of_a_configuration_draws_its_costs(pattern):
 
 @pytest.mark.parametrize("seq_len", [16, 4096])
 def test_the_tradeoff_shows_every_configuration_on_amdahls_curve(seq_len):
-    analyses = [analyze_pattern(w, d, seq_len) for w, d in CONFIGURATIONS]
+    analyses = [PatternAnalysis(w, d, seq_len) for w, d in CONFIGURATIONS]
     figure = plot_tradeoff(analyses)
     figure.draw_without_rendering()
     (legend,) = figure.legends
@@ -62,5 +69,5 @@ def test_the_tradeoff_shows_every_configuration_on_amdahls_curve(seq_len):
 
 def test_plotting_leaves_global_settings_alone():
     before = dict(matplotlib.rcParams)
-    plot_tradeoff([analyze_pattern(96, 4)])
+    plot_tradeoff([PatternAnalysis(96, 4)])
     assert dict(matplotlib.rcParams) == before

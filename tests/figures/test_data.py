@@ -1,14 +1,13 @@
-"""An experiment prepared for drawing: who is compared, the words on it, and estimates."""
+"""An experiment prepared for drawing: who is compared, and the words on it."""
 
 import numpy as np
 import pytest
 from conftest import make_experiment
 
 from analysis.metrics import MetricsError
-from analysis.values import THROTTLING, throttled
+from analysis.values import THROTTLING, paired_trainings, throttled
 from figures.data import (
     TIME,
-    Estimate,
     describe_setting,
     prepare,
     ratio,
@@ -24,9 +23,9 @@ IDLE = {"throttle_reasons": ["gpu_idle", "applications_clocks_setting"]}
 def test_a_failed_training_leaves_the_means_and_its_block_leaves_the_pairs(prepared):
     data = prepared("eventful")
     assert [len(data.ok[arm]) for arm in data.arms] == [3, 4, 4]
-    assert [block[0]["block"] for block in data.blocks(*data.arms)] == [0, 1, 2]
-    assert len(ratio(data, "window", "fused", TIME).values) == 4
-    assert len(ratio(data, "window", "baseline", TIME).values) == 3
+    assert [block[0]["block"] for block in paired_trainings(data.ok, data.arms)] == [0, 1, 2]
+    assert len(ratio(data, "window", "fused", TIME)[0]) == 4
+    assert len(ratio(data, "window", "baseline", TIME)[0]) == 3
 
 
 def test_an_experiment_without_a_good_training_is_refused(prepared):
@@ -65,15 +64,6 @@ def test_the_band_is_the_pointwise_t_interval(t_interval):
     values = np.random.default_rng(0).normal(size=(5, 3))
     expected = np.transpose([t_interval(point) for point in values.T])
     np.testing.assert_allclose(t_band(values), expected)
-
-
-def test_estimates_in_words():
-    values = np.array([1.0])
-    assert Estimate(values, 0.8, 0.7644, 0.8387).with_interval("{:.3f}") == "0.800 [0.764, 0.839]"
-    difference = Estimate(values, -0.0173, -0.0211, -0.0135)
-    assert difference.plus_minus(4, sign="+") == "−0.0173 ± 0.0038"
-    assert Estimate(values, 29553.2, 27781.0, 31325.4).plus_minus(1) == "29,553.2 ± 1,772.2"
-    assert Estimate(values, 1400.0, None, None).plus_minus(2) == "1,400.00"
 
 
 def test_smoothing_a_straight_line_changes_nothing_and_leaves_no_lag():
