@@ -121,7 +121,7 @@ def draw_keys_per_query(axes, a):
     axes.set(xlim=(0, a.seq_len), ylim=(0, a.seq_len))
     axes.set(xlabel="query position i", ylabel="keys per query")
     mean, full = a.attended_pairs / a.seq_len, a.causal_pairs / a.seq_len
-    axes.set_title(f"Keys per query: on average {mean:,.1f} of {full:,.1f}")
+    axes.set_title(f"Keys per query: mean {mean:,.1f} of {full:,.1f}")
     whole_ticks(axes)
 
 

@@ -22,7 +22,7 @@ def test_ties_for_the_sparsest_are_all_named():
     assert report.count("it is full causal attention") == 2
 
 
-def test_the_keys_of_sinks_are_counted():
+def test_sinks_are_named_and_counted():
     # S = 8, w = 2, d = 0: keys 0 and 1 have 5 and 4 queries beyond their window
     row = next(line for line in report_of((2, 0, 8), sink_tokens=2).splitlines() if "N=2" in line)
     assert row.split()[:3] == ["w=2", "d=0", "N=2"] and row.split()[-3:] == ["9", "3.8", "5"]

@@ -1,11 +1,11 @@
-"""An experiment prepared for drawing: who is compared, and the words on it."""
+"""An experiment prepared for drawing: who is compared, the words on it, and estimates."""
 
 import numpy as np
 import pytest
 from conftest import make_experiment
 
 from analysis.metrics import MetricsError
-from analysis.values import THROTTLING, paired_trainings, throttled
+from analysis.values import throttled
 from figures.data import (
     TIME,
     describe_setting,
@@ -17,13 +17,10 @@ from figures.data import (
 )
 from figures.look import STYLES, arm_styles
 
-IDLE = {"throttle_reasons": ["gpu_idle", "applications_clocks_setting"]}
-
 
 def test_a_failed_training_leaves_the_means_and_its_block_leaves_the_pairs(prepared):
     data = prepared("eventful")
     assert [len(data.ok[arm]) for arm in data.arms] == [3, 4, 4]
-    assert [block[0]["block"] for block in paired_trainings(data.ok, data.arms)] == [0, 1, 2]
     assert len(ratio(data, "window", "fused", TIME)[0]) == 4
     assert len(ratio(data, "window", "baseline", TIME)[0]) == 3
 
@@ -77,12 +74,6 @@ def test_known_arms_have_fixed_looks_and_many_arms_all_look_different():
     assert len({(style.color, style.marker) for style in styles.values()}) == 34
 
 
-@pytest.mark.parametrize("reading", [None, {}, {"throttle_reasons": None}, IDLE])
+@pytest.mark.parametrize("reading", [None, {}, {"throttle_reasons": None}])
 def test_a_gpu_at_its_pace_is_not_throttled(reading):
     assert throttled({"device_before": reading, "device_after": reading}) == []
-
-
-@pytest.mark.parametrize("key", ["device_before", "device_after"])
-def test_every_word_for_a_slower_gpu_counts_before_and_after(key):
-    for word in THROTTLING:
-        assert throttled({key: {"throttle_reasons": ["gpu_idle", word]}}) == [word]

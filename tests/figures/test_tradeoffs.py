@@ -29,8 +29,3 @@ def test_crosses_are_the_means_with_intervals_in_both_directions(prepared, artis
 def test_better_points_to_fast_small_and_low(draw, arrow, prepared):
     for ax in draw(prepared("one block")).axes:
         assert ax.get_title(loc="right") == f"better {arrow}"
-
-
-def test_missing_memory_leaves_no_panel_without_a_word(prepared):
-    for ax in memory_quality(prepared("partial")).axes:
-        assert "not measured" in ax.texts[0].get_text()

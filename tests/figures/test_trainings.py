@@ -67,8 +67,3 @@ def test_an_arm_without_a_good_training_is_shown_as_failed_alone(prepared):
     data = prepared("many")
     fig = per_run(data)
     assert "published" not in data.arms and "published" in legend_names(fig)
-
-
-def test_what_was_not_measured_is_said(prepared):
-    memory = per_run(prepared("partial")).axes[2]
-    assert "peak memory: not measured" in " ".join(memory.texts[0].get_text().split())
