@@ -174,7 +174,7 @@ def draw_estimates(axes, analyses, field, share):
     for a in analyses:
         mark = styles[a.label].mark
         axes.plot(100 * a.sparsity, getattr(a, field), ls="none", ms=6, label=a.label, **mark)
-    axes.axhline(1, color="black", lw=0.8, zorder=0.5)
+    axes.axhline(1, color="black", lw=0.8, zorder=0.8)  # over the grid
     axes.yaxis.set_major_formatter("{x:.5g}x")
 
 
@@ -208,12 +208,16 @@ def plot_tradeoff(analyses, content=None):
     top.set_ylabel("attention alone,\nestimated speed-up")
     bottom.set_ylabel("whole step,\nestimated speed-up")
     text = f"{analyses[0].model}. Attention's share of the FLOPs, full: {share:.2%}. "
-    text += f"Lines: Amdahl's law. {ESTIMATE}"
-    if content is not None:
+    text += "Lines: Amdahl's law. "
+    if content is None:
+        text += ESTIMATE
+    else:
         handles += draw_measured(bottom, content)
         bottom.set_ylabel("whole step,\nspeed-up")
-        text += f" Black: measured on {content['device_name']}, with 95 % t intervals over blocks."
+        text += "Coloured: estimates from FLOP counts. "
+        text += f"Black: measured on {content['device_name']}, with 95 % t intervals over blocks."
     bottom.set_xlabel("sparsity: causal pairs left out (%)")
+    figure.align_ylabels()
     figure.legend(handles=handles, loc="outside right center")
     caption_below(figure, text)
     return figure

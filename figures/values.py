@@ -27,6 +27,7 @@ def arm_rows(ax, data, metric):
         row_of_values(ax, y, *absolute(data, arm, metric), data.styles[arm], arm)
     name_rows(ax, data.arms)
     metric_axis(ax.xaxis, metric)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def joined_values(ax, data, metric):
@@ -43,7 +44,8 @@ def paired_differences(ax, data, metric):
     for y, arm in enumerate(data.arms[1:]):
         differences, mean = relative(data, arm, metric)
         row_of_values(ax, y, differences, mean, data.styles[arm], arm)
-        side_text(ax, y, with_interval(mean.mean, mean.low, mean.high, "{:+.4f}".format))
+        shown = with_interval(mean.mean, mean.low, mean.high, "{:+.4f}".format)
+        side_text(ax, y, shown.replace(" [", "\n["))  # in two lines: room for the panels
     name_rows(ax, data.arms[1:])
     ax.axvline(0, color="black", lw=0.8)
     ax.xaxis.set_major_locator(MaxNLocator(4))

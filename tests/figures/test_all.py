@@ -74,6 +74,14 @@ def test_a_partial_experiment_carries_a_visible_mark(prepared):
         assert not draw(prepared("one block")).get_suptitle()
 
 
+@pytest.mark.parametrize("name", ["3_metrics_comparison", "5_memory_quality", "8_per_run"])
+def test_memory_that_was_not_measured_is_said_in_its_panel(name, prepared):
+    data = prepared("one block")
+    data.ok["window"][0]["peak_memory_mb"] = float("nan")
+    words = [" ".join(text.get_text().split()) for text in FIGURES[name](data).findobj(Text)]
+    assert "peak memory: not measured in every training" in words
+
+
 def test_no_setting_of_a_notebook_changes(prepared):
     before = mpl.rcParams.copy()
     FIGURES["9_summary"](prepared("one block"))

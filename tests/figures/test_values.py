@@ -29,7 +29,9 @@ def test_differences_of_the_losses_are_paired(prepared, artists, interval_of, t_
     difference = data.values("window", VAL_LOSS) - data.values("baseline", VAL_LOSS)
     (mean,) = artists(ax, "window mean")
     np.testing.assert_allclose(interval_of(mean), t_interval(difference))
-    assert f"{difference.mean():+.4f}".replace("-", "−") in ax.texts[0].get_text()
+    low, high = t_interval(difference)
+    shown = f"{difference.mean():+.4f}\n[{low:+.4f}, {high:+.4f}]"
+    assert ax.texts[0].get_text() == shown.replace("-", "−")
 
 
 @pytest.mark.parametrize("index, metric", list(enumerate(METRICS)))
