@@ -8,6 +8,10 @@ Shapes: B batch, S sequence length, H heads, D head_dim; a kernel takes (N, H, l
 import math
 from typing import NamedTuple
 
+import torch
+
+from attention.kernels import CAUSAL, Kernel
+
 
 class Pieces(NamedTuple):
     """``count`` equal pieces of a sequence, each of some queries and their keys.
@@ -65,12 +69,32 @@ class Pieces(NamedTuple):
             some.of_keys(x).add_(gradient[:, :, start : start + step])
 
 
-def whole_sequence(seq_len):
-    """All queries against all keys, one piece."""
+class Part(NamedTuple):
+    """Pieces that together have every query of the part once, and the kernel for them."""
+
+    pieces: list
+    kernel: Kernel
+    seen: str | int  # see ``kernels.Kernel``
+    keys: int  # how many of the first keys are read
+
+
+def near_part(seq_len, window_size, kernel):
+    """Sliding-window attention: every query against its own key and the ``window_size`` before it.
+
+    The sequence whole where the kernel takes windows, else the pieces of ``_chunks``.
+    """
+    whole = _whole_sequence(seq_len)
+    if kernel.least_chunk is None:
+        return Part([whole], kernel, window_size, seq_len)
+    chunks = _chunks(seq_len, window_size, kernel.least_chunk)
+    return Part(chunks, kernel, window_size, seq_len)
+
+
+def _whole_sequence(seq_len):
     return Pieces(query=0, key=0, count=1, hop=0, length=seq_len, keys=seq_len, stride=1)
 
 
-def near_pieces(seq_len, window_size, least_chunk):
+def _chunks(seq_len, window_size, least_chunk):
     """A start that has no full window before it, chunks, and a rest.
 
     A chunk is a power of two from a quarter of the window on, at least ``least_chunk``: few wasted
@@ -81,34 +105,31 @@ def near_pieces(seq_len, window_size, least_chunk):
     back = -(-window_size // chunk) * chunk  # keys before a chunk, whole chunks of them
     count, rest = divmod(seq_len - back, chunk)
     if count < 1:
-        return [whole_sequence(seq_len)]
-    groups = [whole_sequence(back), Pieces(back, 0, count, chunk, chunk, back + chunk, 1)]
+        return [_whole_sequence(seq_len)]
+    groups = [_whole_sequence(back), Pieces(back, 0, count, chunk, chunk, back + chunk, 1)]
     if rest:
         groups.append(Pieces(seq_len - rest, seq_len - rest - back, 1, 0, rest, back + rest, 1))
     return groups
 
 
-def far_pieces(queries, keys, dilation, multiple=1):
+def far_part(queries, keys, dilation, kernel):
     """Query t against the keys t, t - d, t - 2d ...: a piece for each residue class modulo d.
 
     ``queries`` and ``keys`` count the tokens there are.  Where d does not divide the queries, some
     classes are one longer: two groups, and nothing is padded.  Where it does, keys that the causal
-    mask hides are added up to a ``multiple`` in each class, as far as there are any.
+    mask hides are added up to a multiple that suits the kernel in each class, as far as there are
+    any.
     """
     # no divmod: torch.compile knows none for lengths that vary
     length, longer = queries // dilation, queries % dilation
     if not longer:
-        padded = min(-(-length // multiple) * multiple, keys // dilation)
-        return [Pieces(0, 0, dilation, 1, length, padded, dilation)]
+        padded = min(-(-length // kernel.multiple) * kernel.multiple, keys // dilation)
+        pieces = Pieces(0, 0, dilation, 1, length, padded, dilation)
+        return Part([pieces], kernel, CAUSAL, dilation * padded)
     groups = [Pieces(0, 0, longer, 1, length + 1, length + 1, dilation)]
     if length:
         groups.append(Pieces(longer, longer, dilation - longer, 1, length, length, dilation))
-    return groups
-
-
-def keys_read(groups):
-    """How many of the first keys the far pieces read together."""
-    return sum(group.count * group.keys for group in groups)
+    return Part(groups, kernel, CAUSAL, queries)
 
 
 def one_token(x):
@@ -126,3 +147,13 @@ def calls(groups, *tensors):
             yield group
         else:
             yield from (group._replace(batch=batch) for batch in range(tensors[0].shape[0]))
+
+
+def foldable(*tensors):
+    """Tensors of which one CUDA call can take all residue classes, else copies.
+
+    On a CPU, a call for each batch costs less than the copies.
+    """
+    if not tensors[0].is_cuda or tensors[0].shape[0] == 1 or all(map(one_token, tensors)):
+        return tensors
+    return torch.stack(tensors).unbind()  # one kernel

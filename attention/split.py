@@ -35,18 +35,9 @@ import torch.nn.functional as F
 from attention.full import dense_attention
 from attention.kernels import CHOICES, CUDA_HEAD_DIM, KERNELS
 from attention.masks import constant_of_a_graph
-from attention.parts import (
-    empty_results,
-    far,
-    far_backward,
-    foldable,
-    near,
-    near_backward,
-    readable,
-    with_tokens,
-)
+from attention.parts import backward, empty_results, forward, readable, with_tokens
 from attention.pattern import window_mask
-from attention.pieces import far_pieces, keys_read
+from attention.pieces import far_part, foldable, near_part
 from attention.sinks import merge_sinks, sink_backward
 
 
@@ -54,6 +45,16 @@ def first_with_far_keys(seq_len, window_size, dilation):
     """The first query position that has far keys, or ``seq_len`` where none has."""
     first = window_size + dilation
     return first if dilation and first < seq_len else seq_len
+
+
+def _parts(q, window_size, dilation, near_kernel, far_kernel):
+    """The near Part, the far one (None without far keys) and the first query of that."""
+    seq_len = q.shape[1]
+    near = near_part(seq_len, window_size, KERNELS[near_kernel])
+    first = first_with_far_keys(seq_len, window_size, dilation)
+    if first == seq_len:
+        return near, None, first
+    return near, far_part(seq_len - first, seq_len, dilation, KERNELS[far_kernel]), first
 
 
 def _beside(device, one, other):
@@ -103,11 +104,12 @@ def _near_and_far(
     The far part has only the M queries that have far keys: (B, M, H, D) and (B, H, M).
     """
     q, k, v = readable(q), readable(k), readable(v)
-    late_q = q[:, first_with_far_keys(q.shape[1], window_size, dilation) :]
-    of_near = partial(near, q, k, v, window_size, scale, KERNELS[near_kernel])
+    near, far, first = _parts(q, window_size, dilation, near_kernel, far_kernel)
+    late_q = q[:, first:]
+    of_near = partial(forward, q, k, v, near, scale)
     if not late_q.shape[1]:
         return *of_near(), *empty_results(late_q)
-    of_far = partial(far, late_q, k, v, dilation, scale, KERNELS[far_kernel])
+    of_far = partial(forward, late_q, k, v, far, scale)
     near_results, far_results = _beside(q.device, of_near, of_far)
     return *near_results, *far_results
 
@@ -138,24 +140,21 @@ def _near_and_far_backward(
     dk and dv those of the keys it reads, the first ones.
     """
     gradient, q, k, v, out = map(readable, (gradient, q, k, v, out))
-    near_options = window_size, scale, KERNELS[near_kernel]
-    of_near = partial(near_backward, gradient, q, k, v, out, lse, *near_options)
-    first = first_with_far_keys(q.shape[1], window_size, dilation)
+    near, far, first = _parts(q, window_size, dilation, near_kernel, far_kernel)
+    of_near = partial(backward, gradient, q, k, v, out, lse, near, scale)
     if first == q.shape[1]:
         return [*of_near(), *(x.new_empty(with_tokens(x, 0)) for x in (q, k, v))]
     late_gradient, late_q, late_out = (x[:, first:] for x in (gradient, q, out))
-    merged, far_options = (late_out, lse[:, :, first:]), (dilation, scale, KERNELS[far_kernel])
-    of_far = partial(far_backward, late_gradient, late_q, k, v, *merged, *far_options)
+    late_lse = lse[:, :, first:]
+    of_far = partial(backward, late_gradient, late_q, k, v, late_out, late_lse, far, scale)
     near_results, far_results = _beside(q.device, of_near, of_far)
     return [*near_results, *far_results]
 
 
 @_near_and_far_backward.register_fake
 def _(gradient, q, k, v, out, lse, window_size, dilation, scale, near_kernel, far_kernel):
-    late_q = q[:, first_with_far_keys(q.shape[1], window_size, dilation) :]
-    late, keys = late_q.shape[1], 0
-    if late:
-        keys = keys_read(far_pieces(late, k.shape[1], dilation, KERNELS[far_kernel].multiple))
+    _, far, first = _parts(q, window_size, dilation, near_kernel, far_kernel)
+    late, keys = (q.shape[1] - first, far.keys) if far else (0, 0)
     near_results = [x.new_empty(x.shape) for x in (q, k, v)]
     far_results = [x.new_empty(with_tokens(x, n)) for x, n in ((q, late), (k, keys), (v, keys))]
     return near_results + far_results
@@ -211,6 +210,8 @@ class SplitAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("split attention has no second derivative: choose masked")
         saved = ctx.saved_tensors
         dq, dk, dv, far_dq, far_dk, far_dv = _near_and_far_backward(gradient, *saved, *ctx.options)
         (window_size, dilation, sinks), _ = ctx.sink_options

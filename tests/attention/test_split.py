@@ -130,13 +130,11 @@ def test_split_repeats_bitwise_and_works_without_gradients(random_qkv):
         assert torch.equal(window_attention(*qkv.unbind(2), 40, 4, "split"), outs[0])
 
 
-@pytest.mark.parametrize("seq_len", [9, 30, 90])
-def test_split_has_no_second_derivative_and_says_so(random_qkv, seq_len):
-    q, k, v = random_qkv(1, seq_len, 1, 4).unbind(2)
+def test_split_has_no_second_derivative_and_says_so(random_qkv):
+    q, k, v = random_qkv(1, 90, 1, 4).unbind(2)
     out = window_attention(q, k, v, 5, 3, "split", 2)
-    gradient = torch.autograd.grad(out.sum(), q, create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="near_and_far_backward"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="split attention has no second derivative"):
+        torch.autograd.grad(out.sum(), q, create_graph=True)
 
 
 def test_split_never_holds_a_square_of_the_sequence():
