@@ -5,12 +5,11 @@ about w + i/d + N of them at position i, where full attention reads i.
 Shapes: B batch, H heads, D head_dim, n keys of a part.
 """
 
-import functools
-
 import torch
 
 from attention.kernels import ALL_KEYS, CHOICES, KERNELS
 from attention.pattern import check_pattern, may_attend
+from attention.split import split_kernels
 
 
 def _product(one, other):
@@ -54,7 +53,6 @@ def _by_kernel(kernel, q, parts, scale):
     return (weights @ torch.cat(outs, dim=2).to(weights.dtype)).to(q.dtype)
 
 
-@functools.cache
 def decode_kernel(device, dtype, head_dim):
     """The name in ``KERNELS`` of the kernel that serves a step here; None: products serve it.
 
@@ -62,23 +60,11 @@ def decode_kernel(device, dtype, head_dim):
     it took 0.75 of the products' time at 4,096 tokens (B8 H4 D32), 1.13 at 16,384.  On an H200 in
     bfloat16 cuDNN was the fastest in a CUDA graph, 0.71 to 0.96 of FlashAttention's time, but it
     makes a new plan for every number of keys, and that grows as the text does: 46 to 52 ms a call.
-    As for split attention, the kernel is tried on a small example first.
     """
     if (device.type, dtype) not in CHOICES or (device.type, dtype) == ("cuda", torch.float32):
         return None
-    name, _ = CHOICES[device.type, dtype][0]
-    generator = torch.Generator().manual_seed(0)
-    numbers = torch.randn((3, 2, 2, 40, head_dim), generator=generator, device="cpu")
-    q, k, v = numbers.to(device, dtype)
-    q, scale = q[:, :, :1], head_dim**-0.5
-    try:
-        parts = [(k[:, :, :7], v[:, :, :7], None), (k[:, :, 7:], v[:, :, 7:], None)]
-        out = _by_kernel(KERNELS[name], q, parts, scale)
-    except (RuntimeError, TypeError, AttributeError):
-        return None
-    expected = _by_products(q.double(), [(k.double(), v.double(), None)], scale)
-    close = (out - expected).norm() <= 10 * torch.finfo(dtype).eps * expected.norm()
-    return name if close else None
+    kernels = split_kernels(device, dtype, head_dim)
+    return None if kernels is None else kernels[0]
 
 
 class KeyValueCache:

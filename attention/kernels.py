@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from attention.masks import as_bias
 from attention.pattern import may_attend
 
+aten = torch.ops.aten
 CAUSAL, ALL_KEYS = "causal", "all keys"
 
 
@@ -63,14 +64,14 @@ def _cpu_mask(q, k, seen):
 
 
 def _cpu_forward(q, k, v, seen, scale):
-    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return operator(q, k, v, 0.0, **_cpu_mask(q, k, seen), scale=scale)
+    mask = _cpu_mask(q, k, seen)
+    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, **mask, scale=scale)
 
 
 def _cpu_backward(gradient, q, k, v, out, lse, seen, scale):
     if seen == CAUSAL and q.shape[2] > LONGEST_KEY_BLOCK:
         return _causal_by_keys(gradient, q, k, v, out, lse, scale)
-    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    operator = aten._scaled_dot_product_flash_attention_for_cpu_backward
     return operator(gradient, q, k, v, out, lse, 0.0, **_cpu_mask(q, k, seen), scale=scale)
 
 
@@ -84,17 +85,15 @@ SHORTEST_KEY_BLOCK, LONGEST_KEY_BLOCK = 128, 256
 
 def _causal_by_keys(gradient, q, k, v, out, lse, scale):
     """The causal backward pass in blocks of keys; each goes with the queries that may see it."""
-    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    operator = aten._scaled_dot_product_flash_attention_for_cpu_backward
     length = k.shape[2]
     block = min(max(length // 8, SHORTEST_KEY_BLOCK), LONGEST_KEY_BLOCK)
     dq, dk, dv = torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)
     for first in range(0, length, block):
         keys = slice(first, first + block)
-        late_gradient, late_q, late_out, late_lse = (
-            x[:, :, first:] for x in (gradient, q, out, lse)
-        )
-        inputs = late_gradient, late_q, k[:, :, keys], v[:, :, keys]
-        block_dq, block_dk, block_dv = operator(*inputs, late_out, late_lse, 0.0, True, scale=scale)
+        late = [x[:, :, first:] for x in (gradient, q, out, lse)]
+        inputs = *late[:2], k[:, :, keys], v[:, :, keys], *late[2:]
+        block_dq, block_dk, block_dv = operator(*inputs, 0.0, True, scale=scale)
         dq[:, :, first:].add_(block_dq)
         dk[:, :, keys], dv[:, :, keys] = block_dk, block_dv
     return dq, dk, dv
@@ -118,37 +117,33 @@ def _flash_window(seen):
 
 
 def _flash_forward(q, k, v, seen, scale):
-    operator = torch.ops.aten._flash_attention_forward
     q, k, v = _heads_last(q, k, v)
-    lengths = q.shape[1], k.shape[1]
-    causal, window = seen == CAUSAL, _flash_window(seen)
-    inputs = q, k, v, None, None, *lengths
-    out, lse, *_ = operator(*inputs, 0.0, causal, False, **window, scale=scale)
+    inputs = q, k, v, None, None, q.shape[1], k.shape[1], 0.0, seen == CAUSAL, False
+    out, lse, *_ = aten._flash_attention_forward(*inputs, **_flash_window(seen), scale=scale)
     return out.transpose(1, 2), lse
 
 
 def _flash_backward(gradient, q, k, v, out, lse, seen, scale):
-    operator = torch.ops.aten._flash_attention_backward
     gradient, q, k, v, out = _heads_last(gradient, q, k, v, out)
-    lengths = q.shape[1], k.shape[1]
-    causal, window = seen == CAUSAL, _flash_window(seen)
-    inputs = gradient, q, k, v, out, lse.contiguous(), None, None, *lengths
-    return _heads_last(*operator(*inputs, 0.0, causal, *_no_random_state(q), **window, scale=scale))
+    inputs = gradient, q, k, v, out, lse.contiguous(), None, None, q.shape[1], k.shape[1]
+    options = 0.0, seen == CAUSAL, *_no_random_state(q)
+    operator = aten._flash_attention_backward
+    return _heads_last(*operator(*inputs, *options, **_flash_window(seen), scale=scale))
 
 
 # cuDNN has no window here: it serves the far part alone.
 def _cudnn_forward(q, k, v, seen, scale):
     if q.shape[2] == k.shape[2] == 1:  # cuDNN refuses this single case
         return _flash_forward(q, k, v, seen, scale)
-    operator = torch.ops.aten._scaled_dot_product_cudnn_attention
-    out, lse, *_ = operator(q, k, v, None, True, 0.0, seen == CAUSAL, False, scale=scale)
+    inputs = q, k, v, None, True, 0.0, seen == CAUSAL, False
+    out, lse, *_ = aten._scaled_dot_product_cudnn_attention(*inputs, scale=scale)
     return out, lse.squeeze(-1)
 
 
 def _cudnn_backward(gradient, q, k, v, out, lse, seen, scale):
     if q.shape[2] == k.shape[2] == 1:
         return _flash_backward(gradient, q, k, v, out, lse, seen, scale)
-    operator = torch.ops.aten._scaled_dot_product_cudnn_attention_backward
+    operator = aten._scaled_dot_product_cudnn_attention_backward
     inputs = gradient, q, k, v, out, lse.contiguous().unsqueeze(-1), *_no_random_state(q)
     lengths = q.shape[2], k.shape[2]
     return operator(*inputs, None, None, None, *lengths, 0.0, seen == CAUSAL, scale=scale)
@@ -171,16 +166,15 @@ def _efficient_mask(q, k, seen):
 
 
 def _efficient_forward(q, k, v, seen, scale):
-    operator = torch.ops.aten._efficient_attention_forward
     bias, mask = _efficient_mask(q, k, seen)
     q, k, v = _heads_last(q, k, v)
-    inputs = q, k, v, bias, None, None, None, None
-    out, lse, *_ = operator(*inputs, 0.0, mask, True, scale=scale)
+    inputs = q, k, v, bias, None, None, None, None, 0.0, mask, True
+    out, lse, *_ = aten._efficient_attention_forward(*inputs, scale=scale)
     return out.transpose(1, 2), lse[:, :, : q.shape[1]]
 
 
 def _efficient_backward(gradient, q, k, v, out, lse, seen, scale):
-    operator = torch.ops.aten._efficient_attention_backward
+    operator = aten._efficient_attention_backward
     bias, mask = _efficient_mask(q, k, seen)
     gradient, q, k, v, out = _heads_last(gradient, q, k, v, out)
     lse = F.pad(lse, (0, -lse.shape[-1] % _EFFICIENT_LSE), value=math.inf)
