@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from machine.describe import A_PATH
 from machine.files import file_sha256
 from training.tokens import TOKENIZER_NAME
 
@@ -50,12 +49,8 @@ def identity_of(config, dataset, environment, code):
     of_torch = ("device_name", "torch", "cuda", "cudnn", "float32_matmul_precision")
     device = {key: environment.get(key) for key in of_torch}
     device |= {key: gpu.get(key) for key in ("driver", "tf32_matmul", "tf32_cudnn")}
-    # PyTorch itself sets some variables that name a folder, in the middle of a process
-    device["variables"] = {
-        name: value
-        for name, value in environment.get("variables", {}).items()
-        if value != A_PATH and name != "CUDA_VISIBLE_DEVICES"
-    }
+    device["variables"] = dict(environment.get("variables", {}))
+    device["variables"].pop("CUDA_VISIBLE_DEVICES", None)  # another GPU of the same model may go on
     return {
         "config": identity_of_config(config),
         "code": code["sources_sha256"],

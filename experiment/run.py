@@ -13,7 +13,6 @@ from experiment.stored import StoredExperiment
 from machine import ranks
 from machine.command import say
 from machine.device import resolve_device
-from machine.signals import finishing
 from training.tokens import load_dataset
 from training.train import train
 from training.trainer import deterministic_algorithms, release_memory
@@ -60,10 +59,9 @@ def train_waiting(stored, waiting, config, dataset, device):
             callback = progress.start(block, arm)
             training, model = train(config, arm, dataset, seeds[block], device, callback)
             training |= place | {"previous_arm": previous_arm}
-            with finishing():
-                if arm == "window" and block == 0 and model is not None and ranks.is_first():
-                    save_window_model(model, config, dataset)
-                stored.finished(arm, training)
+            if arm == "window" and block == 0 and model is not None and ranks.is_first():
+                save_window_model(model, config, dataset)
+            stored.finished(arm, training)
             progress.finish(block, arm, training)
             previous_arm = arm
             del model

@@ -5,19 +5,41 @@ Knows nothing of what the commands do.
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from machine.files import explained
-from machine.signals import Terminated, terminable
 
 DONE, FAILED, USAGE, TRAININGS_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 
 class UserError(ValueError):
     """What the user can mend: the message is one line that names the value and the remedy."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception: what handles Ctrl-C handles it too."""
+
+
+@contextmanager
+def terminable():
+    """SIGTERM raises Terminated inside the block, as Ctrl-C raises KeyboardInterrupt."""
+
+    def terminate(signum, frame):
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # which alone takes signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -22,12 +22,10 @@ SOURCE_PATTERNS = ("gpt.py", "gpt_win.py", "embedding.py", "linear.py", "attenti
 SOURCE_PATTERNS += ("training/*.py", "machine/ranks.py", "experiment/plan.py")
 GIT_SECONDS = 10  # that git may take before its answer counts as unknown
 
-# The only environment variables that are recorded: a whole environment holds secrets.
+# The only environment variables that are recorded: a whole environment holds secrets and folders.
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NVIDIA_TF32_OVERRIDE")
-PREFIXES = ("PYTORCH_", "CUBLAS_", "TORCH")
-# torchrun sets TORCHELASTIC_'s, one to a number that is always new
-PRIVATE_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL", "TORCHELASTIC_")
-A_PATH = "(a path)"
+VARIABLES += ("CUBLAS_WORKSPACE_CONFIG", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+VARIABLES += ("TORCHDYNAMO_DISABLE", "TORCHINDUCTOR_FREEZING", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
 def describe_code(folder=FOLDER):
@@ -94,7 +92,7 @@ def describe_environment(device):
         "python": platform.python_version(),
         "platform": platform.platform(),
         "gpu": _describe_gpu(device) if cuda else None,
-        "variables": _recorded_variables(),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "git_revision": commit,
     }
 
@@ -111,15 +109,3 @@ def _describe_gpu(device):
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
         "tf32_cudnn": torch.backends.cudnn.allow_tf32,
     }
-
-
-def _recorded_variables():
-    """The allowed variables that are set; of one that holds a path only that it is set."""
-    recorded = {}
-    for name, value in sorted(os.environ.items()):
-        if name in VARIABLES:
-            recorded[name] = value
-        elif name.startswith(PREFIXES) and not any(w in name for w in PRIVATE_WORDS):
-            # folders for caches and logs would name the user
-            recorded[name] = A_PATH if "/" in value or "\\" in value else value
-    return recorded
