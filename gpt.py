@@ -9,6 +9,7 @@ from torch.nn.functional import linear
 
 from attention.cache import KeyValueCache
 from attention.full import FULL_ATTENTION
+from attention.pattern import FULL
 from attention.rotary import check_positions, rotate
 from embedding import CustomEmbedding
 from generation.tokens import generate, stream
@@ -44,9 +45,13 @@ class CustomMHA(nn.Module):
         """q, k, v (B, S, H, D) -> (B, S, H, D): the one step that a subclass replaces."""
         return FULL_ATTENTION[self.attention](q, k, v)
 
+    def turn(self, x, first):
+        """Queries or keys (B, S, H, D) with their rotary positions, the first being ``first``."""
+        return rotate(x, first)
+
     def pattern(self):
-        """(window_size, dilation, sink_tokens) of the keys that ``attend`` takes."""
-        return 1, 1, 0
+        """The ``Pattern`` of the keys that ``attend`` takes."""
+        return FULL
 
     def new_cache(self, batch, length):
         """An empty KeyValueCache for ``batch`` rows of ``length`` tokens."""
@@ -63,7 +68,7 @@ class CustomMHA(nn.Module):
         q, k, v = heads.unbind(dim=2)  # (B, S, H, D) each, views of one projection
         first = 0 if cache is None else cache.filled
         if self.positions == "rotary":
-            q, k = rotate(q, first), rotate(k, first)
+            q, k = self.turn(q, first), self.turn(k, first)
         if cache is not None:
             cache.write(k, v)
         out = self.attend(q, k, v) if first == 0 else cache.attend(q)

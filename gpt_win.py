@@ -4,8 +4,10 @@ The parameters keep their names and shapes, so a state_dict of GPTModel loads in
 and the other way round, and equal seeds give equal weights.  Letters: as in gpt.py.
 """
 
+import torch
+
 from attention.choose import EVALUATIONS, window_attention
-from attention.pattern import check_pattern
+from attention.pattern import Pattern
 from gpt import CustomMHA, GPTModel, TransformerDecoderBlock
 
 
@@ -23,10 +25,35 @@ def per_layer(name, value, layers):
     return tuple(value)
 
 
+def layer_patterns(
+    layers, n_heads, window_size, dilation, sink_tokens=0, full_heads=0, stagger=False
+):
+    """The ``Pattern`` of every layer; staggered heads go on where those of the last layer ended.
+
+    Raises ValueError for a sequence of another length, for what is no pattern of ``n_heads`` heads,
+    and to stagger where no layer has far keys to take turns in.
+    """
+    window_sizes = per_layer("window_size", window_size, layers)
+    dilations = per_layer("dilation", dilation, layers)
+    of_full_heads = per_layer("full_heads", full_heads, layers)
+    patterns = []
+    for layer, (w, d, F) in enumerate(zip(window_sizes, dilations, of_full_heads, strict=True)):
+        pattern = Pattern(w, d, sink_tokens, F)
+        pattern.check(n_heads)
+        if stagger and d > 1:
+            pattern = pattern._replace(stagger=True, first_phase=layer * (n_heads - F) % d)
+        patterns.append(pattern)
+    if stagger and not any(pattern.stagger for pattern in patterns):
+        raise ValueError(f"stagger needs a dilation of at least 2, got {dilation}")
+    return patterns
+
+
 class CustomWindowMHA(CustomMHA):
     """CustomMHA over the pattern of ``attention.may_attend``.
 
     attention: how to evaluate it, one of ``attention.choose.EVALUATIONS``.
+    nope: of rotary positions the full heads get none (NoPE, Kazemnejad et al. 2023).
+    heads: sink_tokens, full_heads, stagger, first_phase of an ``attention.pattern.Pattern``.
     """
 
     attentions = EVALUATIONS
@@ -39,22 +66,30 @@ class CustomWindowMHA(CustomMHA):
         dilation,
         attention="auto",
         positions="learned",
-        sink_tokens=0,
+        nope=False,
+        **heads,
     ):
-        check_pattern(window_size, dilation, sink_tokens)
         super().__init__(d_model, n_heads, attention, positions)
-        self.window_size = window_size
-        self.dilation = dilation
-        self.sink_tokens = sink_tokens
+        pattern = Pattern(window_size, dilation, **heads)
+        pattern.check(n_heads)
+        self.heads = pattern._asdict()
+        full_heads = n_heads if dilation == 1 else pattern.full_heads
+        self.without_positions = full_heads if nope else 0
 
     def pattern(self):
-        """(window_size, dilation, sink_tokens)."""
-        return self.window_size, self.dilation, self.sink_tokens
+        """The ``Pattern`` of the keys that ``attend`` takes."""
+        return Pattern(**self.heads)
+
+    def turn(self, x, first):
+        """Queries or keys (B, S, H, D) with their rotary positions, the first being ``first``."""
+        F = self.without_positions
+        if F == 0:
+            return super().turn(x, first)
+        return torch.cat([x[:, :, :F], super().turn(x[:, :, F:], first)], dim=2)
 
     def attend(self, q, k, v):
         """q, k, v (B, S, H, D) -> (B, S, H, D)."""
-        window_size, dilation, sinks = self.pattern()
-        return window_attention(q, k, v, window_size, dilation, self.attention, sinks)
+        return window_attention(q, k, v, evaluation=self.attention, **self.heads)
 
 
 class TransformerDecoderBlockWindow(TransformerDecoderBlock):
@@ -66,12 +101,16 @@ class TransformerDecoderBlockWindow(TransformerDecoderBlock):
 
 
 class GPTWindowModel(GPTModel):
-    """GPTModel whose every block attends to a window of ``window_size`` tokens and every
+    """GPTModel whose every head attends to a window of ``window_size`` tokens and every
     ``dilation``-th token before it, and to the first ``sink_tokens`` of the sequence;
     ``dilation=0`` is the pure sliding window.
 
-    window_size and dilation are one value, or a sequence with one for each layer, of which
-    ``dilation=1`` makes a layer of full causal attention.  Token ids (B, S) -> logits (B, S, V).
+    full_heads: so many heads of a layer attend to everything instead, the first ones.
+    stagger: the others take turns in their far keys, ``dilation`` heads together see every key.
+    nope: full heads get no positions where the others get rotary ones.
+    window_size, dilation and full_heads are one value, or a sequence with one for each layer, of
+    which ``dilation=1`` or ``full_heads=n_heads`` makes a layer of full causal attention.
+    Token ids (B, S) -> logits (B, S, V).
     """
 
     def __init__(
@@ -87,14 +126,20 @@ class GPTWindowModel(GPTModel):
         dropout=0.1,
         positions="learned",
         sink_tokens=0,
+        full_heads=0,
+        stagger=False,
+        nope=False,
     ):
-        window_sizes = per_layer("window_size", window_size, layers)
-        dilations = per_layer("dilation", dilation, layers)
-        options = {"attention": attention, "positions": positions, "sink_tokens": sink_tokens}
+        patterns = layer_patterns(
+            layers, n_heads, window_size, dilation, sink_tokens, full_heads, stagger
+        )
+        options = {"attention": attention, "positions": positions, "nope": nope}
 
         def make_block(layer):
-            pattern = window_sizes[layer], dilations[layer]
-            return TransformerDecoderBlockWindow(d_model, n_heads, *pattern, dropout, **options)
+            heads = patterns[layer]._asdict()
+            return TransformerDecoderBlockWindow(
+                d_model, n_heads, dropout=dropout, **heads, **options
+            )
 
         sizes = d_model, n_heads, layers, vocab_size, max_seq_len
         super().__init__(*sizes, positions=positions, make_block=make_block)

@@ -1,14 +1,14 @@
 """Attention of one new token to the stored keys and values of the tokens before it.
 
-A step reads the keys that its pattern allows: with w window_size, d dilation and N sink_tokens
-about w + i/d + N of them at position i, where full attention reads i.
+A step reads the keys that each head may attend to: with w window_size, d dilation and N
+sink_tokens about w + i/d + N of them at position i, where a full head reads i.
 Shapes: B batch, H heads, D head_dim, n keys of a part.
 """
 
 import torch
 
 from attention.kernels import ALL_KEYS, CHOICES, KERNELS
-from attention.pattern import check_pattern, may_attend
+from attention.pattern import FULL_HEAD, may_attend
 from attention.split import split_kernels
 
 
@@ -22,7 +22,7 @@ def _product(one, other):
 
 
 def _by_products(q, parts, scale):
-    """One softmax over the keys of all parts: q (B, H, 1, D) -> (B, H, 1, D), float32 or more.
+    """One softmax over the keys of all parts: q (B, H, n, D) -> (B, H, n, D), float32 or more.
 
     parts: (k, v, kept), k and v (B, H, n, D) whose B and H are one dimension to PyTorch, so that
     nothing is copied; kept (n,) says which of the keys count, None all.
@@ -30,7 +30,7 @@ def _by_products(q, parts, scale):
     B, H = q.shape[:2]
     scores = []
     for k, _, kept in parts:
-        score = _product(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))  # (B * H, 1, n)
+        score = _product(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))  # (B * H, ., n)
         score = score * scale
         scores.append(score if kept is None else score.masked_fill(~kept, float("-inf")))
     weights = torch.cat(scores, dim=2).softmax(dim=2).to(q.dtype)
@@ -49,8 +49,8 @@ def _by_kernel(kernel, q, parts, scale):
         lses.append(lse)
     if len(outs) == 1:
         return outs[0]
-    weights = torch.cat(lses, dim=2).softmax(dim=2).unsqueeze(2)  # (B, H, 1, parts)
-    return (weights @ torch.cat(outs, dim=2).to(weights.dtype)).to(q.dtype)
+    weights = torch.stack(lses, dim=3).softmax(dim=3).unsqueeze(3)  # (B, H, n, 1, parts)
+    return (weights @ torch.stack(outs, dim=3).to(weights.dtype)).squeeze(3).to(q.dtype)
 
 
 def decode_kernel(device, dtype, head_dim):
@@ -67,40 +67,103 @@ def decode_kernel(device, dtype, head_dim):
     return None if kernels is None else kernels[0]
 
 
-class KeyValueCache:
-    """Keys and values of up to ``length`` tokens of one layer, stored the way a step reads them.
+class HeadCache:
+    """Keys and values of up to ``length`` tokens for like heads, stored the way a step reads them.
 
     Slot i holds the i-th token.  A step at slot i reads two blocks of memory, both views:
 
     * near: a ring of w + 1 places, where slot j takes place j % (w + 1).  It holds just the window;
       the softmax does not ask for the order of its keys.
-    * far: the slots [(i - w) % d : i - w : d].  All are of one residue class modulo d, and a class
-      lies in one piece, (B, H, d, length / d, D).  Taken as a strided slice of the sequence, the
-      same keys took 2 to 3 times as long on a CPU: memory is read in longer pieces than a key.
+    * far: every d-th slot up to i - w - d, or i - w - phase where there is a phase.  All are of one
+      residue class modulo d, and a class lies in one piece, (B, H, d, length / d, D).  Taken as a
+      strided slice of the sequence, the same keys took 2 to 3 times as long on a CPU: memory is
+      read in longer pieces than a key.
 
-    The sinks have a store of their own.  With full causal attention the ring is as long as the
-    sequence.
+    The sinks have a store of their own.  For full heads the ring is as long as the sequence.
     """
 
-    def __init__(self, shape, length, pattern, dtype=torch.float32, device="cpu"):
-        """shape: (B, H, D); pattern: (w, d, N)."""
-        check_pattern(*pattern)
-        window_size, dilation, sinks = pattern
-        if dilation == 1 or window_size + 1 >= length:
-            window_size, dilation, sinks = length - 1, 0, 0
-        elif window_size + dilation >= length:
-            dilation = 0
-        self.length, self.filled = length, 0
-        self.window_size, self.dilation, self.sinks = window_size, dilation, min(sinks, length)
+    def __init__(self, shape, length, head, dtype, device):
+        """shape: (B, H, D); head: the ``HeadPattern``, in the fewest numbers."""
         B, H, D = shape
-        class_length = -(-length // dilation) if dilation else 0
+        self.head = head
+        self.ring = length if head == FULL_HEAD else head.window_size + 1
+        self.dilation = head.dilation if head.dilation > 1 else 0
+        class_length = -(-length // self.dilation) if self.dilation else 0
 
         def zeros(*places):  # a masked sink's weight is 0, which takes a finite value
             return torch.zeros((2, B, H, *places, D), dtype=dtype, device=device)
 
-        self.near = zeros(window_size + 1)
-        self.far = zeros(dilation, class_length)
-        self.sink = zeros(self.sinks)
+        self.near = zeros(self.ring)
+        self.far = zeros(self.dilation, class_length)
+        self.sink = zeros(head.sink_tokens)
+
+    def write(self, new, first):
+        """Take the keys and values new (2, B, H, S, D) of the slots from ``first`` on."""
+        tokens = new.shape[3]
+        if tokens == 1:
+            self._write_one(new.squeeze(3), first)
+            return
+        slots = torch.arange(tokens, device=new.device)
+        self.near[:, :, :, slots[-self.ring :] % self.ring] = new[:, :, :, -self.ring :]
+        if self.dilation:
+            self.far[:, :, :, slots % self.dilation, slots // self.dilation] = new
+        self.sink[:, :, :, :tokens] = new[:, :, :, : self.head.sink_tokens]
+
+    def _write_one(self, new, slot):
+        """Take new (2, B, H, D) into one slot."""
+        self.near[:, :, :, slot % self.ring] = new
+        if self.dilation:
+            self.far[:, :, :, slot % self.dilation, slot // self.dilation] = new
+        if slot < self.head.sink_tokens:
+            self.sink[:, :, :, slot] = new
+
+    def parts(self, slot):
+        """What the token in ``slot`` attends to: (k, v, kept) for near, far and sink keys.
+
+        k and v (B, H, n, D); kept (n,) for the sinks, some of which may be near or far keys, or
+        None for all.
+        """
+        w, d, sinks, phase = self.head
+        parts = [(*self.near[:, :, :, : slot + 1], None)]
+        past = slot - w - (phase or d)  # the last far key
+        if self.dilation and past >= 0:
+            parts.append((*self.far[:, :, :, past % d, : past // d + 1], None))
+        if sinks and slot > w:
+            key = torch.arange(sinks, device=self.sink.device)
+            others = may_attend(slot, key, *self.head._replace(sink_tokens=0))
+            parts.append((*self.sink, may_attend(slot, key, *self.head) & ~others))
+        return parts
+
+
+class KeyValueCache:
+    """Keys and values of up to ``length`` tokens of one layer: a ``HeadCache`` for all like heads.
+
+    So it holds everything for full heads alone, for window heads w + 1 tokens.
+    """
+
+    def __init__(self, shape, length, pattern, dtype=torch.float32, device="cpu", n_heads=None):
+        """shape: (B, H, D) of keys and values; pattern: a ``Pattern``.
+
+        n_heads: how many heads the queries have, a multiple of H, where they are more.
+        """
+        B, H, D = shape
+        self.n_heads = n_heads or H
+        self.length, self.filled = length, 0
+        pattern.check(self.n_heads)
+        like_heads = pattern.like_heads(length, self.n_heads)
+        sharing = self.n_heads // H  # how many heads of queries share one of keys
+        together = all(
+            heads.step == 1 and heads.start % sharing == heads.stop % sharing == 0
+            for _, heads in like_heads
+        )
+        self.repeats = 1 if together else sharing  # where heads that share see different keys
+        sharing //= self.repeats
+        self.groups = []  # (heads of queries, heads of keys, HeadCache)
+        for head, heads in like_heads:
+            of_keys = slice(heads.start // sharing, heads.stop // sharing, heads.step)
+            count = len(range(self.n_heads // sharing)[of_keys])
+            cache = HeadCache((B, count, D), length, head, dtype, device)
+            self.groups.append((heads, of_keys, cache))
 
     def write(self, k, v):
         """Take the keys and values (B, S, H, D) of the first S tokens, or of the one that follows.
@@ -114,48 +177,28 @@ class KeyValueCache:
             raise ValueError(f"after the first tokens one follows at a time, not {tokens}")
         self.filled += tokens
         new = torch.stack([k, v]).transpose(2, 3)  # (2, B, H, S, D)
-        if tokens == 1:
-            self._write_one(new.squeeze(3), first)
-            return
-        ring, slots = self.window_size + 1, torch.arange(tokens, device=k.device)
-        self.near[:, :, :, slots[-ring:] % ring] = new[:, :, :, -ring:]
-        if self.dilation:
-            self.far[:, :, :, slots % self.dilation, slots // self.dilation] = new
-        self.sink[:, :, :, :tokens] = new[:, :, :, : self.sinks]
-
-    def _write_one(self, new, slot):
-        """Take new (2, B, H, D) into one slot."""
-        self.near[:, :, :, slot % (self.window_size + 1)] = new
-        if self.dilation:
-            self.far[:, :, :, slot % self.dilation, slot // self.dilation] = new
-        if slot < self.sinks:
-            self.sink[:, :, :, slot] = new
-
-    def parts(self):
-        """What the last token attends to: (k, v, kept) for near, far and sink keys, where any are.
-
-        k and v (B, H, n, D); kept (n,) for the sinks, some of which may be near or far keys, or
-        None for all.
-        """
-        w, d, slot = self.window_size, self.dilation, self.filled - 1
-        parts = [(*self.near[:, :, :, : self.filled], None)]
-        if d and slot >= w + d:
-            parts.append((*self.far[:, :, :, (slot - w) % d, : (slot - w) // d], None))
-        if self.sinks and slot > w:
-            key = torch.arange(self.sinks, device=self.sink.device)
-            kept = may_attend(slot, key, w, d, self.sinks) & ~may_attend(slot, key, w, d)
-            parts.append((*self.sink, kept))
-        return parts
+        if self.repeats > 1:
+            new = new.repeat_interleave(self.repeats, dim=2)
+        for _, of_keys, cache in self.groups:
+            cache.write(new[:, :, of_keys], first)
 
     def attend(self, q):
         """The last token's attention, q (B, 1, H, D) -> (B, 1, H, D)."""
-        parts, head_dim = self.parts(), q.shape[-1]
-        masked = any(kept is not None for *_, kept in parts)
-        q = q.transpose(1, 2)  # (B, H, 1, D)
+        found = torch.empty_like(q)
         with torch.autocast(q.device.type, enabled=False):
-            kernel = None if masked else decode_kernel(q.device, q.dtype, head_dim)
-            if kernel is None:
-                out = _by_products(q, parts, head_dim**-0.5).to(q.dtype)
-            else:
-                out = _by_kernel(KERNELS[kernel], q, parts, head_dim**-0.5)
-        return out.transpose(1, 2)
+            for heads, _, cache in self.groups:
+                found[:, :, heads] = _attend(q[:, :, heads], cache.parts(self.filled - 1))
+        return found
+
+
+def _attend(q, parts):
+    """One softmax over the keys of all parts, q (B, 1, H, D) -> (B, 1, H, D)."""
+    key_heads, head_dim = parts[0][0].shape[1], q.shape[3]
+    rows = q.squeeze(1).unflatten(1, (key_heads, -1))  # (B, H of keys, queries that share it, D)
+    masked = any(kept is not None for *_, kept in parts)
+    kernel = None if masked else decode_kernel(q.device, q.dtype, head_dim)
+    if kernel is None:
+        out = _by_products(rows, parts, head_dim**-0.5).to(q.dtype)
+    else:
+        out = _by_kernel(KERNELS[kernel], rows, parts, head_dim**-0.5)
+    return out.flatten(1, 2).unsqueeze(1)

@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 import torch
 
+from attention.flex import flex_over_pattern
 from attention.full import dense_attention, fused_attention
-from attention.masks import cached_window_mask
-from attention.pattern import check_pattern, is_full_causal
+from attention.masks import cached_mask
+from attention.pattern import Pattern
 from attention.split import split_attention, split_kernels
 
-EVALUATIONS = ("auto", "dense", "masked", "split")
+EVALUATIONS = ("auto", "dense", "masked", "split", "flex")
 MOST_SINKS = 256  # beyond them auto leaves split alone, whose sink part has scores (B, H, S, N)
 # Tokens from which split beats masked, by device type and dtype.  Measured with
 # benchmark_attention.py, forward and backward, w96 d4, split against masked, in ms.  2 CPU cores,
@@ -24,6 +25,9 @@ SPLIT_FROM = {
     ("cuda", torch.float16): 1024,
     ("cuda", torch.float32): 768,
 }
+# Lengths at which flex wins inside torch.compile on CUDA, without and with far keys.
+FLEX_BETWEEN = {False: (512, 2**15), True: (128, 2047)}
+FLEX_DTYPES = (torch.bfloat16, torch.float16)
 
 
 class Plan(NamedTuple):
@@ -33,65 +37,106 @@ class Plan(NamedTuple):
     reason: str
 
 
-def attention_plan(
-    seq_len, window_size, dilation, dtype=torch.float32, device="cpu", sink_tokens=0
-):
-    """The ``Plan`` of ``auto``: what it picks for a length, a pattern, a dtype and a device.
+def attention_plan(seq_len, pattern, n_heads, dtype=torch.float32, device="cpu", compiled=False):
+    """The ``Plan`` of ``auto``: what it picks for a length, a ``Pattern``, a dtype and a device.
 
     device: a torch.device or its type, "cpu" or "cuda"; it need not be there.
+    compiled: whether the caller is compiled, without which there is no flex.
     """
-    check_pattern(window_size, dilation, sink_tokens)
+    pattern.check(n_heads)
     device_type = torch.device(device).type
-    if is_full_causal(seq_len, window_size, dilation, sink_tokens):
+    if pattern.is_full(seq_len, n_heads):
         return Plan("masked", "the pattern leaves out no pair: full causal attention")
+    least, most = FLEX_BETWEEN[pattern.dilation > 0]
+    generated = compiled and device_type == "cuda" and dtype in FLEX_DTYPES
+    if generated and least <= seq_len <= most:
+        return Plan("flex", f"from {least} to {most} tokens flex was measured to be faster")
     least = SPLIT_FROM.get((device_type, dtype))
     if least is None:
         return Plan("masked", f"split has no kernel for {str(dtype)[6:]} on {device_type}")
     if seq_len < least:
         return Plan("masked", f"below {least} tokens masked was measured to be faster")
-    if 3 * window_size > seq_len:
+    if 3 * pattern.window_size > seq_len:
         return Plan("masked", "a window over a third of the sequence leaves little to skip")
-    if sink_tokens > MOST_SINKS:
+    if pattern.sink_tokens > MOST_SINKS:
         return Plan("masked", f"split holds the scores of the sinks, more than {MOST_SINKS}")
     return Plan("split", f"from {least} tokens on split was measured to be faster")
 
 
-def window_attention(q, k, v, window_size, dilation, evaluation="auto", sink_tokens=0):
+def check_inputs(q, k, v):
+    """Raise ValueError unless q (B, S, H, D), k and v fit one another.
+
+    The heads of k and v may be fewer, a divisor of H.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} must be (B, S, H, D), got {tuple(x.shape)}")
+        if x.dtype != q.dtype or x.device != q.device:
+            kinds = f"{q.dtype} on {q.device}, {name} {x.dtype} on {x.device}"
+            raise ValueError(f"q, k and v must have one dtype and device: q is {kinds}")
+    sizes = [(B, S, D) for B, S, _, D in (q.shape, k.shape, v.shape)]
+    heads, of_keys, of_values = (x.shape[2] for x in (q, k, v))
+    if len(set(sizes)) > 1 or of_keys != of_values or not of_keys or heads % of_keys:
+        shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in (("q", q), ("k", k), ("v", v)))
+        raise ValueError(
+            f"q, k and v must be alike, but for heads of k and v that divide those of q: {shapes}"
+        )
+
+
+def window_attention(
+    q,
+    k,
+    v,
+    window_size,
+    dilation,
+    evaluation="auto",
+    sink_tokens=0,
+    full_heads=0,
+    stagger=False,
+    first_phase=0,
+):
     """Causal attention over the sliding-window + dilated pattern of ``may_attend``.
 
-    q, k, v: (B, S, H, D), any floating dtype, on one device.  Returns (B, S, H, D).
+    q: (B, S, H, D), any floating dtype.  k, v: the same, or with a divisor of H heads, each of
+    which serves H / that many neighbouring heads of q (grouped queries).  Returns (B, S, H, D).
+    full_heads, stagger, first_phase: how the heads differ, see ``Pattern``.
     evaluation: ``dense`` (textbook), ``masked`` (scaled_dot_product_attention with the cached
-    mask), ``split`` (cost follows the attended pairs) or ``auto`` (see ``attention_plan``); all
-    give the same result within rounding.  Inside torch.autocast all compute in its dtype, as
-    scaled_dot_product_attention does.
-    Raises ValueError for window_size < 1, dilation < 0, sink_tokens < 0, an unknown evaluation, or
-    split where PyTorch has no kernels for it.
+    mask), ``split`` (cost follows the attended pairs), ``flex`` (one FlexAttention call, to be
+    compiled on CUDA) or ``auto`` (see ``attention_plan``); all give the same result within
+    rounding.  Inside torch.autocast all compute in its dtype, as scaled_dot_product_attention does.
+    Raises ValueError for tensors that do not fit one another, for what is no pattern, an unknown
+    evaluation, or split where PyTorch has no kernels for it.
     """
-    check_pattern(window_size, dilation, sink_tokens)
+    check_inputs(q, k, v)
+    seq_len, n_heads, device = q.shape[1], q.shape[2], q.device
+    pattern = Pattern(window_size, dilation, sink_tokens, full_heads, stagger, first_phase)
+    pattern.check(n_heads)
     if evaluation not in EVALUATIONS:
         known = ", ".join(EVALUATIONS)
         raise ValueError(f"unknown window attention {evaluation!r}: choose one of {known}")
-    seq_len, device = q.shape[1], q.device
     if torch.is_autocast_enabled(device.type) and q.dtype != torch.float64:
         q, k, v = (x.to(torch.get_autocast_dtype(device.type)) for x in (q, k, v))
+    if k.shape[2] < n_heads:
+        k, v = (x.repeat_interleave(n_heads // x.shape[2], dim=2) for x in (k, v))
     planned = evaluation == "auto"
     if planned:
-        plan = attention_plan(seq_len, window_size, dilation, q.dtype, device, sink_tokens)
+        compiled = torch.compiler.is_compiling()
+        plan = attention_plan(seq_len, pattern, n_heads, q.dtype, device, compiled)
         evaluation = plan.evaluation
+    if evaluation == "flex":
+        return flex_over_pattern(q, k, v, pattern)
     if evaluation == "split" and q.numel():
         head_dim = q.shape[-1]
         kernels = split_kernels(device, q.dtype, head_dim)
         if kernels is not None:
-            return split_attention(q, k, v, window_size, dilation, kernels, sink_tokens)
+            return split_attention(q, k, v, pattern, kernels)
         if not planned:
             raise ValueError(
                 f"split attention has no kernel for {q.dtype} with head_dim {head_dim} on "
                 f"{device}: choose masked"
             )
     if evaluation == "dense":
-        mask = cached_window_mask(seq_len, window_size, dilation, device, sink_tokens)
-        return dense_attention(q, k, v, mask)
-    if is_full_causal(seq_len, window_size, dilation, sink_tokens):
+        return dense_attention(q, k, v, cached_mask(seq_len, n_heads, device, None, *pattern))
+    if pattern.is_full(seq_len, n_heads):
         return fused_attention(q, k, v)
-    bias = cached_window_mask(seq_len, window_size, dilation, device, sink_tokens, q.dtype)
-    return fused_attention(q, k, v, bias)
+    return fused_attention(q, k, v, cached_mask(seq_len, n_heads, device, q.dtype, *pattern))

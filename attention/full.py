@@ -5,14 +5,16 @@ import math
 import torch
 import torch.nn.functional as F
 
-from attention.masks import cached_window_mask
+from attention.masks import cached_mask
+from attention.pattern import FULL
 
 
 def dense_attention(q, k, v, mask):
     """Textbook attention: every score is computed, the masked ones are thrown away.
 
-    softmax(q k^T / sqrt(D)) v of Vaswani et al. 2017, with the scores where ``mask`` (S, S) is
-    False set to minus infinity.  The readable reference, and the tests' oracle in float64.
+    softmax(q k^T / sqrt(D)) v of Vaswani et al. 2017, with the scores where ``mask``, (S, S) or
+    (H, S, S), is False set to minus infinity.  The readable reference, and the tests' oracle in
+    float64.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, S, D)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, S, S)
@@ -21,7 +23,10 @@ def dense_attention(q, k, v, mask):
 
 
 def fused_attention(q, k, v, mask=None):
-    """PyTorch's scaled_dot_product_attention: causal, or over ``mask`` (S, S) where given."""
+    """PyTorch's scaled_dot_product_attention: causal, or over ``mask``.
+
+    mask: (S, S) or (H, S, S), True = may attend, or what is added to the scores.
+    """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, S, D)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     return out.transpose(1, 2)  # (B, S, H, D)
@@ -29,7 +34,7 @@ def fused_attention(q, k, v, mask=None):
 
 def causal_dense_attention(q, k, v):
     """Textbook full attention: every score is computed, a cached causal mask hides the future."""
-    return dense_attention(q, k, v, cached_window_mask(q.shape[1], 1, 1, q.device))
+    return dense_attention(q, k, v, cached_mask(q.shape[1], 1, q.device, None, *FULL))
 
 
 def published_attention(q, k, v):

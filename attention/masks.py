@@ -1,10 +1,13 @@
-"""The pattern as a mask, or as what is added to scores: built once, shared by layers and steps."""
+"""The pattern as a mask, as what is added to scores, or as lists of tiles that are not empty.
+
+Each is built once and shared by layers and steps.
+"""
 
 import functools
 
 import torch
 
-from attention.pattern import window_mask
+from attention.pattern import Pattern, window_mask
 
 
 def constant_of_a_graph(function):
@@ -18,20 +21,32 @@ def constant_of_a_graph(function):
 
 
 @constant_of_a_graph
-def cached_window_mask(seq_len, window_size, dilation, device, sink_tokens=0, bias_dtype=None):
-    """``window_mask`` or its ``as_bias``, built once for its arguments; do not write to it.
+def cached_mask(seq_len, n_heads, device, bias_dtype, *pattern):
+    """Who attends to whom, built once for its arguments, (S, S) or (H, S, S); do not write to it.
 
-    bias_dtype: None for the mask.  The bias is what scaled_dot_product_attention would make from
-    the mask again in every call.
+    pattern: the values of a ``Pattern``.  bias_dtype: None for a mask, True = may attend; else its
+    ``as_bias``, which scaled_dot_product_attention would make from the mask again in every call.
     """
-    return _mask_cache(seq_len, window_size, dilation, device, sink_tokens, bias_dtype)
+    return _mask_cache(seq_len, n_heads, device, bias_dtype, *pattern)
 
 
 @functools.lru_cache(maxsize=16)
-def _mask_cache(seq_len, window_size, dilation, device, sink_tokens, bias_dtype):
+def _mask_cache(seq_len, n_heads, device, bias_dtype, *pattern):
     with torch.inference_mode(False):  # autograd takes no tensors that were made in it
-        mask = window_mask(seq_len, window_size, dilation, device, sink_tokens)
+        mask = _heads_mask(seq_len, n_heads, Pattern(*pattern), device)
         return mask if bias_dtype is None else as_bias(mask, bias_dtype)
+
+
+def _heads_mask(seq_len, n_heads, pattern, device):
+    """(S, S) where all heads see the same, else (H, S, S)."""
+    groups = pattern.like_heads(seq_len, n_heads)
+    found = [window_mask(seq_len, *head[:2], device, *head[2:]) for head, _ in groups]
+    if len(found) == 1:
+        return found[0]
+    masks = found[0].new_empty((n_heads, seq_len, seq_len))
+    for (_, heads), mask in zip(groups, found, strict=True):
+        masks[heads] = mask
+    return masks
 
 
 def as_bias(mask, dtype):
@@ -40,6 +55,57 @@ def as_bias(mask, dtype):
     return bias.masked_fill_(~mask, float("-inf"))
 
 
+TILE = 128  # queries and keys of a tile
+
+
+@constant_of_a_graph
+def cached_tiles(seq_len, n_heads, device, *pattern):
+    """Which tiles of TILE queries by TILE keys a ``Pattern`` fills, in the lists of FlexAttention.
+
+    Four lists, each (counts (1, H, tiles), numbers (1, H, tiles, tiles)) in int32: the partly full
+    tiles of every row of tiles, the full ones, then both for every column.
+    """
+    return _tile_cache(seq_len, n_heads, device, *pattern)
+
+
+@functools.lru_cache(maxsize=16)
+def _tile_cache(seq_len, n_heads, device, *pattern):
+    pattern = Pattern(*pattern)
+    with torch.inference_mode(False):
+        kinds = {head: _tiles(seq_len, head, device) for head in pattern.of_heads(n_heads)}
+        touched, full = (
+            torch.stack([kinds[head][n] for head in pattern.of_heads(n_heads)]) for n in range(2)
+        )
+        partial = touched & ~full
+        return [_as_list(x) for x in (partial, full, partial.mT, full.mT)]
+
+
+def _tiles(seq_len, head, device):
+    """Which tiles have an attended pair, and which only such; (tiles, tiles) each, rows queries."""
+    window_size, dilation, sink_tokens, phase = head
+    first = torch.arange(0, seq_len, TILE, device=device)
+    last = (first + TILE - 1).clamp(max=seq_len - 1)
+    query, last_query = first[:, None], last[:, None]
+    key, last_key = first[None, :], last[None, :]
+    nearest, farthest = query - last_key, last_query - key  # every distance between occurs
+    touched = (nearest <= window_size) | (key < sink_tokens)
+    full = (farthest <= window_size) | (last_key < sink_tokens)
+    if dilation:
+        past = window_size + phase
+        first_far = nearest.clamp(min=window_size + 1) - past
+        touched |= (farthest - past) // dilation > (first_far - 1) // dilation
+        full |= dilation == 1
+    return touched & (farthest >= 0), full & (nearest >= 0)
+
+
+def _as_list(tiles):
+    """bool (H, rows, columns) -> how many are True in each row, and their columns first."""
+    numbers = tiles.int().argsort(dim=-1, descending=True, stable=True)
+    lists = tiles.sum(dim=-1), numbers
+    return tuple(x.to(torch.int32)[None].contiguous() for x in lists)
+
+
 def clear_mask_cache():
-    """Forget the cached masks, so that one model's masks never count as another's memory."""
+    """Forget all of them, so that one model's masks never count as another's memory."""
     _mask_cache.cache_clear()
+    _tile_cache.cache_clear()

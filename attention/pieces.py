@@ -78,6 +78,11 @@ class Part(NamedTuple):
     keys: int  # how many of the first keys are read
 
 
+def full_part(seq_len, kernel):
+    """Causal attention: every query against its own key and all before it."""
+    return Part([_whole_sequence(seq_len)], kernel, CAUSAL, seq_len)
+
+
 def near_part(seq_len, window_size, kernel):
     """Sliding-window attention: every query against its own key and the ``window_size`` before it.
 
@@ -101,12 +106,14 @@ def _chunks(seq_len, window_size, least_chunk):
     pairs against few, large matrix products.  It was the fastest or within 10 % of it of 32 to 128
     on 2 CPU cores, for windows of 16, 96 and 512.
     """
-    chunk = max(least_chunk, 2 ** math.ceil(math.log2(window_size / 4)))
+    chunk = max(least_chunk, 2 ** math.ceil(math.log2(max(window_size, 1) / 4)))
     back = -(-window_size // chunk) * chunk  # keys before a chunk, whole chunks of them
     count, rest = divmod(seq_len - back, chunk)
     if count < 1:
         return [_whole_sequence(seq_len)]
-    groups = [_whole_sequence(back), Pieces(back, 0, count, chunk, chunk, back + chunk, 1)]
+    groups = [Pieces(back, 0, count, chunk, chunk, back + chunk, 1)]
+    if back:
+        groups.insert(0, _whole_sequence(back))
     if rest:
         groups.append(Pieces(seq_len - rest, seq_len - rest - back, 1, 0, rest, back + rest, 1))
     return groups

@@ -28,56 +28,65 @@ M = S - first queries from there on.  Shapes: q, k, v, out (B, S, H, D); lse (B,
 import functools
 import warnings
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from attention.full import dense_attention
 from attention.kernels import CHOICES, CUDA_HEAD_DIM, KERNELS
-from attention.masks import constant_of_a_graph
+from attention.masks import cached_mask, constant_of_a_graph
 from attention.parts import backward, empty_results, forward, readable, with_tokens
-from attention.pattern import window_mask
-from attention.pieces import far_part, foldable, near_part
+from attention.pattern import FULL_HEAD, HeadPattern, Pattern, first_with_far_keys
+from attention.pieces import Part, far_part, foldable, full_part, near_part
 from attention.sinks import merge_sinks, sink_backward
 
 
-def first_with_far_keys(seq_len, window_size, dilation):
-    """The first query position that has far keys, or ``seq_len`` where none has."""
-    first = window_size + dilation
-    return first if dilation and first < seq_len else seq_len
+class PartOfHead(NamedTuple):
+    """A part of what a group of like heads sees, for the queries from ``first`` on."""
+
+    part: Part
+    first: int
 
 
-def _parts(q, window_size, dilation, near_kernel, far_kernel):
-    """The near Part, the far one (None without far keys) and the first query of that."""
-    seq_len = q.shape[1]
-    near = near_part(seq_len, window_size, KERNELS[near_kernel])
-    first = first_with_far_keys(seq_len, window_size, dilation)
-    if first == seq_len:
-        return near, None, first
-    return near, far_part(seq_len - first, seq_len, dilation, KERNELS[far_kernel]), first
+def parts_of_head(seq_len, head, near_kernel, far_kernel):
+    """The parts of a ``HeadPattern``: full; or near, and far where there are far keys."""
+    near_kernel, far_kernel = KERNELS[near_kernel], KERNELS[far_kernel]
+    if head == FULL_HEAD:
+        return [PartOfHead(full_part(seq_len, far_kernel), 0)]
+    parts = [PartOfHead(near_part(seq_len, head.window_size, near_kernel), 0)]
+    if head.dilation:
+        first = first_with_far_keys(seq_len, *head)
+        far = far_part(seq_len - first, seq_len, head.dilation, far_kernel)
+        parts.append(PartOfHead(far, first))
+    return parts
 
 
-def _beside(device, one, other):
-    """What both functions return; on CUDA the kernels of both may run at the same time.
+def _side_by_side(device, functions):
+    """What each of the functions returns; on CUDA their kernels may run at the same time.
 
-    Neither part alone fills a GPU to its end, and the backward kernels begin and end with passes
-    that only move memory.  Forward and backward, compiled, took 0.95 of the time one after the
-    other at 1,024 tokens (H200, B8 H16 D32), 0.96 at 4,096 and 0.99 from 16,384 on (B1 H16 D64).
+    No part alone fills a GPU to its end, and the backward kernels begin and end with passes that
+    only move memory.  Near and far, forward and backward, compiled, took 0.95 of the time one after
+    the other at 1,024 tokens (H200, B8 H16 D32), 0.96 at 4,096 and 0.99 from 16,384 on (B1 H16
+    D64).
     """
     if device.type != "cuda":
-        return one(), other()
+        return [function() for function in functions]
     stream = torch.cuda.current_stream(device)
-    side = _side_stream(stream)
-    side.wait_stream(stream)
-    with torch.cuda.stream(side):
-        from_side = one()
-    other_results = other()
-    stream.wait_stream(side)
-    return from_side, other_results
+    sides = [_side_stream(stream, number) for number in range(len(functions) - 1)]
+    results = []
+    for side, function in zip(sides, functions, strict=False):
+        side.wait_stream(stream)
+        with torch.cuda.stream(side):
+            results.append(function())
+    results.append(functions[-1]())
+    for side in sides:
+        stream.wait_stream(side)
+    return results
 
 
 @functools.cache
-def _side_stream(stream):
+def _side_stream(stream, number):
     """A stream that only works between a wait for ``stream`` and one of ``stream`` for it.
 
     Tensors made on it may therefore be used and freed on ``stream`` as if they were its own.
@@ -88,76 +97,75 @@ def _side_stream(stream):
 
 
 # To torch.compile the two operators are closed boxes; what it can fuse stands outside of them.
-@torch.library.custom_op("window_attention::near_and_far", mutates_args=())
-def _near_and_far(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    window_size: int,
-    dilation: int,
-    scale: float,
-    near_kernel: str,
-    far_kernel: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Both parts, not merged: out (B, S, H, D) and lse (B, H, S) of each.
-
-    The far part has only the M queries that have far keys: (B, M, H, D) and (B, H, M).
-    """
-    q, k, v = readable(q), readable(k), readable(v)
-    near, far, first = _parts(q, window_size, dilation, near_kernel, far_kernel)
-    late_q = q[:, first:]
-    of_near = partial(forward, q, k, v, near, scale)
-    if not late_q.shape[1]:
-        return *of_near(), *empty_results(late_q)
-    of_far = partial(forward, late_q, k, v, far, scale)
-    near_results, far_results = _beside(q.device, of_near, of_far)
-    return *near_results, *far_results
+# Of every group of like heads they take q, k and v, (B, S, H, D) with its own H, and the four
+# numbers of its HeadPattern; what they return lists the groups' parts in the order of
+# ``_all_parts``, each with the M queries from its first on.
+@torch.library.custom_op("window_attention::parts", mutates_args=())
+def _parts(
+    qkv: list[torch.Tensor], patterns: list[int], scale: float, near_kernel: str, far_kernel: str
+) -> list[torch.Tensor]:
+    """All parts, not merged: out (B, M, H, D) and lse (B, H, M) of each."""
+    qkv = [readable(x) for x in qkv]
+    todo = []
+    for group, part, first in _all_parts(qkv, patterns, near_kernel, far_kernel):
+        q, k, v = qkv[3 * group : 3 * group + 3]
+        todo.append(partial(forward, q[:, first:], k, v, part, scale))
+    return [x for results in _side_by_side(qkv[0].device, todo) for x in results]
 
 
-@_near_and_far.register_fake
-def _(q, k, v, window_size, dilation, scale, near_kernel, far_kernel):
-    late_q = q[:, first_with_far_keys(q.shape[1], window_size, dilation) :]
-    return *empty_results(q), *empty_results(late_q)
+def _all_parts(qkv, patterns, near_kernel, far_kernel):
+    """(number of the group, Part, first query) of every part of every group."""
+    found = []
+    for group in range(len(patterns) // 4):
+        head = HeadPattern(*patterns[4 * group : 4 * group + 4])
+        for part, first in parts_of_head(qkv[0].shape[1], head, near_kernel, far_kernel):
+            found.append((group, part, first))
+    return found
 
 
-@torch.library.custom_op("window_attention::near_and_far_backward", mutates_args=())
-def _near_and_far_backward(
-    gradient: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    window_size: int,
-    dilation: int,
+@_parts.register_fake
+def _(qkv, patterns, scale, near_kernel, far_kernel):
+    results = []
+    for group, _, first in _all_parts(qkv, patterns, near_kernel, far_kernel):
+        results += empty_results(qkv[3 * group][:, first:])
+    return results
+
+
+@torch.library.custom_op("window_attention::parts_backward", mutates_args=())
+def _parts_backward(
+    gradients: list[torch.Tensor],
+    qkv: list[torch.Tensor],
+    outs: list[torch.Tensor],
+    lses: list[torch.Tensor],
+    patterns: list[int],
     scale: float,
     near_kernel: str,
     far_kernel: str,
 ) -> list[torch.Tensor]:
-    """The shares of dq, dk and dv of the near part, (B, S, H, D) each, then of the far part.
+    """The shares of dq (B, M, H, D), dk and dv of all parts; those of the first keys, as many as
+    the part reads.
 
-    out and lse are the merged ones.  The far part's dq is that of the queries with far keys, its
-    dk and dv those of the keys it reads, the first ones.
+    outs and lses are the merged ones of every group.
     """
-    gradient, q, k, v, out = map(readable, (gradient, q, k, v, out))
-    near, far, first = _parts(q, window_size, dilation, near_kernel, far_kernel)
-    of_near = partial(backward, gradient, q, k, v, out, lse, near, scale)
-    if first == q.shape[1]:
-        return [*of_near(), *(x.new_empty(with_tokens(x, 0)) for x in (q, k, v))]
-    late_gradient, late_q, late_out = (x[:, first:] for x in (gradient, q, out))
-    late_lse = lse[:, :, first:]
-    of_far = partial(backward, late_gradient, late_q, k, v, late_out, late_lse, far, scale)
-    near_results, far_results = _beside(q.device, of_near, of_far)
-    return [*near_results, *far_results]
+    gradients, qkv, outs = ([readable(x) for x in tensors] for tensors in (gradients, qkv, outs))
+    todo = []
+    for group, part, first in _all_parts(qkv, patterns, near_kernel, far_kernel):
+        q, k, v = qkv[3 * group : 3 * group + 3]
+        gradient, late_q, out = (x[:, first:] for x in (gradients[group], q, outs[group]))
+        lse = lses[group][:, :, first:]
+        todo.append(partial(backward, gradient, late_q, k, v, out, lse, part, scale))
+    return [x for results in _side_by_side(qkv[0].device, todo) for x in results]
 
 
-@_near_and_far_backward.register_fake
-def _(gradient, q, k, v, out, lse, window_size, dilation, scale, near_kernel, far_kernel):
-    _, far, first = _parts(q, window_size, dilation, near_kernel, far_kernel)
-    late, keys = (q.shape[1] - first, far.keys) if far else (0, 0)
-    near_results = [x.new_empty(x.shape) for x in (q, k, v)]
-    far_results = [x.new_empty(with_tokens(x, n)) for x, n in ((q, late), (k, keys), (v, keys))]
-    return near_results + far_results
+@_parts_backward.register_fake
+def _(gradients, qkv, outs, lses, patterns, scale, near_kernel, far_kernel):
+    results = []
+    for group, part, first in _all_parts(qkv, patterns, near_kernel, far_kernel):
+        q, k, v = qkv[3 * group : 3 * group + 3]
+        counts = q.shape[1] - first, part.keys, part.keys
+        shapes = [with_tokens(x, n) for x, n in zip((q, k, v), counts, strict=True)]
+        results += [q.new_empty(shape) for shape in shapes]
+    return results
 
 
 def _merge(out, lse, far_out, far_lse, first):
@@ -189,48 +197,81 @@ def _merge(out, lse, far_out, far_lse, first):
     return out, lse
 
 
+def _all_heads(found, groups):
+    """The groups' tensors (B, S, ., D) as one (B, S, H, D), each head at its place."""
+    if len(found) == 1:
+        return found[0]
+    B, S, _, D = found[0].shape
+    whole = found[0].new_empty((B, S, sum(x.shape[2] for x in found), D))
+    for x, (_, heads) in zip(found, groups, strict=True):
+        whole[:, :, heads] = x
+    return whole
+
+
 class SplitAttention(torch.autograd.Function):
-    """Near, far and sink part, merged; see the top of this file."""
+    """Full heads, and near, far and sink part of the others, merged; see the top of this file."""
 
     @staticmethod
-    def forward(ctx, q, k, v, window_size, dilation, sinks, scale, near_kernel, far_kernel):
-        # copies, where there are any, take the place of the inputs in the backward pass too
-        q, k, v = foldable(q, k, v)
-        ctx.options = window_size, dilation, scale, near_kernel, far_kernel
-        ctx.sink_options = (window_size, dilation, sinks), scale
-        out, lse, far_out, far_lse = _near_and_far(q, k, v, *ctx.options)
-        first = first_with_far_keys(q.shape[1], window_size, dilation)
-        if first < q.shape[1]:
-            out, lse = _merge(out, lse, far_out, far_lse, first)
-        if sinks:
-            with torch.autocast(q.device.type, enabled=False):
-                out, lse = merge_sinks(out, lse, q, k, v, *ctx.sink_options)
-        ctx.save_for_backward(q, k, v, out, lse)
+    def forward(ctx, q, k, v, scale, near_kernel, far_kernel, *pattern):
+        groups = Pattern(*pattern).like_heads(q.shape[1], q.shape[2])
+        qkv = []
+        for head, heads in groups:
+            tensors = q[:, :, heads], k[:, :, heads], v[:, :, heads]
+            # copies, where there are any, take the place of the inputs in the backward pass too
+            qkv += foldable(*tensors) if head.dilation > 1 else tensors
+        ctx.groups = groups
+        ctx.options = [n for head, _ in groups for n in head], scale, near_kernel, far_kernel
+        found = iter(_parts(qkv, *ctx.options))
+        outs, lses = [], []
+        for number, (head, _) in enumerate(groups):
+            out, lse = next(found), next(found)
+            if head.dilation > 1:
+                first = first_with_far_keys(q.shape[1], *head)
+                out, lse = _merge(out, lse, next(found), next(found), first)
+            if head.sink_tokens:
+                of_group = qkv[3 * number : 3 * number + 3]
+                with torch.autocast(q.device.type, enabled=False):
+                    out, lse = merge_sinks(out, lse, *of_group, head, scale)
+            outs.append(out)
+            lses.append(lse)
+        out = _all_heads(outs, groups)
+        ctx.save_for_backward(out, *lses, *qkv)
         return out
 
     @staticmethod
     def backward(ctx, gradient):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("split attention has no second derivative: choose masked")
-        saved = ctx.saved_tensors
-        dq, dk, dv, far_dq, far_dk, far_dv = _near_and_far_backward(gradient, *saved, *ctx.options)
-        (window_size, dilation, sinks), _ = ctx.sink_options
-        first = first_with_far_keys(dq.shape[1], window_size, dilation)
-        if first < dq.shape[1]:
-            dq[:, first:].add_(far_dq)  # += would copy the sums onto themselves
-            dk[:, : far_dk.shape[1]].add_(far_dk)
-            dv[:, : far_dv.shape[1]].add_(far_dv)
-        if sinks:
-            with torch.autocast(gradient.device.type, enabled=False):
-                sink_dq, sink_dk, sink_dv = sink_backward(gradient, *saved, *ctx.sink_options)
-            dq.add_(sink_dq)
-            dk[:, :sinks].add_(sink_dk)
-            dv[:, :sinks].add_(sink_dv)
-        return dq, dk, dv, None, None, None, None, None, None
+        groups, scale = ctx.groups, ctx.options[1]
+        out, *saved = ctx.saved_tensors
+        lses, qkv = saved[: len(groups)], saved[len(groups) :]
+        gradients = [gradient[:, :, heads] for _, heads in groups]
+        outs = [out[:, :, heads] for _, heads in groups]
+        found = iter(_parts_backward(gradients, qkv, outs, lses, *ctx.options))
+        dqkv = []
+        for number, (head, _) in enumerate(groups):
+            dq, dk, dv = next(found), next(found), next(found)
+            if head.dilation > 1:
+                far_dq, far_dk, far_dv = next(found), next(found), next(found)
+                first = dq.shape[1] - far_dq.shape[1]
+                dq[:, first:].add_(far_dq)  # += would copy the sums onto themselves
+                dk[:, : far_dk.shape[1]].add_(far_dk)
+                dv[:, : far_dv.shape[1]].add_(far_dv)
+            if head.sink_tokens:
+                of_group = qkv[3 * number : 3 * number + 3]
+                inputs = gradients[number], *of_group, outs[number], lses[number]
+                with torch.autocast(gradient.device.type, enabled=False):
+                    sink_dq, sink_dk, sink_dv = sink_backward(*inputs, head, scale)
+                dq.add_(sink_dq)
+                dk[:, : head.sink_tokens].add_(sink_dk)
+                dv[:, : head.sink_tokens].add_(sink_dv)
+            dqkv.append((dq, dk, dv))
+        whole = [_all_heads(list(x), groups) for x in zip(*dqkv, strict=True)]
+        return *whole, *[None] * (3 + len(Pattern._fields))
 
 
-def split_attention(q, k, v, window_size, dilation, kernels, sink_tokens=0):
-    """The pattern at a cost that follows its pairs; q, k, v and the result are (B, S, H, D).
+def split_attention(q, k, v, pattern, kernels):
+    """The ``Pattern`` at a cost that follows its pairs; q, k, v and the result are (B, S, H, D).
 
     kernels: the names of the near and the far kernel in ``KERNELS``, see ``split_kernels``.
     """
@@ -238,10 +279,7 @@ def split_attention(q, k, v, window_size, dilation, kernels, sink_tokens=0):
     missing = -head_dim % CUDA_HEAD_DIM if q.is_cuda else 0
     if missing:
         q, k, v = (F.pad(x, (0, missing)) for x in (q, k, v))
-    window_size = min(window_size, q.shape[1])
-    # later keys have no query beyond their window; with d = 1 every query has them as far keys
-    sinks = 0 if dilation == 1 else max(min(sink_tokens, q.shape[1] - 1 - window_size), 0)
-    out = SplitAttention.apply(q, k, v, window_size, dilation, sinks, head_dim**-0.5, *kernels)
+    out = SplitAttention.apply(q, k, v, head_dim**-0.5, *kernels, *pattern)
     return out[..., :head_dim] if missing else out
 
 
@@ -277,9 +315,11 @@ def _problem_with(kernels, device, dtype, head_dim):
     with torch.inference_mode(False), torch.enable_grad(), quiet:
         numbers = torch.randn((4, 1, 76, 2, head_dim), generator=generator, device="cpu")
         numbers = numbers.to(device, dtype)
-        mask = window_mask(76, 20, 7, device)
+        pattern = Pattern(20, 7, full_heads=1)
+        mask = cached_mask(76, 2, device, None, *pattern)
         try:
-            found = _out_and_gradients(lambda *qkv: split_attention(*qkv, 20, 7, kernels), numbers)
+            split = partial(split_attention, pattern=pattern, kernels=kernels)
+            found = _out_and_gradients(split, numbers)
         except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
             return str(error).strip().splitlines()[0]
         exact = _out_and_gradients(lambda *qkv: dense_attention(*qkv, mask), numbers.double())
