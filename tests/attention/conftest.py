@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-def _pattern_by_hand(seq_len, window_size, dilation, sink_tokens=0):
+def _pattern_by_hand(seq_len, window_size, dilation, sink_tokens=0, phase=0):
     allowed = [[False] * seq_len for _ in range(seq_len)]
     near, far, sinks = 0, 0, 0
     for query in range(seq_len):
@@ -12,7 +12,7 @@ def _pattern_by_hand(seq_len, window_size, dilation, sink_tokens=0):
             allowed[query][key] = True
             near += 1
         if dilation:
-            key = query - window_size - dilation
+            key = query - window_size - (phase or dilation)
             while key >= 0:
                 far += not allowed[query][key]
                 allowed[query][key] = True
@@ -31,7 +31,7 @@ def _random_qkv(batch, seq_len, heads, head_dim, dtype=torch.float32, seed=0):
 
 @pytest.fixture(scope="session")
 def pattern_by_hand():
-    """(S, w, d, N) -> the keys of every query, written out, and the near, far and sink pairs."""
+    """(S, w, d, N, phase) -> the keys of every query, and the near, far and sink pairs."""
     return _pattern_by_hand
 
 

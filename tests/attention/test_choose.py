@@ -10,13 +10,16 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention.choose import EVALUATIONS, attention_plan, window_attention
+from attention.choose import attention_plan, window_attention
 from attention.full import FULL_ATTENTION
 from attention.kernels import KERNELS
 from attention.masks import clear_mask_cache, constant_of_a_graph
+from attention.pattern import Pattern
 from attention.split import _split_kernels
 
 CPU_KERNEL = KERNELS["cpu"]
+COMPILED = {"dtype": torch.bfloat16, "device": "cuda", "compiled": True}
+ON_CPU = ("auto", "dense", "masked", "split")
 
 
 def attention_by_hand(q, k, v, allowed):
@@ -45,9 +48,9 @@ def check_by_hand(attend, qkv, allowed):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.tuples(st.integers(1, 40), st.integers(1, 45), st.integers(0, 45)),  # S, w, d
+    st.tuples(st.integers(1, 40), st.integers(0, 45), st.integers(0, 45)),  # S, w, d
     st.one_of(st.just(0), st.integers(1, 45)),
-    st.sampled_from([e for e in EVALUATIONS if e != "auto"]),
+    st.sampled_from(ON_CPU),
     st.integers(0, 2**31),
 )
 def test_every_evaluation_equals_attention_by_hand(
@@ -69,7 +72,7 @@ def test_full_attention_equals_attention_by_hand(pattern_by_hand, random_qkv, na
     check_by_hand(FULL_ATTENTION[name], random_qkv(2, 19, 3, 4), allowed)
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize("evaluation", ON_CPU)
 def test_a_window_as_long_as_the_sequence_is_full_attention(random_qkv, evaluation):
     q, k, v = random_qkv(2, 24, 2, 8).unbind(2)
     full = FULL_ATTENTION["fused"](q, k, v)
@@ -79,7 +82,7 @@ def test_a_window_as_long_as_the_sequence_is_full_attention(random_qkv, evaluati
 
 
 @pytest.mark.parametrize("sinks", [0, 2])
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize("evaluation", ON_CPU)
 def test_only_keys_inside_the_pattern_matter(pattern_by_hand, random_qkv, evaluation, sinks):
     """Within one layer: each key in turn is changed, and exactly the rows that see it move."""
     seq_len, window_size, dilation = 23, 4, 3
@@ -96,22 +99,30 @@ def test_only_keys_inside_the_pattern_matter(pattern_by_hand, random_qkv, evalua
 
 
 @pytest.mark.parametrize(
-    ("arguments", "evaluation"),
+    ("seq_len", "pattern", "options", "evaluation"),
     [
-        ((4096, 96, 4), "split"),
-        ((4096, 96, 0), "split"),
-        ((64, 16, 4), "masked"),
-        ((4096, 96, 4, torch.bfloat16, "cuda"), "split"),
-        ((4096, 96, 4, torch.float64, "cuda"), "masked"),
-        ((4096, 96, 1), "masked"),
-        ((4096, 5000, 4), "masked"),
-        ((4096, 2000, 4), "masked"),
-        ((4096, 96, 4, torch.float32, "cpu", 256), "split"),
-        ((4096, 96, 4, torch.float32, "cpu", 257), "masked"),
+        (4096, Pattern(96, 4), {}, "split"),
+        (4096, Pattern(96, 0), {}, "split"),
+        (4096, Pattern(96, 4, full_heads=1, stagger=True), {}, "split"),
+        (64, Pattern(16, 4), {}, "masked"),
+        (4096, Pattern(96, 4), {"dtype": torch.bfloat16, "device": "cuda"}, "split"),
+        (4096, Pattern(96, 4), {"dtype": torch.float64, "device": "cuda"}, "masked"),
+        (4096, Pattern(96, 1), {}, "masked"),
+        (4096, Pattern(96, 4, full_heads=2), {}, "masked"),
+        (4096, Pattern(5000, 4), {}, "masked"),
+        (4096, Pattern(2000, 4), {}, "masked"),
+        (4096, Pattern(96, 4, 256), {}, "split"),
+        (4096, Pattern(96, 4, 257), {}, "masked"),
+        (4096, Pattern(96, 0, full_heads=1), COMPILED, "flex"),
+        (2**17, Pattern(96, 0, full_heads=1), COMPILED, "split"),
+        (1024, Pattern(96, 4), COMPILED, "flex"),
+        (4096, Pattern(96, 4), COMPILED, "split"),
+        (4096, Pattern(96, 0), COMPILED | {"compiled": False}, "split"),
+        (4096, Pattern(96, 0), COMPILED | {"dtype": torch.float32}, "split"),
     ],
 )
-def test_the_plan_names_its_choice_and_why(arguments, evaluation):
-    plan = attention_plan(*arguments)
+def test_the_plan_names_its_choice_and_why(seq_len, pattern, options, evaluation):
+    plan = attention_plan(seq_len, pattern, 2, **options)
     assert plan.evaluation == evaluation and plan.reason
 
 
@@ -119,8 +130,10 @@ def test_wrong_arguments_are_named():
     q = torch.zeros(1, 2, 1, 4)
     with pytest.raises(ValueError, match=r"unknown window attention 'flash'.*dense, masked"):
         window_attention(q, q, q, 4, 2, "flash")
-    with pytest.raises(ValueError, match="window_size must be at least 1, got 0"):
-        window_attention(q, q, q, 0, 2)
+    with pytest.raises(ValueError, match="window_size must be at least 0, got -1"):
+        window_attention(q, q, q, -1, 2)
+    with pytest.raises(ValueError, match="flex attention needs CUDA, not cpu"):
+        window_attention(q, q, q, 4, 2, "flex")
 
 
 def raising(*_):
@@ -149,7 +162,7 @@ def test_a_kernel_that_does_not_work_warns_once_and_masked_takes_its_place(
     _split_kernels.cache_clear()
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize("evaluation", ON_CPU)
 def test_what_is_kept_from_a_call_without_gradients_serves_a_training(random_qkv, evaluation):
     clear_mask_cache()
     _split_kernels.cache_clear()  # they are tried with gradients

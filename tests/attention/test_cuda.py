@@ -1,5 +1,7 @@
 """On a GPU: every kernel that can serve split attention and decoding, against float64."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,28 +9,34 @@ from attention.cache import KeyValueCache, decode_kernel
 from attention.choose import window_attention
 from attention.full import dense_attention, fused_attention
 from attention.kernels import CHOICES
-from attention.pattern import window_mask
+from attention.masks import cached_mask
+from attention.pattern import Pattern, window_mask
 from attention.split import split_attention, split_kernels
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-CASES = [  # B, S, H, D, w, d, N
-    (1, 1, 1, 8, 1, 1, 0),
-    (2, 257, 3, 64, 96, 4, 0),  # classes of two lengths
-    (2, 292, 4, 64, 96, 4, 0),  # equal classes: one launch
-    (1, 1024, 2, 32, 96, 4, 0),
-    (3, 500, 2, 64, 33, 0, 0),
-    (2, 700, 2, 24, 200, 16, 0),
-    (2, 130, 2, 64, 126, 3, 0),  # a single query has a far key
-    (1, 90, 2, 64, 200, 7, 0),
-    (1, 333, 2, 20, 17, 400, 0),  # head_dim is padded
-    (2, 1000, 2, 128, 10, 1, 0),
-    (2, 292, 4, 64, 96, 4, 4),
-    (1, 257, 3, 64, 33, 0, 1),
-    (2, 300, 2, 20, 17, 5, 64),
-    (1, 90, 2, 64, 60, 40, 7),  # no far keys
-    (1, 300, 1, 128, 20, 3, 400),  # more sinks than tokens
+CASES = [  # B, S, H, D, Pattern
+    (1, 1, 1, 8, Pattern(1, 1)),
+    (2, 257, 3, 64, Pattern(96, 4)),  # classes of two lengths
+    (2, 292, 4, 64, Pattern(96, 4)),  # equal classes: one launch
+    (1, 1024, 2, 32, Pattern(96, 4)),
+    (3, 500, 2, 64, Pattern(33, 0)),
+    (2, 700, 2, 24, Pattern(200, 16)),
+    (2, 130, 2, 64, Pattern(126, 3)),  # a single query has a far key
+    (1, 90, 2, 64, Pattern(200, 7)),
+    (1, 333, 2, 20, Pattern(17, 400)),  # head_dim is padded
+    (2, 1000, 2, 128, Pattern(10, 1)),
+    (2, 292, 4, 64, Pattern(96, 4, 4)),
+    (1, 257, 3, 64, Pattern(33, 0, 1)),
+    (2, 300, 2, 20, Pattern(17, 5, 64)),
+    (1, 90, 2, 64, Pattern(60, 40, 7)),  # no far keys
+    (1, 300, 1, 128, Pattern(20, 3, 400)),  # more sinks than tokens
+    (2, 257, 4, 64, Pattern(96, 0, full_heads=1)),
+    (2, 300, 4, 64, Pattern(33, 3, 5, full_heads=1, stagger=True, first_phase=1)),
+    (2, 292, 8, 32, Pattern(96, 4, stagger=True)),
+    (1, 333, 3, 64, Pattern(0, 0, full_heads=3)),
+    (3, 200, 2, 256, Pattern(0, 0)),
 ]
 
 
@@ -53,7 +61,7 @@ def reference_of(qkv, upstream, mask):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_kernel_equals_dense_in_float64(case, dtype, layout):
-    B, S, H, D, window_size, dilation, sinks = case
+    B, S, H, D, pattern = case
     generator = torch.Generator("cuda").manual_seed(S)
     numbers = torch.randn(4, B, S, H, D, generator=generator, device="cuda").to(dtype)
     *qkv, upstream = numbers
@@ -61,15 +69,13 @@ def test_every_kernel_equals_dense_in_float64(case, dtype, layout):
         qkv = torch.stack(qkv, dim=2).unbind(2)
     elif layout == "heads first":
         qkv = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in qkv]
-    mask = window_mask(S, window_size, dilation, "cuda", sinks)
+    mask = cached_mask(S, H, qkv[0].device, None, *pattern)
     reference = reference_of(qkv, upstream, mask)
     full_reference = reference_of(qkv, upstream, window_mask(S, 1, 1, "cuda"))
     full = errors(fused_attention, qkv, upstream, full_reference)
     for kernels in CHOICES["cuda", dtype]:
         mine = errors(
-            lambda q, k, v, kernels=kernels: split_attention(
-                q, k, v, window_size, dilation, kernels, sinks
-            ),
+            lambda q, k, v, kernels=kernels: split_attention(q, k, v, pattern, kernels),
             qkv,
             upstream,
             reference,
@@ -82,10 +88,33 @@ def test_every_kernel_equals_dense_in_float64(case, dtype, layout):
             assert all(a < 1e-2 and a <= 1.5 * b for a, b in pairs), (kernels, pairs)
 
 
+@pytest.mark.parametrize("mode", ["eager", "default", "reduce-overhead"])
+@pytest.mark.parametrize("case", [CASES[n] for n in (1, 6, 15, 16, 17, 18)], ids=str)
+def test_flex_equals_dense_in_float64(case, mode):
+    torch.compiler.reset()
+    B, S, H, D, pattern = case
+    *qkv, upstream = torch.randn(4, B, S, H, D, device="cuda", dtype=torch.bfloat16)
+    reference = reference_of(qkv, upstream, cached_mask(S, H, qkv[0].device, None, *pattern))
+    full_reference = reference_of(qkv, upstream, window_mask(S, 1, 1, "cuda"))
+    full = errors(fused_attention, qkv, upstream, full_reference)
+    attend = partial(window_attention, evaluation="flex", **pattern._asdict())
+    if mode != "eager":
+        attend = torch.compile(attend, fullgraph=True, dynamic=False, mode=mode)
+    for _ in range(3):
+        mine = errors(attend, qkv, upstream, reference)
+        assert all(a < 1e-2 and a <= 1.5 * b for a, b in zip(mine, full, strict=True)), mine
+
+
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 @pytest.mark.parametrize(
     ("seq_len", "options"),
-    [(1021, {}), (1024, {}), (1021, {"sink_tokens": 4, "positions": "rotary"})],
+    [
+        (1021, {}),
+        (1024, {}),
+        (1021, {"sink_tokens": 4, "positions": "rotary"}),
+        (1021, {"full_heads": 1, "positions": "rotary", "nope": True}),
+        (1024, {"stagger": True, "full_heads": (0, 1)}),
+    ],
 )
 def test_compiled_as_one_graph(seq_len, options, mode):
     torch.manual_seed(0)
@@ -184,6 +213,7 @@ def test_memory_that_both_streams_use_is_never_overwritten_early():
         (GPTWindowModel, {"window_size": 20, "dilation": 4}),
         (GPTWindowModel, {"window_size": 20, "dilation": 0, "sink_tokens": 4}),
         (GPTWindowModel, {"window_size": [7, 40], "dilation": [5, 1], "sink_tokens": 9}),
+        (GPTWindowModel, {"window_size": 9, "full_heads": 1, "stagger": True}),
     ],
 )
 @pytest.mark.parametrize("lengths", [(64, 64), (50, 3, 64)])
@@ -200,15 +230,24 @@ def test_cached_decoding_equals_recomputation_in_float32(model_class, options, l
             assert torch.equal(logits.argmax(-1), tokens[len(row) :])
 
 
+PATTERNS = [
+    Pattern(96, 4),
+    Pattern(96, 4, 5),
+    Pattern(1, 1),
+    Pattern(33, 0, full_heads=1),
+    Pattern(33, 3, full_heads=1, stagger=True),
+]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("pattern", [(96, 4, 0), (96, 4, 5), (1, 1, 0), (33, 0, 0)])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_a_step_equals_dense_in_float64(dtype, pattern):
     q, k, v = torch.randn(3, 2, 3000, 4, 64, device="cuda").to(dtype)
     cache = KeyValueCache((2, 4, 64), 3000, pattern, dtype=dtype, device="cuda")
     cache.write(k[:, :-1], v[:, :-1])
     cache.write(k[:, -1:], v[:, -1:])
     out = cache.attend(q[:, -1:]).double()
-    mask = window_mask(3000, *pattern[:2], "cuda", pattern[2])[-1:]
+    mask = cached_mask(3000, 4, q.device, None, *pattern)[..., -1:, :]
     expected = dense_attention(q[:, -1:].double(), k.double(), v.double(), mask)
     limit = 1e-5 if dtype == torch.float32 else 1e-2
     assert (out - expected).norm() < limit * expected.norm()

@@ -5,8 +5,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from attention.masks import cached_window_mask, clear_mask_cache
+from attention.masks import cached_mask, clear_mask_cache
 from attention.pattern import (
+    Pattern,
     attended_pairs,
     causal_pairs,
     density,
@@ -19,21 +20,26 @@ from attention.pattern import (
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 45), st.integers(0, 45), st.integers(0, 45))
-@example(17, 16, 0, 0)
-@example(17, 17, 2, 0)
-@example(16, 16, 7, 3)
-@example(1, 1, 1, 1)
-def test_mask_and_counts_equal_a_literal_double_loop(pattern_by_hand, seq_len, w, d, sinks):
-    allowed, near, far, alone = pattern_by_hand(seq_len, w, d, sinks)
-    assert window_mask(seq_len, w, d, sink_tokens=sinks).tolist() == allowed
-    assert near_far_pairs(seq_len, w, d) == (near, far)
-    assert sink_pairs(seq_len, w, d, sinks) == alone
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(0, 45), st.integers(0, 45), st.integers(0, 45), st.integers(0)
+)
+@example(17, 16, 0, 0, 0)
+@example(17, 17, 2, 0, 1)
+@example(16, 16, 7, 3, 0)
+@example(1, 1, 1, 1, 0)
+@example(20, 0, 0, 0, 0)
+@example(20, 3, 9, 0, 8)
+def test_mask_and_counts_equal_a_literal_double_loop(pattern_by_hand, seq_len, w, d, sinks, phase):
+    phase = phase % d if d else 0
+    allowed, near, far, alone = pattern_by_hand(seq_len, w, d, sinks, phase)
+    assert window_mask(seq_len, w, d, None, sinks, phase).tolist() == allowed
+    assert near_far_pairs(seq_len, w, d, phase) == (near, far)
+    assert sink_pairs(seq_len, w, d, sinks, phase) == alone
     kept = near + far + alone
-    assert attended_pairs(seq_len, w, d, sinks) == kept
-    assert is_full_causal(seq_len, w, d, sinks) == (kept == causal_pairs(seq_len))
-    assert density(seq_len, w, d, sinks) == kept / causal_pairs(seq_len)
+    assert attended_pairs(seq_len, w, d, sinks, phase) == kept
+    assert is_full_causal(seq_len, w, d, sinks) <= (kept == causal_pairs(seq_len))
+    assert density(seq_len, w, d, sinks, phase) == kept / causal_pairs(seq_len)
 
 
 def test_published_count():
@@ -55,19 +61,19 @@ def test_one_definition_for_integers_and_arrays():
 
 def test_masks_are_shared_until_the_cache_is_cleared():
     device = torch.device("cpu")
-    mask = cached_window_mask(12, 3, 2, device)
-    assert cached_window_mask(12, 3, 2, device) is mask
-    assert cached_window_mask(12, 3, 2, device, 1).sum() > mask.sum()
-    bias = cached_window_mask(12, 3, 2, device, bias_dtype=torch.float32)
+    mask = cached_mask(12, 2, device, None, *Pattern(3, 2))
+    assert cached_mask(12, 2, device, None, *Pattern(3, 2)) is mask
+    assert cached_mask(12, 2, device, None, *Pattern(3, 2, 1)).sum() > mask.sum()
+    bias = cached_mask(12, 2, device, torch.float32, *Pattern(3, 2))
     assert torch.equal(bias, torch.zeros(12, 12).masked_fill(~mask, float("-inf")))
     clear_mask_cache()
-    assert cached_window_mask(12, 3, 2, device) is not mask
+    assert cached_mask(12, 2, device, None, *Pattern(3, 2)) is not mask
 
 
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ((0, 4, 0), "window_size must be at least 1, got 0"),
+        ((-1, 4, 0), "window_size must be at least 0, got -1"),
         ((96, -1, 0), "dilation must be at least 0, got -1"),
         ((9.5, 4, 0), "window_size must be a whole number, got 9.5"),
         ((96, True, 0), "dilation must be a whole number, got True"),

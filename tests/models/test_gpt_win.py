@@ -121,7 +121,7 @@ def test_the_sinks_reach_every_layer():
     moved = (model(before) - model(after)).abs().amax(dim=(0, 2)) > 0
     assert moved.tolist() == [False] + 32 * [True]
     model = build(GPTWindowModel, window_size=3, sink_tokens=2)
-    assert [block.mha.sink_tokens for block in model.layers] == [2, 2]
+    assert [block.mha.pattern().sink_tokens for block in model.layers] == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_layers_with_patterns_of_their_own_equal_a_stack_built_by_hand(window_si
         (GPTModel, {"n_heads": 5}, "d_model 24 is not divisible by n_heads 5"),
         (GPTModel, {"n_heads": 0}, "d_model 24 is not divisible by n_heads 0"),
         (GPTModel, {"attention": "flash"}, "unknown attention 'flash'"),
-        (GPTWindowModel, {"window_size": 0}, "window_size must be at least 1, got 0"),
+        (GPTWindowModel, {"window_size": -1}, "window_size must be at least 0, got -1"),
         (GPTWindowModel, {"dilation": -1}, "dilation must be at least 0, got -1"),
         (GPTWindowModel, {"sink_tokens": -1}, "sink_tokens must be at least 0, got -1"),
         (GPTWindowModel, {"dilation": (1, -1)}, "dilation must be at least 0, got -1"),
