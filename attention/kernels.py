@@ -140,10 +140,21 @@ def _cudnn_forward(q, k, v, seen, scale):
     return out, lse.squeeze(-1)
 
 
+def _laid_out_as(q, x):
+    """x with the strides, but for the batch, that the forward pass gives its output.
+
+    PyTorch keeps cuDNN's plans by the strides of q, k and v alone (2.11): with other strides than in
+    the first call of a plan the gradients would be wrong.
+    """
+    wanted = torch.empty_like(q, device="meta").stride()
+    return x if x.stride()[1:] == wanted[1:] else torch.empty_like(q).copy_(x)
+
+
 def _cudnn_backward(gradient, q, k, v, out, lse, seen, scale):
     if q.shape[2] == k.shape[2] == 1:
         return _flash_backward(gradient, q, k, v, out, lse, seen, scale)
     operator = aten._scaled_dot_product_cudnn_attention_backward
+    gradient, out = _laid_out_as(q, gradient), _laid_out_as(q, out)
     inputs = gradient, q, k, v, out, lse.contiguous().unsqueeze(-1), *_no_random_state(q)
     lengths = q.shape[2], k.shape[2]
     return operator(*inputs, None, None, None, *lengths, 0.0, seen == CAUSAL, scale=scale)
