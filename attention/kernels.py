@@ -143,8 +143,8 @@ def _cudnn_forward(q, k, v, seen, scale):
 def _laid_out_as(q, x):
     """x with the strides, but for the batch, that the forward pass gives its output.
 
-    PyTorch keeps cuDNN's plans by the strides of q, k and v alone (2.11): with other strides than in
-    the first call of a plan the gradients would be wrong.
+    PyTorch keeps cuDNN's plans by the strides of q, k and v alone (2.11): with other strides than
+    in the first call of a plan the gradients would be wrong.
     """
     wanted = torch.empty_like(q, device="meta").stride()
     return x if x.stride()[1:] == wanted[1:] else torch.empty_like(q).copy_(x)
