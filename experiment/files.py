@@ -31,9 +31,7 @@ from machine.command import UserError
 from machine.files import (
     DAMAGE,
     atomic_write,
-    explained,
     flush_folder,
-    make_folder,
     remove_leftovers,
     to_json,
     write_json,
@@ -78,7 +76,7 @@ def _lock_of(folder):
 
 
 def _acquire(lock, folder):
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -86,8 +84,6 @@ def _acquire(lock, folder):
             f"{folder}: another experiment is writing there: wait for it or choose another "
             "--output-dir"
         ) from None
-    except OSError as error:
-        raise explained(error, folder / LOCK_NAME) from None
     # of writes that a killed process did not end
     remove_leftovers(folder, (PLAN_NAME, TOKENIZER_NAME, *RESULTS))
     remove_leftovers(folder / RUNS_NAME, ["*"])
@@ -121,8 +117,6 @@ def move_aside(folder, data):
         moment = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         target = folder.rename(folder.with_name(f"{folder.name}_earlier_{moment}"))
         flush_folder(target.parent)
-    except OSError as error:
-        raise explained(error, folder) from None
     finally:
         lock.release()
     return target
@@ -234,7 +228,7 @@ def read_trainings(folder, metadata):
 def set_aside(folder, path):
     """Move a training's file into ``set_aside`` beside ``runs``; returns its new path."""
     aside = Path(folder) / ASIDE_NAME
-    make_folder(aside)
+    aside.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         moved = aside / f"{path.stem}_{number}.npz"
         if not moved.exists():

@@ -74,8 +74,9 @@ def describe_setting(metadata):
     facts = [environment["device_name"], f"seq_len {config['seq_len']}", config["dtype"]]
     if "window" in config["arms"]:  # the other arms name their pattern
         facts.append(pattern_text(config))
-    if environment.get("git_revision"):
-        facts.append(f"git {environment['git_revision']}")
+    code = metadata.get("code") or {}
+    if code.get("revision"):
+        facts.append(f"git {code['revision'][:12]}{'+' if code['dirty'] else ''}")
     return ", ".join(facts)
 
 

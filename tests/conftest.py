@@ -111,7 +111,7 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
                 for key in ("training_time", "peak_memory_mb", "val_loss")
             ],
         },
-        "environment": {"device_name": "2-core CPU", "torch": "2.13.0", "git_revision": None},
+        "environment": {"device_name": "2-core CPU", "torch": "2.13.0"},
         "data": {
             "path": "training_data.npy",
             "train_rows": 100,

@@ -46,8 +46,8 @@ def test_the_reference_comes_first(arms, expected):
 
 def test_the_setting_names_the_revision_and_no_pattern_that_no_arm_has():
     _, metadata = make_experiment(2, ("fused", "w32-d0"))
-    metadata["environment"]["git_revision"] = "0123abc"
-    assert describe_setting(metadata) == "2-core CPU, seq_len 1024, float32, git 0123abc"
+    metadata["code"] = {"revision": "0123abc", "dirty": True}
+    assert describe_setting(metadata) == "2-core CPU, seq_len 1024, float32, git 0123abc+"
 
 
 def test_a_file_of_unlike_trainings_is_marked(prepared):
