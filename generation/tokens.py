@@ -52,12 +52,10 @@ def checked_rows(model, prompt):
         rows = [torch.as_tensor(row, device=vocabulary.device) for row in prompt]
     except TypeError:
         rows = []
-    if not rows or any(row.ndim != 1 for row in rows):
-        raise ValueError("the prompt must be token ids (B, T), or a list of 1-D token ids")
-    if not all(map(len, rows)):
+    if any(row.numel() == 0 for row in rows):
         raise ValueError("the prompt is empty: it must have at least one token in every row")
-    if any(row.is_floating_point() for row in rows):
-        raise ValueError("the prompt must be token ids, whole numbers")
+    if not rows or any(row.ndim != 1 or row.is_floating_point() for row in rows):
+        raise ValueError("the prompt must be whole token ids (B, T), or a list of 1-D token ids")
     rows = [row.long() for row in rows]
     for token in torch.cat(rows).aminmax():
         if not 0 <= token < len(vocabulary):

@@ -65,6 +65,10 @@ def device_state(device):
     gpu = _ask("nvmlDeviceGetHandleByUUID", gpu_uuid(device))
     if gpu is None:
         return None
+    bits = _ask("nvmlDeviceGetCurrentClocksEventReasons", gpu)
+    reasons = None
+    if bits is not None:
+        reasons = [word for bit, word in enumerate(REASONS) if bits >> bit & 1]
     milliwatts = _ask("nvmlDeviceGetPowerUsage", gpu)
     return {
         "sm_clock_mhz": _ask("nvmlDeviceGetClockInfo", gpu, nvml.NVML_CLOCK_SM),
@@ -72,17 +76,9 @@ def device_state(device):
         "memory_clock_mhz": _ask("nvmlDeviceGetClockInfo", gpu, nvml.NVML_CLOCK_MEM),
         "temperature_c": _ask("nvmlDeviceGetTemperature", gpu, nvml.NVML_TEMPERATURE_GPU),
         "power_w": None if milliwatts is None else milliwatts / 1000,
-        "throttle_reasons": _throttle_reasons(gpu),
+        "throttle_reasons": reasons,
         "other_processes": _other_processes(gpu),
     }
-
-
-def _throttle_reasons(gpu):
-    """Why the clocks are lower than they could be, a list of words."""
-    bits = _ask("nvmlDeviceGetCurrentClocksEventReasons", gpu)
-    if bits is None:
-        return None
-    return [word for bit, word in enumerate(REASONS) if bits >> bit & 1]
 
 
 def _other_processes(gpu):
