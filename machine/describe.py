@@ -86,7 +86,6 @@ def _describe_gpu(device):
     """What identifies a CUDA device, and the settings that its arithmetic depends on."""
     properties = torch.cuda.get_device_properties(device)
     return {
-        "name": properties.name,
         "uuid": gpu_uuid(device),
         "memory_mb": properties.total_memory / 2**20,
         "driver": driver_version(),

@@ -34,8 +34,6 @@ def synchronize(device):
 
 def is_out_of_memory(error):
     """Does an exception say that memory ran out?"""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
     return any(sign in str(error) for sign in MEMORY_SIGNS)
 
 

@@ -11,7 +11,6 @@ the others.  Knows nothing of experiments.
 import contextlib
 import os
 import sys
-from datetime import timedelta
 
 import torch
 from torch import distributed as dist
@@ -19,8 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from machine.command import DONE, FAILED, INTERRUPTED, UserError
 from machine.device import is_out_of_memory
-
-PATIENCE = timedelta(minutes=30)  # the first rank may prepare data while the others wait
 
 
 def rank():
@@ -47,7 +44,8 @@ def run(command):
     on_cuda = torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(dist.get_node_local_rank() % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    # waits 30 minutes: the first rank may prepare data meanwhile
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
     try:
         with _silence() if rank() else contextlib.nullcontext():
             code = command()

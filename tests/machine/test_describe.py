@@ -33,7 +33,6 @@ def test_a_gpus_environment_identifies_it(monkeypatch):
     environment = describe_environment(GPU)
     assert set(environment) == KEYS
     assert environment["gpu"] == {
-        "name": "NVIDIA H100",
         "uuid": f"GPU-{properties.uuid}",
         "memory_mb": 80 * 1024,
         "driver": "570.86.15",
