@@ -129,8 +129,6 @@ def add_study_options(parser):
 def config_from(arguments):
     """The checked configuration that parsed arguments mean; ValueError for what cannot be run."""
     chosen = {key: value for key, value in vars(arguments).items() if key not in NOT_CONFIG}
-    if "arms" in chosen:
-        chosen["arms"] = tuple(chosen["arms"])
     device = resolve_device(chosen.get("device", "auto"))
     if device.type == "cuda" and ":" in chosen.get("device", "") and ranks.size() > 1:
         raise ValueError(

@@ -32,8 +32,8 @@ from machine.files import (
     DAMAGE,
     atomic_write,
     explained,
-    flush_folder,
     make_folder,
+    read_file,
     remove_leftovers,
     to_json,
 )
@@ -41,13 +41,8 @@ from training.tokens import TOKENIZER_NAME
 from training.weights import WEIGHTS_CONFIG_NAME, WEIGHTS_NAME
 
 PLAN_NAME, RUNS_NAME, LOCK_NAME, ASIDE_NAME = "plan.json", "runs", ".lock", "set_aside"
-RESULTS = (
-    f"{RESULTS_NAME}.npz",
-    f"{RESULTS_NAME}.json",
-    REPORT_NAME,
-    WEIGHTS_NAME,
-    WEIGHTS_CONFIG_NAME,
-)
+RESULTS = (f"{RESULTS_NAME}.npz", f"{RESULTS_NAME}.json", REPORT_NAME)
+RESULTS += (WEIGHTS_NAME, WEIGHTS_CONFIG_NAME)
 
 
 # the folder
@@ -108,7 +103,6 @@ def move_aside(folder, data):
             moment = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
             target = folder.rename(folder.with_name(f"{folder.name}_earlier_{moment}"))
             folder.mkdir()
-            flush_folder(folder.parent)
     except OSError as error:
         raise explained(error, folder) from None
     say(f"the old results are now in {target}")
@@ -121,15 +115,12 @@ def read_plan(folder, now):
     now: the metadata of a new experiment, whose keys it must have.
     """
     path = Path(folder) / PLAN_NAME
-    try:
-        metadata = json.loads(path.read_bytes())
-        _check_plan(metadata, now)
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}): it must be a readable file"
-        ) from None
+    content = read_file(path, UserError, "restore it, or --restart")
+    try:
+        metadata = json.loads(content)
+        _check_plan(metadata, now)
     except (*DAMAGE, KeyError) as error:
         raise UserError(
             f"{path}: damaged or of another version ({type(error).__name__}: {error}): restore "
@@ -184,12 +175,7 @@ def write_training(folder, experiment_id, arm, training):
 
 def _read_training(path, metadata):
     """A training's arm and the training; MetricsError says what is wrong with it."""
-    try:
-        content = io.BytesIO(path.read_bytes())
-    except OSError as error:  # of the disk or the system, and no word on the file itself
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}): make it readable and start again"
-        ) from None
+    content = io.BytesIO(read_file(path, UserError, "start again"))
     try:
         with np.load(content, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].item())
@@ -237,6 +223,4 @@ def set_aside(folder, path):
         if not moved.exists():
             break
     path.rename(moved)
-    for place in (aside, path.parent):  # first where it is, then where it no longer is
-        flush_folder(place)
     return moved

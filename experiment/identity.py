@@ -11,16 +11,8 @@ from training.tokens import TOKENIZER_NAME
 
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 # what the plan rests on, and what makes curves of other steps: never to be mixed
-PLANNED = (
-    "runs",
-    "seed",
-    "arms",
-    "equivalence_margin",
-    "seq_len",
-    "batch_size",
-    "max_steps",
-    "world_size",
-)
+PLANNED = ("runs", "seed", "arms", "equivalence_margin", "seq_len", "batch_size", "max_steps")
+PLANNED += ("world_size",)
 
 
 def tokenizer_of(data):

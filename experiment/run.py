@@ -66,7 +66,7 @@ def announce(stored, dataset, device):
     if not stored.waiting():
         say(f"complete: all {len(stored.trainings())} trainings are done; reporting them again")
         return 0
-    if not stored.is_new:
+    if in_order(stored.metrics):
         say(f"resuming: {stored.progress()}")
     introduce(stored.metadata)
     return estimate(stored, dataset, device)

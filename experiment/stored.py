@@ -10,17 +10,7 @@ from analysis.metrics import SCHEMA_VERSION, SUITE_VERSION, save_metrics
 from analysis.values import in_order, trainings_of
 from analysis.warnings import find_warnings, split_blocks
 from attention.pattern import density
-from experiment.files import (
-    ASIDE_NAME,
-    PLAN_NAME,
-    RESULTS,
-    RUNS_NAME,
-    read_plan,
-    read_trainings,
-    set_aside,
-    training_path,
-    write_training,
-)
+from experiment import files
 from experiment.identity import can_be_mixed, differences, identity_of, plain_config, tokenizer_of
 from experiment.plan import declare, make_plan
 from machine import ranks
@@ -53,32 +43,23 @@ def describe_experiment(config, dataset, device):
         "plan": make_plan(config) | declare(config),
         "code": code,
         "environment": environment,
-        "data": describe_data(config, dataset),
-        "pattern": describe_pattern(config, used.get("window")),
+        "data": {
+            "path": dataset.path,
+            "train_rows": len(dataset.train),
+            "val_rows": len(dataset.held_out),
+            "val_rows_used": len(validation_rows(config, len(dataset.held_out))),
+            "vocab_size": dataset.vocab_size,
+        },
+        "pattern": {
+            "density": mean(density(config.seq_len, *p) for p in layer_patterns(config)),
+            "evaluation": used["window"]["evaluation"] if "window" in used else None,
+        },
         "attention": used,
         "parameters": parameter_counts(config, dataset.vocab_size),
         "steps": planned_steps(config, len(dataset.train)),
         "memory_measure": memory_measure(config, device),
         "processes": [],
         "mixed": [],
-    }
-
-
-def describe_data(config, dataset):
-    return {
-        "path": dataset.path,
-        "train_rows": len(dataset.train),
-        "val_rows": len(dataset.held_out),
-        "val_rows_used": len(validation_rows(config, len(dataset.held_out))),
-        "vocab_size": dataset.vocab_size,
-    }
-
-
-def describe_pattern(config, used):
-    """Density of one layer, the mean where layers differ, and how the pattern is evaluated."""
-    return {
-        "density": mean(density(config.seq_len, *pattern) for pattern in layer_patterns(config)),
-        "evaluation": used and used["evaluation"],
     }
 
 
@@ -105,21 +86,24 @@ class StoredExperiment:
     def __init__(self, config, dataset, device, allow_mixed=False, anew=False):
         self.folder, self.config = Path(config.output_dir), config
         self.now = describe_experiment(config, dataset, device)
-        before = None if anew else read_plan(self.folder, self.now)
-        if before is None and not anew:
-            self._refuse_foreign()
-        self.is_new = before is None
-        self.metadata = before or self.now
+        self.metadata, self.changed = self.now, []
         self.metrics, self.unusable = {arm: [] for arm in config.arms}, []
-        if not self.is_new:
-            self.metrics, self.unusable = read_trainings(self.folder, before)
-        self.changed = differences(self.metadata["identity"], self.now["identity"])
+        before = None if anew else files.read_plan(self.folder, self.now)
+        if before is not None:
+            self._take_up(before, allow_mixed)
+        elif not anew:
+            self._refuse_foreign()
+
+    def _take_up(self, before, allow_mixed):
+        self.metadata = before
+        self.metrics, self.unusable = files.read_trainings(self.folder, before)
+        self.changed = differences(before["identity"], self.now["identity"])
         if self.changed:
             self._mix(allow_mixed)
         self._keep_blocks_whole()
 
     def _refuse_foreign(self):
-        names = [*RESULTS, RUNS_NAME, ASIDE_NAME]
+        names = [*files.RESULTS, files.RUNS_NAME, files.ASIDE_NAME]
         names = [name for name in names if os.path.lexists(self.folder / name)]
         if names:
             raise UserError(
@@ -146,7 +130,7 @@ class StoredExperiment:
         for arm, training in trainings_of(self.metrics):
             block = training["block"]
             if block in waiting and gpus.get(training["process"]) != here:
-                path = training_path(self.folder, arm, block)
+                path = files.training_path(self.folder, arm, block)
                 self.unusable.append((path, f"{path}: block {block + 1} was begun on another GPU"))
                 self.metrics[arm] = [one for one in self.metrics[arm] if one is not training]
 
@@ -184,9 +168,9 @@ class StoredExperiment:
         if not ranks.is_first():
             return
         for path, reason in self.unusable:
-            moved = set_aside(self.folder, path)
+            moved = files.set_aside(self.folder, path)
             say(f"warning: {reason}; it is now {moved}, and its training will be repeated")
-        write_json(self.folder / PLAN_NAME, self.metadata)
+        write_json(self.folder / files.PLAN_NAME, self.metadata)
 
     def finished(self, arm, training, model):
         """Save a finished training, and the results that follow from all of them.
@@ -199,7 +183,7 @@ class StoredExperiment:
             self._save_weights(model)
         index = 1 + max((one["index"] for one in in_order(self.metrics)), default=-1)
         training = training | {"index": index, "process": self.process}
-        training = write_training(self.folder, self.metadata["experiment_id"], arm, training)
+        training = files.write_training(self.folder, self.metadata["experiment_id"], arm, training)
         trainings = [*self.metrics[arm], training]
         self.metrics[arm] = sorted(trainings, key=lambda one: one["block"])
         self.save_results()
@@ -221,7 +205,7 @@ class StoredExperiment:
         """
         content = self.metadata | {"status": "partial" if self.waiting() else "complete"}
         content["split_blocks"] = split_blocks(self.metrics)
-        aside = (self.folder / ASIDE_NAME).glob("*.npz")
+        aside = (self.folder / files.ASIDE_NAME).glob("*.npz")
         content["set_aside"] = sorted(path.name for path in aside)
         content["warnings"] = find_warnings(self.metrics, content)
         if with_tests:

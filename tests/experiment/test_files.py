@@ -14,7 +14,6 @@ from conftest import ROOT, make_experiment
 from small_experiment import contents
 
 from analysis.metrics import SCHEMA_VERSION, SERIES
-from experiment import files as experiment_files
 from experiment.files import (
     is_empty,
     locked,
@@ -169,15 +168,13 @@ def test_what_is_no_plan_is_named_with_the_remedy(tmp_path, content):
 
 
 # moving aside
-def test_set_aside_never_overwrites_and_flushes_both_folders(stored, monkeypatch):
+def test_set_aside_never_overwrites(stored):
     folder, metrics, _ = stored
-    flushed, kept = [], []
-    monkeypatch.setattr(experiment_files, "flush_folder", lambda path: flushed.append(path.name))
+    kept = []
     for _ in range(3):
         write_training(folder, "abc", "fused", metrics["fused"][0])
         kept.append(set_aside(folder, training_path(folder, "fused", 0)).name)
     assert contents(folder / "set_aside") == kept == [f"000_fused_{n}.npz" for n in (1, 2, 3)]
-    assert flushed == ["set_aside", "runs"] * 3
 
 
 def test_a_folder_that_is_moved_aside_goes_whole(stored, capsys):
