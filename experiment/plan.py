@@ -17,9 +17,8 @@ def balanced_orders(arms, blocks, rng):
     The permutations of the arms are dealt as Latin squares (each arm once in each place), the
     squares and the rows inside a square in random order; all are used before one comes again.  So
     no order is used more than once oftener than another, and after every len(arms) blocks each
-    arm
-    has been first, second, ... equally often.  With many arms there are too many permutations to
-    deal them all: every square is then drawn anew.
+    arm has been first, second, ... equally often.  With many arms there are too many permutations
+    to deal them all: every square is then drawn anew.
     """
     size = len(arms)
     if size > MOST_PERMUTED:

@@ -1,10 +1,9 @@
 """A study: an experiment at every point, one after the other, and what they come to."""
 
 from analysis.report import write_report
-from experiment.estimate import dry_run
 from experiment.files import move_aside
 from experiment.progress import format_seconds
-from experiment.run import run_experiment
+from experiment.run import dry_run, run_experiment
 from machine import ranks
 from machine.command import DONE, TRAININGS_FAILED, say
 from machine.files import write_json
@@ -25,9 +24,7 @@ def run_study(config, prepared, arguments, argv):
     folder = study_folder(config.output_dir, arguments.study)
     path, experiments, content = folder.with_suffix(".json"), [], None
     if arguments.restart:
-        moved = ranks.from_first(move_aside, folder, config.data)
-        if moved:
-            say(f"the old results are now in {moved}")
+        ranks.from_first(move_aside, folder, config.data)
     for _, here, dataset in announced(prepared):
         results = run_experiment(here, dataset, allow_mixed=arguments.allow_mixed, argv=argv)
         if results is not None:  # on the first rank

@@ -8,6 +8,7 @@ import pytest
 from small_experiment import contents, prepare_workplace, run_main, stop_at
 
 from analysis.metrics import load_experiment
+from machine import ranks
 
 LENGTHS = "--study lengths --seq-lens 12 24 --runs 1 --positions learned --arms window fused"
 
@@ -50,8 +51,7 @@ def test_a_stopped_study_says_how_to_go_on_and_what_differs_is_marked(monkeypatc
     stop_at(monkeypatch, 4)
     assert run_main(LENGTHS) == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    kept = "finished trainings are kept below output; the same command goes on from there"
-    assert said == f"interrupted: {kept}"
+    assert said == f"interrupted: {ranks.GOES_ON}"
     (done,) = identities()  # what was complete by then
     assert run_main(f"{LENGTHS} --lr 0.02") == 2
     assert "config.lr: 0.01 before, 0.02 now" in capsys.readouterr().err
@@ -67,7 +67,7 @@ def test_a_restarted_study_begins_anew_at_every_point(monkeypatch, capsys):
     before = identities()
     stop_at(monkeypatch, 2)
     assert run_main(f"{LENGTHS} --max-steps 5 --restart") == 130
-    assert "the same command without --restart goes on from there" in capsys.readouterr().err
+    assert "the old results are now in" in capsys.readouterr().err
     assert run_main(f"{LENGTHS} --max-steps 5") == 0
     assert not set(before) & set(identities()) and len(identities()) == 2
     (earlier,) = Path("output").glob("length_study_earlier_*")

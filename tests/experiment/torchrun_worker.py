@@ -93,7 +93,7 @@ def parser():
 def command(argv):
     """main.py's exit code."""
     story = partial(compare_models.tell, argv=argv)
-    return run_command(compare_models.build_parser(), story, argv, compare_models.kept)
+    return run_command(compare_models.build_parser(), story, argv)
 
 
 def fail_on(where):
