@@ -23,7 +23,7 @@ ONE_BLOCK = "one block: no test"
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval; ``low`` and ``high`` are None where there is none."""
+    """An estimate with its interval; ``low`` and ``high`` are None where there is none."""
 
     mean: float
     low: float | None
@@ -60,15 +60,6 @@ class QualityClaim:
     p_not_worse: float | None = None
     p_equivalent: float | None = None
     runs_needed: int | None = None  # blocks, only for an undecided verdict
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Trend:
-    """Slope and intercept of a least-squares line, each an Interval; None where a note says why."""
-
-    slope: Interval | None = None
-    intercept: Interval | None = None
     note: str = ""
 
 
@@ -262,36 +253,31 @@ def holm(p_values):
     return adjusted
 
 
-def trend(x, y):
-    """Least-squares line of y on x, with t intervals (independent normal residuals; Student).
+def slope(x, y):
+    """Slope of the least-squares line of y on x with its t interval (independent normal residuals).
 
-    For the position x is that of the arm in its block less that of the reference, y the paired log
-    ratio: the slope is the effect of coming one place later, the intercept the arm's without it.
-    An interval that includes 0 does not show that there is no trend.
+    None with fewer than 3 points, equal x or no spread about the line.  An interval that includes
+    0 does not show that there is no slope.
     """
     if len(x) < 3:
-        return Trend(note="fewer than 3 points: no trend")
+        return None
     x, y = array(x), array(y)
     if no_spread(x):
-        return Trend(note="all x are equal: no trend")
+        return None
     fit = stats.linregress(x, y)
     if no_spread(y - fit.intercept - fit.slope * x, scale=np.abs(y).max()):
-        return Trend(note="no spread about the line: no interval")
-    t = stats.t.ppf((1 + LEVEL) / 2, x.size - 2)
-    ends = []
-    for center, error in ((fit.slope, fit.stderr), (fit.intercept, fit.intercept_stderr)):
-        low, high = float(center - t * error), float(center + t * error)
-        ends.append(Interval(float(center), low, high, x.size))
-    return Trend(*ends)
+        return None
+    half = stats.t.ppf((1 + LEVEL) / 2, x.size - 2) * fit.stderr
+    return Interval(float(fit.slope), float(fit.slope - half), float(fit.slope + half), x.size)
 
 
 def drift(seconds, arms, index):
     """Does the machine get slower or faster over the experiment?  In log units per training.
 
-    The trend, over the trainings' index, of their log times less their arm's mean.  The blocks'
+    The slope, over the trainings' index, of their log times less their arm's mean.  The blocks'
     means stay in: drift is what differs between blocks.
     """
     logs, arms = np.log(array(seconds)), np.asarray(arms)
     for arm in set(arms):
         logs[arms == arm] -= logs[arms == arm].mean()
-    return trend(index, logs)
+    return slope(index, logs)

@@ -92,10 +92,12 @@ def measurement_warnings(metrics, metadata):
         "was cut in two by a stop: its arms were not trained next to one another, so what drifts "
         "may not cancel in it."
     )
-    aside = metadata.get("set_aside", ())
     return [
         *(f"block {block + 1} {cut}" for block in split_blocks(metrics)),
-        *(f"a training was set aside (set_aside/{name}) and repeated." for name in aside),
+        *(
+            f"a training was set aside (set_aside/{name}) and repeated."
+            for name in metadata["set_aside"]
+        ),
         *_time_warnings(metrics),
         *_training_warnings(metrics),
     ]
@@ -105,7 +107,7 @@ def find_warnings(metrics, metadata):
     """What a reader must know before the figures, a sentence each."""
     mixed = "MIXED: trainings that differ were taken together (--allow-mixed)"
     return [
-        *(f"{mixed}: {line}" for line in metadata.get("mixed", ())),
+        *(f"{mixed}: {line}" for line in metadata["mixed"]),
         *_failure_warnings(metrics),
         *measurement_warnings(metrics, metadata),
     ]
