@@ -88,18 +88,18 @@ def ratio_claims(metrics, metadata, found):
     return claims
 
 
-def describe_quality(x, reference, margin, arm, name):
-    """Sentences on the held-out loss of an arm against a reference, over paired blocks."""
-    claim = non_inferiority(x, reference, margin)
+def describe_quality(claim, arm, reference, loss):
+    """Sentences on a ``QualityClaim`` of an arm; loss: the mean of the reference, in nats."""
+    by = f"{claim.margin:g} nats"
     verdicts = {
-        "not worse": f"{arm} is not worse than {name} by the margin of {margin:g} nats",
-        "worse": f"{arm} is worse than {name} by more than the margin of {margin:g} nats",
-        "undecided": f"whether {arm} is worse than {name} by {margin:g} nats is undecided",
+        "not worse": f"{arm} is not worse than {reference} by the margin of {by}",
+        "worse": f"{arm} is worse than {reference} by more than the margin of {by}",
+        "undecided": f"whether {arm} is worse than {reference} by {by} is undecided",
     }
     direction = "lower" if claim.mean < 0 else "higher"
     text = (
         f"{verdicts[claim.verdict]}: validation loss {amount(abs(claim.mean), 'nats')} nats "
-        f"{direction} ({percent(claim.mean / reference.mean(), '+')})"
+        f"{direction} ({percent(claim.mean / loss, '+')})"
     )
     if claim.high is None:
         return f"{text} ({claim.note})."
@@ -107,7 +107,7 @@ def describe_quality(x, reference, margin, arm, name):
     text += (
         f", at most {high} (one-sided {LEVEL:.0%} bound), p {p_value(claim.p_not_worse)} "
         f"(non-inferiority, paired t-test, {claim.n} blocks). Primary, so not adjusted. "
-        f"Equivalence within ±{margin:g}: {claim.equivalence}, {1 - 2 * ALPHA:.0%} interval "
+        f"Equivalence within ±{claim.margin:g}: {claim.equivalence}, {1 - 2 * ALPHA:.0%} interval "
         f"[{low}, {high}], p {p_value(claim.p_equivalent)} (two one-sided tests)."
     )
     if claim.runs_needed is not None:
@@ -121,9 +121,10 @@ def quality_claims(metrics, metadata):
     for arm, reference, key, test in metadata["plan"]["primary"]:
         x, ref = shared_values(metrics, (arm, reference), key)
         if test != "ratio" and margin is not None and x.size:
+            found = non_inferiority(x, ref, margin)
             claims.append(
-                f"Quality: {describe_quality(x, ref, margin, arm, reference)} This does not show "
-                "that it stays so with longer training, other data or a larger model."
+                f"Quality: {describe_quality(found, arm, reference, ref.mean())} This does not "
+                "show that it stays so with longer training, other data or a larger model."
             )
     return claims
 

@@ -5,15 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.significance import (
-    ALPHA,
-    Ratio,
-    holm,
-    non_inferiority,
-    paired_difference,
-    paired_ratio,
-    two_sample_t,
-)
+from analysis import significance
 from analysis.values import OUTCOMES, shared_values
 
 SHOWN_SHARE = 5e-5  # a smaller difference would read 0.00 %
@@ -42,7 +34,7 @@ class Compared(NamedTuple):
 
     x: np.ndarray  # (blocks,), as reference
     reference: np.ndarray
-    ratio: Ratio
+    ratio: significance.Ratio
     adjusted: float | None  # Holm's p over the declared family; None: not in it, or no test
 
 
@@ -53,7 +45,7 @@ def verdict(ratio):
     """
     if ratio.p is None and abs(1 - ratio.ratio) < SHOWN_SHARE:
         return "same"
-    if ratio.p is not None and ratio.p >= ALPHA:
+    if ratio.p is not None and ratio.p >= significance.ALPHA:
         return "undetected"
     return "less" if ratio.ratio < 1 else "more"
 
@@ -73,9 +65,11 @@ def compare(metrics, metadata):
         for key, *_ in OUTCOMES:
             x, ref = shared_values(metrics, (arm, reference), key)
             if x.size and min(x.min(), ref.min()) > 0:
-                found[arm, reference, key] = Compared(x, ref, paired_ratio(x, ref), None)
+                found[arm, reference, key] = Compared(
+                    x, ref, significance.paired_ratio(x, ref), None
+                )
     family = [place for place in map(tuple, metadata["plan"]["family"]) if place in found]
-    adjusted = holm([found[place].ratio.p for place in family])
+    adjusted = significance.holm([found[place].ratio.p for place in family])
     for place, p in zip(family, adjusted, strict=True):
         found[place] = found[place]._replace(adjusted=p)
     return found
@@ -87,10 +81,10 @@ def tests_of(metrics, metadata):
     for (arm, reference, key), compared in compare(metrics, metadata).items():
         pair = compared.x, compared.reference
         test = {"arm": arm, "reference": reference, "outcome": key, **asdict(compared.ratio)}
-        test |= {"adjusted_p": compared.adjusted, "two_sample": two_sample_t(*pair)}
+        test |= {"adjusted_p": compared.adjusted, "two_sample": significance.two_sample_t(*pair)}
         if key == "val_loss":
-            test["difference"] = asdict(paired_difference(*pair))
+            test["difference"] = asdict(significance.paired_difference(*pair))
             if margin is not None:
-                test["quality"] = asdict(non_inferiority(*pair, margin))
+                test["quality"] = asdict(significance.non_inferiority(*pair, margin))
         tests.append(test)
     return tests

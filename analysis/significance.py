@@ -98,30 +98,26 @@ def mean_interval(values, level=LEVEL):
     return Interval(mean, mean - half, mean + half, x.size)
 
 
-def t_power(effect, blocks, sides=2):
-    """Power of a paired t-test at ALPHA; ``effect`` is the true mean in sd of the differences.
+def t_power(effect, blocks, alpha):
+    """Power of a one-sided paired t-test; ``effect`` is the true mean in sd of the differences.
 
-    P(|t| > critical) under the noncentral t distribution (Cohen 1988), for normal differences, or
-    P(t > critical) with ``sides=1``.  From 3 blocks on; 2 detect only enormous effects.
+    P(t > critical) under the noncentral t distribution (Cohen 1988), for normal differences.  With
+    ALPHA / 2 it is that of the two-sided test, less the chance (1e-6 and below, where the power is
+    POWER) of an answer in the wrong direction.
     """
-    freedom, shift = blocks - 1, effect * math.sqrt(blocks)
-    critical = stats.t.isf(ALPHA / sides, freedom)
-    power = stats.nct.sf(critical, freedom, shift)
-    if sides == 2:
-        power += stats.nct.sf(critical, freedom, -shift)
-    return float(power)
+    critical = stats.t.isf(alpha, blocks - 1)
+    return float(stats.nct.sf(critical, blocks - 1, effect * math.sqrt(blocks)))
 
 
 @cache
 def detectable_effect(blocks):
-    """The effect, in sd of the paired differences, that so many blocks detect with POWER.
-
-    For the two-sided paired t-test (normal differences; Cohen 1988); None for fewer than 3 blocks.
-    """
+    """The effect, in sd, that a two-sided paired t-test detects with POWER; None below 3 blocks."""
     if blocks < FEWEST_BLOCKS:
         return None
     # 3 blocks detect 3.3 sd, more detect less
-    return float(optimize.brentq(lambda effect: t_power(effect, blocks) - POWER, 0.0, 4.0))
+    return float(
+        optimize.brentq(lambda effect: t_power(effect, blocks, ALPHA / 2) - POWER, 0.0, 4.0)
+    )
 
 
 def blocks_needed(effect):
@@ -130,7 +126,7 @@ def blocks_needed(effect):
     At least 3; None where it takes more than MOST_BLOCKS.
     """
     candidates = range(FEWEST_BLOCKS, MOST_BLOCKS + 1)
-    place = bisect_left(candidates, POWER, key=lambda blocks: t_power(effect, blocks, sides=1))
+    place = bisect_left(candidates, POWER, key=lambda blocks: t_power(effect, blocks, ALPHA))
     return candidates[place] if place < len(candidates) else None
 
 
@@ -171,16 +167,13 @@ def paired_difference(x, reference):
 
 def _answers(low, high, margin):
     """What an interval says of the margin: the verdict and the equivalence."""
-    verdict = equivalence = "undecided"
-    if high < margin:
-        verdict = "not worse"
-    elif low > margin:
-        verdict = "worse"
-    if -margin < low and high < margin:
-        equivalence = "equivalent"
-    elif low > margin or high < -margin:
-        equivalence = "different"
-    return verdict, equivalence
+    if low > margin:
+        return "worse", "different"
+    if high >= margin:
+        return "undecided", "undecided"
+    if high < -margin:
+        return "not worse", "different"
+    return "not worse", "equivalent" if low > -margin else "undecided"
 
 
 def non_inferiority(x, reference, margin):
