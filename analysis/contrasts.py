@@ -65,9 +65,8 @@ def compare(metrics, metadata):
         for key, *_ in OUTCOMES:
             x, ref = shared_values(metrics, (arm, reference), key)
             if x.size and min(x.min(), ref.min()) > 0:
-                found[arm, reference, key] = Compared(
-                    x, ref, significance.paired_ratio(x, ref), None
-                )
+                ratio = significance.paired_ratio(x, ref)
+                found[arm, reference, key] = Compared(x, ref, ratio, None)
     family = [place for place in map(tuple, metadata["plan"]["family"]) if place in found]
     adjusted = significance.holm([found[place].ratio.p for place in family])
     for place, p in zip(family, adjusted, strict=True):

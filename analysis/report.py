@@ -82,9 +82,8 @@ def _heading_lines(metadata):
 def _warning_lines(metrics, metadata):
     lines, trainings = [], values.trainings_of(metrics)
     if metadata["status"] != "complete":
-        lines.append(
-            f"PARTIAL: {len(trainings)} of {values.planned_trainings(metadata)} trainings."
-        )
+        planned = values.planned_trainings(metadata)
+        lines.append(f"PARTIAL: {len(trainings)} of {planned} trainings.")
     for arm, training in trainings:
         if training["status"] != "ok":
             place = f"{arm}, block {training['block'] + 1}"
