@@ -50,6 +50,7 @@ from training.config import PRESETS, add_options, make_config
 from training.prepare import prepare_data
 from training.tokens import DEFAULT_PATH, load_dataset
 
+GOES_ON = "finished trainings are kept, and the same command, without --restart, goes on from there"
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
 NOT_CONFIG += ("study", "seq_lens", "patterns")
 
@@ -71,7 +72,7 @@ def build_parser():
         "  python main.py --study lengths             from which length on sparsity pays\n"
         "  python main.py --study patterns            which window_size and dilation to choose\n"
         "  torchrun --standalone --nproc-per-node 8 main.py    the same on 8 GPUs\n\n"
-        f"after a stop: {ranks.GOES_ON}\n\n"
+        f"after a stop: {GOES_ON}\n\n"
         "exit codes: 0 done, 1 a file could not be written, 2 wrong options or data or a folder "
         "that holds another experiment, 3 done but a training diverged or ran out of memory, 130 "
         "interrupted, 143 terminated",
@@ -258,7 +259,7 @@ def main(argv=None):
     """The command line of the experiment; returns the exit code (see --help)."""
     argv = sys.argv[1:] if argv is None else argv
     story = partial(tell, argv=argv)
-    kept = f": {ranks.GOES_ON}"
+    kept = f": {GOES_ON}"
     return ranks.run(lambda: run_command(build_parser(), story, argv, lambda arguments: kept))
 
 

@@ -10,7 +10,6 @@ from analysis.metrics import MetricsError
 from analysis.significance import LEVEL, Interval, mean_interval, paired_ratio
 from analysis.values import (
     OUTCOMES,
-    declared_margin,
     ok_trainings,
     ok_values,
     ordered_arms,
@@ -86,7 +85,7 @@ def partial_mark(metrics, metadata):
     if metadata["status"] == "partial":
         done = len(trainings_of(metrics))
         marks.append(f"partial: {done}/{planned_trainings(metadata)} trainings")
-    if metadata.get("mixed"):
+    if metadata["mixed"]:
         marks.append("mixed: trainings that differ")
     return "; ".join(marks)
 
@@ -105,7 +104,7 @@ def prepare(metrics, metadata):
         styles=arm_styles(metrics),
         setting=describe_setting(metadata),
         partial=partial_mark(metrics, metadata),
-        margin=declared_margin(metadata),
+        margin=metadata["plan"]["equivalence_margin"],
     )
 
 

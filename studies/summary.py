@@ -40,7 +40,7 @@ def summarize(study, experiments):
         "device_name": metadata["environment"]["device_name"],
         "torch": metadata["environment"]["torch"],
         "data": metadata["data"],
-        "code": metadata.get("code"),
+        "code": metadata["code"],
         "config": metadata["config"],
         "points": sorted(points, key=lambda point: (point["positions"], point["seq_len"])),
     }
@@ -98,7 +98,7 @@ def _about_patterns(metrics, metadata, arms):
     others = [arm for arm in arms if arm != "fused"]
     for arm in others:
         window_size, dilation = pattern_of_arm(arm)
-        kept = density(config["seq_len"], window_size, dilation, config.get("sink_tokens", 0))
+        kept = density(config["seq_len"], window_size, dilation, config["sink_tokens"])
         arms[arm] |= {"window_size": window_size, "dilation": dilation, **_limits(metadata, kept)}
         arms[arm]["contrast"] = _contrast(metrics, metadata, (arm, "fused"))
         paired = paired_trainings(metrics, (arm, "fused"))

@@ -92,6 +92,10 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
             "layers": 4,
             "window_size": 96,
             "dilation": 4,
+            "sink_tokens": 0,
+            "positions": "learned",
+            "world_size": 1,
+            "gradient_accumulation": 1,
         },
         "plan": {
             "orders": [list(arms)] * runs,
@@ -120,6 +124,10 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
             "vocab_size": 512,
         },
         "pattern": {"density": 0.385, "evaluation": "split"},
+        "attention": {},
+        "code": None,
+        "mixed": [],
+        "set_aside": [],
         "memory_measure": "resident growth of a fresh process",
     }
     return metrics, metadata

@@ -8,7 +8,7 @@ import pytest
 from small_experiment import contents, prepare_workplace, run_main, stop_at
 
 from analysis.metrics import load_experiment
-from machine import ranks
+from compare_models import GOES_ON
 
 LENGTHS = "--study lengths --seq-lens 12 24 --runs 1 --positions learned --arms window fused"
 
@@ -51,7 +51,7 @@ def test_a_stopped_study_says_how_to_go_on_and_what_differs_is_marked(monkeypatc
     stop_at(monkeypatch, 4)
     assert run_main(LENGTHS) == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"interrupted: {ranks.GOES_ON}"
+    assert said == f"interrupted: {GOES_ON}"
     (done,) = identities()  # what was complete by then
     assert run_main(f"{LENGTHS} --lr 0.02") == 2
     assert "config.lr: 0.01 before, 0.02 now" in capsys.readouterr().err

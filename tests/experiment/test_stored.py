@@ -20,9 +20,9 @@ from small_experiment import (
 
 from analysis.metrics import load_experiment, load_metrics
 from analysis.values import in_order
+from compare_models import GOES_ON
 from experiment import run as experiment_run
 from experiment import stored as experiment_stored
-from machine import ranks
 
 RESULTS = Path("output/experiment_results.npz")
 TRAINING = Path("output/runs/000_fused.npz")
@@ -41,7 +41,7 @@ def test_a_stop_keeps_what_was_finished_and_the_same_command_goes_on(
     started = stop_at(monkeypatch, 4, signum)
     assert run_main(options) == code
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last == f"{word}: {ranks.GOES_ON}"
+    assert last == f"{word}: {GOES_ON}"
     metrics, metadata = load_experiment(RESULTS)
     assert len(in_order(metrics)) == 3 and metadata["status"] == "partial"
     assert run_main(options) == 0

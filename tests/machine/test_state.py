@@ -92,7 +92,7 @@ def test_what_the_gpu_does_not_tell_is_none(nvml):
     nvml(fake_pynvml(**dict.fromkeys(answers, failing)))
     state = device_state(GPU)
     assert len(state) == 7 and set(state.values()) == {None}
-    assert throttled({"device_before": state}) == []
+    assert throttled({"device_before": state, "device_after": None}) == []
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_reasons_are_words_and_only_power_and_heat_count_as_slowing(nvml, bits, 
     nvml(fake_pynvml(**{REASONS_NOW: answering("handle", answer=bits)}))
     state = device_state(GPU)
     assert state["throttle_reasons"] == words
-    assert throttled({"device_after": state}) == slowing
+    assert throttled({"device_before": None, "device_after": state}) == slowing
 
 
 def test_others_are_not_counted_where_this_process_is_not_listed(nvml):
