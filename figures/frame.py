@@ -1,13 +1,16 @@
-"""What several figures share: frames, captions, rows of arms, points with intervals."""
+"""What several figures share: frames, captions, panels, rows, points with intervals."""
 
 import textwrap
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from analysis.values import paired_trainings
 from figures.data import MEMORY, SPEED
-from figures.look import CAPTION_COLUMNS, WIDTH
+from figures.look import WIDTH
+
+CAPTION_COLUMNS = 134  # characters of 7 pt in WIDTH
 
 
 def new_figure(data, rows, columns, height, **options):
@@ -50,33 +53,20 @@ def finish(fig, data, caption, arms=None, extra=()):
     return fig
 
 
-def missing_note(ax, data, metric, compared=True):
-    """Say in a panel why it stays empty; False where there is something to draw."""
-    if not data.has(metric):
-        text = f"{metric.name}: not measured in every training"
+def fill_panel(ax, data, metrics, draw, compared=True):
+    """``draw(ax, data, *metrics)`` in a panel, or there in words why nothing can be drawn."""
+    missing = [metric.name for metric in metrics if not data.has(metric)]
+    if missing:
+        text = f"{missing[0]}: not measured in every training"
     elif compared and len(data.arms) < 2:
         text = "one arm: nothing to compare"
     elif compared and not paired_trainings(data.ok, data.arms):
         text = "no block is complete in every arm"
     else:
-        return False
+        draw(ax, data, *metrics)
+        return
     ax.set_axis_off()
     ax.text(0.5, 0.5, textwrap.fill(text, 40), transform=ax.transAxes, ha="center", va="center")
-    return True
-
-
-def fill_panels(axes, data, metrics, draw, compared=True):
-    """``draw(ax, data, metric)`` in each metric's panel, or why there is nothing to draw."""
-    for ax, metric in zip(axes, metrics, strict=True):
-        if not missing_note(ax, data, metric, compared):
-            draw(ax, data, metric)
-
-
-def name_rows(ax, names):
-    """A row for each name, the first on top."""
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.grid(False, axis="y")
 
 
 def side_text(ax, y, text, offset=0):
@@ -88,7 +78,8 @@ def side_text(ax, y, text, offset=0):
 
 def dots(ax, x, y, style, arm, alpha=0.6):
     """A dot for each training."""
-    ax.scatter(x, y, **style.mark, s=14, alpha=alpha, linewidths=0, zorder=3, label=arm)
+    look = {"color": style.color, "marker": style.marker, "alpha": alpha}
+    ax.scatter(x, y, **look, s=14, linewidths=0, zorder=3, label=arm)
 
 
 def whiskers(interval):
@@ -100,14 +91,23 @@ def whiskers(interval):
 
 def mean_point(ax, x, y, style, arm, xerr=None, yerr=None):
     """A mean with its whiskers, in the arm's colour and marker, above everything else."""
-    look = {"mec": "black", "ms": 6, "capsize": 2.5, "zorder": 5, "ls": "none"}
-    ax.errorbar(x, y, xerr=xerr, yerr=yerr, **style.mark, **look, label=f"{arm} mean")
+    look = {"color": style.color, "marker": style.marker, "mec": "black", "ms": 6, "ls": "none"}
+    ax.errorbar(x, y, xerr=xerr, yerr=yerr, **look, capsize=2.5, zorder=5, label=f"{arm} mean")
 
 
-def row_of_values(ax, y, values, mean, style, arm):
-    """Every training's value in a row, and below it their mean, an ``Interval``."""
-    dots(ax, values, [y - 0.15] * len(values), style, arm)
-    mean_point(ax, mean.mean, y + 0.15, style, arm, xerr=whiskers(mean))
+def draw_rows(ax, data, arms, estimates, names=None, ticks=5):
+    """A row for each arm, the first on top: every value and, below it, the mean with whiskers.
+
+    estimates: for each row its values and their mean, an ``Interval``; names: if not the arms.
+    """
+    names = names or arms
+    for y, (arm, name, (values, mean)) in enumerate(zip(arms, names, estimates, strict=True)):
+        dots(ax, values, [y - 0.15] * len(values), data.styles[arm], name)
+        mean_point(ax, mean.mean, y + 0.15, data.styles[arm], name, xerr=whiskers(mean))
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.xaxis.set_major_locator(MaxNLocator(ticks))
 
 
 def metric_axis(axis, metric):

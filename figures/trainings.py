@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-import matplotlib
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -10,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.values import throttled
 from figures.data import METRICS, absolute
-from figures.frame import dots, fill_panels, finish, metric_axis, new_figure
-from figures.look import FAILED, LOOK
+from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
+from figures.look import FAILED
 
 THROTTLED = {"marker": "1", "ms": 9, "mew": 1.8, "color": "black", "ls": "none", "zorder": 6}
 STOP = {"color": "black", "ls": (0, (3, 2)), "lw": 0.9, "zorder": 6}
@@ -87,12 +86,12 @@ def values_in_time(ax, data, metric):
     mark_blocks_and_events(ax, data)
 
 
-@matplotlib.rc_context(LOOK)
 def per_run(data):
     """8: every training in the order of time, failed ones too: drift and outliers show here."""
     fig, axes = new_figure(data, 1 + len(METRICS), 1, 8.4, sharex=True)
     time_parts(axes[0, 0], data)
-    fill_panels(axes[1:, 0], data, METRICS, values_in_time, compared=False)
+    for ax, metric in zip(axes[1:, 0], METRICS, strict=True):
+        fill_panel(ax, data, [metric], values_in_time, compared=False)
     last = axes[-1, 0]
     last.set(xlabel="training (order in time)", xlim=(-0.7, data.started[-1][1]["index"] + 0.7))
     last.xaxis.set_major_locator(MaxNLocator(15, integer=True))
