@@ -17,9 +17,8 @@ def pairs_table(analyses):
     """The pairs that each pattern keeps and the keys of a query, as lines."""
     rows = [("pattern", "density", "sparsity", "pairs", "near", "far", "sink", "mean keys", "most")]
     for a in analyses:
-        pairs = (a.attended_pairs, a.near_pairs, a.far_pairs, a.sink_pairs)
-        counts = [f"{count:,}" for count in pairs]
-        mean, most = a.attended_pairs / a.seq_len, sum(a.keys_per_query(a.seq_len - 1))
+        counts = [f"{count:,}" for count in (a.attended_pairs, *a.pairs[:3])]
+        mean, most = a.attended_pairs / a.seq_len, sum(a.keys_of(a.seq_len - 1)[:3])
         keys = f"{mean:,.1f}", f"{most:,}"
         rows.append((a.label, f"{a.density:.2%}", f"{a.sparsity:.2%}", *counts, *keys))
     return text_table(rows)
@@ -30,7 +29,7 @@ def cost_table(analyses):
     costs = "attention full", "sparse", "whole full", "sparse", "attention est.", "whole est."
     rows = [("pattern", *costs)]
     for a in analyses:
-        flops = (a.flops_full, a.flops_sparse, a.whole_full, a.whole_sparse)
+        flops = a.flops_full, a.flops_sparse, a.whole_full, a.whole_sparse
         cells = map(EngFormatter(places=2), flops)
         rows.append((a.label, *cells, f"{a.attention_speedup:.2f}x", f"{a.step_speedup:.3f}x"))
     return text_table(rows)
