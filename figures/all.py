@@ -4,12 +4,10 @@ from functools import partial
 
 import matplotlib
 
-from figures.curves import convergence, training_curves
+from figures.curves import convergence, per_run, training_curves
 from figures.data import MEMORY, SPEED, VAL_LOSS, prepare
 from figures.look import LOOK, save_figure
-from figures.summary import summary
-from figures.trainings import per_run
-from figures.values import distributions, final_losses, metrics_comparison, tradeoff
+from figures.values import distributions, final_losses, metrics_comparison, summary, tradeoff
 
 FIGURES = {
     "1_training_curves": training_curves,

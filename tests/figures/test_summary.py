@@ -7,7 +7,7 @@ from conftest import make_experiment
 from analysis.significance import Ratio, paired_ratio
 from figures.all import draw
 from figures.data import METRICS, VAL_LOSS, prepare
-from figures.summary import ratio_verdict, shown_pairs, verdict_on
+from figures.values import ratio_verdict, shown_pairs, verdict_on
 
 
 def with_losses(*differences, margin=0.02):

@@ -5,8 +5,8 @@ import pytest
 from conftest import make_experiment
 
 from figures.all import draw
+from figures.curves import events
 from figures.data import METRICS, prepare
-from figures.trainings import events
 
 
 def legend_names(fig):
