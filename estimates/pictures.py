@@ -19,7 +19,6 @@ PALETTE = np.array([(1, 1, 1), (0.88, 0.88, 0.88), *sns.color_palette("colorblin
 STACKED = [NEAR, FAR, SINK, UNATTENDED]
 LINEAR_COLOR = (0.42, 0.42, 0.42)
 ESTIMATE = "Speed-ups: estimates from FLOP counts, not measured."
-POSITIONS_COLORS = "black", "white"  # of measured speed-ups, by kind of positions
 
 
 def pair_kinds(a, queries, keys):
@@ -173,7 +172,7 @@ def draw_estimates(axes, analyses, field, share):
 def draw_measured(axes, content):
     """Measured speed-ups with their intervals; returns their handles, one a kind of positions."""
     handles = []
-    for point, color in zip(content["points"], POSITIONS_COLORS, strict=False):
+    for point, color in zip(content["points"], ("black", "white"), strict=False):
         look = {"color": "black", "marker": "D", "mfc": color, "ms": 4}
         for _, summary, gain in measured_rows(point):
             ends = [gain[end] or gain["mean"] for end in ("low", "high")]
@@ -199,17 +198,17 @@ def plot_tradeoff(analyses, content=None):
     handles = top.get_legend_handles_labels()[0]
     top.set_ylabel("attention alone,\nestimated speed-up")
     bottom.set_ylabel("whole step,\nestimated speed-up")
-    text = f"{analyses[0].model}. Attention's share of the FLOPs, full: {share:.2%}. "
-    text += "Lines: Amdahl's law. "
-    if content is None:
-        text += ESTIMATE
-    else:
+    source = ESTIMATE
+    if content is not None:
         handles += draw_measured(bottom, content)
         bottom.set_ylabel("whole step,\nspeed-up")
-        text += "Coloured: estimates from FLOP counts. "
-        text += f"Black: measured on {content['device_name']}, with 95 % t intervals over blocks."
+        source = (
+            "Coloured: estimates from FLOP counts. Black: measured on "
+            f"{content['device_name']}, with 95 % t intervals over blocks."
+        )
     bottom.set_xlabel("sparsity: causal pairs left out (%)")
     figure.align_ylabels()
     figure.legend(handles=handles, loc="outside right center")
-    caption_below(figure, text)
+    text = f"{analyses[0].model}. Attention's share of the FLOPs, full: {share:.2%}. "
+    caption_below(figure, f"{text}Lines: Amdahl's law. {source}")
     return figure

@@ -18,20 +18,45 @@ from figures.data import (
     difference,
     ratio,
 )
-from figures.frame import (
-    dots,
-    draw_rows,
-    fill_panel,
-    finish,
-    mean_point,
-    metric_axis,
-    new_figure,
-    side_text,
-    whiskers,
-)
+from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
 from figures.look import MARGIN
 
 BLOCK = {"color": "0.45", "lw": 0.5, "alpha": 0.5, "zorder": 1, "label": "_block"}
+
+
+def whiskers(interval):
+    """An ``Interval`` as matplotlib's errorbar wants it: (2, 1) distances, or None."""
+    if interval.low is None:
+        return None
+    return [[interval.mean - interval.low], [interval.high - interval.mean]]
+
+
+def mean_point(ax, x, y, style, arm, xerr=None, yerr=None):
+    """A mean with its whiskers, in the arm's colour and marker, above everything else."""
+    look = {"color": style.color, "marker": style.marker, "mec": "black", "ms": 6, "ls": "none"}
+    ax.errorbar(x, y, xerr=xerr, yerr=yerr, **look, capsize=2.5, zorder=5, label=f"{arm} mean")
+
+
+def draw_rows(ax, data, arms, estimates, names=None, ticks=5):
+    """A row for each arm, the first on top: every value and, below it, the mean with whiskers.
+
+    estimates: for each row its values and their mean, an ``Interval``; names: if not the arms.
+    """
+    names = names or arms
+    for y, (arm, name, (values, mean)) in enumerate(zip(arms, names, estimates, strict=True)):
+        dots(ax, values, [y - 0.15] * len(values), data.styles[arm], name)
+        mean_point(ax, mean.mean, y + 0.15, data.styles[arm], name, xerr=whiskers(mean))
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.xaxis.set_major_locator(MaxNLocator(ticks))
+
+
+def side_text(ax, y, text, offset=0):
+    """Text right of the axes, level with y; ``offset`` in points makes a second column."""
+    place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points"}
+    look = {"va": "center", "fontsize": 7, "annotation_clip": False}
+    ax.annotate(text.replace("-", "−"), (1.02, y), (offset, 0), **place, **look)
 
 
 def arm_rows(ax, data, metric):
