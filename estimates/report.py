@@ -53,7 +53,7 @@ def format_report(analyses, content=None):
     a = analyses[0]
     pairs, costs = "\n".join(pairs_table(analyses)), "\n".join(cost_table(analyses))
     remarks = "\n".join(remarks_on(analyses))
-    measured = HOW_TO_MEASURE if content is None else f"MEASURED: {format_study(content)}"
+    measured = HOW_TO_MEASURE if content is None else f"MEASURED\n{format_study(content)}"
     return f"""\
 Sliding-window + dilated attention: {a.model}
 

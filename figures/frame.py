@@ -32,11 +32,10 @@ def count_trainings(data):
     """The n of the caption, and what was left out."""
     counts = {arm: len(data.ok[arm]) for arm in data.arms}
     most = max(counts.values())
-    if min(counts.values()) < most:
-        fewer = ", ".join(f"{arm}: {n}" for arm, n in counts.items() if n < most)
+    text = f"{most} blocks." if most > 1 else "1 block: no bands, no intervals."
+    fewer = ", ".join(f"{arm}: {n}" for arm, n in counts.items() if n < most)
+    if fewer:
         text = f"{most} blocks ({fewer}); two arms are compared over the blocks of both."
-    else:
-        text = f"{most} blocks." if most > 1 else "1 block: no bands, no intervals."
     failed = len(data.started) - sum(counts.values())
     return text + (f" Left out: {failed} failed." if failed else "")
 

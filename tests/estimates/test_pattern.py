@@ -56,10 +56,12 @@ def test_kinds_of_a_rectangle_of_pairs():
     np.testing.assert_array_equal(ours, brute_force(50, 9, 4, 8)[20:50, 5:40])
 
 
-def test_published_density():
+def test_published_density_and_flops_of_the_default_model():
     a = PatternAnalysis(96, 4)
-    assert (a.attended_pairs, a.causal_pairs) == (23_296, 32_896)
-    assert f"{a.density:.2%}" == "70.82%"
+    assert (a.attended_pairs, a.causal_pairs, f"{a.density:.2%}") == (23_296, 32_896, "70.82%")
+    assert a.linear_flops == 256 * (8 * 24 * 262_144 + 10_240_000)
+    assert a.flops_full == 538_968_064
+    assert f"{a.attention_share:.4f} {a.step_speedup:.5f}" == "0.0336 1.00990"
 
 
 def test_flops_and_amdahl_equal_constants_computed_by_hand():
@@ -71,13 +73,6 @@ def test_flops_and_amdahl_equal_constants_computed_by_hand():
     assert a.attention_share == pytest.approx(80 / 512, rel=1e-12)
     assert a.attention_speedup == pytest.approx(1.25, rel=1e-12)
     assert a.step_speedup == pytest.approx(512 / 496, rel=1e-12)
-
-
-def test_flops_of_the_default_model():
-    a = PatternAnalysis(96, 4)
-    assert a.linear_flops == 256 * (8 * 24 * 262_144 + 10_240_000)
-    assert a.flops_full == 538_968_064
-    assert f"{a.attention_share:.4f} {a.step_speedup:.5f}" == "0.0336 1.00990"
 
 
 @pytest.mark.parametrize("pattern", [(7, 1, 50), (60, 3, 50), (49, 0, 50), (1, 1, 1), (1, 0, 1)])

@@ -1,12 +1,11 @@
 """Figure 9: contrasts, their ratios and the verdicts in words."""
 
-import numpy as np
 import pytest
 from conftest import make_experiment
 
-from analysis.significance import Ratio, paired_ratio
+from analysis.significance import Ratio
 from figures.all import draw
-from figures.data import METRICS, VAL_LOSS, prepare
+from figures.data import VAL_LOSS, prepare
 from figures.values import ratio_verdict, shown_pairs, verdict_on
 
 
@@ -18,16 +17,6 @@ def with_losses(*differences, margin=0.02):
         base["val_loss"] = 4.0 + 0.1 * training["block"]
         training["val_loss"] = base["val_loss"] + difference
     return prepare(metrics, metadata)
-
-
-@pytest.mark.parametrize("index, metric", list(enumerate(METRICS)))
-def test_rows_are_the_paired_ratios(index, metric, prepared, artists, interval_of):
-    data = prepared("four blocks")
-    expected = paired_ratio(data.values("window", metric), data.values("baseline", metric))
-    (row,) = artists(draw("9_summary", data).axes[index], "window / baseline mean")
-    assert row.lines[0].get_xdata()[0] == pytest.approx(expected.ratio)
-    if expected.low is not None:
-        np.testing.assert_allclose(interval_of(row), (expected.low, expected.high))
 
 
 @pytest.mark.parametrize(
