@@ -4,8 +4,7 @@ from matplotlib.ticker import EngFormatter
 
 from analysis.words import text_table, with_interval
 from attention.pattern import is_full_causal
-from studies.measured import measured_rows, recommend
-from studies.tables import warning_lines
+from studies.tables import measured_rows, recommend, warning_lines
 
 HOW_TO_MEASURE = (
     "`python compare_models.py --study patterns` measures speed and quality of patterns;",

@@ -25,9 +25,7 @@ def run_study(config, prepared, arguments, argv):
     folder = study_folder(config.output_dir, arguments.study)
     path, experiments, content = folder.with_suffix(".json"), [], None
     if arguments.restart:
-        moved = ranks.from_first(move_aside, folder, config.data)
-        if moved:
-            say(f"the old results are now in {moved}")
+        ranks.from_first(move_study_aside, folder, path, config.data)
     for _, here, dataset in announced(prepared):
         results = run_experiment(here, dataset, allow_mixed=arguments.allow_mixed, argv=argv)
         if results is not None:  # on the first rank
@@ -36,6 +34,15 @@ def run_study(config, prepared, arguments, argv):
             content = summarize(arguments.study, experiments)
             write_json(path, content)  # a stop takes none of it
     return ranks.from_first(report_study, content, path, config.plots_dir)
+
+
+def move_study_aside(folder, path, data):
+    """Rename an earlier study's folder, with the study's file in it, out of the way."""
+    moved = move_aside(folder, data)
+    if moved:
+        if path.exists():
+            path.rename(moved / path.name)
+        say(f"the old results are now in {moved}")
 
 
 def announced(prepared):
