@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from machine.device import is_out_of_memory, synchronize
 
-SAMPLE_SECONDS = {"cpu": 0.02, "cuda": 0.004}  # calls are repeated inside a sample up to this
+SAMPLE_SECONDS = 0.02  # a call is repeated inside a sample until that lasts so long
 
 
 class Unavailable(Exception):
@@ -96,9 +96,9 @@ def timed_in_rounds(works, device, rounds):
     """
     calls = {}
     for name, work in works.items():
-        timed(work, device, 1)
-        once = timed(work, device, 1)
-        calls[name] = max(1, min(100, round(SAMPLE_SECONDS[device.type] / max(once, 1e-6))))
+        calls[name] = 1
+        while calls[name] * timed(work, device, calls[name]) < SAMPLE_SECONDS:
+            calls[name] *= 2
     samples = {name: [] for name in works}
     generator = random.Random(0)
     for _ in range(rounds):
@@ -109,17 +109,11 @@ def timed_in_rounds(works, device, rounds):
 
 def timed(work, device, calls):
     """Seconds of one call, from ``calls`` of them in a row."""
-    if device.type == "cuda":
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        for _ in range(calls):
-            work()
-        after.record()
-        after.synchronize()
-        return before.elapsed_time(after) / 1e3 / calls
+    synchronize(device)
     started = time.perf_counter()
     for _ in range(calls):
         work()
+    synchronize(device)
     return (time.perf_counter() - started) / calls
 
 
@@ -145,8 +139,10 @@ def free_memory(device):
         return math.inf
 
 
-def cuda_peak_mb(work, device, before):
-    """The most memory allocated during one call, beyond ``before`` bytes, in MB."""
+def peak_mb(work, device, before):
+    """The most memory allocated during one call, beyond ``before`` bytes, in MB; NaN on a CPU."""
+    if device.type == "cpu":
+        return math.nan
     synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     work()

@@ -20,7 +20,6 @@ LENGTH_PANELS = {
     "peak_memory_mb": ("peak memory", "{x:,.0f} MB"),
 }
 LIMIT = {"color": "black", "ls": "--", "lw": 1}
-FUSED = {"mean": 1.0, "low": None, "high": None}, {"mean": 0.0, "low": None, "high": None}
 # of patterns: by window; by the rest of the name
 COLORS = "black", *sns.color_palette("colorblind")
 MARKERS = "*so^Dv<>"
@@ -135,7 +134,7 @@ def _plot_pareto(content):
     figure = Figure(figsize=(WIDTH, 1.0 + 2.8 * len(kinds)), layout="constrained")
     rows = figure.subplots(len(kinds), 2, squeeze=False)
     for (kind, (point,)), (left, right) in zip(kinds.items(), rows, strict=True):
-        _pareto_panel(left, trade_offs(point), looks)
+        _pareto_panel(left, point, looks)
         left.set(title=f"{kind} positions", xlabel="times as fast as fused")
         left.set_ylabel("validation loss - fused (nats/token)")
         _curve_panel(right, point["curves"], looks)
@@ -152,12 +151,6 @@ def _plot_pareto(content):
         "block, cut where they leave the panel.",
     )
     return figure
-
-
-def trade_offs(point):
-    """{arm: (speed-up over fused, validation loss - that of fused)}, both estimates."""
-    rows = measured_rows(point)
-    return {"fused": FUSED} | {arm: (gain, s["contrast"]["val_loss"]) for arm, s, gain in rows}
 
 
 def pareto_front(means):
@@ -182,16 +175,19 @@ def _looks(arms):
     return looks
 
 
-def _pareto_panel(ax, estimates, looks):
+def _pareto_panel(ax, point, looks):
     """Every arm with both intervals; the front as rings and a line through them."""
-    means = {arm: (gain["mean"], loss["mean"]) for arm, (gain, loss) in estimates.items()}
+    rows, means = measured_rows(point), {"fused": (1, 0)}
+    for arm, summary, gain in rows:
+        means[arm] = gain["mean"], summary["contrast"]["val_loss"]["mean"]
     ax.plot(*np.transpose(list(means.values())), ls="none")
     _freeze(ax, 0.2, 0.5)
     ax.axhline(0, color="0.6", lw=0.7)
     ax.axvline(1, color="0.6", lw=0.7)
+    ax.plot(1, 0, **looks["fused"])
     small = {"ls": "none", "ms": 5, "elinewidth": 0.8, "capsize": 1.5, "zorder": 3}
-    for arm, (gain, loss) in estimates.items():
-        (x, x_ends), (y, y_ends) = _bars([gain]), _bars([loss])
+    for arm, summary, gain in rows:
+        (x, x_ends), (y, y_ends) = _bars([gain]), _bars([summary["contrast"]["val_loss"]])
         ax.errorbar(x, y, y_ends, x_ends, **looks[arm] | small)
     front = [means[arm] for arm in pareto_front(means)]
     rings = {"marker": "o", "ms": 11, "mfc": "none", "mec": "black"}

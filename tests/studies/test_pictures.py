@@ -3,7 +3,8 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from studies.pictures import pareto_front, plot_study, save_figures, trade_offs
+from studies.pictures import pareto_front, plot_study, save_figures
+from studies.tables import measured_rows
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,8 @@ def test_nothing_beats_the_front_in_speed_and_loss(patterns):
 
 def test_the_panels_of_patterns_show_every_mean(patterns):
     left = plot_study(patterns)["pattern_pareto"].axes[0]
-    for gain, loss in trade_offs(patterns["points"][0]).values():
+    for _, summary, gain in measured_rows(patterns["points"][0]):
+        loss = summary["contrast"]["val_loss"]
         assert left.get_xlim()[0] < gain["mean"] < left.get_xlim()[1]
         assert left.get_ylim()[0] < loss["mean"] < left.get_ylim()[1]
 
