@@ -1,6 +1,7 @@
 """Attention timed against its peers at a case: whole sequences, or one new token."""
 
 import math
+import os
 from dataclasses import asdict
 from functools import partial
 
@@ -9,15 +10,7 @@ import torch
 
 from attention import density
 from benchmarks.peers import ALL_DTYPES, ALL_KEYS, ONE_TOKEN, PATTERN, TRAINING, error_of, work_of
-from benchmarks.timing import (
-    Unavailable,
-    add_ratios,
-    free_memory,
-    peak_mb,
-    side_by_side,
-    timed,
-    timed_in_rounds,
-)
+from benchmarks.timing import Unavailable, add_ratios, peak_mb, side_by_side, timed, timed_in_rounds
 from training.trainer import release_memory
 
 LONGEST_SECONDS = 10  # a peer that takes longer a call would hold up all others
@@ -75,6 +68,16 @@ def least_memory(name, case):
     if name == "dense":
         return square * case.batch_size * case.heads * ALL_DTYPES[case.dtype].itemsize * 4
     return square * 24 if name == "masked" else 0  # the mask is made from 64-bit distances
+
+
+def free_memory(device):
+    """Bytes that are free on the device, or in the system for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows, macOS
+        return math.inf
 
 
 def _add_limits_of_memory(records, case, device, rounds):

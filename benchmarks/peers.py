@@ -12,13 +12,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attention import (
-    attended_pairs,
-    dense_attention,
-    may_attend,
-    window_attention,
-    window_mask,
-)
+from attention import attended_pairs, dense_attention, may_attend, window_attention, window_mask
 from attention.cache import KeyValueCache
 from benchmarks.timing import Unavailable
 from training.config import DTYPES
@@ -98,8 +92,7 @@ def _evaluation(evaluation, case):
     return lambda q, k, v: window_attention(q, k, v, w, d, evaluation)
 
 
-def _compiled(function):
-    return torch.compile(function, fullgraph=True, dynamic=False)
+_compiled = partial(torch.compile, fullgraph=True, dynamic=False)
 
 
 def _heads_first(run):

@@ -5,7 +5,6 @@ A work is a function without arguments.
 
 import gc
 import math
-import os
 import random
 import time
 
@@ -34,20 +33,16 @@ def side_by_side(kind, makers, about, device, rounds, graphs=True):
         record = {kind: name, **about}
         try:
             work, more = makers[name]()
-            timed_as = "calls"
-            if graphs:
-                work, timed_as = as_cuda_graph(work, device)
-            works[name] = work
+            works[name], timed_as = as_cuda_graph(work, device) if graphs else (work, "calls")
             records[name] = {**record, **more, "timed_as": timed_as}
-        # whatever the code of a peer or a compiler raises, or memory
-        except Exception as error:
+        except Exception as error:  # whatever the code of a peer or a compiler raises
             skipped.append({**record, "reason": reason_of(error)})
         if name not in works:
             gc.collect()  # what it left, which its error holds no longer
     for name, seconds in timed_in_rounds(works, device, rounds).items():
         milliseconds = 1e3 * np.array(seconds)
-        records[name]["median_ms"] = float(np.median(milliseconds))
-        records[name]["quartiles_ms"] = np.quantile(milliseconds, (0.25, 0.75)).tolist()
+        low, median, high = np.quantile(milliseconds, (0.25, 0.5, 0.75)).tolist()
+        records[name] |= {"median_ms": median, "quartiles_ms": [low, high]}
         records[name]["samples_ms"] = milliseconds.tolist()
     return list(records.values()), skipped
 
@@ -127,16 +122,6 @@ def reason_of(error):
         error = error.__cause__
     first_sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
     return f"{type(error).__name__}: {first_sentence}"[:160]
-
-
-def free_memory(device):
-    """Bytes that are free on the device, or in the system for a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):  # Windows, macOS
-        return math.inf
 
 
 def peak_mb(work, device, before):

@@ -11,13 +11,7 @@ import numpy as np
 
 from analysis.metrics import MetricsError, fitting
 from analysis.significance import mean_interval, non_inferiority, paired_difference, paired_ratio
-from analysis.values import (
-    ok_values,
-    ordered_arms,
-    paired_trainings,
-    pattern_of_arm,
-    shared_values,
-)
+from analysis.values import ok_values, ordered_arms, paired_trainings, pattern_of_arm, shared_values
 from analysis.warnings import measurement_warnings
 from attention.pattern import causal_pairs, density
 from figures.data import smooth, table
