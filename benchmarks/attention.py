@@ -47,11 +47,9 @@ def _work(name, peer, case, direction):
     """One call of a peer as a work, and what else its record holds.  Raises Unavailable."""
     device = torch.device(case.device)
     error = error_of(peer, case.checked(), direction)
-    needed, free = least_memory(name, case), free_memory(device)
+    needed, free = least_memory(name, case) / 1e9, free_memory(device) / 1e9
     if needed > MEMORY_SHARE * free:
-        raise Unavailable(
-            f"needs {needed / 1e9:,.0f} GB and some room, {free / 1e9:,.0f} GB are free"
-        )
+        raise Unavailable(f"needs {needed:,.0f} GB and some room, {free:,.0f} GB are free")
     work = work_of(peer.make(case), *case.inputs(), direction)
     work()
     if timed(work, device, 1) > LONGEST_SECONDS:

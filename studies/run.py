@@ -46,17 +46,17 @@ def move_study_aside(folder, path, data):
 
 
 def announced(prepared):
-    """The points, each told before it begins: (name, configuration, dataset)."""
+    """The points of ``prepared``, each told before it begins."""
     for number, (point, here, dataset) in enumerate(prepared, start=1):
         say(f"point {number} of {len(prepared)}: {point.name}")
-        yield point.name, here, dataset
+        yield point, here, dataset
 
 
 def dry_run_study(prepared, arguments):
     """Say what would be done at every point, and roughly how long all take."""
     seconds = 0
-    for name, here, dataset in announced(prepared):
-        print(f"{name}:")
+    for point, here, dataset in announced(prepared):
+        print(f"{point.name}:")
         seconds += dry_run(here, dataset, arguments.restart, arguments.allow_mixed)
     say(f"all {len(prepared)} points: roughly {format_seconds(seconds)}")
     return DONE
