@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from attention.pattern import may_attend
 from figures.frame import caption_below
 from figures.look import LOOK, WIDTH, arm_styles
-from studies.measured import measured_rows
+from studies.tables import measured_rows
 
 MOST_PAIRS = 512  # side of a mask drawn pair by pair; of a longer one the regions are drawn
 FUTURE, UNATTENDED, NEAR, FAR, SINK = range(5)  # kinds of pairs; the palette has their colours

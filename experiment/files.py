@@ -79,13 +79,13 @@ def is_empty(folder):
 
 
 def move_aside(folder, data):
-    """Rename an earlier experiment's folder out of the way, and say where it is now.
+    """Rename an earlier experiment's folder out of the way; says and returns where it is now.
 
     data: the file of tokens, which must not go along.  Raises UserError or OSError.
     """
     folder = Path(folder)
     if is_empty(folder):
-        return
+        return None
     for inside in (Path.cwd(), Path(data)):
         if inside.resolve().is_relative_to(folder.resolve()):
             raise UserError(
@@ -99,6 +99,7 @@ def move_aside(folder, data):
         target = folder.rename(folder.with_name(f"{folder.name}_earlier_{moment}"))
         folder.mkdir()
     say(f"the old results are now in {target}")
+    return target
 
 
 # the plan

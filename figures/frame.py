@@ -4,6 +4,7 @@ import textwrap
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from analysis.values import paired_trainings
 from figures.data import MEMORY, SPEED
@@ -79,3 +80,19 @@ def metric_axis(axis, metric):
     axis.set_label_text(textwrap.fill(name, 18) if axis.axis_name == "y" else name)
     if metric in (SPEED, MEMORY):
         axis.set_major_formatter("{x:,.12g}")
+
+
+def length_axis(ax, lengths):
+    """A logarithmic horizontal axis with a tick at each of the sorted sequence lengths."""
+    ax.set_xscale("log")
+    ax.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=30 if len(lengths) > 4 else 0)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(lengths[0] / 1.3, lengths[-1] * 1.3)  # ticks alone would let 1 in
+
+
+def log_axis(ax, unit):
+    """A logarithmic vertical axis; unit: a format of x or a formatter."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(unit)
+    ax.yaxis.set_minor_locator(NullLocator())
