@@ -2,29 +2,20 @@
 
 import argparse
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
 from analysis.values import pattern_of_arm
 from attention.choose import EVALUATIONS
-from attention.pattern import check_pattern
 from attention.rotary import POSITIONS
-from gpt import GPTModel
-from gpt_win import GPTWindowModel, per_layer
+from gpt_win import per_layer
 from training.tokens import DEFAULT_PATH
 
-# arm -> (model class, attention); ``window`` takes its evaluation from the configuration
-ARMS = {
-    "baseline": (GPTModel, "dense"),
-    "window": (GPTWindowModel, None),
-    "fused": (GPTModel, "fused"),
-    "published": (GPTModel, "published"),
-}
+# arm -> its full attention; None: the window model, as for arms that name a pattern (w64-d8)
+ARMS = {"baseline": "dense", "window": None, "fused": "fused", "published": "published"}
 DEFAULT_ARMS = ("baseline", "window", "fused")
-SCHEDULES = ("cosine", "constant")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COMPILE_MODES = ("none", "default", "reduce-overhead")
 LARGEST_OPTION = 2**31 - 1
@@ -51,14 +42,6 @@ def _whole_numbers(text):
         words = f"must be a whole number, or one for each layer as in 96,96,128, got {text!r}"
         raise argparse.ArgumentTypeError(words) from None
     return numbers if len(numbers) > 1 else numbers[0]
-
-
-class Pattern(NamedTuple):
-    """What a layer of the window model attends to, see ``attention.may_attend``."""
-
-    window_size: int
-    dilation: int
-    sink_tokens: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +89,7 @@ class ExperimentConfig:
     schedule: str = _training(
         "cosine",
         "learning rate after the warm-up; constant makes each moment the end of a training",
-        choices=SCHEDULES,
+        choices=("cosine", "constant"),
     )
     val_batches: int = _training(0, "held-out batches for the validation loss; 0: all", least=0)
     seq_len: int = _model(256, "sequence length, tokens")
@@ -161,18 +144,9 @@ class ExperimentConfig:
         """Are CUDA graphs recorded in the warm-up?  Their replays allocate nothing that counts."""
         return self.compile == "reduce-overhead"
 
-    def of_arm(self, arm):
-        """The configuration and the name in ``ARMS`` that an arm's name means.
-
-        An arm that names a pattern is the window arm with that pattern.
-        """
-        pattern = pattern_of_arm(arm)
-        if pattern is None:
-            return self, arm
-        check_pattern(*pattern)
-        window_size, dilation = pattern
-        changes = {"arms": ("window",), "window_size": window_size, "dilation": dilation}
-        return replace(self, **changes), "window"
+    def pattern_of(self, arm):
+        """(window_size, dilation) of an arm of the window model, else None."""
+        return (self.window_size, self.dilation) if arm == "window" else pattern_of_arm(arm)
 
 
 PRESETS = {
@@ -212,20 +186,20 @@ def add_options(parser):
         options = dict(item.metadata["argparse"])
         if item.type in (int, float, str):
             options["type"] = item.type
-        flag = "--" + item.name.replace("_", "-")
         text = f"{item.metadata['help']} {_default_text(item)}"
-        groups[title].add_argument(flag, help=text, **options)
+        groups[title].add_argument(_flag(item), help=text, **options)
+
+
+def _flag(item):
+    return "--" + item.name.replace("_", "-")
 
 
 def _default_text(item):
     """A field's default, or one for each preset where they differ."""
     values = {preset: changes.get(item.name, item.default) for preset, changes in PRESETS.items()}
     if len(set(values.values())) > 1:
-        text = ", ".join(f"{preset} {value}" for preset, value in values.items())
-    elif isinstance(item.default, tuple):
-        text = " ".join(item.default)
-    else:
-        text = item.default
+        return f"(default: {', '.join(f'{preset} {value}' for preset, value in values.items())})"
+    text = " ".join(item.default) if isinstance(item.default, tuple) else item.default
     return f"(default: {text})"
 
 
@@ -236,19 +210,18 @@ def make_config(preset="paper", **changes):
     return ExperimentConfig(**{"preset": preset, **PRESETS[preset], **changes})
 
 
-def layer_patterns(config):
-    """The ``Pattern`` of every layer of the window model."""
-    window_sizes = per_layer("--window-size", config.window_size, config.layers)
-    dilations = per_layer("--dilation", config.dilation, config.layers)
-    return [
-        Pattern(window_size, dilation, config.sink_tokens)
-        for window_size, dilation in zip(window_sizes, dilations, strict=True)
-    ]
+def layer_patterns(config, arm="window"):
+    """(window_size, dilation, sink_tokens) of every layer of the window model, a list."""
+    window_size, dilation = config.pattern_of(arm)
+    window_sizes = per_layer("--window-size", window_size, config.layers)
+    dilations = per_layer("--dilation", dilation, config.layers)
+    sinks = [config.sink_tokens] * config.layers
+    return list(zip(window_sizes, dilations, sinks, strict=True))
 
 
 def _check_field(item, value):
     """One field by itself: its choices, its type, its smallest and largest value."""
-    flag = "--" + item.name.replace("_", "-")
+    flag, least = _flag(item), item.metadata.get("least", 1)
     choices = item.metadata.get("argparse", {}).get("choices")
     if choices and value not in choices:
         raise ValueError(f"{flag} {value!r}: choose one of {', '.join(choices)}")
@@ -257,7 +230,6 @@ def _check_field(item, value):
     if item.type not in (int, int | tuple):
         return
     several = item.type is not int and isinstance(value, tuple)
-    least = item.metadata.get("least", 1)
     for number in value if several else [value]:
         if not isinstance(number, int):
             raise ValueError(f"{flag} must be a whole number, got {number!r}")
@@ -306,4 +278,7 @@ def _check_arms(config):
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
     for arm in config.arms:
-        config.of_arm(arm)  # checks its pattern
+        window_size, dilation = pattern_of_arm(arm) or (1, 0)
+        if window_size < 1 or max(window_size, dilation) > LARGEST_OPTION:
+            most = f"neither number above {LARGEST_OPTION:,}"
+            raise ValueError(f"pattern {arm}: window_size must be at least 1, and {most}")

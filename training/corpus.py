@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from machine.command import UserError
+from training.tokens import TOKENIZER_NAME
 
 CORPORA = ("stdlib", "site-packages")
 SUFFIXES = """
@@ -29,8 +30,9 @@ class _NoText(Exception):
 def _walk(folder, suffixes, skipped, unreadable):
     """Text files below ``folder``, also packed as .gz, sorted by their relative paths.
 
-    Hidden folders, those called as in ``skipped`` and links to folders are not entered.  A folder
-    that cannot be read is added to ``unreadable``, in words; UserError for ``folder`` itself.
+    Hidden folders, those called as in ``skipped`` and links to folders are not entered; tokenizers
+    of earlier data are no text.  A folder that cannot be read is added to ``unreadable``, in words;
+    UserError for ``folder`` itself.
     """
 
     def note(error):
@@ -43,8 +45,9 @@ def _walk(folder, suffixes, skipped, unreadable):
         folders[:] = [name for name in folders if name[0] != "." and name not in skipped]
         for name in names:
             path = Path(root, name)
-            suffix = Path(name.lower().removesuffix(".gz")).suffix
-            if suffix in suffixes and os.path.isfile(path):  # reading a pipe would wait for ever
+            is_text = Path(name.lower().removesuffix(".gz")).suffix in suffixes
+            # reading a pipe would wait for ever
+            if is_text and name != TOKENIZER_NAME and os.path.isfile(path):
                 found.append(path)
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
@@ -94,11 +97,10 @@ def _read_text(path, errors):
         raise _NoText("not UTF-8", error.reason) from None
 
 
-def read_corpus(paths, corpus, except_for):
+def read_corpus(paths, corpus):
     """The documents of a corpus as a list of texts, and what was left out of it.
 
-    paths: files and folders; without any, ``corpus`` (one of CORPORA).  except_for: a file that is
-    no part of the corpus.
+    paths: files and folders; without any, ``corpus`` (one of CORPORA; None: the first).
     left_out: for each kind (duplicate, binary, not UTF-8, unreadable) the files, in words; blank
     files are not counted.  Raises UserError, also for a file that the user named and that is no
     text; bytes of such a file that are no UTF-8 are replaced.
@@ -111,8 +113,6 @@ def read_corpus(paths, corpus, except_for):
     named, may_repeat = set(map(Path, paths)), set(library)
     documents, seen = [], set()
     for path in tqdm(library + files, "reading", disable=None, leave=False):
-        if path.resolve() == except_for:
-            continue
         try:
             text = _read_text(path, "replace" if path in named else "strict")
         except _NoText as error:

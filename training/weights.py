@@ -6,6 +6,7 @@
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import tokenizers
@@ -89,12 +90,8 @@ def _read_config(weights):
     """What lies beside the weights of that path."""
     path = Path(weights).parent / WEIGHTS_CONFIG_NAME
     text = read_file(path, UserError, "python main.py writes it")
-    try:
+    with suppress(ValueError, TypeError, KeyError):
         about = json.loads(text)
-        fits = about["model"] == "GPTWindowModel" and {"arguments", "weights_sha256"} <= set(about)
-    except (ValueError, TypeError, KeyError):
-        fits = False
-    if not fits:
-        words = "damaged, or not the config of a window model: train the model again"
-        raise UserError(f"{path}: {words}")
-    return about
+        if about["model"] == "GPTWindowModel" and {"arguments", "weights_sha256"} <= set(about):
+            return about
+    raise UserError(f"{path}: damaged, or not the config of a window model: train the model again")

@@ -10,6 +10,7 @@ import torch
 from tiny import CPU, DEVICES, VOCABULARY, needs_cuda, tiny_config, tiny_dataset
 
 from analysis.metrics import NUMBERS, RECORDS, SERIES, TEXTS
+from gpt_win import GPTWindowModel
 from machine import ranks
 from training import train as training_train
 from training import trainer as training_trainer
@@ -44,7 +45,7 @@ def test_a_training_reports_what_it_did():
     assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6]
     assert [loss for _, loss in seen] == metrics["losses"].tolist()
     assert metrics["peak_memory_mb"] == 12.5
-    assert isinstance(model, ARMS["window"][0])
+    assert isinstance(model, GPTWindowModel)
     started, ended = (datetime.fromisoformat(metrics[f"{k}_at"]) for k in ("started", "ended"))
     assert not started.utcoffset() and started <= ended <= datetime.now(ended.tzinfo)
 
@@ -242,7 +243,7 @@ def test_recorded_graphs_are_released_before_the_evaluation(monkeypatch, mode, r
         return evaluate(trainer, held_out)
 
     monkeypatch.setattr(Trainer, "evaluate", noted)
-    monkeypatch.setattr(training_trainer, "release_memory", lambda device: done.append("released"))
+    monkeypatch.setattr(training_train, "release_memory", lambda device: done.append("released"))
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     metrics, _ = train(tiny_config(compile=mode), "fused", tiny_dataset(), 7, CPU)
     assert metrics["status"] == "ok" and math.isfinite(metrics["val_loss"])
