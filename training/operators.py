@@ -18,12 +18,10 @@ TEXTBOOK = ("dense", "published")  # not tried: their scores are S x S, their op
 def attention_used(config, arm, device):
     """What an arm's attention really runs at the configuration's shapes, as a JSON-like dict.
 
-    ``evaluation``: dense, published, fused, masked or split; what ``auto`` comes to, for window,
-    and "split and masked" where the layers' patterns differ so much.
-    ``kernels``: the names of split's near and far kernel, else None.
-    ``operators``: PyTorch's attention operators in one eager forward call.  Empty for dense and
-    published, where memory ran out, and where scaled_dot_product_attention has no fused kernel and
-    computes plain products.
+    ``evaluation``: what it comes to, with "and" where layers differ.  ``kernels``: the names of
+    split's near and far kernel, else None.  ``operators``: PyTorch's attention operators in one
+    eager forward call; none for textbook attention, and where memory ran out or
+    scaled_dot_product_attention has no fused kernel.
 
     Call it between trainings: it forgets cached masks and compiled code (``release_memory``).
     Raises ValueError where the window arm is told to use split and there are no kernels for it.
@@ -48,17 +46,16 @@ def attention_used(config, arm, device):
 
 
 def _attention_of_layers(config, arm, device):
-    """(evaluation, function of q, k, v) of every kind of layer that an arm's model has."""
+    """Yield (evaluation, function of q, k, v) of every kind of layer that an arm's model has."""
     if config.pattern_of(arm) is None:
-        return [(ARMS[arm], FULL_ATTENTION[ARMS[arm]])]
+        yield ARMS[arm], FULL_ATTENTION[ARMS[arm]]
+        return
     wanted = config.window_attention
-    kinds = []
     for window_size, dilation, sinks in dict.fromkeys(layer_patterns(config, arm)):
         about = {"window_size": window_size, "dilation": dilation, "sink_tokens": sinks}
         plan = attention_plan(config.seq_len, **about, dtype=DTYPES[config.dtype], device=device)
         evaluation = plan.evaluation if wanted == "auto" else wanted
-        kinds.append((evaluation, partial(window_attention, **about, evaluation=wanted)))
-    return kinds
+        yield evaluation, partial(window_attention, **about, evaluation=wanted)
 
 
 class _AttentionOperators(TorchDispatchMode):

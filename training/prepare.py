@@ -15,7 +15,6 @@ from training.corpus import read_corpus
 from training.tokens import DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, TOKENIZER_NAME
 
 END_OF_TEXT = "<|endoftext|>"
-LEAST_VOCAB, MOST_VOCAB = 257, 1_000_000  # 256 bytes + END_OF_TEXT; the trainer allocates for all
 PIECE_CHARACTERS = 2**16  # of a document, encoded on one core
 PIECES_AT_ONCE = 64  # shared out to the cores; need about 100 bytes a character
 SAMPLE_CHARACTERS = 2**24  # the tokenizer learns from as many: more than the default corpus has
@@ -30,8 +29,8 @@ def pieces_of(documents, description):
     """
     up_to_a_blank = re.compile(rf"(?s:.{{1,{PIECE_CHARACTERS}}})(?<=\S)(?=[ \t\r\n])")
     characters = sum(map(len, documents))
-    options = {"unit": "", "unit_scale": True, "disable": None, "leave": False}
-    with tqdm(desc=description, total=characters, **options) as bar:
+    about = {"desc": description, "total": characters, "unit": "", "unit_scale": True}
+    with tqdm(**about, disable=None, leave=False) as bar:
         for document in documents:
             end = 0
             while end < len(document):
@@ -126,9 +125,8 @@ def _check_options(paths, seq_len, vocab_size, output, corpus):
         raise UserError(f"--corpus {corpus} beside PATH {paths[0]}: give one or the other")
     if seq_len < 1:
         raise UserError(f"--seq-len must be at least 1, got {seq_len}")
-    if not LEAST_VOCAB <= vocab_size <= MOST_VOCAB:
-        limits = f"from {LEAST_VOCAB} to {MOST_VOCAB}"
-        raise UserError(f"--vocab-size must be {limits}, got {vocab_size}")
+    if not 257 <= vocab_size <= 1_000_000:  # 256 bytes + END_OF_TEXT; the trainer allocates for all
+        raise UserError(f"--vocab-size must be from 257 to 1000000, got {vocab_size}")
     if output.suffix != ".npy":  # a slip must not replace a text by its tokens
         raise UserError(f"--output {output}: must end in .npy: choose such a name")
 
@@ -145,8 +143,7 @@ def prepare_data(
     paths: text files, and folders walked for text; without any, ``corpus`` (None: "stdlib", the
     Python standard library's source; "site-packages": that and the installed packages').
     ``output`` becomes an array (rows, seq_len + 1) of the smallest unsigned dtype that holds the
-    vocabulary, which is of ``vocab_size`` tokens or of fewer where the text is short.  Equal text
-    gives equal files, however many cores there are.  Memory: see docs/data.md.
+    vocabulary, at most ``vocab_size`` tokens.  Equal text gives equal files on any number of cores.
     Returns (one line on what was written, what was left out as ``read_corpus`` gives it).  Raises
     UserError, or OSError where a file cannot be written, and then leaves all files as they were.
     """

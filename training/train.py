@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from analysis.metrics import SERIES
+from analysis.metrics import NUMBERS, SERIES
 from machine import ranks
 from machine.device import synchronize
 from machine.files import utc_now
@@ -46,8 +46,10 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not ranks.ran_out_of_memory(error):
             raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        remedy = "lower --batch-size, --seq-len, --d-model or --layers"
         metrics["status"] = "out_of_memory"
-        metrics["message"] = _memory_message(error, metrics, device)
+        metrics["message"] = f"out of memory on {device}: {remedy} ({reason})"
     metrics["wall_time"] = time.perf_counter() - entered
     metrics |= {"ended_at": utc_now(), "device_after": device_state(device)}
     return metrics, model
@@ -55,11 +57,10 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
 
 def _empty_metrics(seed):
     """A training's metrics before anything was trained: times 0, results missing."""
-    metrics = dict.fromkeys(("total_steps", "total_tokens"), 0)
+    place = ("block", "position", "index")  # in an experiment
+    metrics = {name: math.nan for name in NUMBERS if name not in place}
+    metrics |= dict.fromkeys(("total_steps", "total_tokens"), 0)
     metrics |= dict.fromkeys(("compile_time", "warmup_time", "eval_time", "wall_time"), 0.0)
-    results = ("tokens_per_second", "final_loss", "avg_loss_last_100", "val_loss")
-    metrics |= dict.fromkeys(("training_time", *results), math.nan)
-    metrics |= dict.fromkeys(("peak_memory_mb", "peak_reserved_mb"), math.nan)
     metrics |= {name: np.zeros(0, dtype) for name, dtype in SERIES.items()}
     return metrics | {"seed": seed, "status": "ok", "message": "", "started_at": utc_now()}
 
@@ -197,16 +198,3 @@ def _training_metrics(config, losses, step_seconds, seconds):
         metrics["final_loss"] = float(losses[-1])
         metrics["avg_loss_last_100"] = float(losses[-100:].mean(dtype=np.float64))
     return metrics
-
-
-def _memory_message(error, metrics, device):
-    """Where memory ran out, the remedy, and the error's first line."""
-    if metrics["total_steps"]:
-        stage = f"in the evaluation, after all {metrics['total_steps']:,} steps"
-    elif metrics["warmup_time"]:
-        stage = "in the timed steps"
-    else:
-        stage = "before the timed steps"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    remedy = "lower --batch-size, --seq-len, --d-model or --layers"
-    return f"out of memory on {device} {stage}: {remedy} ({reason})"

@@ -150,19 +150,12 @@ def test_the_device_is_looked_at_before_and_after_everything_that_is_timed(monke
     assert (metrics["device_before"], metrics["device_after"]) == ({"reading": 1}, {"reading": 2})
 
 
-@pytest.mark.parametrize(
-    ("stage", "words"),
-    [
-        ("warm_up", "before the timed steps"),
-        ("timed_steps", "in the timed steps"),
-        ("evaluate", "in the evaluation, after all 6 steps"),
-    ],
-)
-def test_a_training_that_fails_anywhere_has_every_key_and_its_times(monkeypatch, stage, words):
+@pytest.mark.parametrize("stage", ["warm_up", "timed_steps", "evaluate"])
+def test_a_training_that_fails_anywhere_has_every_key_and_its_times(monkeypatch, stage):
     Recorder(monkeypatch, fail_in=stage)
     metrics, model = train(tiny_config(), "fused", tiny_dataset(), 7, CPU)
     assert model is None and metrics["status"] == "out_of_memory"
-    assert metrics["message"].startswith(f"out of memory on cpu {words}: lower --batch-size")
+    assert metrics["message"].startswith("out of memory on cpu: lower --batch-size")
     assert set(metrics) | PLACE == {*NUMBERS, *TEXTS, *RECORDS, *SERIES}
     assert metrics["device_after"] == {"reading": 2}
     assert metrics["wall_time"] > 0 == metrics["compile_time"] == metrics["eval_time"]
