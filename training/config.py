@@ -259,10 +259,8 @@ def _check_arms(config):
     """Names that mean a model, each once."""
     unknown = [arm for arm in config.arms if arm not in ARMS and pattern_of_arm(arm) is None]
     if unknown or not config.arms:
-        raise ValueError(
-            f"--arms {' '.join(unknown)}: choose from {', '.join(ARMS)}, or name a pattern, as "
-            "w64-d8 for window_size 64, dilation 8"
-        )
+        known = f"{', '.join(ARMS)}, or name a pattern, as w64-d8 for window_size 64, dilation 8"
+        raise ValueError(f"--arms {' '.join(unknown)}: choose from {known}")
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
     for arm in config.arms:

@@ -94,24 +94,9 @@ def cut_into_rows(tokens, seq_len):
     width = seq_len + 1
     rows = len(tokens) // width
     if not rows:
-        raise UserError(
-            f"--seq-len {seq_len}: {len(tokens):,} tokens of text are too few for one row of "
-            f"{width:,}: give more text or a smaller --seq-len"
-        )
+        words = f"{len(tokens):,} tokens of text are too few for one row of {width:,}"
+        raise UserError(f"--seq-len {seq_len}: {words}: give more text or a smaller --seq-len")
     return tokens[: rows * width].reshape(rows, width)
-
-
-def write_rows(output, rows, tokenizer):
-    """Write the rows, and the tokenizer beside them; a failure leaves both files as they were."""
-    text = tokenizer.to_str(pretty=True).encode()
-
-    def write_both(file):
-        np.save(file, rows)
-        file.flush()
-        # only once the rows have found room on the disk is an older tokenizer replaced
-        atomic_write(output.parent / TOKENIZER_NAME, lambda file: file.write(text))
-
-    atomic_write(output, write_both)
 
 
 def _counted(left_out):
@@ -156,7 +141,15 @@ def prepare_data(
         raise UserError(f"{places}: no text in there{_counted(left_out)}; give a PATH to text")
     tokenizer = train_tokenizer(sample(documents), vocab_size)
     rows = cut_into_rows(encode(tokenizer, documents), seq_len)
-    write_rows(output, rows, tokenizer)
+    text = tokenizer.to_str(pretty=True).encode()
+
+    def write_both(file):
+        np.save(file, rows)
+        file.flush()
+        # only once the rows have found room on the disk is an older tokenizer replaced
+        atomic_write(output.parent / TOKENIZER_NAME, lambda file: file.write(text))
+
+    atomic_write(output, write_both)
     summary = (
         f"{output}: {len(documents):,} documents, {rows.size:,} tokens, {len(rows):,} rows of "
         f"{seq_len + 1:,}, vocabulary {tokenizer.get_vocab_size():,} ({TOKENIZER_NAME} beside it)"

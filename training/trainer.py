@@ -64,8 +64,7 @@ class MeanLoss(nn.Module):
 
 def autocast(config, device):
     """The context that gives the arithmetic ``config.dtype``; weights stay float32."""
-    lower = config.dtype != "float32"
-    return torch.autocast(device.type, dtype=DTYPES[config.dtype], enabled=lower)
+    return torch.autocast(device.type, DTYPES[config.dtype], enabled=config.dtype != "float32")
 
 
 @contextmanager
@@ -118,8 +117,9 @@ class Trainer:
         self.loss = ranks.data_parallel(MeanLoss(self.model, loss))
         self.optimizer = make_optimizer(self.model, config)
         if ranks.rank():  # other rows, so other dropout; the first rank draws what one process does
-            seed_of_rank = np.random.SeedSequence([seed, ranks.rank()]).generate_state(1)
-            torch.manual_seed(int(seed_of_rank[0]))
+            torch.manual_seed(
+                int(np.random.SeedSequence([seed, ranks.rank()]).generate_state(1)[0])
+            )
 
     def batches(self, steps):
         """This rank's share of the first ``steps`` batches."""
