@@ -127,8 +127,7 @@ class ExperimentConfig:
             if isinstance(getattr(self, item.name), list):  # from JSON, which has no tuples
                 object.__setattr__(self, item.name, tuple(getattr(self, item.name)))
             _check_field(item, getattr(self, item.name))
-        _check_sizes(self)
-        _check_arms(self)
+        _check_together(self)
 
     @property
     def sequences_at_once(self):
@@ -231,8 +230,8 @@ def _check_field(item, value):
             raise ValueError(f"{flag} must be at {limit}, got {number:,}")
 
 
-def _check_sizes(config):
-    """Sizes that do not go together, in a step's batch and in the model."""
+def _check_together(config):
+    """What fields must agree in, in a step's batch and in the model; arms, each of them once."""
     parts = config.world_size * config.gradient_accumulation
     if config.batch_size % parts:
         ranks = "1 rank" if config.world_size == 1 else f"{config.world_size} ranks"
@@ -253,10 +252,6 @@ def _check_sizes(config):
         words = f"got {d_model} / {n_heads} = {d_model // n_heads}: choose others"
         raise ValueError(f"--positions rotary needs an even --d-model / --n-heads, {words}")
     layer_patterns(config)  # as many as there are layers
-
-
-def _check_arms(config):
-    """Names that mean a model, each once."""
     unknown = [arm for arm in config.arms if arm not in ARMS and pattern_of_arm(arm) is None]
     if unknown or not config.arms:
         known = f"{', '.join(ARMS)}, or name a pattern, as w64-d8 for window_size 64, dilation 8"

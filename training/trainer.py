@@ -117,9 +117,8 @@ class Trainer:
         self.loss = ranks.data_parallel(MeanLoss(self.model, loss))
         self.optimizer = make_optimizer(self.model, config)
         if ranks.rank():  # other rows, so other dropout; the first rank draws what one process does
-            torch.manual_seed(
-                int(np.random.SeedSequence([seed, ranks.rank()]).generate_state(1)[0])
-            )
+            seed_of_rank = np.random.SeedSequence([seed, ranks.rank()]).generate_state(1)
+            torch.manual_seed(int(seed_of_rank[0]))
 
     def batches(self, steps):
         """This rank's share of the first ``steps`` batches."""
