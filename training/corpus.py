@@ -70,7 +70,6 @@ def _find_files(paths, corpus, unreadable):
             if folder.is_dir():
                 files += _walk(folder, {".py"}, {"__pycache__"}, unreadable)
         if not files:
-            folder = places["purelib"]
             raise UserError(f"{folder}: no package's source in there: choose --corpus stdlib")
     return library, files
 
