@@ -23,7 +23,7 @@ def seconds_of_step(config, arm, dataset, device):
     try:
         eager = replace(config, compile="none")
         trainer = Trainer(eager, arm, dataset.train, dataset.vocab_size, device, seed=0)
-        first, rest = trainer.warm_up(steps=3)
+        first, step = sum(trainer.warm_up(steps=1)), sum(trainer.warm_up(steps=2)) / 2
     except RuntimeError as error:
         if not ranks.ran_out_of_memory(error):
             raise
@@ -31,7 +31,7 @@ def seconds_of_step(config, arm, dataset, device):
     finally:
         del trainer
         release_memory(device)
-    return first, rest / 2
+    return first, step
 
 
 def introduce(metadata):

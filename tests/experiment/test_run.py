@@ -104,8 +104,7 @@ def test_determinism_is_on_for_the_whole_experiment_and_recorded(workplace):
         (diverge, "block 1/2 window: diverged: the loss became nan at step 1"),
         (
             run_out_of_memory,
-            "block 1/2 window: out of memory: out of memory on cpu in the timed steps: lower "
-            "--batch-size",
+            "block 1/2 window: out of memory: out of memory on cpu: lower --batch-size",
         ),
     ],
 )
