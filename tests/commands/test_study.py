@@ -19,6 +19,8 @@ from small_experiment import (
 
 from analysis.metrics import load_experiment
 from compare_models import GOES_ON
+from machine import ranks
+from studies import run as studies_run
 
 RESULTS = "experiment_results.npz"
 LENGTHS = "--study lengths --seq-lens 12 24 --runs 1 --positions learned --arms window fused"
