@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.attention import errors_of, measure_attention
-from benchmarks.decoding import DECODE_PEERS, measure_decoding
+from benchmarks.attention import measure_attention
 from benchmarks.options import build_parser, complete, problems_of
-from benchmarks.peers import FORWARD, ONE_TOKEN, PEERS, TRAINING
+from benchmarks.peers import DECODE_PEERS, FORWARD, ONE_TOKEN, PEERS, TRAINING
 from benchmarks.picture import plot_scaling
 from benchmarks.steps import measure_decode_steps, measure_steps
 from benchmarks.tables import results_text
@@ -28,36 +27,31 @@ from machine.device import device_name
 from machine.files import check_writable, write_json
 
 
-def benchmark_of(args, device, case):
-    """What measures one of the problems, and the name of the JSON file.
-
-    The peers are checked here, at the size of the first case.
-    """
+def benchmark_of(args, device):
+    """What measures one of the problems, and the name of the JSON file."""
     if args.step:
         measure, name = measure_steps, "step_benchmark"
         if args.decode:
             measure, name = measure_decode_steps, "decode_step_benchmark"
         return partial(measure, device=device, rounds=args.rounds), name
-    measure, name = measure_attention, "attention_benchmark"
-    known, directions = PEERS, [FORWARD, TRAINING]
+    known, directions, name = PEERS, [FORWARD, TRAINING], "attention_benchmark"
     if args.decode:
-        measure, name = measure_decoding, "decode_benchmark"
-        known, directions = DECODE_PEERS, [ONE_TOKEN]
-    peers = {name: known[name] for name in args.peers}
-    errors = errors_of(peers, directions, case)
-    return partial(measure, peers=peers, errors=errors, rounds=args.rounds), name
+        known, directions, name = DECODE_PEERS, [ONE_TOKEN], "decode_benchmark"
+    peers = {peer: known[peer] for peer in args.peers}
+    how = {"peers": peers, "directions": directions, "rounds": args.rounds}
+    return partial(measure_attention, **how), name
 
 
 def tell(args):
     """Measure length by length, each saved when it is finished; then the tables and the picture."""
-    warnings.filterwarnings("ignore", module="torch|local_attention")
+    warnings.filterwarnings("ignore", module="torch")
     with checked_options():
         device = complete(args)
         problems = problems_of(args)
     check_writable(args.output_dir, args.plots_dir)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    measure, name = benchmark_of(args, device, problems[0])
+    measure, name = benchmark_of(args, device)
     about = {"options": vars(args), "environment": describe_environment(device)}
     path = Path(args.output_dir) / f"{name}.json"
     records, skipped = [], []

@@ -17,11 +17,9 @@ import torch
 
 from analysis.metrics import RESULTS_NAME
 from analysis.report import write_report
-from analysis.values import in_order, planned_trainings
+from analysis.values import in_order
 from attention.rotary import POSITIONS
-from experiment.estimate import dry_run
-from experiment.files import StoreError, read_plan, read_trainings
-from experiment.run import run_experiment
+from experiment.run import dry_run, run_experiment
 from figures.all import FIGURES, create_all_plots
 from machine import ranks
 from machine.command import (
@@ -52,6 +50,7 @@ from training.config import PRESETS, add_options, make_config
 from training.prepare import prepare_data
 from training.tokens import DEFAULT_PATH, load_dataset
 
+GOES_ON = "finished trainings are kept, and the same command, without --restart, goes on from there"
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
 NOT_CONFIG += ("study", "seq_lens", "patterns")
 
@@ -73,7 +72,7 @@ def build_parser():
         "  python main.py --study lengths             from which length on sparsity pays\n"
         "  python main.py --study patterns            which window_size and dilation to choose\n"
         "  torchrun --standalone --nproc-per-node 8 main.py    the same on 8 GPUs\n\n"
-        "every finished training is kept: after a stop the same command goes on from there\n\n"
+        f"after a stop: {GOES_ON}\n\n"
         "exit codes: 0 done, 1 a file could not be written, 2 wrong options or data or a folder "
         "that holds another experiment, 3 done but a training diverged or ran out of memory, 130 "
         "interrupted, 143 terminated",
@@ -82,6 +81,7 @@ def build_parser():
     )
     parser.add_argument(
         "--preset",
+        default=None,
         choices=tuple(PRESETS),
         help="paper: the published experiment; long: S 4096 in compiled bfloat16; laptop: small "
         "and short (default: paper with CUDA, laptop without)",
@@ -110,68 +110,61 @@ def add_study_options(parser):
     )
     study.add_argument(
         "--study",
+        default=None,
         choices=STUDIES,
         help="lengths: the arms at several sequence lengths, --batch-size x --seq-len tokens in "
         "every step; patterns: window models of many patterns against fused. Both with learned "
         "and with rotary positions, unless --positions chooses",
     )
     lengths = ", ".join(f"{' '.join(map(str, x))} ({device})" for device, x in LENGTHS.items())
+    several = {"nargs": "+", "default": None}
     study.add_argument(
-        "--seq-lens", nargs="+", type=int, metavar="S", help=f"of the lengths (default: {lengths})"
+        "--seq-lens", type=int, metavar="S", help=f"of the lengths (default: {lengths})", **several
     )
     patterns = " ".join(f"{w}:{d}" for w, d in PATTERNS)
     study.add_argument(
-        "--patterns", nargs="+", metavar="W:D", help=f"of the patterns (default: {patterns})"
+        "--patterns", metavar="W:D", help=f"of the patterns (default: {patterns})", **several
     )
 
 
 def config_from(arguments):
     """The checked configuration that parsed arguments mean; ValueError for what cannot be run."""
     chosen = {key: value for key, value in vars(arguments).items() if key not in NOT_CONFIG}
-    if "arms" in chosen:
-        chosen["arms"] = tuple(chosen["arms"])
     device = resolve_device(chosen.get("device", "auto"))
     if device.type == "cuda" and ":" in chosen.get("device", "") and ranks.size() > 1:
         raise ValueError(
             f"--device {chosen['device']} names one GPU for {ranks.size()} ranks: every rank "
             "takes its own, name cuda"
         )
-    study = getattr(arguments, "study", None)
-    preset = getattr(arguments, "preset", None) or default_preset(device, study)
-    if study:
-        chosen = {**DEFAULTS, **STUDY_DEFAULTS[study, device.type], **chosen}
-    records_graphs = PRESETS[preset].get("compile") == "reduce-overhead"
-    if records_graphs and "compile" not in chosen and chosen.get("gradient_accumulation", 1) > 1:
-        say("note: CUDA graphs do not go with --gradient-accumulation: --compile default instead")
-        chosen["compile"] = "default"
+    preset = arguments.preset
+    if preset is None:
+        on_gpu = "long" if arguments.study else "paper"
+        preset = on_gpu if device.type == "cuda" else "laptop"
+    if arguments.study:
+        chosen = {**DEFAULTS, **STUDY_DEFAULTS[arguments.study, device.type], **chosen}
     chosen |= {"device": str(device), "world_size": ranks.size(), "backend": ranks.backend(device)}
     return make_config(preset, **chosen)
 
 
-def default_preset(device, study):
-    if device.type == "cpu":
-        return "laptop"
-    return "long" if study else "paper"
-
-
-def check_study_options(arguments):
-    """ValueError for options of a study that is not asked for."""
-    study = getattr(arguments, "study", None)
-    if hasattr(arguments, "seq_lens") and study != "lengths":
-        raise ValueError("--seq-lens belongs to --study lengths")
-    if hasattr(arguments, "patterns") and study != "patterns":
-        raise ValueError("--patterns belongs to --study patterns")
-    if hasattr(arguments, "arms") and study == "patterns":
-        raise ValueError("--arms does not go with --study patterns: name --patterns")
-
-
 def points_from(arguments, config):
-    """The points of the study that parsed arguments mean; ValueError for what cannot be run."""
+    """The points of the study that parsed arguments mean, none without a study.
+
+    ValueError for what cannot be run, and for a study's options without it.
+    """
+    study = arguments.study
+    if arguments.seq_lens and study != "lengths":
+        raise ValueError("--seq-lens belongs to --study lengths")
+    if arguments.patterns and study != "patterns":
+        raise ValueError("--patterns belongs to --study patterns")
+    if study is None:
+        return []
     positions = (arguments.positions,) if hasattr(arguments, "positions") else POSITIONS
-    if arguments.study == "lengths":
-        lengths = getattr(arguments, "seq_lens", LENGTHS[torch.device(config.device).type])
+    if study == "lengths":
+        lengths = arguments.seq_lens or LENGTHS[torch.device(config.device).type]
         return length_points(lengths, positions, config.batch_size, config.seq_len)
-    patterns = [parse_pattern(text) for text in getattr(arguments, "patterns", ())]
+    if hasattr(arguments, "arms"):
+        raise ValueError("--arms does not go with --study patterns: name --patterns")
+    patterns = [parse_pattern(text) for text in arguments.patterns or ()]
     return pattern_points(patterns or PATTERNS, positions)
 
 
@@ -225,9 +218,8 @@ def check_ranks(config):
 def tell(arguments, argv):
     """The whole story of the command; returns its exit code (see --help)."""
     with checked_options():
-        check_study_options(arguments)
         config = config_from(arguments)
-        points = points_from(arguments, config) if hasattr(arguments, "study") else []
+        points = points_from(arguments, config)
         ranks.from_first(ensure_data, config.data)
         if points:
             prepared = [
@@ -263,30 +255,12 @@ def report_results(config, metrics, metadata):
     return DONE if len(ended_well) == len(trainings) else TRAININGS_FAILED
 
 
-def kept(arguments):
-    """What a stop leaves, in words, and how to go on."""
-    folder = getattr(arguments, "output_dir", "output")
-    command = "the same command without --restart" if arguments.restart else "the same command"
-    if hasattr(arguments, "study"):
-        return f": finished trainings are kept below {folder}; {command} goes on from there"
-    try:
-        plan = read_plan(folder)
-        done = in_order(read_trainings(folder, plan)[0]) if plan else ()
-    except StoreError as error:
-        return f": {error}"
-    if not done:
-        return ": no training had been finished, so nothing was kept"
-    return (
-        f": {len(done)} of {planned_trainings(plan)} trainings are kept in {folder}; {command} "
-        "goes on from there"
-    )
-
-
 def main(argv=None):
     """The command line of the experiment; returns the exit code (see --help)."""
     argv = sys.argv[1:] if argv is None else argv
     story = partial(tell, argv=argv)
-    return ranks.run(lambda: run_command(build_parser(), story, argv, kept))
+    kept = f": {GOES_ON}"
+    return ranks.run(lambda: run_command(build_parser(), story, argv, lambda arguments: kept))
 
 
 if __name__ == "__main__":

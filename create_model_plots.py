@@ -14,20 +14,6 @@ from figures.all import create_all_plots
 from machine.command import add_debug, checked_options, run_command
 
 
-def build_parser():
-    """The command line, with every default in its help."""
-    parser = argparse.ArgumentParser(
-        description="Draw ten figures of a saved experiment, each as .png and .pdf.",
-        epilog="example: python create_model_plots.py output/experiment_results.npz plots/",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    results = "output/experiment_results.npz"
-    parser.add_argument("results", nargs="?", default=results, help="saved metrics")
-    parser.add_argument("plots_dir", nargs="?", default="plots/", help="folder for the figures")
-    add_debug(parser)
-    return parser
-
-
 def draw(arguments):
     """Load a saved experiment, draw its figures and list the files."""
     with checked_options(), fitting(arguments.results):
@@ -37,8 +23,17 @@ def draw(arguments):
 
 def main(argv=None):
     """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Draw ten figures of a saved experiment, each as .png and .pdf.",
+        epilog="example: python create_model_plots.py output/experiment_results.npz plots/",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    results = "output/experiment_results.npz"
+    parser.add_argument("results", nargs="?", default=results, help="saved metrics")
+    parser.add_argument("plots_dir", nargs="?", default="plots/", help="folder for the figures")
+    add_debug(parser)
     kept = ": the figures finished so far are written"
-    return run_command(build_parser(), draw, argv, lambda arguments: kept)
+    return run_command(parser, draw, argv, lambda arguments: kept)
 
 
 if __name__ == "__main__":

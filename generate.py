@@ -10,6 +10,7 @@ import time
 from functools import partial
 
 import torch
+from tokenizers.decoders import DecodeStream
 
 from generation.sampling import check_count, check_sampling
 from machine.command import FAILED, UserError, add_debug, checked_options, run_command, say
@@ -46,8 +47,6 @@ def build_parser():
 
 def read_prompt(argument):
     """The prompt, ``-`` from standard input; UserError where it is empty or no UTF-8."""
-    if argument == "-" and sys.stdin is None:
-        raise UserError("standard input is closed: give the prompt as an argument")
     try:
         text = sys.stdin.buffer.read().decode() if argument == "-" else argument
         text.encode()  # an argument's bytes that are no UTF-8 come as surrogates
@@ -80,18 +79,17 @@ def write_tokens(stream, tokenizer):
     Returns how many were drawn, and whether the last of them is the end of the text.
     """
     end, count = tokenizer.token_to_id(END_OF_TEXT), 0
-    decode = partial(tokenizer.decode, skip_special_tokens=False)
+    decoder = DecodeStream(skip_special_tokens=False)
     waiting = []  # tokens that end within a character
     for token in map(int, stream):
         count += 1
         if token == end:
             return count, True
         waiting.append(token)
-        text = decode(waiting)
-        if not text.endswith("\ufffd"):
+        if text := decoder.step(tokenizer, token):
             write(text)
             waiting = []
-    write(decode(waiting))
+    write(tokenizer.decode(waiting, skip_special_tokens=False))
     return count, False
 
 

@@ -14,20 +14,6 @@ from machine.command import add_debug, run_command
 __all__ = ["load_experiment", "load_metrics", "main", "print_metrics_summary", "save_metrics"]
 
 
-def build_parser():
-    """The command line, with every default in its help."""
-    parser = argparse.ArgumentParser(
-        prog="metrics_utils.py",
-        description="Print the report of a saved experiment again.",
-        epilog="example: python metrics_utils.py results/h100_paper_10_runs.npz",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    default = f"output/{RESULTS_NAME}.json"
-    parser.add_argument("results", nargs="?", default=default, help="saved metrics, .json or .npz")
-    add_debug(parser)
-    return parser
-
-
 def print_report(arguments):
     """Load a saved experiment and print its report."""
     with fitting(arguments.results):
@@ -37,7 +23,16 @@ def print_report(arguments):
 
 def main(argv=None):
     """The command line; returns the exit code."""
-    return run_command(build_parser(), print_report, argv)
+    parser = argparse.ArgumentParser(
+        prog="metrics_utils.py",
+        description="Print the report of a saved experiment again.",
+        epilog="example: python metrics_utils.py results/h100_paper_10_runs.npz",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    default = f"output/{RESULTS_NAME}.json"
+    parser.add_argument("results", nargs="?", default=default, help="saved metrics, .json or .npz")
+    add_debug(parser)
+    return run_command(parser, print_report, argv)
 
 
 if __name__ == "__main__":

@@ -62,9 +62,8 @@ def prepare(options):
     summary, left_out = prepare_data(
         options.paths, options.seq_len, options.vocab_size, options.output, options.corpus
     )
-    for kind, files in left_out.items():
-        if not options.debug and kind != "unreadable":
-            continue
+    named = left_out if options.debug else {"unreadable": left_out["unreadable"]}
+    for kind, files in named.items():
         for file in files[:NAMED_AT_MOST]:
             say(f"prepare_data.py: left out, {kind}: {file}")
         if len(files) > NAMED_AT_MOST:

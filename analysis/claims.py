@@ -1,38 +1,25 @@
 """What the report claims of an experiment: each claim a sentence, its evidence and its limits."""
 
-from analysis.contrasts import contrasts_of, primary_of, verdict
+from analysis.contrasts import contrasts_of, verdict
 from analysis.significance import ALPHA, LEVEL, non_inferiority, paired_ratio
-from analysis.values import PRACTICAL_SHARE, declared_margin, shared_values
+from analysis.values import PRACTICAL_SHARE, shared_values
 from analysis.words import amount, p_value, percent, with_interval
 
-SPARSITY = ("window", "fused", "training_time")
 EVERY_PAIR = ("dense", "masked")  # evaluations that compute the left-out pairs too
-NO_SPARSITY = "This says nothing about sparsity, for both arms compute every pair."
-NOT_SHOWN = {
-    "sparsity alone": "This does not show that it would be so at another length, pattern, model or "
-    "device.",
-    "the kernel": NO_SPARSITY,
-    "the mask bookkeeping": NO_SPARSITY,
-}
-NOT_THE_REASON = "This does not show that sparsity is the reason, for the kernel differs too."
-QUALITY_LIMITS = (
-    "This does not show that it stays so with longer training, other data or a larger model."
-)
-
-
-def window_evaluation(metadata):
-    """How the window arm evaluated its pattern, or None where the file does not say."""
-    return (metadata.get("pattern") or {}).get("evaluation")
 
 
 def not_shown(meaning, evaluation):
-    """What a contrast leaves open, in a sentence."""
-    if meaning == "sparsity alone" and evaluation in EVERY_PAIR:
+    """What a contrast leaves open, in a sentence; evaluation: of the window arm, or None."""
+    if "sparsity" not in meaning:
+        return "This says nothing about sparsity, for both arms compute every pair."
+    if meaning != "sparsity alone":
+        return "This does not show that sparsity is the reason, for the kernel differs too."
+    if evaluation in EVERY_PAIR:
         return (
             "This does not show what sparsity can bring, for the window was evaluated as "
             f"{evaluation}, which computes every pair."
         )
-    return NOT_SHOWN.get(meaning, NOT_THE_REASON)
+    return "This does not show that it would be so at another length, pattern, model or device."
 
 
 def describe_change(ratio, arm, reference, what="time"):
@@ -67,53 +54,52 @@ def _evidence(compared, family_size, primary):
     return text + "."
 
 
-def _sparsity_title(ratio, seq_len, evaluation):
+def _sparsity_title(ratio, evaluation):
     """What the control says about sparsity itself: gained, brought nothing, or not shown."""
-    place = f"at sequence length {seq_len:,}"
     if evaluation in EVERY_PAIR:
-        return f"The pattern as a mask, which spares no pair, {place}"
-    found = "No speed from sparsity is shown"
+        return "The pattern as a mask, which spares no pair,"
     if ratio.low is not None:
-        within = max(1 - ratio.low, ratio.high - 1) < PRACTICAL_SHARE
         if ratio.high < 1 and 1 - ratio.ratio >= PRACTICAL_SHARE:
-            found = "Sparsity made training faster"
-        elif ratio.low > 1 and ratio.ratio - 1 >= PRACTICAL_SHARE:
-            found = "Sparsity made training slower"
-        elif ratio.low > 1 or within:
-            found = "Sparsity brought no speed worth the name"
-    return f"{found} {place}"
+            return "Sparsity made training faster"
+        if ratio.low > 1 and ratio.ratio - 1 >= PRACTICAL_SHARE:
+            return "Sparsity made training slower"
+        if ratio.low > 1 or max(1 - ratio.low, ratio.high - 1) < PRACTICAL_SHARE:
+            return "Sparsity brought no speed worth the name"
+    return "No speed from sparsity is shown"
 
 
 def ratio_claims(metrics, metadata, found):
     """A claim on the time and one on the memory of every contrast, sparsity's time first."""
-    claims, evaluation, primary = [], window_evaluation(metadata), primary_of(metadata)
+    claims, evaluation = [], metadata["pattern"]["evaluation"]
     family_size = sum(compared.adjusted is not None for compared in found.values())
     for arm, reference, meaning in contrasts_of(metrics):
         for key, what in (("training_time", "time"), ("peak_memory_mb", "memory")):
-            place = arm, reference, key
-            if place not in found:
+            if (arm, reference, key) not in found:
                 continue
-            compared, title = found[place], f"{what.capitalize()} ({meaning})"
-            if place == SPARSITY:
-                title = _sparsity_title(compared.ratio, metadata["config"]["seq_len"], evaluation)
+            compared, title = found[arm, reference, key], f"{what.capitalize()} ({meaning})"
+            if title == "Time (sparsity alone)":
+                seq_len = metadata["config"]["seq_len"]
+                title = _sparsity_title(compared.ratio, evaluation)
+                title += f" at sequence length {seq_len:,}"
             change = describe_change(compared.ratio, arm, reference, what)
-            evidence = _evidence(compared, family_size, (*place, "ratio") in primary)
+            primary = [arm, reference, key, "ratio"] in metadata["plan"]["primary"]
+            evidence = _evidence(compared, family_size, primary)
             claims.append(f"{title}: {change}{evidence} {not_shown(meaning, evaluation)}")
     return claims
 
 
-def describe_quality(x, reference, margin, arm, name):
-    """Sentences on the held-out loss of an arm against a reference, over paired blocks."""
-    claim = non_inferiority(x, reference, margin)
+def describe_quality(claim, arm, reference, loss):
+    """Sentences on a ``QualityClaim`` of an arm; loss: the mean of the reference, in nats."""
+    by = f"{claim.margin:g} nats"
     verdicts = {
-        "not worse": f"{arm} is not worse than {name} by the margin of {margin:g} nats",
-        "worse": f"{arm} is worse than {name} by more than the margin of {margin:g} nats",
-        "undecided": f"whether {arm} is worse than {name} by {margin:g} nats is undecided",
+        "not worse": f"{arm} is not worse than {reference} by the margin of {by}",
+        "worse": f"{arm} is worse than {reference} by more than the margin of {by}",
+        "undecided": f"whether {arm} is worse than {reference} by {by} is undecided",
     }
     direction = "lower" if claim.mean < 0 else "higher"
     text = (
         f"{verdicts[claim.verdict]}: validation loss {amount(abs(claim.mean), 'nats')} nats "
-        f"{direction} ({percent(claim.mean / reference.mean(), '+')})"
+        f"{direction} ({percent(claim.mean / loss, '+')})"
     )
     if claim.high is None:
         return f"{text} ({claim.note})."
@@ -121,7 +107,7 @@ def describe_quality(x, reference, margin, arm, name):
     text += (
         f", at most {high} (one-sided {LEVEL:.0%} bound), p {p_value(claim.p_not_worse)} "
         f"(non-inferiority, paired t-test, {claim.n} blocks). Primary, so not adjusted. "
-        f"Equivalence within ±{margin:g}: {claim.equivalence}, {1 - 2 * ALPHA:.0%} interval "
+        f"Equivalence within ±{claim.margin:g}: {claim.equivalence}, {1 - 2 * ALPHA:.0%} interval "
         f"[{low}, {high}], p {p_value(claim.p_equivalent)} (two one-sided tests)."
     )
     if claim.runs_needed is not None:
@@ -131,35 +117,16 @@ def describe_quality(x, reference, margin, arm, name):
 
 def quality_claims(metrics, metadata):
     """A claim on the validation loss of the window arm against each full-attention arm."""
-    margin, claims = declared_margin(metadata), []
-    for arm, reference, key, test in primary_of(metadata):
+    margin, claims = metadata["plan"]["equivalence_margin"], []
+    for arm, reference, key, test in metadata["plan"]["primary"]:
         x, ref = shared_values(metrics, (arm, reference), key)
         if test != "ratio" and margin is not None and x.size:
-            words = describe_quality(x, ref, margin, arm, reference)
-            claims.append(f"Quality: {words} {QUALITY_LIMITS}")
+            found = non_inferiority(x, ref, margin)
+            claims.append(
+                f"Quality: {describe_quality(found, arm, reference, ref.mean())} This does not "
+                "show that it stays so with longer training, other data or a larger model."
+            )
     return claims
-
-
-def both_claim(metrics, metadata, found):
-    """Is the window arm faster than the control AND not worse?  An intersection-union test."""
-    margin = declared_margin(metadata)
-    x, reference = shared_values(metrics, ("window", "fused"), "val_loss")
-    if margin is None or SPARSITY not in found or not x.size:
-        return []
-    ratio, quality = found[SPARSITY].ratio, non_inferiority(x, reference, margin)
-    missing = []
-    if ratio.p is None or verdict(ratio) != "less":
-        missing.append("faster")
-    if quality.verdict != "not worse":
-        missing.append("not worse")
-    words = f"is not shown ({' and '.join(missing)})" if missing else "is shown"
-    limits = not_shown("sparsity alone", window_evaluation(metadata))
-    return [
-        f"Faster and not worse: of window against fused this {words}: time ratio "
-        f"{with_interval(ratio.ratio, ratio.low, ratio.high)}, p {p_value(ratio.p)}; validation "
-        f"loss, p {p_value(quality.p_not_worse)}. Each part counts at {ALPHA}; a claim that needs "
-        f"both needs no correction (intersection-union). {limits}"
-    ]
 
 
 def _times_as_fast(slower, faster):
@@ -177,7 +144,7 @@ def decomposition(metrics, metadata):
             "Without the control fused, a gain of window over baseline may come from the kernel "
             "and not from sparsity."
         )
-    name = "mask" if window_evaluation(metadata) in EVERY_PAIR else "sparsity"
+    name = "mask" if metadata["pattern"]["evaluation"] in EVERY_PAIR else "sparsity"
     return (
         f"Where the speed comes from: window is {_times_as_fast(baseline, window)} times as "
         f"fast as baseline = kernel {_times_as_fast(baseline, fused)} (fused against baseline) x "
@@ -189,11 +156,5 @@ def decomposition(metrics, metadata):
 
 def claims_of(metrics, metadata, found):
     """Every claim of the report, the most important first; found: of ``compare``."""
-    ratios = ratio_claims(metrics, metadata, found)
-    return [
-        decomposition(metrics, metadata),
-        *ratios[:1],
-        *both_claim(metrics, metadata, found),
-        *quality_claims(metrics, metadata),
-        *ratios[1:],
-    ]
+    first, *further = [decomposition(metrics, metadata), *ratio_claims(metrics, metadata, found)]
+    return [first, *further[:1], *quality_claims(metrics, metadata), *further[1:]]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.contrasts import FAMILY
 from machine.command import UserError
 from machine.files import DAMAGE, atomic_write, read_file, to_json, write_json
 
@@ -62,6 +63,20 @@ RENAMED = {  # what files of versions 1 and 2 call some keys, and their present 
     "launch_id": "process",
     "launches": "processes",
 }
+LACKING = {  # what the metadata of earlier files lack, as they would say it
+    "config": {
+        "positions": "learned",
+        "sink_tokens": 0,
+        "world_size": 1,
+        "gradient_accumulation": 1,
+    },
+    "plan": {"equivalence_margin": None, "primary": [], "family": FAMILY},
+    "pattern": {"density": None, "evaluation": None},
+    "attention": {},
+    "code": None,
+    "mixed": [],
+    "set_aside": [],
+}
 
 
 class MetricsError(UserError):
@@ -93,6 +108,14 @@ def _renamed(table):
 
 def _checked_metrics(metrics):
     return {arm: [checked_training(t) for t in trainings] for arm, trainings in metrics.items()}
+
+
+def _completed(metadata):
+    """Metadata of any version with the present names, and all that earlier files lack."""
+    completed = LACKING | _renamed(metadata)
+    for section in ("config", "plan"):
+        completed[section] = LACKING[section] | completed[section]
+    return completed
 
 
 def _columns(arm, trainings):
@@ -168,12 +191,11 @@ def load_experiment(path):
     content = read_file(path, MetricsError, "python main.py writes one")
     with fitting(path):
         saved = json.loads(content) if Path(path).suffix == ".json" else _read_npz(content)
-        metadata = _renamed(saved["metadata"])
-        version = metadata.get("schema_version")
+        version = saved["metadata"].get("schema_version")
         if version not in range(1, SCHEMA_VERSION + 1):
             words = f"schema_version {version!r}, this suite reads up to {SCHEMA_VERSION}"
             raise MetricsError(f"{path}: {words}: use the suite that wrote it")
-        return _checked_metrics(saved["metrics"]), metadata
+        return _checked_metrics(saved["metrics"]), _completed(saved["metadata"])
 
 
 def load_metrics(path):

@@ -1,37 +1,16 @@
 """The report of a saved experiment: every claim with its evidence, and what it does not show."""
 
 import math
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from analysis import values, words
 from analysis.claims import claims_of
 from analysis.contrasts import compare, contrasts_of
 from analysis.metrics import REPORT_NAME
-from analysis.significance import ALPHA, LEVEL, POWER, drift, trend, two_sample_t
-from analysis.values import (
-    OUTCOMES,
-    declared_margin,
-    ok_trainings,
-    outcome_table,
-    paired_trainings,
-    pattern_text,
-    planned_trainings,
-    ranks_text,
-    trainings_of,
-)
+from analysis.significance import ALPHA, LEVEL, POWER, drift, slope, two_sample_t
 from analysis.warnings import find_warnings
-from analysis.words import (
-    amount,
-    mean_sd,
-    median_mad,
-    percent,
-    starred,
-    text_table,
-    with_interval,
-    wrapped,
-)
 from machine.files import atomic_write
 
 LEGEND = (
@@ -51,40 +30,42 @@ LEGEND = (
 
 def _recorded_lines(metadata):
     """What ran and what the plan declares, of which files of the first version know nothing."""
-    lines, attention = [], []
-    for arm, used in metadata.get("attention", {}).items():
+    lines, attention, code = [], [], metadata["code"]
+    for arm, used in metadata["attention"].items():
         kernels = used["kernels"] or [name.split("::")[-1] for name in used["operators"]]
         detail = f" ({', '.join(kernels)})" if kernels else ""
         attention.append(f"{arm} {used['evaluation']}{detail}")
     if attention:
         lines.append(f"attention: {'; '.join(attention)}")
-    if code := metadata.get("code"):
+    if code:
         revision = (code["revision"] or "unknown")[:12]
         dirty = " with uncommitted changes" if code["dirty"] else ""
         configuration = metadata["config_sha256"][:12]
         lines.append(f"code: revision {revision}{dirty}, configuration {configuration}")
-    if margin := declared_margin(metadata):
-        plan = metadata["plan"]
+    plan = metadata["plan"]
+    if plan["equivalence_margin"]:
         lines.append(
-            f"declared before the first block: equivalence margin {margin:g} nats of validation "
-            f"loss, alpha {plan['alpha']}, {len(plan['family'])} tests in the family"
+            f"declared before the first block: equivalence margin {plan['equivalence_margin']:g} "
+            f"nats of validation loss, alpha {plan['alpha']}, {len(plan['family'])} tests in the "
+            "family"
         )
     return lines
 
 
 def _heading_lines(metadata):
     config, data = metadata["config"], metadata["data"]
-    environment, pattern = metadata["environment"], f"pattern: {pattern_text(config)}"
-    if recorded := metadata.get("pattern"):
+    environment, recorded = metadata["environment"], metadata["pattern"]
+    pattern = f"pattern: {values.pattern_text(config)}"
+    if recorded["density"]:
         pattern += f", {recorded['density']:.1%} of the causal pairs"
-        if recorded["evaluation"]:
-            pattern += f", evaluated as {recorded['evaluation']}"
+    if recorded["evaluation"]:
+        pattern += f", evaluated as {recorded['evaluation']}"
     compiled = "eager" if config["compile"] == "none" else f"compiled ({config['compile']})"
-    rotary = ", rotary positions" if config.get("positions") == "rotary" else ""
+    rotary = ", rotary positions" if config["positions"] == "rotary" else ""
     lines = [
         f"{config['preset']} preset, {config['runs']} x {len(config['arms'])} trainings on "
         f"{environment['device_name']}, torch {environment['torch']}, {config['dtype']}, "
-        f"{compiled}{ranks_text(config)}",
+        f"{compiled}{values.ranks_text(config)}",
         f"model: d_model {config['d_model']}, {config['n_heads']} heads, {config['layers']} layers,"
         f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}{rotary}",
         pattern,
@@ -95,19 +76,20 @@ def _heading_lines(metadata):
     ]
     lines += _recorded_lines(metadata)
     title = "Sliding-window + dilated attention against full attention"
-    return [title, "=" * len(title), *(line for long in lines for line in wrapped(long))]
+    return [title, "=" * len(title), *(line for long in lines for line in words.wrapped(long))]
 
 
 def _warning_lines(metrics, metadata):
-    lines, trainings = [], trainings_of(metrics)
+    lines, trainings = [], values.trainings_of(metrics)
     if metadata["status"] != "complete":
-        lines.append(f"PARTIAL: {len(trainings)} of {planned_trainings(metadata)} trainings.")
+        planned = values.planned_trainings(metadata)
+        lines.append(f"PARTIAL: {len(trainings)} of {planned} trainings.")
     for arm, training in trainings:
         if training["status"] != "ok":
             place = f"{arm}, block {training['block'] + 1}"
             lines.append(f"{place}: {training['status']}: {training['message']}")
     for warning in find_warnings(metrics, metadata):
-        lines += wrapped(f"warning: {warning}")
+        lines += words.wrapped(f"warning: {warning}")
     return lines
 
 
@@ -116,70 +98,65 @@ def _contrast_lines(found, arm, reference, meaning):
     interval = f"{LEVEL:.0%} interval"
     paired = [["", "improvement", "ratio", interval, "p", "adjusted p", "detectable"]]
     further = [["", "sign-flip p", "d_z", "two-sample t", "its p", "Cohen's d"]]
-    for key, words, _ in OUTCOMES:
+    for key, outcome, _ in values.OUTCOMES:
         if (arm, reference, key) not in found:
             continue
         x, ref, ratio, adjusted = found[arm, reference, key]
         published = two_sample_t(x, ref)
         paired.append(
             [
-                words,
-                percent(1 - x.mean() / ref.mean(), "+"),
+                outcome,
+                words.percent(1 - x.mean() / ref.mean(), "+"),
                 f"{ratio.ratio:.4f}",
                 ratio.note or f"[{ratio.low:.4f}, {ratio.high:.4f}]",
-                starred(ratio.p),
-                starred(adjusted),
-                percent(ratio.detectable),
+                words.starred(ratio.p),
+                words.starred(adjusted),
+                words.percent(ratio.detectable),
             ]
         )
         further.append(
             [
-                words,
-                starred(ratio.permutation_p),
-                amount(ratio.effect_size, "sd"),
-                amount(published["t"], "sd"),
-                starred(published["p"]),
-                amount(published["d"], "sd"),
+                outcome,
+                words.starred(ratio.permutation_p),
+                words.amount(ratio.effect_size, "sd"),
+                words.amount(published["t"], "sd"),
+                words.starred(published["p"]),
+                words.amount(published["d"], "sd"),
             ]
         )
     if len(paired) == 1:
         return [f"{arm} against {reference}: no block in which both ended well."]
-    return [f"{arm} against {reference} ({meaning})", *text_table(paired), *text_table(further)]
+    return [
+        f"{arm} against {reference} ({meaning})",
+        *words.text_table(paired),
+        *words.text_table(further),
+    ]
 
 
 def _log_percent(effect):
-    """The Interval of a log effect, in percent."""
+    """An Interval of a log effect, in words.percent."""
+    if effect is None:
+        return "unknown (fewer than 3 points, or no spread)"
     shares = np.expm1([effect.mean, effect.low, effect.high])
-    return with_interval(*shares, partial(percent, sign="+"))
-
-
-def _position_line(metrics, arm, reference):
-    """What coming one place later in a block does to the time of an arm against another."""
-    title = f"position, {arm} against {reference}: "
-    pairs = paired_trainings(metrics, (arm, reference))
-    places = [a["position"] - b["position"] for a, b in pairs]
-    fit = trend(places, [math.log(a["training_time"] / b["training_time"]) for a, b in pairs])
-    if fit.note:
-        return f"{title}{fit.note}."
-    adjusted = np.exp([fit.intercept.mean, fit.intercept.low, fit.intercept.high])
-    return (
-        f"{title}one place later {_log_percent(fit.slope)}; adjusted for it the time ratio is "
-        f"{with_interval(*adjusted)}."
-    )
+    return words.with_interval(*shares, lambda share: words.percent(share, "+"))
 
 
 def _check_lines(metrics):
     """Position and drift of the training times: estimates, not verdicts."""
-    trainings = ok_trainings(metrics)
+    trainings, lines = values.ok_trainings(metrics), []
     if not trainings:
         return []
-    lines = [_position_line(metrics, arm, other) for arm, other, _ in contrasts_of(metrics)[:3]]
+    for arm, reference, _ in contrasts_of(metrics)[:3]:
+        pairs = values.paired_trainings(metrics, (arm, reference))
+        places = [a["position"] - b["position"] for a, b in pairs]
+        logs = [math.log(a["training_time"] / b["training_time"]) for a, b in pairs]
+        later = _log_percent(slope(places, logs))
+        lines.append(f"position, {arm} against {reference}: one place later {later}.")
     seconds = [training["training_time"] for _, training in trainings]
-    fit = drift(seconds, [arm for arm, _ in trainings], [t["index"] for _, t in trainings])
-    change = fit.note or f"from one training to the next {_log_percent(fit.slope)}"
-    lines.append(f"drift: {change}.")
+    found = drift(seconds, [arm for arm, _ in trainings], [t["index"] for _, t in trainings])
+    lines.append(f"drift: from one training to the next {_log_percent(found)}.")
     title = f"Order and drift (training time; estimates with their {LEVEL:.0%} intervals)"
-    return [title, *(part for line in lines for part in wrapped(f"  {line}", "    "))]
+    return [title, *(part for line in lines for part in words.wrapped(f"  {line}", "    "))]
 
 
 def format_report(metrics, metadata):
@@ -187,22 +164,23 @@ def format_report(metrics, metadata):
     found = compare(metrics, metadata)
     claims = ["Claims"]
     for place, claim in enumerate(claims_of(metrics, metadata, found), 1):
-        claims += wrapped(f"{place}. {claim}", "   ")
+        claims += words.wrapped(f"{place}. {claim}", "   ")
     parts = [_heading_lines(metadata), _warning_lines(metrics, metadata), claims]
-    parts.append(["Mean ± standard deviation over the blocks", *outcome_table(metrics, mean_sd)])
+    parts.append(
+        ["Mean ± standard deviation over the blocks", *values.outcome_table(metrics, words.mean_sd)]
+    )
     title = "Median ± median absolute deviation (least … most)"
-    parts.append([title, *outcome_table(metrics, median_mad)])
+    parts.append([title, *values.outcome_table(metrics, words.median_mad)])
     for arm, reference, meaning in contrasts_of(metrics):
         parts.append(_contrast_lines(found, arm, reference, meaning))
     parts.append(_check_lines(metrics))
-    parts.append([line for sentence in LEGEND for line in wrapped(sentence)])
+    parts.append([line for sentence in LEGEND for line in words.wrapped(sentence)])
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
-def write_report(metrics, metadata, output_dir, name=REPORT_NAME):
+def write_report(metrics, metadata, output_dir):
     """Write ``format_report`` into ``output_dir``; returns the path and the text."""
-    text = format_report(metrics, metadata)
-    path = Path(output_dir) / name
+    text, path = format_report(metrics, metadata), Path(output_dir) / REPORT_NAME
     # a path may hold what UTF-8 cannot say
     atomic_write(path, lambda file: file.write(text.encode(errors="backslashreplace")))
     return path, text

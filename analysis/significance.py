@@ -23,7 +23,7 @@ ONE_BLOCK = "one block: no test"
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval; ``low`` and ``high`` are None where there is none."""
+    """An estimate with its interval; ``low`` and ``high`` are None where there is none."""
 
     mean: float
     low: float | None
@@ -63,15 +63,6 @@ class QualityClaim:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Trend:
-    """Slope and intercept of a least-squares line, each an Interval; None where a note says why."""
-
-    slope: Interval | None = None
-    intercept: Interval | None = None
-    note: str = ""
-
-
 def array(values):
     """A list of numbers as an array (n,) of float64; ValueError for none or one not finite."""
     values = np.asarray(values, dtype=np.float64)
@@ -107,30 +98,26 @@ def mean_interval(values, level=LEVEL):
     return Interval(mean, mean - half, mean + half, x.size)
 
 
-def t_power(effect, blocks, sides=2):
-    """Power of a paired t-test at ALPHA; ``effect`` is the true mean in sd of the differences.
+def t_power(effect, blocks, alpha):
+    """Power of a one-sided paired t-test; ``effect`` is the true mean in sd of the differences.
 
-    P(|t| > critical) under the noncentral t distribution (Cohen 1988), for normal differences, or
-    P(t > critical) with ``sides=1``.  From 3 blocks on; 2 detect only enormous effects.
+    P(t > critical) under the noncentral t distribution (Cohen 1988), for normal differences.  With
+    ALPHA / 2 it is that of the two-sided test, less the chance (1e-6 and below, where the power is
+    POWER) of an answer in the wrong direction.
     """
-    freedom, shift = blocks - 1, effect * math.sqrt(blocks)
-    critical = stats.t.isf(ALPHA / sides, freedom)
-    power = stats.nct.sf(critical, freedom, shift)
-    if sides == 2:
-        power += stats.nct.sf(critical, freedom, -shift)
-    return float(power)
+    critical = stats.t.isf(alpha, blocks - 1)
+    return float(stats.nct.sf(critical, blocks - 1, effect * math.sqrt(blocks)))
 
 
 @cache
 def detectable_effect(blocks):
-    """The effect, in sd of the paired differences, that so many blocks detect with POWER.
-
-    For the two-sided paired t-test (normal differences; Cohen 1988); None for fewer than 3 blocks.
-    """
+    """The effect, in sd, that a two-sided paired t-test detects with POWER; None below 3 blocks."""
     if blocks < FEWEST_BLOCKS:
         return None
     # 3 blocks detect 3.3 sd, more detect less
-    return float(optimize.brentq(lambda effect: t_power(effect, blocks) - POWER, 0.0, 4.0))
+    return float(
+        optimize.brentq(lambda effect: t_power(effect, blocks, ALPHA / 2) - POWER, 0.0, 4.0)
+    )
 
 
 def blocks_needed(effect):
@@ -139,7 +126,7 @@ def blocks_needed(effect):
     At least 3; None where it takes more than MOST_BLOCKS.
     """
     candidates = range(FEWEST_BLOCKS, MOST_BLOCKS + 1)
-    place = bisect_left(candidates, POWER, key=lambda blocks: t_power(effect, blocks, sides=1))
+    place = bisect_left(candidates, POWER, key=lambda blocks: t_power(effect, blocks, ALPHA))
     return candidates[place] if place < len(candidates) else None
 
 
@@ -180,16 +167,13 @@ def paired_difference(x, reference):
 
 def _answers(low, high, margin):
     """What an interval says of the margin: the verdict and the equivalence."""
-    verdict = equivalence = "undecided"
-    if high < margin:
-        verdict = "not worse"
-    elif low > margin:
-        verdict = "worse"
-    if -margin < low and high < margin:
-        equivalence = "equivalent"
-    elif low > margin or high < -margin:
-        equivalence = "different"
-    return verdict, equivalence
+    if low > margin:
+        return "worse", "different"
+    if high >= margin:
+        return "undecided", "undecided"
+    if high < -margin:
+        return "not worse", "different"
+    return "not worse", "equivalent" if low > -margin else "undecided"
 
 
 def non_inferiority(x, reference, margin):
@@ -262,36 +246,31 @@ def holm(p_values):
     return adjusted
 
 
-def trend(x, y):
-    """Least-squares line of y on x, with t intervals (independent normal residuals; Student).
+def slope(x, y):
+    """Slope of the least-squares line of y on x with its t interval (independent normal residuals).
 
-    For the position x is that of the arm in its block less that of the reference, y the paired log
-    ratio: the slope is the effect of coming one place later, the intercept the arm's without it.
-    An interval that includes 0 does not show that there is no trend.
+    None with fewer than 3 points, equal x or no spread about the line.  An interval that includes
+    0 does not show that there is no slope.
     """
     if len(x) < 3:
-        return Trend(note="fewer than 3 points: no trend")
+        return None
     x, y = array(x), array(y)
     if no_spread(x):
-        return Trend(note="all x are equal: no trend")
+        return None
     fit = stats.linregress(x, y)
     if no_spread(y - fit.intercept - fit.slope * x, scale=np.abs(y).max()):
-        return Trend(note="no spread about the line: no interval")
-    t = stats.t.ppf((1 + LEVEL) / 2, x.size - 2)
-    ends = []
-    for center, error in ((fit.slope, fit.stderr), (fit.intercept, fit.intercept_stderr)):
-        low, high = float(center - t * error), float(center + t * error)
-        ends.append(Interval(float(center), low, high, x.size))
-    return Trend(*ends)
+        return None
+    half = stats.t.ppf((1 + LEVEL) / 2, x.size - 2) * fit.stderr
+    return Interval(float(fit.slope), float(fit.slope - half), float(fit.slope + half), x.size)
 
 
 def drift(seconds, arms, index):
     """Does the machine get slower or faster over the experiment?  In log units per training.
 
-    The trend, over the trainings' index, of their log times less their arm's mean.  The blocks'
+    The slope, over the trainings' index, of their log times less their arm's mean.  The blocks'
     means stay in: drift is what differs between blocks.
     """
     logs, arms = np.log(array(seconds)), np.asarray(arms)
     for arm in set(arms):
         logs[arms == arm] -= logs[arms == arm].mean()
-    return trend(index, logs)
+    return slope(index, logs)

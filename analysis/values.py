@@ -1,4 +1,4 @@
-"""Values of saved trainings, picked and named: arms, outcomes, contrasts, summaries.
+"""Values of saved trainings, picked and named: arms, outcomes, summaries.
 
 metrics: {arm: [training, ...]} of metrics.py.
 """
@@ -7,7 +7,6 @@ import re
 
 import numpy as np
 
-from analysis.metrics import RECORDS
 from analysis.words import mean_sd, text_table
 
 ARM_ORDER = ("baseline", "window", "fused", "published")
@@ -17,30 +16,14 @@ OUTCOMES = (  # key, words, unit; for every one of them less is better
     ("avg_loss_last_100", "loss, last ≤ 100 steps", "nats"),
     ("val_loss", "validation loss", "nats"),
 )
-CONTRASTS = (  # arm, reference, what the difference is
-    ("window", "fused", "sparsity alone"),
-    ("fused", "baseline", "the kernel"),
-    ("window", "baseline", "the documented comparison: kernel and sparsity together"),
-    ("baseline", "published", "the mask bookkeeping"),
-    ("window", "published", "mask bookkeeping, kernel and sparsity together"),
-)
 PRACTICAL_SHARE = 0.01  # a difference below 1 % is called so, significant or not
-SHOWN_SHARE = 5e-5  # a smaller one would read 0.00 %
-# What nvidia-smi calls the reasons for which a GPU runs slower than it was asked to.
-THROTTLING = (
-    "sw_power_cap",
-    "hw_slowdown",
-    "sw_thermal_slowdown",
-    "hw_thermal_slowdown",
-    "hw_power_brake_slowdown",
-)
 
 
 def pattern_text(config):
     """The pattern of a configuration (a dict): "window_size 96, dilation 4", or one a layer."""
     words = []
     for name in ("window_size", "dilation", "sink_tokens"):
-        value = config.get(name)  # files from before sinks name none
+        value = config[name]
         if isinstance(value, list | tuple):
             value = ",".join(map(str, value))
         if value or name != "sink_tokens":
@@ -50,11 +33,11 @@ def pattern_text(config):
 
 def ranks_text(config):
     """The processes that train together, in words; "" for one that takes its batches whole."""
-    words, parts = "", config.get("gradient_accumulation", 1)
-    if config.get("world_size", 1) > 1:  # files from before there were several name none
+    words = ""
+    if config["world_size"] > 1:
         words += f", {config['world_size']} ranks ({config['backend']})"
-    if parts > 1:
-        words += f", gradients accumulated over {parts} micro-steps"
+    if config["gradient_accumulation"] > 1:
+        words += f", gradients accumulated over {config['gradient_accumulation']} micro-steps"
     return words
 
 
@@ -95,18 +78,13 @@ def planned_trainings(metadata):
     return len(metadata["plan"]["orders"]) * len(metadata["config"]["arms"])
 
 
-def declared_margin(metadata):
-    """The equivalence margin of the plan, in nats of validation loss; None in older files."""
-    return metadata["plan"].get("equivalence_margin")
-
-
 def throttled(training):
     """The reasons for which the device slowed itself down before or after a training."""
     reasons = set()
-    for key in RECORDS:
-        state = training.get(key) or {}
-        reasons.update(state.get("throttle_reasons") or ())
-    return [reason for reason in THROTTLING if reason in reasons]
+    for state in (training["device_before"], training["device_after"]):
+        reasons.update((state or {}).get("throttle_reasons") or ())
+    # of what lowers a clock, power and heat alone: an idle GPU has its reason too
+    return sorted(reason for reason in reasons if reason.endswith(("_cap", "_slowdown")))
 
 
 def ok_values(metrics, arm, key):

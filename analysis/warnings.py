@@ -4,14 +4,7 @@ import numpy as np
 
 from analysis.contrasts import contrasts_of
 from analysis.significance import ALPHA
-from analysis.values import (
-    in_order,
-    ok_trainings,
-    ok_values,
-    ordered_arms,
-    paired_trainings,
-    throttled,
-)
+from analysis.values import in_order, ok_trainings, ok_values, paired_trainings, throttled
 
 NOISY_SHARE = 0.10  # of the mean: pyperf's limit for calling times unstable
 FAR_OUT, LEAST_FOR_FENCES = 3.0, 5  # interquartile ranges from the median; trainings
@@ -30,7 +23,7 @@ def split_blocks(metrics):
 
 def _time_warnings(metrics):
     """Times that vary, or lie far out (after Tukey 1977); to drop them would break their blocks."""
-    for arm in ordered_arms(metrics):
+    for arm in metrics:
         times = ok_values(metrics, arm, "training_time")
         if times.size < 2:
             continue
@@ -92,10 +85,12 @@ def measurement_warnings(metrics, metadata):
         "was cut in two by a stop: its arms were not trained next to one another, so what drifts "
         "may not cancel in it."
     )
-    aside = metadata.get("set_aside", ())
     return [
         *(f"block {block + 1} {cut}" for block in split_blocks(metrics)),
-        *(f"a training was set aside (set_aside/{name}) and repeated." for name in aside),
+        *(
+            f"a training was set aside (set_aside/{name}) and repeated."
+            for name in metadata["set_aside"]
+        ),
         *_time_warnings(metrics),
         *_training_warnings(metrics),
     ]
@@ -105,7 +100,7 @@ def find_warnings(metrics, metadata):
     """What a reader must know before the figures, a sentence each."""
     mixed = "MIXED: trainings that differ were taken together (--allow-mixed)"
     return [
-        *(f"{mixed}: {line}" for line in metadata.get("mixed", ())),
+        *(f"{mixed}: {line}" for line in metadata["mixed"]),
         *_failure_warnings(metrics),
         *measurement_warnings(metrics, metadata),
     ]

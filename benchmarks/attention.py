@@ -1,85 +1,63 @@
-"""Attention timed against its peers, case by case: whole sequences, or one new token."""
+"""Attention timed against its peers at a case: whole sequences, or one new token."""
 
 import math
-from dataclasses import asdict, replace
+import os
+from dataclasses import asdict
 from functools import partial
 
+import numpy as np
 import torch
 
 from attention import density
-from benchmarks.peers import ALL_DTYPES, ALL_KEYS, PATTERN, PEERS, TRAINING, Case, error_of, work_of
-from benchmarks.timing import (
-    Unavailable,
-    add_ratios,
-    cuda_peak_mb,
-    free_memory,
-    reason_of,
-    side_by_side,
-    timed,
-)
-from machine.command import say
-from machine.memory import growth_in_child
+from benchmarks.peers import ALL_DTYPES, ALL_KEYS, ONE_TOKEN, PATTERN, TRAINING, error_of, work_of
+from benchmarks.timing import Unavailable, add_ratios, peak_mb, side_by_side, timed, timed_in_rounds
 from training.trainer import release_memory
 
 LONGEST_SECONDS = 10  # a peer that takes longer a call would hold up all others
 MEMORY_SHARE = 0.8  # of what is free: a peer that is sure to need more is not tried
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 
 
-def errors_of(peers, directions, case):
-    """{direction: {peer: its relative error, or in words why it is not timed}}.
+def measure_attention(case, peers, directions, rounds):
+    """Check every peer and time it at a case; returns (records, skipped) for JSON.
 
-    directions: of FORWARD, TRAINING and ONE_TOKEN.  The check does not depend on the case's length.
-    """
-    errors = {direction: {} for direction in directions}
-    for direction in directions:
-        for name, peer in peers.items():
-            try:
-                errors[direction][name] = error_of(peer, case, direction)
-            except Exception as error:  # its words alone: a traceback would keep tensors
-                errors[direction][name] = reason_of(error)
-    return errors
-
-
-def measure_attention(case, peers, errors, rounds):
-    """Time every peer at a case; returns (records, skipped) for JSON.
-
-    peers: {name: Peer}; errors: of ``errors_of`` these peers.
+    peers: {name: Peer}; directions: of FORWARD, TRAINING and ONE_TOKEN.
     """
     device = torch.device(case.device)
     records, skipped = [], []
     kept = density(case.seq_len, *case.pattern())
-    for direction in errors:
+    for direction in directions:
         about = {**asdict(case), "direction": direction, "density": kept}
-        makers = {
-            name: partial(_work, name, peer, case, direction, errors[direction][name])
-            for name, peer in peers.items()
-        }
+        makers = {name: partial(_work, name, peers[name], case, direction) for name in peers}
         here, failed = side_by_side("peer", makers, about, device, rounds)
         add_ratios(here, "ratio_to_best_full", lambda r: r["attends"] == ALL_KEYS)
-        for r in here:
-            same = r["attends"] == PATTERN
-            r["share_of_limit"] = kept * r["ratio_to_best_full"] if same else math.nan
+        if direction == ONE_TOKEN:
+            _add_limits_of_memory(here, case, device, rounds)
+        else:
+            for r in here:
+                same = r["attends"] == PATTERN
+                r["share_of_limit"] = kept * r["ratio_to_best_full"] if same else math.nan
         records += here
         skipped += failed
     release_memory(device)
     return records, skipped
 
 
-def _work(name, peer, case, direction, error):
+def _work(name, peer, case, direction):
     """One call of a peer as a work, and what else its record holds.  Raises Unavailable."""
-    if isinstance(error, str):
-        raise Unavailable(error)
-    needed, free = least_memory(name, case), free_memory(torch.device(case.device))
+    device = torch.device(case.device)
+    error = error_of(peer, case.checked(), direction)
+    needed, free = least_memory(name, case) / 1e9, free_memory(device) / 1e9
     if needed > MEMORY_SHARE * free:
-        raise Unavailable(
-            f"needs {needed / 1e9:,.0f} GB and some room, {free / 1e9:,.0f} GB are free"
-        )
+        raise Unavailable(f"needs {needed:,.0f} GB and some room, {free:,.0f} GB are free")
     work = work_of(peer.make(case), *case.inputs(), direction)
     work()
-    if timed(work, torch.device(case.device), 1) > LONGEST_SECONDS:
+    if timed(work, device, 1) > LONGEST_SECONDS:
         raise Unavailable(f"takes more than {LONGEST_SECONDS} s a call")
-    memory = peak_memory_mb(name, peer, case, work) if direction == TRAINING else math.nan
-    return work, {"attends": peer.attends, "relative_error": error, "peak_memory_mb": memory}
+    more = {"attends": peer.attends, "relative_error": error}
+    if direction == TRAINING:  # output and gradients count, inputs do not
+        more["peak_memory_mb"] = peak_mb(work, device, torch.cuda.memory_allocated())
+    return work, more
 
 
 def least_memory(name, case):
@@ -90,27 +68,34 @@ def least_memory(name, case):
     return square * 24 if name == "masked" else 0  # the mask is made from 64-bit distances
 
 
-def peak_memory_mb(name, peer, case, work):
-    """The most memory that one forward and backward pass takes beside its inputs, in MB.
-
-    The results count: output and gradients.  On a CPU it is the growth of a fresh process, which
-    cannot tell a compiler's memory from the work's: NaN for compiled peers.
-    """
-    device = torch.device(case.device)
+def free_memory(device):
+    """Bytes that are free on the device, or in the system for a CPU."""
     if device.type == "cuda":
-        return cuda_peak_mb(work, device, before=torch.cuda.memory_allocated(device))
-    if peer.compiled:
-        return math.nan
+        return torch.cuda.mem_get_info(device)[0]
     try:
-        return growth_in_child("benchmarks.attention", "memory_job", {"name": name, **asdict(case)})
-    except RuntimeError as error:
-        say(f"memory of {name} not measured: {reason_of(error)}")
-        return math.nan
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows, macOS
+        return math.inf
 
 
-def memory_job(name, **case):
-    """What the child of ``peak_memory_mb`` measures, as a work."""
-    case = Case(**case)
-    small = replace(case, seq_len=min(case.seq_len, 64), batch_size=1)
-    work_of(PEERS[name].make(small), *small.inputs(), TRAINING)()  # loads libraries, starts threads
-    return work_of(PEERS[name].make(case), *case.inputs(), TRAINING)
+def _add_limits_of_memory(records, case, device, rounds):
+    """Set records of one token against what a large copy moves.
+
+    Its attention does no more than two operations for every number that it reads, so that none can
+    be faster than memory is.
+    """
+    bandwidth = copy_bandwidth(device, rounds)
+    for r in records:
+        read = case.bytes_read(r["attends"])
+        limit = read / bandwidth * 1e3
+        r |= {"read_mb": read / 1e6, "limit_ms": limit, "share_of_limit": limit / r["median_ms"]}
+        r["copy_gb_per_s"] = bandwidth / 1e9
+
+
+def copy_bandwidth(device, rounds):
+    """How many bytes a second a large copy reads and writes."""
+    count = min(COPY_BYTES[device.type], int(free_memory(device) / 4))
+    source = torch.ones(count, dtype=torch.uint8, device=device)
+    copy = partial(torch.empty_like(source).copy_, source)
+    seconds = timed_in_rounds({"copy": copy}, device, rounds)["copy"]
+    return 2 * count / float(np.median(seconds))

@@ -5,8 +5,7 @@ import argparse
 import numpy as np
 
 from attention.pattern import check_pattern
-from benchmarks.decoding import DECODE_PEERS
-from benchmarks.peers import ALL_DTYPES, PEERS, Case
+from benchmarks.peers import ALL_DTYPES, DECODE_PEERS, PEERS, Case
 from machine.command import add_debug
 from machine.device import resolve_device
 from training.config import ARMS, COMPILE_MODES, DEFAULT_ARMS, make_config
@@ -40,18 +39,15 @@ def build_parser():
     )
     add, said = parser.add_argument, " (default: %(default)s)"
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N" + said)
-    text = "default: float32 on a CPU, bfloat16 on CUDA"
-    add("--dtype", choices=ALL_DTYPES, help=text)
+    add("--dtype", choices=ALL_DTYPES, help="default: float32 on a CPU, bfloat16 on CUDA")
     text = "default: 256 1024 4096 16384, on CUDA 65536 too"
     add("--seq-lens", type=int, nargs="+", metavar="S", help=text)
     add("--batch-size", type=int, default=1, help="sequences" + said)
     add("--heads", type=int, help="default: 16 on CUDA, 4 on a CPU")
     add("--head-dim", type=int, help="default: 64 on CUDA, 32 on a CPU")
     add("--window-size", type=int, default=96, help="near keys before each token" + said)
-    text = "every how many tokens a far key; 0: none"
-    add("--dilation", type=int, default=4, help=text + said)
-    text = "of those below; default: all, where they run"
-    add("--peers", nargs="+", metavar="PEER", help=text)
+    add("--dilation", type=int, default=4, help="every how many tokens a far key; 0: none" + said)
+    add("--peers", nargs="+", metavar="PEER", help="of those below; default: all, where they run")
     add("--rounds", type=int, default=11, help="how often each is timed" + said)
     add("--output-dir", default="output", help="folder of the JSON file" + said)
     add("--plots-dir", default="plots", help="folder of the picture" + said)

@@ -5,20 +5,21 @@ A peer claims to which keys it attends; one that computes something else is not 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attention import dense_attention, may_attend, window_attention, window_mask
+from attention import attended_pairs, dense_attention, may_attend, window_attention, window_mask
+from attention.cache import KeyValueCache
 from benchmarks.timing import Unavailable
 from training.config import DTYPES
 
 # what is timed: whole sequences, or the last query of one, whose keys and values are stored
 FORWARD, TRAINING, ONE_TOKEN = "forward", "forward + backward", "one token"
-ALL_KEYS, PATTERN, NEAR_ONLY = "all keys", "near + far", "near only"
+ALL_KEYS, PATTERN = "all keys", "near + far"
 ALL_DTYPES = {**DTYPES, "float16": torch.float16}
 CHECKED_TOKENS = 384
 LARGEST_ERROR = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
@@ -39,11 +40,20 @@ class Case:
 
     def pattern(self, attends=PATTERN):
         """(window_size, dilation) of what a peer claims to attend to."""
-        if attends == ALL_KEYS:
-            return 1, 1
-        if attends == NEAR_ONLY:
-            return self.window_size, 0
-        return self.window_size, self.dilation
+        return (1, 1) if attends == ALL_KEYS else (self.window_size, self.dilation)
+
+    def bytes_read(self, attends):
+        """The keys and values that the last query attends to, in bytes."""
+        pattern = self.pattern(attends)
+        keys = attended_pairs(self.seq_len, *pattern) - attended_pairs(self.seq_len - 1, *pattern)
+        a_key = 2 * self.batch_size * self.heads * self.head_dim * ALL_DTYPES[self.dtype].itemsize
+        return keys * a_key
+
+    def checked(self):
+        """The small problem at which peers are checked, the same for every length."""
+        window = min(self.window_size, CHECKED_TOKENS // 4)
+        batch_size = min(self.batch_size, 2)
+        return replace(self, batch_size=batch_size, seq_len=CHECKED_TOKENS, window_size=window)
 
     def inputs(self, seed=0):
         """q, k, v as views of one fused projection, as the models have them, and a gradient."""
@@ -64,7 +74,6 @@ class Peer(NamedTuple):
     attends: str
     description: str
     make: Callable
-    compiled: bool = False
 
 
 def full_peers(make):
@@ -83,8 +92,7 @@ def _evaluation(evaluation, case):
     return lambda q, k, v: window_attention(q, k, v, w, d, evaluation)
 
 
-def _compiled(function):
-    return torch.compile(function, fullgraph=True, dynamic=False)
+_compiled = partial(torch.compile, fullgraph=True, dynamic=False)
 
 
 def _heads_first(run):
@@ -118,24 +126,49 @@ def _flex(case):
     return _heads_first(partial(_compiled(flex_attention), block_mask=mask))
 
 
-def _local_attention(case):
-    from local_attention import LocalAttention  # optional
+def _cached(attends, case):
+    """The models' step for one token, over a cache that has taken the context."""
 
-    options = {"causal": True, "look_backward": 1, "exact_windowsize": True, "autopad": True}
-    options["use_rotary_pos_emb"] = False
-    return _heads_first(LocalAttention(case.window_size, **options))
+    def store(q, k, v):
+        shape = case.batch_size, case.heads, case.head_dim
+        pattern = *case.pattern(attends), 0
+        cache = KeyValueCache(shape, case.seq_len, pattern, dtype=k.dtype, device=k.device)
+        cache.write(k, v)
+        return partial(cache.attend, q)
+
+    return store
+
+
+def _one_token_sdpa(backend, case):
+    """PyTorch's kernel for one token, over keys and values that lie head by head."""
+
+    def store(q, k, v):
+        q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
+
+        def attend():
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+        return attend
+
+    return store
 
 
 PEERS = {
     "split": Peer(PATTERN, "this project's split evaluation", partial(_evaluation, "split")),
     "split-compiled": Peer(
-        PATTERN, "the same compiled", lambda case: _compiled(_evaluation("split", case)), True
+        PATTERN, "the same compiled", lambda case: _compiled(_evaluation("split", case))
     ),
     "masked": Peer(PATTERN, "PyTorch's kernels with a mask", partial(_evaluation, "masked")),
     "dense": Peer(PATTERN, "textbook attention with a mask", partial(_evaluation, "dense")),
-    "flex": Peer(PATTERN, "FlexAttention with a block mask, compiled", _flex, True),
+    "flex": Peer(PATTERN, "FlexAttention with a block mask, compiled", _flex),
     **full_peers(_sdpa),
-    "local-attention": Peer(NEAR_ONLY, "the package of that name", _local_attention),
+}
+DECODE_PEERS = {
+    "window": Peer(PATTERN, "as the window model generates", partial(_cached, PATTERN)),
+    "full": Peer(ALL_KEYS, "as the other models generate", partial(_cached, ALL_KEYS)),
+    **full_peers(_one_token_sdpa),
+    "math": Peer(ALL_KEYS, "matrix products", partial(_one_token_sdpa, SDPBackend.MATH)),
 }
 
 
@@ -149,20 +182,18 @@ def work_of(attend, qkv, upstream, timed):
     return lambda: attend(q, k, v)
 
 
+@cache
 def error_of(peer, case, timed):
-    """The largest relative error of a peer's results in a small problem like ``case``.
+    """The largest relative error of a peer's results at a case.
 
     Results are the output, or the gradients of q, k and v; the truth is textbook attention in
     float64 over the keys that the peer claims.  Raises Unavailable where the error is larger than
     rounding explains.
     """
-    window = min(case.window_size, CHECKED_TOKENS // 4)
-    batch_size = min(case.batch_size, 2)
-    small = replace(case, batch_size=batch_size, seq_len=CHECKED_TOKENS, window_size=window)
-    qkv, upstream = small.inputs(seed=1)
-    results = work_of(peer.make(small), qkv, upstream, timed)()
+    qkv, upstream = case.inputs(seed=1)
+    results = work_of(peer.make(case), qkv, upstream, timed)()
     exact = [x.detach().double().requires_grad_() for x in qkv]
-    mask = window_mask(small.seq_len, *small.pattern(peer.attends), small.device)
+    mask = window_mask(case.seq_len, *case.pattern(peer.attends), case.device)
     out = dense_attention(*exact, mask)
     truths = torch.autograd.grad(out, exact, upstream.double())
     if timed != TRAINING:

@@ -1,19 +1,18 @@
 """The log-log picture of the attention benchmark: time over sequence length, a line a peer."""
 
-import math
-
 import matplotlib
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter
 
-from benchmarks.peers import ALL_KEYS, FORWARD, NEAR_ONLY, PATTERN, PEERS, TRAINING
+from benchmarks.peers import ALL_KEYS, FORWARD, PATTERN, PEERS, TRAINING
+from figures.frame import length_axis, log_axis
 from figures.look import LOOK, WIDTH
 
-LINES = {ALL_KEYS: "-.", PATTERN: "-", NEAR_ONLY: ":"}
+LINES = {ALL_KEYS: "-.", PATTERN: "-"}
 COLORS = dict(zip(PEERS, sns.color_palette("colorblind"), strict=False))
-MARKERS = dict(zip(PEERS, "os^Dv<>PX", strict=True))
+MARKERS = dict(zip(PEERS, "os^Dv<>P", strict=True))
 LIMIT = {"color": "black", "linestyle": "--", "marker": "_", "linewidth": 1, "zorder": 2}
 
 
@@ -31,16 +30,14 @@ def plot_scaling(records, title):
         here = [r for r in records if r["direction"] == timed]
         for name in dict.fromkeys(r["peer"] for r in here):
             _draw_peer(axis, name, [r for r in here if r["peer"] == name])
-        _draw_limit(axis, here)
-        axis.set(xscale="log", yscale="log", title=timed, xlabel="sequence length S (tokens)")
-        axis.tick_params("x", rotation=30)
+        best = [r for r in here if r["ratio_to_best_full"] == 1]
+        limits = [r["median_ms"] / 1e3 * r["density"] for r in best]
+        label = "limit: best full kernel x pairs kept"
+        axis.plot([r["seq_len"] for r in best], limits, label=label, **LIMIT)
+        axis.set(title=timed, xlabel="sequence length S (tokens)")
         handles |= {line.get_label(): line for line in axis.get_lines()}
-    lengths = sorted({r["seq_len"] for r in records})
-    axes[0].set_xticks(lengths, [f"{n:,}" for n in lengths])
-    axes[0].xaxis.set_minor_locator(NullLocator())
-    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes[0].yaxis.set_major_formatter(EngFormatter(unit="s", sep=" "))
-    axes[0].yaxis.set_minor_formatter(NullFormatter())
+    length_axis(axes[0], sorted({r["seq_len"] for r in records}))
+    log_axis(axes[0], EngFormatter(unit="s", sep=" "))
     axes[0].set_ylabel("time of one call, median")
     figure.legend(handles.values(), handles, loc="outside right center", fontsize=7)
     figure.suptitle(title, fontsize=8)
@@ -55,13 +52,3 @@ def _draw_peer(axis, name, records):
     axis.plot(lengths, seconds, label=f"{name} ({attends})", markersize=4, **look)
     low, high = np.transpose([r["quartiles_ms"] for r in records]) / 1e3
     axis.fill_between(lengths, low, high, color=COLORS[name], alpha=0.2, linewidth=0)
-
-
-def _draw_limit(axis, records):
-    limits = {}
-    for r in records:
-        if r["attends"] == ALL_KEYS:
-            limit = r["median_ms"] / 1e3 * r["density"]
-            limits[r["seq_len"]] = min(limit, limits.get(r["seq_len"], math.inf))
-    label = "limit: best full kernel x pairs kept"
-    axis.plot(list(limits), list(limits.values()), label=label, **LIMIT)

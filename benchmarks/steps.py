@@ -1,12 +1,11 @@
 """Whole steps of the experiment's arms, timed side by side: of training, and for one new token."""
 
-import math
 from functools import partial
 
 import numpy as np
 import torch
 
-from benchmarks.timing import add_ratios, cuda_peak_mb, side_by_side
+from benchmarks.timing import add_ratios, peak_mb, side_by_side
 from training.batches import to_device
 from training.trainer import Trainer, autocast, build_model, release_memory
 
@@ -45,15 +44,14 @@ def _training_step(config, arm, tokens, device):
     On CUDA the whole step, optimizer included, is to be one CUDA graph: the host's time for
     launching kernels differs from machine to machine.
     """
-    cuda = device.type == "cuda"
-    before = torch.cuda.memory_allocated(device) if cuda else 0
+    before = torch.cuda.memory_allocated()
     trainer = Trainer(config, arm, tokens, STEP_VOCAB, device, seed=0)
     trainer.model.train()
     work = partial(trainer.update, *to_device(tokens, device), config.lr)
     for _ in range(4):  # compiles, makes the optimizer's state
         work()
-    memory = cuda_peak_mb(work, device, before) if cuda else math.nan
-    if cuda and not config.records_graphs:
+    memory = peak_mb(work, device, before)
+    if device.type == "cuda" and not config.records_graphs:
         for group in trainer.optimizer.param_groups:
             group["capturable"] = True
     return work, {"peak_memory_mb": memory}

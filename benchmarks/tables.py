@@ -80,11 +80,12 @@ def _skipped_lines(skipped):
     """A line for what was skipped for the same reason at one or more lengths."""
     lengths = {}
     for item in skipped:
-        name = item.get("peer") or item["arm"]
-        what = name, item["direction"], item.get("compile"), item["reason"]
-        lengths.setdefault(what, []).append(f"{item['seq_len']:,}")
-    lines = []
-    for (name, timed, mode, reason), at in lengths.items():
-        where = timed if mode is None else f"{timed} (compile {mode})"
-        lines.append(f"skipped: {name} at S {' '.join(at)}, {where}: {reason}")
-    return lines
+        what = item["direction"]
+        if "compile" in item:
+            what += f" (compile {item['compile']})"
+        failure = item.get("peer") or item["arm"], what, item["reason"]
+        lengths.setdefault(failure, []).append(f"{item['seq_len']:,}")
+    return [
+        f"skipped: {name} at S {' '.join(at)}, {what}: {reason}"
+        for (name, what, reason), at in lengths.items()
+    ]

@@ -5,7 +5,6 @@ A work is a function without arguments.
 
 import gc
 import math
-import os
 import random
 import time
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from machine.device import is_out_of_memory, synchronize
 
-SAMPLE_SECONDS = {"cpu": 0.02, "cuda": 0.004}  # calls are repeated inside a sample up to this
+SAMPLE_SECONDS = 0.02  # a call is repeated inside a sample until that lasts so long
 
 
 class Unavailable(Exception):
@@ -34,20 +33,16 @@ def side_by_side(kind, makers, about, device, rounds, graphs=True):
         record = {kind: name, **about}
         try:
             work, more = makers[name]()
-            timed_as = "calls"
-            if graphs:
-                work, timed_as = as_cuda_graph(work, device)
-            works[name] = work
+            works[name], timed_as = as_cuda_graph(work, device) if graphs else (work, "calls")
             records[name] = {**record, **more, "timed_as": timed_as}
-        # whatever the code of a peer or a compiler raises, or memory
-        except Exception as error:
+        except Exception as error:  # whatever the code of a peer or a compiler raises
             skipped.append({**record, "reason": reason_of(error)})
         if name not in works:
             gc.collect()  # what it left, which its error holds no longer
     for name, seconds in timed_in_rounds(works, device, rounds).items():
         milliseconds = 1e3 * np.array(seconds)
-        records[name]["median_ms"] = float(np.median(milliseconds))
-        records[name]["quartiles_ms"] = np.quantile(milliseconds, (0.25, 0.75)).tolist()
+        low, median, high = np.quantile(milliseconds, (0.25, 0.5, 0.75)).tolist()
+        records[name] |= {"median_ms": median, "quartiles_ms": [low, high]}
         records[name]["samples_ms"] = milliseconds.tolist()
     return list(records.values()), skipped
 
@@ -96,9 +91,9 @@ def timed_in_rounds(works, device, rounds):
     """
     calls = {}
     for name, work in works.items():
-        timed(work, device, 1)
-        once = timed(work, device, 1)
-        calls[name] = max(1, min(100, round(SAMPLE_SECONDS[device.type] / max(once, 1e-6))))
+        calls[name] = 1
+        while calls[name] * timed(work, device, calls[name]) < SAMPLE_SECONDS:
+            calls[name] *= 2
     samples = {name: [] for name in works}
     generator = random.Random(0)
     for _ in range(rounds):
@@ -109,17 +104,11 @@ def timed_in_rounds(works, device, rounds):
 
 def timed(work, device, calls):
     """Seconds of one call, from ``calls`` of them in a row."""
-    if device.type == "cuda":
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        for _ in range(calls):
-            work()
-        after.record()
-        after.synchronize()
-        return before.elapsed_time(after) / 1e3 / calls
+    synchronize(device)
     started = time.perf_counter()
     for _ in range(calls):
         work()
+    synchronize(device)
     return (time.perf_counter() - started) / calls
 
 
@@ -135,18 +124,10 @@ def reason_of(error):
     return f"{type(error).__name__}: {first_sentence}"[:160]
 
 
-def free_memory(device):
-    """Bytes that are free on the device, or in the system for a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):  # Windows, macOS
-        return math.inf
-
-
-def cuda_peak_mb(work, device, before):
-    """The most memory allocated during one call, beyond ``before`` bytes, in MB."""
+def peak_mb(work, device, before):
+    """The most memory allocated during one call, beyond ``before`` bytes, in MB; NaN on a CPU."""
+    if device.type == "cpu":
+        return math.nan
     synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     work()

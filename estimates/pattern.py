@@ -36,9 +36,10 @@ class PatternAnalysis:
                 raise ValueError(f"{words}, got {value}")
         pattern = self.window_size, self.dilation
         self.causal_pairs = causal_pairs(self.seq_len)  # (query, key) of full causal attention
-        self.near_pairs, self.far_pairs = near_far_pairs(self.seq_len, *pattern)
-        self.sink_pairs = sink_pairs(self.seq_len, *pattern, self.sink_tokens)  # neither of both
-        self.attended_pairs = self.near_pairs + self.far_pairs + self.sink_pairs
+        near, far = near_far_pairs(self.seq_len, *pattern)
+        sinks = sink_pairs(self.seq_len, *pattern, self.sink_tokens)  # neither near nor far
+        self.attended_pairs = near + far + sinks
+        self.pairs = near, far, sinks, self.causal_pairs - self.attended_pairs  # kept, left out
         self.density = self.attended_pairs / self.causal_pairs  # share that is kept, 0 to 1
         self.sparsity = 1 - self.density
         # linear_flops: all matrix products but attention, pair_flops: one pair in all layers
@@ -64,16 +65,16 @@ class PatternAnalysis:
         shape = f"seq_len {self.seq_len:,}, d_model {self.d_model:,}, {self.layers:,} layers"
         return f"{shape}, vocabulary {self.vocab_size:,}"
 
-    def keys_per_query(self, positions):
-        """Near, far and other sink keys of the queries at ``positions``: three of their shape.
+    def keys_of(self, query):
+        """Keys of the queries at these positions by kind, as ``pairs``: four of the same shape.
 
         With t = i - w, query i has min(i, w) + 1 near keys and floor(t / d) far keys, none while
         t < d; of its min(N, t) sinks beyond the window those that are t modulo d are far already.
         """
-        near = np.minimum(positions, self.window_size) + 1
-        beyond = np.maximum(np.subtract(positions, self.window_size), 0)
-        sinks = np.minimum(beyond, self.sink_tokens)
-        if not self.dilation:
-            return near, np.zeros_like(beyond), sinks
-        are_far = (sinks - beyond % self.dilation + self.dilation - 1) // self.dilation
-        return near, beyond // self.dilation, sinks - np.maximum(are_far, 0)
+        near = np.minimum(query, self.window_size) + 1
+        beyond = np.maximum(np.subtract(query, self.window_size), 0)
+        sinks, far = np.minimum(beyond, self.sink_tokens), 0 * beyond
+        if self.dilation:
+            far = beyond // self.dilation
+            sinks -= np.maximum((sinks - beyond % self.dilation - 1) // self.dilation + 1, 0)
+        return near, far, sinks, query + 1 - near - far - sinks

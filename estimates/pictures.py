@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from attention.pattern import may_attend
 from figures.frame import caption_below
 from figures.look import LOOK, WIDTH, arm_styles
-from studies.measured import measured_rows
+from studies.tables import measured_rows
 
 MOST_PAIRS = 512  # side of a mask drawn pair by pair; of a longer one the regions are drawn
 FUTURE, UNATTENDED, NEAR, FAR, SINK = range(5)  # kinds of pairs; the palette has their colours
@@ -19,25 +19,22 @@ PALETTE = np.array([(1, 1, 1), (0.88, 0.88, 0.88), *sns.color_palette("colorblin
 STACKED = [NEAR, FAR, SINK, UNATTENDED]
 LINEAR_COLOR = (0.42, 0.42, 0.42)
 ESTIMATE = "Speed-ups: estimates from FLOP counts, not measured."
-POSITIONS_COLORS = "black", "white"  # of measured speed-ups, by kind of positions
 
 
-def pair_kinds(queries, keys, window_size, dilation, sink_tokens=0):
+def pair_kinds(a, queries, keys):
     """Kind of every pair of positions (Q,) x (K,): FUTURE, UNATTENDED, ... SINK, as (Q, K)."""
     queries, keys = queries[:, None], keys[None, :]
-    r = queries - keys
-    far = may_attend(queries, keys, window_size, dilation)
-    sinks = may_attend(queries, keys, window_size, dilation, sink_tokens)
-    conditions = [r < 0, r <= window_size, far, sinks]
+    far = may_attend(queries, keys, a.window_size, a.dilation)
+    sinks = may_attend(queries, keys, a.window_size, a.dilation, a.sink_tokens)
+    conditions = [keys > queries, queries - keys <= a.window_size, far, sinks]
     return np.select(conditions, [FUTURE, NEAR, FAR, SINK], UNATTENDED)
 
 
 def draw_pairs(axes, a, first_query, first_key, side):
     """``side`` x ``side`` pairs of the pattern, each in its own cell."""
     queries, keys = first_query + np.arange(side), first_key + np.arange(side)
-    kinds = pair_kinds(queries, keys, a.window_size, a.dilation, a.sink_tokens)
     extent = (keys[0] - 0.5, keys[-1] + 0.5, queries[-1] + 0.5, queries[0] - 0.5)
-    axes.imshow(PALETTE[kinds], extent=extent)
+    axes.imshow(PALETTE[pair_kinds(a, queries, keys)], extent=extent)
 
 
 def draw_regions(axes, a):
@@ -113,8 +110,7 @@ def plot_comparison(analyses):
 def draw_keys_per_query(axes, a):
     """The kinds of keys of each query, stacked up to full causal attention."""
     positions = np.unique(np.linspace(0, a.seq_len - 1, min(a.seq_len, 1024)).astype(np.int64))
-    keys = np.stack(a.keys_per_query(positions))
-    keys = np.vstack([keys, positions + 1 - keys.sum(axis=0)])
+    keys = np.stack(a.keys_of(positions))
     keys = np.column_stack([keys, keys[:, -1]])
     edges = np.append(positions, a.seq_len)  # query i fills [i, i + 1): a single one shows too
     axes.stackplot(edges, keys, colors=PALETTE[STACKED], step="post", linewidth=0)
@@ -127,21 +123,16 @@ def draw_keys_per_query(axes, a):
 
 def draw_cost(axes, a):
     """FLOPs relative to full attention: attention alone and the whole step, full and sparse."""
-    pairs = a.near_pairs, a.far_pairs, a.sink_pairs, a.causal_pairs - a.attended_pairs
-    full = [a.pair_flops * count for count in pairs]
-    sparse = [*full[:3], 0]
-    rows = {
-        "attention\nfull": [0, *full],
-        "attention\nsparse": [0, *sparse],
-        "whole step\nfull": [a.linear_flops, *full],
-        "whole step\nsparse": [a.linear_flops, *sparse],
-    }
-    flops = np.array(list(rows.values()), dtype=float)  # (rows, parts)
+    full = a.pair_flops * np.array(a.pairs, dtype=float)
+    sparse = full * (1, 1, 1, 0)
+    names = "attention\nfull", "attention\nsparse", "whole step\nfull", "whole step\nsparse"
+    linear = [[0], [0], [a.linear_flops], [a.linear_flops]]
+    flops = np.hstack([linear, [full, sparse] * 2])  # (rows, parts)
     totals = flops.sum(axis=1)
     percent = 100 * flops / totals[[0, 0, 2, 2], None]
-    left = np.zeros(len(rows))
+    left = np.zeros(len(names))
     for widths, color in zip(percent.T, [LINEAR_COLOR, *PALETTE[STACKED]], strict=True):
-        bars = axes.barh(list(rows), widths, left=left, color=color, lw=0)
+        bars = axes.barh(names, widths, left=left, color=color, lw=0)
         left += widths
     axes.bar_label(bars, map(EngFormatter(unit="FLOP", places=1), totals), padding=3, fontsize=7)
     axes.set(xlim=(0, 145), ylim=(3.5, -0.5), xticks=range(0, 101, 25))
@@ -172,8 +163,8 @@ def draw_estimates(axes, analyses, field, share):
     axes.plot(100 * curve, 1 / (1 - share * curve), color="0.6", lw=1, zorder=1)
     styles = arm_styles([a.label for a in analyses])
     for a in analyses:
-        mark = styles[a.label].mark
-        axes.plot(100 * a.sparsity, getattr(a, field), ls="none", ms=6, label=a.label, **mark)
+        look = {"color": styles[a.label].color, "marker": styles[a.label].marker, "ms": 6}
+        axes.plot(100 * a.sparsity, getattr(a, field), ls="none", label=a.label, **look)
     axes.axhline(1, color="black", lw=0.8, zorder=0.8)  # over the grid
     axes.yaxis.set_major_formatter("{x:.5g}x")
 
@@ -181,7 +172,7 @@ def draw_estimates(axes, analyses, field, share):
 def draw_measured(axes, content):
     """Measured speed-ups with their intervals; returns their handles, one a kind of positions."""
     handles = []
-    for point, color in zip(content["points"], POSITIONS_COLORS, strict=False):
+    for point, color in zip(content["points"], ("black", "white"), strict=False):
         look = {"color": "black", "marker": "D", "mfc": color, "ms": 4}
         for _, summary, gain in measured_rows(point):
             ends = [gain[end] or gain["mean"] for end in ("low", "high")]
@@ -207,17 +198,17 @@ def plot_tradeoff(analyses, content=None):
     handles = top.get_legend_handles_labels()[0]
     top.set_ylabel("attention alone,\nestimated speed-up")
     bottom.set_ylabel("whole step,\nestimated speed-up")
-    text = f"{analyses[0].model}. Attention's share of the FLOPs, full: {share:.2%}. "
-    text += "Lines: Amdahl's law. "
-    if content is None:
-        text += ESTIMATE
-    else:
+    source = ESTIMATE
+    if content is not None:
         handles += draw_measured(bottom, content)
         bottom.set_ylabel("whole step,\nspeed-up")
-        text += "Coloured: estimates from FLOP counts. "
-        text += f"Black: measured on {content['device_name']}, with 95 % t intervals over blocks."
+        source = (
+            "Coloured: estimates from FLOP counts. Black: measured on "
+            f"{content['device_name']}, with 95 % t intervals over blocks."
+        )
     bottom.set_xlabel("sparsity: causal pairs left out (%)")
     figure.align_ylabels()
     figure.legend(handles=handles, loc="outside right center")
-    caption_below(figure, text)
+    text = f"{analyses[0].model}. Attention's share of the FLOPs, full: {share:.2%}. "
+    caption_below(figure, f"{text}Lines: Amdahl's law. {source}")
     return figure

@@ -2,24 +2,21 @@
 
 from matplotlib.ticker import EngFormatter
 
-from analysis.words import text_table, with_interval
+from analysis.words import text_table
 from attention.pattern import is_full_causal
-from studies.measured import measured_rows, recommend
-from studies.tables import warning_lines
+from studies.tables import format_study
 
-HOW_TO_MEASURE = (
-    "`python compare_models.py --study patterns` measures speed and quality of patterns;",
-    "`python analyze_hyperparameters.py --measured` then shows them here.",
-)
+HOW_TO_MEASURE = """\
+`python compare_models.py --study patterns` measures speed and quality of patterns;
+`python analyze_hyperparameters.py --measured` then shows them here."""
 
 
 def pairs_table(analyses):
     """The pairs that each pattern keeps and the keys of a query, as lines."""
     rows = [("pattern", "density", "sparsity", "pairs", "near", "far", "sink", "mean keys", "most")]
     for a in analyses:
-        pairs = (a.attended_pairs, a.near_pairs, a.far_pairs, a.sink_pairs)
-        counts = [f"{count:,}" for count in pairs]
-        mean, most = a.attended_pairs / a.seq_len, sum(a.keys_per_query(a.seq_len - 1))
+        counts = [f"{count:,}" for count in (a.attended_pairs, *a.pairs[:3])]
+        mean, most = a.attended_pairs / a.seq_len, sum(a.keys_of(a.seq_len - 1)[:3])
         keys = f"{mean:,.1f}", f"{most:,}"
         rows.append((a.label, f"{a.density:.2%}", f"{a.sparsity:.2%}", *counts, *keys))
     return text_table(rows)
@@ -30,7 +27,7 @@ def cost_table(analyses):
     costs = "attention full", "sparse", "whole full", "sparse", "attention est.", "whole est."
     rows = [("pattern", *costs)]
     for a in analyses:
-        flops = (a.flops_full, a.flops_sparse, a.whole_full, a.whole_sparse)
+        flops = a.flops_full, a.flops_sparse, a.whole_full, a.whole_sparse
         cells = map(EngFormatter(places=2), flops)
         rows.append((a.label, *cells, f"{a.attention_speedup:.2f}x", f"{a.step_speedup:.3f}x"))
     return text_table(rows)
@@ -48,42 +45,15 @@ def remarks_on(analyses):
     yield "What a pattern does to the loss, these counts cannot tell."
 
 
-def measured_table(point):
-    """What was measured of each pattern with one kind of positions, as lines."""
-    rows = [("pattern", "whole est.", "times as fast", "val. loss - fused", "quality")]
-    for arm, summary, gain in measured_rows(point):
-        contrast = summary["contrast"]
-        loss = contrast["val_loss"]
-        fast = with_interval(gain["mean"], gain["low"], gain["high"], "{:.3f}".format)
-        loss = with_interval(loss["mean"], loss["low"], loss["high"], "{:+.4f}".format)
-        limit = f"{summary['step_limit']:.3f}x"
-        rows.append((arm, limit, fast, loss, contrast["quality"]["verdict"]))
-    return text_table(rows)
-
-
-def measured_lines(content):
-    """What a study of patterns measured, as lines of the report."""
-    yield f"MEASURED by --study patterns on {content['device_name']}, torch {content['torch']}; in"
-    yield "brackets the 95 % t interval, paired by block.  times as fast: whole training step, over"
-    yield "full attention in the best kernel."
-    yield from warning_lines(content)
-    for point in content["points"]:
-        yield f"{point['positions']} positions:"
-        yield from measured_table(point)
-        yield ""
-    yield "Recommendation, from these measurements alone:"
-    yield from recommend(content)
-
-
 def format_report(analyses, content=None):
     """The report as text; ``analyses`` (at least one) share length, model and sink_tokens.
 
-    content: of a study of patterns (see studies/), whose measurements are shown too.
+    content: of a study of patterns (see studies/), whose tables follow.
     """
     a = analyses[0]
     pairs, costs = "\n".join(pairs_table(analyses)), "\n".join(cost_table(analyses))
     remarks = "\n".join(remarks_on(analyses))
-    measured = "\n".join(HOW_TO_MEASURE if content is None else measured_lines(content))
+    measured = HOW_TO_MEASURE if content is None else f"MEASURED\n{format_study(content)}"
     return f"""\
 Sliding-window + dilated attention: {a.model}
 

@@ -1,16 +1,13 @@
 """What an experiment is about to do, and roughly how long it will take."""
 
+from collections import Counter
 from dataclasses import replace
 
-from analysis.values import in_order, pattern_text, ranks_text
-from experiment.files import read_plan, read_trainings
-from experiment.identity import can_be_mixed, differences
+from analysis.values import pattern_text, ranks_text
 from experiment.progress import format_seconds
-from experiment.stored import describe_experiment
 from machine import ranks
 from machine.command import say
-from machine.device import resolve_device
-from training.trainer import Trainer, deterministic_algorithms, release_memory
+from training.trainer import Trainer, release_memory
 
 # for the estimate before the first training; measured times take over after it
 CHILD_SECONDS = 4  # a fresh process imports torch
@@ -26,7 +23,7 @@ def seconds_of_step(config, arm, dataset, device):
     try:
         eager = replace(config, compile="none")
         trainer = Trainer(eager, arm, dataset.train, dataset.vocab_size, device, seed=0)
-        first, rest = trainer.warm_up(steps=3)
+        first, step = sum(trainer.warm_up(steps=1)), sum(trainer.warm_up(steps=2)) / 2
     except RuntimeError as error:
         if not ranks.ran_out_of_memory(error):
             raise
@@ -34,7 +31,7 @@ def seconds_of_step(config, arm, dataset, device):
     finally:
         del trainer
         release_memory(device)
-    return first, rest / 2
+    return first, step
 
 
 def introduce(metadata):
@@ -73,15 +70,16 @@ def _count(number, word):
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
-def estimate(config, metadata, dataset, device, waiting):
-    """Say roughly how long it will take, from steps that are timed now; returns the seconds.
+def estimate(stored, dataset, device):
+    """Say roughly how long what waits will take, from steps timed now; returns the seconds.
 
-    waiting: {arm: trainings to come}.  Every rank takes part.
+    Every rank takes part.
     """
+    config, metadata, waiting = stored.config, stored.metadata, stored.waiting()
     # a validation batch is a forward pass, a third of a step
     held_out = metadata["data"]["val_rows_used"] / config.batch_size / 3
     seconds = 0
-    for arm, trainings in waiting.items():
+    for arm, trainings in Counter(arm for arm, _ in waiting).items():
         timed = seconds_of_step(config, arm, dataset, device)
         if timed is None:
             say(f"  {arm} ran out of memory when tried without torch.compile: it may fail")
@@ -92,61 +90,11 @@ def estimate(config, metadata, dataset, device, waiting):
             seconds += trainings * (CHILD_SECONDS + 3 * step)  # the process that measures memory
         if config.compile != "none":
             seconds += trainings * COMPILE_SECONDS
-    left = sum(waiting.values())
     scope = "in all"
-    if left < config.runs * len(config.arms):
-        scope = f"for the {left} that are left"
+    if len(waiting) < len(stored.trainings()):
+        scope = f"for the {len(waiting)} that are left"
     say(
         f"  roughly {format_seconds(seconds)} {scope}, if the machine stays as busy as it is now, "
         "and a few seconds for the plots"
     )
     return seconds
-
-
-def dry_run(config, dataset, restart=False, allow_mixed=False):
-    """Say what would be done, and how long it would take; the plan goes to stdout.
-
-    Returns the seconds that it would take, roughly.
-    """
-    device, seconds = ranks.local_device(resolve_device(config.device)), 0
-    with deterministic_algorithms(config.deterministic):
-        metadata = ranks.from_first(describe_experiment, config, dataset, device)
-        waiting, note = ranks.from_first(_what_it_would_do, metadata, restart, allow_mixed)
-        if waiting:
-            introduce(metadata)
-            seconds = estimate(config, metadata, dataset, device, waiting)
-    if note:
-        say(note)
-    plan = metadata["plan"]
-    for block, (order, seed) in enumerate(zip(plan["orders"], plan["seeds"], strict=True), 1):
-        print(f"block {block}: {', '.join(order)} (seed {seed})")
-    return seconds
-
-
-def _what_it_would_do(metadata, restart, allow_mixed):
-    """{arm: trainings to come}, and a sentence on the experiment in the folder, None without."""
-    config = metadata["config"]
-    folder, waiting = config["output_dir"], dict.fromkeys(config["arms"], config["runs"])
-    before = read_plan(folder)
-    if before is None:
-        return waiting, None
-    done = read_trainings(folder, before)[0]
-    finished = len(in_order(done))
-    changed = differences(before["identity"], metadata["identity"])
-    refused = changed and not (allow_mixed and can_be_mixed(changed))
-    if restart:
-        answer = "rename the folder and start anew"
-    elif refused:
-        answer, waiting = "refuse", {}
-    else:
-        left = {arm: planned - len(done[arm]) for arm, planned in waiting.items()}
-        waiting = {arm: trainings for arm, trainings in left.items() if trainings}
-        answer = f"go on after {finished}" if waiting else "report it again"
-        if changed and waiting:
-            answer += " and mark the results"
-    if changed and not restart:
-        answer += ", for this differs:\n    " + "\n    ".join(changed)
-    return waiting, (
-        f"  {folder} holds an experiment, {finished} trainings done; without --dry-run this "
-        f"command would {answer}"
-    )

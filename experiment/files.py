@@ -7,11 +7,11 @@
 Everything else (results, report, plots) is made anew from these files.  Knows nothing of models.
 """
 
-import contextlib
 import io
 import itertools
 import json
 import os
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
@@ -27,70 +27,47 @@ from analysis.metrics import (
     checked_training,
 )
 from machine import ranks
-from machine.command import UserError
+from machine.command import UserError, say
 from machine.files import (
     DAMAGE,
     atomic_write,
-    explained,
-    flush_folder,
-    make_folder,
+    read_file,
     remove_leftovers,
     to_json,
-    write_json,
 )
 from training.tokens import TOKENIZER_NAME
 from training.weights import WEIGHTS_CONFIG_NAME, WEIGHTS_NAME
 
 PLAN_NAME, RUNS_NAME, LOCK_NAME, ASIDE_NAME = "plan.json", "runs", ".lock", "set_aside"
-RESULTS = (
-    f"{RESULTS_NAME}.npz",
-    f"{RESULTS_NAME}.json",
-    REPORT_NAME,
-    WEIGHTS_NAME,
-    WEIGHTS_CONFIG_NAME,
-)
-
-
-class StoreError(UserError):
-    """A folder that cannot be used as it is; the message names the file and the remedy."""
+RESULTS = (f"{RESULTS_NAME}.npz", f"{RESULTS_NAME}.json", REPORT_NAME)
+RESULTS += (WEIGHTS_NAME, WEIGHTS_CONFIG_NAME)
 
 
 # the folder
-@contextlib.contextmanager
 def locked(folder):
-    """Keep a second experiment out of ``folder`` as long as the block runs.
+    """Keep a second experiment out of ``folder`` until the end of a ``with`` block of the result.
 
     The lock is the operating system's, on the file .lock: it ends with the process, however that
     ends, so a .lock that a killed one left behind keeps nobody out.  Of several ranks the first
-    holds it.  Raises StoreError where another process does.
+    holds it.  Raises UserError where another process does.
     """
+    return ranks.on_every(lambda: _lock(folder) if ranks.is_first() else nullcontext())
+
+
+def _lock(folder):
     folder = Path(folder)
-    lock = _lock_of(folder)
-    ranks.from_first(_acquire, lock, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield
-    finally:
-        lock.release()
-
-
-def _lock_of(folder):
-    return filelock.FileLock(folder / LOCK_NAME, timeout=0)
-
-
-def _acquire(lock, folder):
-    make_folder(folder)
-    try:
-        lock.acquire()
+        held = filelock.FileLock(folder / LOCK_NAME).acquire(timeout=0)
     except filelock.Timeout:
-        raise StoreError(
+        raise UserError(
             f"{folder}: another experiment is writing there: wait for it or choose another "
             "--output-dir"
         ) from None
-    except OSError as error:
-        raise explained(error, folder / LOCK_NAME) from None
     # of writes that a killed process did not end
     remove_leftovers(folder, (PLAN_NAME, TOKENIZER_NAME, *RESULTS))
     remove_leftovers(folder / RUNS_NAME, ["*"])
+    return held
 
 
 def is_empty(folder):
@@ -102,62 +79,67 @@ def is_empty(folder):
 
 
 def move_aside(folder, data):
-    """Rename an earlier experiment's folder out of the way; returns its new path, or None.
+    """Rename an earlier experiment's folder out of the way; says and returns where it is now.
 
-    data: the file of tokens, which must not go along.  Raises StoreError or OSError.
+    data: the file of tokens, which must not go along.  Raises UserError or OSError.
     """
     folder = Path(folder)
     if is_empty(folder):
         return None
     for inside in (Path.cwd(), Path(data)):
         if inside.resolve().is_relative_to(folder.resolve()):
-            raise StoreError(
+            raise UserError(
                 f"--restart would rename {folder}, and {inside} lies inside: choose another "
                 "--output-dir"
             )
-    lock = _lock_of(folder)
-    _acquire(lock, folder)
-    try:
+    if folder.is_symlink():  # the link stays, and leads to an empty folder then
+        folder = folder.resolve()
+    with _lock(folder):
         moment = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         target = folder.rename(folder.with_name(f"{folder.name}_earlier_{moment}"))
-        flush_folder(target.parent)
-    except OSError as error:
-        raise explained(error, folder) from None
-    finally:
-        lock.release()
+        folder.mkdir()
+    say(f"the old results are now in {target}")
     return target
 
 
 # the plan
-def write_plan(folder, metadata):
-    """Write the experiment's metadata as ``plan.json``, whole or not at all."""
-    write_json(Path(folder) / PLAN_NAME, {**metadata, "schema_version": SCHEMA_VERSION})
+def read_plan(folder, now):
+    """The metadata of ``plan.json``, None where there is none; UserError where it is damaged.
 
-
-def read_plan(folder):
-    """The metadata of ``plan.json``; None where there is none, StoreError where it is damaged."""
+    now: the metadata of a new experiment, whose keys it must have.
+    """
     path = Path(folder) / PLAN_NAME
-    try:
-        metadata = json.loads(path.read_bytes())
-        version = metadata["schema_version"]
-        _ = metadata["identity"], metadata["processes"], metadata["plan"]["orders"]
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be read ({error.strerror}): it must be a readable file"
-        ) from None
+    content = read_file(path, UserError, "restore it, or --restart")
+    try:
+        metadata = json.loads(content)
+        _check_plan(metadata, now)
     except (*DAMAGE, KeyError) as error:
-        raise StoreError(
-            f"{path}: damaged ({type(error).__name__}: {error}): restore it, or move this "
-            "experiment aside with --restart"
+        raise UserError(
+            f"{path}: damaged or of another version ({type(error).__name__}: {error}): restore "
+            "it, use the suite that wrote it, or move this experiment aside with --restart"
         ) from None
-    if version != SCHEMA_VERSION:
-        raise StoreError(
-            f"{path}: schema_version {version!r}, this suite goes on with {SCHEMA_VERSION} only: "
-            "use the suite that wrote it, or --restart"
-        )
     return metadata
+
+
+def _check_plan(metadata, now):
+    """Raise KeyError or one of DAMAGE for what an experiment could not go on with."""
+    if metadata["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema_version {metadata['schema_version']!r}, not {SCHEMA_VERSION}")
+    for key, value in now.items():
+        if not isinstance(metadata[key], type(value)):
+            raise ValueError(f"{key} is {metadata[key]!r}")
+    for table in ("config", "data", "plan"):
+        if lacking := now[table].keys() - metadata[table].keys():
+            raise ValueError(f"{table} lacks {', '.join(sorted(lacking))}")
+    plan, arms = metadata["plan"], sorted(metadata["config"]["arms"])
+    if any(sorted(order) != arms for order in plan["orders"]):
+        raise ValueError(f"an order is not of the arms {', '.join(arms)}")
+    if len(plan["orders"]) != len(plan["seeds"]):
+        raise ValueError(f"{len(plan['orders'])} orders, {len(plan['seeds'])} seeds")
+    for process in metadata["processes"]:
+        _ = process["process"], process["environment"]
 
 
 # finished trainings
@@ -187,12 +169,7 @@ def write_training(folder, experiment_id, arm, training):
 
 def _read_training(path, metadata):
     """A training's arm and the training; MetricsError says what is wrong with it."""
-    try:
-        content = io.BytesIO(path.read_bytes())
-    except OSError as error:  # of the disk or the system, and no word on the file itself
-        raise StoreError(
-            f"{path}: cannot be read ({error.strerror}): make it readable and start again"
-        ) from None
+    content = io.BytesIO(read_file(path, UserError, "start again"))
     try:
         with np.load(content, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].item())
@@ -218,7 +195,7 @@ def read_trainings(folder, metadata):
     """The finished trainings as metrics, {arm: [training, ...]}, and what is damaged.
 
     metadata: of ``read_plan``.  The second result holds ``(path, reason)`` of every file that
-    cannot be trusted; StoreError for one that cannot even be read.
+    cannot be trusted; UserError for one that cannot even be read.
     """
     metrics = {arm: [] for arm in metadata["config"]["arms"]}
     damaged = []
@@ -234,17 +211,10 @@ def read_trainings(folder, metadata):
 def set_aside(folder, path):
     """Move a training's file into ``set_aside`` beside ``runs``; returns its new path."""
     aside = Path(folder) / ASIDE_NAME
-    make_folder(aside)
+    aside.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         moved = aside / f"{path.stem}_{number}.npz"
         if not moved.exists():
             break
     path.rename(moved)
-    for place in (aside, path.parent):  # first where it is, then where it no longer is
-        flush_folder(place)
     return moved
-
-
-def files_aside(folder):
-    """The names of the trainings' files that were ever set aside in this folder."""
-    return sorted(path.name for path in (Path(folder) / ASIDE_NAME).glob("*.npz"))

@@ -11,29 +11,18 @@ from training.tokens import TOKENIZER_NAME
 
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 # what the plan rests on, and what makes curves of other steps: never to be mixed
-PLANNED = (
-    "runs",
-    "seed",
-    "arms",
-    "equivalence_margin",
-    "seq_len",
-    "batch_size",
-    "max_steps",
-    "world_size",
-)
+PLANNED = ("runs", "seed", "arms", "equivalence_margin", "seq_len", "batch_size", "max_steps")
+PLANNED += ("world_size",)
 
 
-def tokenizer_of(dataset):
-    """Where the tokenizer of a dataset lies, if there is one: beside its file."""
-    return Path(dataset.path).resolve().parent / TOKENIZER_NAME
+def tokenizer_of(data):
+    """Where the tokenizer of a file of tokens lies, if there is one: beside it."""
+    return Path(data).resolve().parent / TOKENIZER_NAME
 
 
 def plain_config(config):
     """A configuration as JSON gives it back."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(config).items()
-    }
+    return json.loads(json.dumps(asdict(config)))
 
 
 def identity_of_config(config):
@@ -55,7 +44,7 @@ def identity_of(config, dataset, environment, code):
         "config": identity_of_config(config),
         "code": code["sources_sha256"],
         "data": file_sha256(dataset.path),
-        "tokenizer": file_sha256(tokenizer_of(dataset)),
+        "tokenizer": file_sha256(tokenizer_of(dataset.path)),
         "device": device,
     }
 

@@ -4,9 +4,8 @@ import itertools
 
 import numpy as np
 
-from analysis.contrasts import FAMILY_OUTCOMES, PRIMARY
+from analysis.contrasts import FAMILY, PRIMARY
 from analysis.significance import ALPHA
-from analysis.values import CONTRASTS
 
 MOST_PERMUTED = 6  # arms whose orders are all dealt: 120 squares
 
@@ -17,9 +16,8 @@ def balanced_orders(arms, blocks, rng):
     The permutations of the arms are dealt as Latin squares (each arm once in each place), the
     squares and the rows inside a square in random order; all are used before one comes again.  So
     no order is used more than once oftener than another, and after every len(arms) blocks each
-    arm
-    has been first, second, ... equally often.  With many arms there are too many permutations to
-    deal them all: every square is then drawn anew.
+    arm has been first, second, ... equally often.  With many arms there are too many permutations
+    to deal them all: every square is then drawn anew.
     """
     size = len(arms)
     if size > MOST_PERMUTED:
@@ -46,10 +44,10 @@ def make_plan(config):
 
 def declare(config):
     """What is to be tested, fixed in the plan before the first training."""
-    contrasts = [(a, b) for a, b, _ in CONTRASTS if {a, b} <= set(config.arms)]
+    trained = set(config.arms)
     return {
         "alpha": ALPHA,
         "equivalence_margin": config.equivalence_margin,
-        "primary": [list(claim) for claim in PRIMARY if set(claim[:2]) <= set(config.arms)],
-        "family": [[a, b, key] for a, b in contrasts for key in FAMILY_OUTCOMES],
+        "primary": [list(claim) for claim in PRIMARY if set(claim[:2]) <= trained],
+        "family": [list(test) for test in FAMILY if set(test[:2]) <= trained],
     }

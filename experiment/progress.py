@@ -4,7 +4,6 @@ from statistics import mean
 
 from tqdm import tqdm
 
-from analysis.values import in_order
 from machine.command import say
 
 
@@ -20,13 +19,12 @@ def format_seconds(seconds):
 class Progress:
     """A bar of all steps on stderr, where that is a terminal, and a line for every training."""
 
-    def __init__(self, config, steps, done):
-        """done: metrics of the trainings that an earlier process finished."""
-        self.steps, self.blocks = steps, config.runs
-        self.seconds = [training["wall_time"] for training in in_order(done)]
-        self.trainings = config.runs * len(config.arms)
+    def __init__(self, trainings, done, steps):
+        """trainings: how many are planned; done: those that an earlier process finished."""
+        self.trainings, self.steps = trainings, steps
+        self.seconds = [training["wall_time"] for training in done]
         self.bar = tqdm(
-            total=self.trainings * steps,
+            total=trainings * steps,
             initial=len(self.seconds) * steps,
             unit="step",
             disable=None,
@@ -40,9 +38,9 @@ class Progress:
     def __exit__(self, *exception):
         self.bar.close()
 
-    def start(self, block, arm):
+    def start(self, name):
         """A training begins; returns the callback for ``training.train.train``."""
-        self.bar.set_description(self._name(block, arm))
+        self.bar.set_description(name)
 
         def advance(steps_done, loss):
             self.bar.update(1)
@@ -51,10 +49,7 @@ class Progress:
 
         return advance
 
-    def _name(self, block, arm):
-        return f"block {block + 1}/{self.blocks} {arm}"
-
-    def finish(self, block, arm, training):
+    def finish(self, name, training):
         """A training ended: one line that says how, and the time that is left."""
         self.bar.update(self.steps - training["total_steps"])  # of one that failed
         self.seconds.append(training["wall_time"])
@@ -68,4 +63,4 @@ class Progress:
             outcome = f"{training['status'].replace('_', ' ')}: {training['message']}"
         if left:
             outcome += f"; about {format_seconds(left)} left"
-        say(f"{self._name(block, arm)}: {outcome}")
+        say(f"{name}: {outcome}")

@@ -1,13 +1,10 @@
 """The experiment: every waiting training in the plan's order, each saved at once."""
 
-from collections import Counter
 from dataclasses import replace
 
-import torch
-
+from analysis.values import in_order
 from experiment.estimate import estimate, introduce
-from experiment.files import locked, move_aside
-from experiment.identity import tokenizer_of
+from experiment.files import is_empty, locked, move_aside
 from experiment.progress import Progress
 from experiment.stored import StoredExperiment
 from machine import ranks
@@ -16,7 +13,6 @@ from machine.device import resolve_device
 from training.tokens import load_dataset
 from training.train import train
 from training.trainer import deterministic_algorithms, release_memory
-from training.weights import save_window_weights
 
 
 def run_experiment(config, dataset=None, restart=False, allow_mixed=False, argv=None):
@@ -29,58 +25,67 @@ def run_experiment(config, dataset=None, restart=False, allow_mixed=False, argv=
     """
     if dataset is None:
         dataset = load_dataset(config.data, config.seq_len, config.batch_size)
-    config = replace(config, device=str(resolve_device(config.device)))
-    device = ranks.local_device(torch.device(config.device))
-    if restart and (moved := ranks.from_first(move_aside, config.output_dir, config.data)):
-        say(f"the old results are now in {moved}")
+    config, device = _with_device(config)
+    if restart:
+        ranks.from_first(move_aside, config.output_dir, config.data)
     # PyTorch looks for cuBLAS' setting at its first use: the mode must be on from the start
     with deterministic_algorithms(config.deterministic), locked(config.output_dir):
-        stored = ranks.from_first(StoredExperiment, config, dataset, device, allow_mixed, argv)
-        if waiting := stored.waiting():
-            if not stored.is_new:
-                say(f"resuming: {stored.progress()}")
-            introduce(stored.metadata)
-            counts = Counter(arm for arm, _ in waiting)
-            estimate(config, stored.metadata, dataset, device, counts)
-            stored.begin()
-            train_waiting(stored, waiting, config, dataset, device)
-        else:
-            say(f"complete: all {len(stored.trainings())} trainings are done; reporting them again")
+        stored = ranks.from_first(StoredExperiment, config, dataset, device, allow_mixed)
+        announce(stored, dataset, device)
+        if stored.waiting():
+            stored.begin(argv)
+            train_waiting(stored, dataset, device)
         return stored.save_results(with_tests=True) if ranks.is_first() else None
 
 
-def train_waiting(stored, waiting, config, dataset, device):
+def dry_run(config, dataset, restart=False, allow_mixed=False):
+    """Say what ``run_experiment`` would do, raise what it would; the plan goes to stdout.
+
+    Trains no model and writes nothing.  Returns the seconds that it would take, roughly.
+    """
+    config, device = _with_device(config)
+    if restart and not is_empty(config.output_dir):
+        say(f"without --dry-run {config.output_dir} would be renamed, to start anew")
+    with deterministic_algorithms(config.deterministic):
+        stored = ranks.from_first(StoredExperiment, config, dataset, device, allow_mixed, restart)
+        seconds = announce(stored, dataset, device)
+    plan = stored.metadata["plan"]
+    for block, (order, seed) in enumerate(zip(plan["orders"], plan["seeds"], strict=True), 1):
+        print(f"block {block}: {', '.join(order)} (seed {seed})")
+    return seconds
+
+
+def _with_device(config):
+    """The configuration with its device's own name, and the device of this rank."""
+    device = resolve_device(config.device)
+    return replace(config, device=str(device)), ranks.local_device(device)
+
+
+def announce(stored, dataset, device):
+    """Say what is to be done, and how long it will take; returns the seconds, roughly."""
+    if not stored.waiting():
+        say(f"complete: all {len(stored.trainings())} trainings are done; reporting them again")
+        return 0
+    if in_order(stored.metrics):
+        say(f"resuming: {stored.progress()}")
+    introduce(stored.metadata)
+    return estimate(stored, dataset, device)
+
+
+def train_waiting(stored, dataset, device):
     """Train what waits, in the plan's order; every finished training is saved at once."""
-    seeds, previous_arm = stored.metadata["plan"]["seeds"], ""
-    with Progress(config, stored.metadata["steps"], stored.metrics) as progress:
-        for arm, place in waiting:
+    config, plan, previous_arm = stored.config, stored.metadata["plan"], ""
+    done = in_order(stored.metrics)
+    with Progress(len(stored.trainings()), done, stored.metadata["steps"]) as progress:
+        for arm, place in stored.waiting():
             block = place["block"]
+            name = f"block {block + 1}/{len(plan['orders'])} {arm}"
             release_memory(device)
-            callback = progress.start(block, arm)
-            training, model = train(config, arm, dataset, seeds[block], device, callback)
+            callback = progress.start(name)
+            training, model = train(config, arm, dataset, plan["seeds"][block], device, callback)
             training |= place | {"previous_arm": previous_arm}
-            if arm == "window" and block == 0 and model is not None and ranks.is_first():
-                save_window_model(model, config, dataset)
-            stored.finished(arm, training)
-            progress.finish(block, arm, training)
+            stored.finished(arm, training, model)
+            progress.finish(name, training)
             previous_arm = arm
             del model
     release_memory(device)
-
-
-def save_window_model(model, config, dataset):
-    """The window model's weights in the output folder, with what rebuilds it and decodes."""
-    arguments = {
-        "d_model": config.d_model,
-        "n_heads": config.n_heads,
-        "layers": config.layers,
-        "vocab_size": dataset.vocab_size,
-        "max_seq_len": config.seq_len,
-        "window_size": config.window_size,
-        "dilation": config.dilation,
-        "sink_tokens": config.sink_tokens,
-        "positions": config.positions,
-    }
-    tokenizer = tokenizer_of(dataset)
-    tokenizer = tokenizer if tokenizer.is_file() else None
-    save_window_weights(model, arguments, tokenizer, config.output_dir)

@@ -6,35 +6,23 @@ from pathlib import Path
 from statistics import mean
 
 from analysis.contrasts import tests_of
-from analysis.metrics import SUITE_VERSION, save_metrics
+from analysis.metrics import SCHEMA_VERSION, SUITE_VERSION, save_metrics
 from analysis.values import in_order, trainings_of
 from analysis.warnings import find_warnings, split_blocks
-from attention.pattern import attended_pairs, causal_pairs, density
-from experiment.files import (
-    ASIDE_NAME,
-    RESULTS,
-    RUNS_NAME,
-    StoreError,
-    files_aside,
-    is_empty,
-    read_plan,
-    read_trainings,
-    set_aside,
-    training_path,
-    write_plan,
-    write_training,
-)
-from experiment.identity import can_be_mixed, differences, identity_of, plain_config
+from attention.pattern import density
+from experiment import files
+from experiment.identity import can_be_mixed, differences, identity_of, plain_config, tokenizer_of
 from experiment.plan import declare, make_plan
 from machine import ranks
-from machine.command import say
+from machine.command import UserError, say
 from machine.describe import describe_code, describe_environment
-from machine.files import json_sha256, utc_now
+from machine.files import json_sha256, utc_now, write_json
 from training.batches import planned_steps, validation_rows
 from training.config import layer_patterns
 from training.operators import attention_used
 from training.train import MEMORY_STEPS
 from training.trainer import parameter_counts
+from training.weights import save_window_weights
 
 REMEDY = "choose another --output-dir, or --restart, which renames the old folder"
 
@@ -45,6 +33,7 @@ def describe_experiment(config, dataset, device):
     identity = identity_of(config, dataset, environment, code)
     used = {arm: attention_used(config, arm, device) for arm in config.arms}
     return {
+        "schema_version": SCHEMA_VERSION,
         "experiment_id": uuid.uuid4().hex,
         "created_at": utc_now(),
         "suite_version": SUITE_VERSION,
@@ -54,39 +43,23 @@ def describe_experiment(config, dataset, device):
         "plan": make_plan(config) | declare(config),
         "code": code,
         "environment": environment,
-        "data": describe_data(config, dataset, identity),
-        "pattern": describe_pattern(config, used.get("window")),
+        "data": {
+            "path": dataset.path,
+            "train_rows": len(dataset.train),
+            "val_rows": len(dataset.held_out),
+            "val_rows_used": len(validation_rows(config, len(dataset.held_out))),
+            "vocab_size": dataset.vocab_size,
+        },
+        "pattern": {
+            "density": mean(density(config.seq_len, *p) for p in layer_patterns(config)),
+            "evaluation": used["window"]["evaluation"] if "window" in used else None,
+        },
         "attention": used,
         "parameters": parameter_counts(config, dataset.vocab_size),
         "steps": planned_steps(config, len(dataset.train)),
         "memory_measure": memory_measure(config, device),
         "processes": [],
         "mixed": [],
-    }
-
-
-def describe_data(config, dataset, identity):
-    return {
-        "path": str(config.data),
-        "sha256": identity["data"],
-        "tokenizer_sha256": identity["tokenizer"],
-        "tokens": int(dataset.train.size + dataset.held_out.size),
-        "train_rows": len(dataset.train),
-        "val_rows": len(dataset.held_out),
-        "val_rows_used": len(validation_rows(config, len(dataset.held_out))),
-        "split": "the last 5 % of the rows are held out and never trained on",
-        "vocab_size": dataset.vocab_size,
-    }
-
-
-def describe_pattern(config, used):
-    """Pairs and density of one layer, the mean where layers differ, and their evaluation."""
-    patterns = layer_patterns(config)
-    return {
-        "density": mean(density(config.seq_len, *pattern) for pattern in patterns),
-        "attended_pairs": mean(attended_pairs(config.seq_len, *p) for p in patterns),
-        "causal_pairs": causal_pairs(config.seq_len),
-        "evaluation": used and used["evaluation"],
     }
 
 
@@ -104,38 +77,36 @@ def memory_measure(config, device):
 class StoredExperiment:
     """An experiment's folder: its plan, the trainings that are done, and those that wait.
 
-    Make one inside ``files.locked``.  A folder without a plan gets one.  One with a plan is
-    gone on with where configuration, data, code and device are the same; StoreError lists what
-    differs.  allow_mixed: go on all the same, and mark the results.  argv: the command line, for
-    the record.
+    To make one reads alone; make it inside ``files.locked`` to change the folder.  A folder
+    without a plan gets one.  One with a plan is gone on with where configuration, data, code and
+    device are the same; UserError lists what differs.  allow_mixed: go on all the same, and mark
+    the results.  anew: as if the folder were empty.
     """
 
-    def __init__(self, config, dataset, device, allow_mixed=False, argv=None):
-        self.folder = Path(config.output_dir)
-        now = describe_experiment(config, dataset, device)
-        before = read_plan(self.folder)
-        if before is None:
+    def __init__(self, config, dataset, device, allow_mixed=False, anew=False):
+        self.folder, self.config = Path(config.output_dir), config
+        self.now = describe_experiment(config, dataset, device)
+        self.metadata, self.changed = self.now, []
+        self.metrics, self.unusable = {arm: [] for arm in config.arms}, []
+        before = None if anew else files.read_plan(self.folder, self.now)
+        if before is not None:
+            self._take_up(before, allow_mixed)
+        elif not anew:
             self._refuse_foreign()
-        self.is_new = before is None
-        self.metadata = before or now
-        self.metrics, damaged = read_trainings(self.folder, self.metadata)
-        self.changed = differences(self.metadata["identity"], now["identity"])
+
+    def _take_up(self, before, allow_mixed):
+        self.metadata = before
+        self.metrics, self.unusable = files.read_trainings(self.folder, before)
+        self.changed = differences(before["identity"], self.now["identity"])
         if self.changed:
             self._mix(allow_mixed)
-        for path, reason in damaged:
-            moved = set_aside(self.folder, path)
-            say(f"warning: {reason}; it is now {moved}, and its training will be repeated")
-        self._keep_blocks_whole(now["environment"])
-        process = {"process": uuid.uuid4().hex, "started_at": now["created_at"], "argv": argv}
-        process |= {key: now[key] for key in ("config", "code", "environment", "attention")}
-        self.process = process | {"differs": self.changed}
+        self._keep_blocks_whole()
 
     def _refuse_foreign(self):
-        names = [name for name in RESULTS if os.path.lexists(self.folder / name)]
-        # an empty folder is what a write that failed leaves
-        names += [n for n in (RUNS_NAME, ASIDE_NAME) if not is_empty(self.folder / n)]
+        names = [*files.RESULTS, files.RUNS_NAME, files.ASIDE_NAME]
+        names = [name for name in names if os.path.lexists(self.folder / name)]
         if names:
-            raise StoreError(
+            raise UserError(
                 f"{self.folder} holds results without a plan.json ({', '.join(names)}), of an "
                 f"older version or another program: {REMEDY}"
             )
@@ -146,24 +117,21 @@ class StoredExperiment:
         about = f"{self.folder} holds another experiment, {self.progress()}; what differs:\n  "
         about += f"{listed}\n"
         if not can_be_mixed(self.changed):
-            raise StoreError(about + REMEDY)
+            raise UserError(about + REMEDY)
         if not allow_mixed:
-            raise StoreError(f"{about}{REMEDY}, or --allow-mixed, which goes on and marks them")
+            raise UserError(f"{about}{REMEDY}, or --allow-mixed, which goes on and marks them")
         say(f"warning: --allow-mixed goes on although this differs:\n  {listed}")
 
-    def _keep_blocks_whole(self, environment):
+    def _keep_blocks_whole(self):
         """A block that another GPU began is trained anew: its arms are compared pair by pair."""
-        here = _gpu_of(environment)
+        here = _gpu_of(self.now["environment"])
         gpus = {p["process"]: _gpu_of(p["environment"]) for p in self.metadata["processes"]}
         waiting = {place["block"] for _, place in self.waiting()}
         for arm, training in trainings_of(self.metrics):
             block = training["block"]
             if block in waiting and gpus.get(training["process"]) != here:
-                moved = set_aside(self.folder, training_path(self.folder, arm, block))
-                say(
-                    f"block {block + 1} was begun on another GPU: its training of {arm} is now "
-                    f"{moved} and will be repeated here"
-                )
+                path = files.training_path(self.folder, arm, block)
+                self.unusable.append((path, f"{path}: block {block + 1} was begun on another GPU"))
                 self.metrics[arm] = [one for one in self.metrics[arm] if one is not training]
 
     def progress(self):
@@ -186,25 +154,49 @@ class StoredExperiment:
             (arm, place) for arm, place in self.trainings() if (arm, place["block"]) not in done
         ]
 
-    def begin(self):
-        """Note this process in the plan; from now on the folder holds the experiment."""
-        known = self.metadata["mixed"]
-        known += [line for line in self.changed if line not in known]
-        self.metadata["processes"].append(self.process)
-        if ranks.is_first():
-            write_plan(self.folder, self.metadata)
+    def begin(self, argv=None):
+        """Note this process in the plan; from now on the folder holds the experiment.
 
-    def finished(self, arm, training):
-        """Save a finished training, and the results that follow from all of them."""
+        argv: the command line, for the record.
+        """
+        self.process = uuid.uuid4().hex
+        about = {"process": self.process, "started_at": self.now["created_at"], "argv": argv}
+        about |= {key: self.now[key] for key in ("config", "code", "environment", "attention")}
+        self.metadata["processes"].append(about | {"differs": self.changed})
+        mixed = self.metadata["mixed"]
+        mixed += [line for line in self.changed if line not in mixed]
+        if not ranks.is_first():
+            return
+        for path, reason in self.unusable:
+            moved = files.set_aside(self.folder, path)
+            say(f"warning: {reason}; it is now {moved}, and its training will be repeated")
+        write_json(self.folder / files.PLAN_NAME, self.metadata)
+
+    def finished(self, arm, training, model):
+        """Save a finished training, and the results that follow from all of them.
+
+        model: its weights are saved too where it is the first block's window model.
+        """
+        if not ranks.is_first():
+            return
+        if arm == "window" and training["block"] == 0 and model is not None:
+            self._save_weights(model)
         index = 1 + max((one["index"] for one in in_order(self.metrics)), default=-1)
-        training = training | {"index": index, "process": self.process["process"]}
-        if ranks.is_first():
-            experiment_id = self.metadata["experiment_id"]
-            training = write_training(self.folder, experiment_id, arm, training)
+        training = training | {"index": index, "process": self.process}
+        training = files.write_training(self.folder, self.metadata["experiment_id"], arm, training)
         trainings = [*self.metrics[arm], training]
         self.metrics[arm] = sorted(trainings, key=lambda one: one["block"])
-        if ranks.is_first():
-            self.save_results()
+        self.save_results()
+
+    def _save_weights(self, model):
+        """The window model's weights, with what rebuilds it and decodes."""
+        names = ("d_model", "n_heads", "layers", "window_size", "dilation", "sink_tokens")
+        arguments = {name: getattr(self.config, name) for name in (*names, "positions")}
+        data = self.now["data"]
+        arguments |= {"vocab_size": data["vocab_size"], "max_seq_len": self.config.seq_len}
+        tokenizer = tokenizer_of(data["path"])
+        tokenizer = tokenizer if tokenizer.is_file() else None
+        save_window_weights(model, arguments, tokenizer, self.folder)
 
     def save_results(self, with_tests=False):
         """Write ``experiment_results`` anew from the trainings; returns what is in it.
@@ -213,7 +205,8 @@ class StoredExperiment:
         """
         content = self.metadata | {"status": "partial" if self.waiting() else "complete"}
         content["split_blocks"] = split_blocks(self.metrics)
-        content["set_aside"] = files_aside(self.folder)
+        aside = (self.folder / files.ASIDE_NAME).glob("*.npz")
+        content["set_aside"] = sorted(path.name for path in aside)
         content["warnings"] = find_warnings(self.metrics, content)
         if with_tests:
             content["tests"] = tests_of(self.metrics, content)

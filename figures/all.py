@@ -1,19 +1,21 @@
-"""The ten figures by name, and all of them written."""
+"""The ten figures by name, one of them drawn, and all of them written."""
 
-from figures.curves import convergence, training_curves
-from figures.data import prepare
-from figures.look import save_figure
-from figures.tradeoffs import memory_quality, memory_speed, speedup_quality
-from figures.trainings import per_run
-from figures.values import distributions, final_losses, metrics_comparison, summary
+from functools import partial
+
+import matplotlib
+
+from figures.curves import convergence, per_run, training_curves
+from figures.data import MEMORY, SPEED, VAL_LOSS, prepare
+from figures.look import LOOK, save_figure
+from figures.values import distributions, final_losses, metrics_comparison, summary, tradeoff
 
 FIGURES = {
     "1_training_curves": training_curves,
     "2_final_losses": final_losses,
     "3_metrics_comparison": metrics_comparison,
-    "4_speedup_quality": speedup_quality,
-    "5_memory_quality": memory_quality,
-    "6_memory_speed": memory_speed,
+    "4_speedup_quality": partial(tradeoff, metrics=(SPEED, VAL_LOSS), better="↘"),
+    "5_memory_quality": partial(tradeoff, metrics=(MEMORY, VAL_LOSS), better="↙"),
+    "6_memory_speed": partial(tradeoff, metrics=(MEMORY, SPEED), better="↖"),
     "7_distributions": distributions,
     "8_per_run": per_run,
     "9_summary": summary,
@@ -21,9 +23,15 @@ FIGURES = {
 }
 
 
+@matplotlib.rc_context(LOOK)
+def draw(name, data):
+    """The figure of this name, a matplotlib Figure; ``data`` is an ``Experiment``."""
+    return FIGURES[name](data)
+
+
 def create_all_plots(metrics, metadata, plots_dir):
     """Draw and save the ten figures; returns the paths written."""
     data, paths = prepare(metrics, metadata), []
-    for name, draw in FIGURES.items():
-        paths += save_figure(draw(data), plots_dir, name)
+    for name in FIGURES:
+        paths += save_figure(draw(name, data), plots_dir, name)
     return paths

@@ -1,26 +1,41 @@
-"""Figures 1 and 10: losses over training."""
+"""Figures 1, 8 and 10: losses over a training, and the trainings of an experiment over time."""
 
-import matplotlib
+from itertools import pairwise
+
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from scipy import stats
 
-from analysis.values import paired_trainings
-from figures.data import TRAIN_LOSS, smooth, smoothing_window, t_band, table
-from figures.frame import finish, missing_note, new_figure
-from figures.look import LOOK
+from analysis.significance import LEVEL
+from analysis.values import paired_trainings, throttled
+from figures.data import METRICS, TRAIN_LOSS, absolute, smooth, table
+from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
+from figures.look import FAILED
+
+THROTTLED = {"marker": "1", "ms": 9, "mew": 1.8, "color": "black", "ls": "none", "zorder": 6}
+STOP = {"color": "black", "ls": (0, (3, 2)), "lw": 0.9, "zorder": 6}
+PARTS = {  # of a training's wall time; "training" takes the arm's colour
+    "warmup_time": {"label": "warm-up", "facecolor": "0.35"},
+    "compile_time": {"label": "compile", "facecolor": "0.65", "hatch": "////"},
+    "training_time": {"label": "_training"},
+    "eval_time": {"label": "evaluation", "facecolor": "0.85", "hatch": "...."},
+}
+REST = {"label": "set-up and rest", "facecolor": "white", "edgecolor": "0.5"}
 
 
 def draw_mean(ax, data, arm, x, rows, width):
     """The mean of (R, points) in its pointwise t band."""
-    style = data.styles[arm]
+    style, mean = data.styles[arm], rows.mean(axis=0)
     every = max(len(x) // 8, 1)
     first = data.arms.index(arm) * every // len(data.arms)  # markers of two arms do not meet
     marks = {"marker": style.marker, "ms": 4, "markevery": (first, every)}
-    ax.plot(x, rows.mean(axis=0), **style.line, **marks, lw=width, label=arm)
+    ax.plot(x, mean, **style.line, **marks, lw=width, label=arm)
     ax.margins(x=0.02)
     if len(rows) > 1:
+        half = stats.t.ppf((1 + LEVEL) / 2, len(rows) - 1) * stats.sem(rows, axis=0)
         band = {"color": style.color, "alpha": 0.2, "lw": 0, "label": f"{arm} band"}
-        ax.fill_between(x, *t_band(rows), **band)
+        ax.fill_between(x, mean - half, mean + half, **band)
 
 
 def draw_trainings(ax, data, arm, x, rows):
@@ -28,14 +43,6 @@ def draw_trainings(ax, data, arm, x, rows):
     thin = {"lw": 0.3, "alpha": 0.3, "rasterized": True, "zorder": 1}
     ax.plot(x, rows.T, color=data.styles[arm].color, **thin, label=f"_{arm} training")
     draw_mean(ax, data, arm, x, rows, width=1.2)
-
-
-def difference_line(ax, data, arm):
-    """The paired difference of the loss to the reference at each step."""
-    blocks = paired_trainings(data.ok, (arm, data.reference))
-    losses = table([training for block in blocks for training in block], "losses")
-    tokens = blocks[0][0]["tokens_seen"][: losses.shape[1]]
-    draw_mean(ax, data, arm, tokens, losses[::2] - losses[1::2], width=0.8)
 
 
 def fit_to_late(ax, include=()):
@@ -48,13 +55,24 @@ def fit_to_late(ax, include=()):
     ax.set_ylim(y.min() - margin, y.max() + margin)
 
 
+def paired_differences(ax, data, metric):
+    """The paired difference of the loss to the reference at each step."""
+    for arm in data.arms[1:]:
+        blocks = paired_trainings(data.ok, (arm, data.reference))
+        losses = table([training for block in blocks for training in block], "losses")
+        tokens = blocks[0][0]["tokens_seen"][: losses.shape[1]]
+        draw_mean(ax, data, arm, tokens, losses[::2] - losses[1::2], width=0.8)
+    fit_to_late(ax, include=[0])
+    ax.axhline(0, color="black", lw=0.8)
+    ax.set_ylabel(f"difference to {data.reference}\n(nats/token)")
+
+
 def tokens_axis(ax):
     ax.set_xlabel("training tokens")
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-@matplotlib.rc_context(LOOK)
 def training_curves(data):
     """1: training loss over tokens, and its paired difference to the reference."""
     fig, ((top,), (bottom,)) = new_figure(data, 2, 1, 5.4, sharex=True, height_ratios=(3, 2))
@@ -63,16 +81,10 @@ def training_curves(data):
         tokens = data.ok[arm][0]["tokens_seen"][: losses.shape[1]]
         draw_trainings(top, data, arm, tokens, losses)
     top.set_ylabel("training loss (nats/token)")
-    if missing_note(bottom, data, TRAIN_LOSS):
-        tokens_axis(top)
-        top.tick_params(labelbottom=True)
-    else:
-        for arm in data.arms[1:]:
-            difference_line(bottom, data, arm)
-        fit_to_late(bottom, include=[0])
-        bottom.axhline(0, color="black", lw=0.8)
-        bottom.set_ylabel(f"difference to {data.reference}\n(nats/token)")
-        tokens_axis(bottom)
+    fill_panel(bottom, data, [TRAIN_LOSS], paired_differences)
+    lowest = bottom if bottom.axison else top
+    lowest.tick_params(labelbottom=True)
+    tokens_axis(lowest)
     caption = (
         "Bold = mean over blocks, thin = single trainings; below the mean paired difference, "
         "vertical range of the last 90 % of the steps. Bands = pointwise 95 % t interval."
@@ -80,13 +92,12 @@ def training_curves(data):
     return finish(fig, data, caption)
 
 
-@matplotlib.rc_context(LOOK)
 def convergence(data):
     """10: smoothed training loss over tokens and over seconds."""
     fig, ((left, right),) = new_figure(data, 1, 2, 3.7, sharey=True)
     for arm in data.arms:
         losses = table(data.ok[arm], "losses")
-        window = smoothing_window(losses.shape[1])
+        window = losses.shape[1] // 30 | 1  # odd, so that it has a middle
         smoothed = smooth(losses, window)
         middles = np.arange(smoothed.shape[1]) + window // 2
         seconds = table(data.ok[arm], "step_seconds").cumsum(axis=1).mean(axis=0)
@@ -102,3 +113,84 @@ def convergence(data):
         "95 % t interval, thin = single trainings; vertical range of the last 90 % of the steps."
     )
     return finish(fig, data, caption)
+
+
+def events(data):
+    """{word: (look, [(x, y), ...])} of what disturbed trainings; y as a share of the axes."""
+    trainings = [training for _, training in data.started]
+    failed = [t["index"] for t in trainings if t["status"] != "ok"]
+    slowed = [t["index"] for t in trainings if throttled(t)]
+    cuts = [
+        (before["index"] + after["index"]) / 2
+        for before, after in pairwise(trainings)
+        if before["block"] == after["block"] and before["process"] != after["process"]
+    ]
+    found = {
+        "failed": (FAILED, [(x, 0.08) for x in failed]),
+        "GPU slowed itself": (THROTTLED, [(x, 0.92) for x in slowed]),
+        "stop inside a block": (STOP, [([x, x], [0, 1]) for x in cuts]),
+    }
+    return {word: event for word, event in found.items() if event[1]}
+
+
+def mark_blocks_and_events(ax, data):
+    """Every second block gray, and a mark for every event."""
+    for _, training in data.started:
+        if training["block"] % 2:
+            x = training["index"]
+            ax.axvspan(x - 0.5, x + 0.5, color="0.94", lw=0, zorder=0)
+    ax.grid(False, axis="x")
+    for word, (look, places) in events(data).items():
+        for place in places:
+            ax.plot(*place, transform=ax.get_xaxis_transform(), label=f"_{word}", **look)
+
+
+def time_parts(ax, data):
+    """Each training's seconds, stacked: warm-up, compile, training in the arm's colour, rest."""
+    x = [training["index"] for _, training in data.started]
+    colors = [data.styles[arm].color for arm, _ in data.started]
+    bottom = np.zeros(len(x))
+    for key, look in PARTS.items():
+        heights = np.nan_to_num([training[key] for _, training in data.started])
+        ax.bar(x, heights, 0.8, bottom, **{"facecolor": colors, "lw": 0.4} | look)
+        bottom += heights
+    wall_time = np.nan_to_num([training["wall_time"] for _, training in data.started])
+    ax.bar(x, np.maximum(wall_time - bottom, 0), 0.8, bottom, lw=0.4, **REST)
+    ax.margins(y=0.18)  # room for a mark over the bars
+    ax.set_ylabel("wall time (s)")
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=4)
+    mark_blocks_and_events(ax, data)
+
+
+def values_in_time(ax, data, metric):
+    """A metric in the order of time, with every arm's mean as a line across its interval."""
+    for arm in data.arms:
+        style, (values, mean) = data.styles[arm], absolute(data, arm, metric)
+        x = [training["index"] for training in data.ok[arm]]
+        dots(ax, x, values, style, arm, alpha=0.9)
+        ax.axhline(mean.mean, **style.line, lw=0.9, zorder=2, label=f"{arm} mean")
+        if mean.low is not None:
+            faint = {"color": style.color, "alpha": 0.35 / len(data.arms), "lw": 0, "zorder": 0.5}
+            ax.axhspan(mean.low, mean.high, **faint, label=f"{arm} interval")
+    metric_axis(ax.yaxis, metric)
+    ax.margins(y=0.25)
+    mark_blocks_and_events(ax, data)
+
+
+def per_run(data):
+    """8: every training in the order of time, failed ones too: drift and outliers show here."""
+    fig, axes = new_figure(data, 1 + len(METRICS), 1, 8.4, sharex=True)
+    time_parts(axes[0, 0], data)
+    for ax, metric in zip(axes[1:, 0], METRICS, strict=True):
+        fill_panel(ax, data, [metric], values_in_time, compared=False)
+    last = axes[-1, 0]
+    last.set(xlabel="training (order in time)", xlim=(-0.7, data.started[-1][1]["index"] + 0.7))
+    last.xaxis.set_major_locator(MaxNLocator(15, integer=True))
+    fig.align_ylabels()
+    caption = (
+        "Shading separates blocks. Top: wall time, the timed training itself in colour. "
+        "Horizontal lines: arm means, faint spans their 95 % t intervals."
+    )
+    arms = dict.fromkeys([*data.arms, *(arm for arm, _ in data.started)])
+    extra = [Line2D([], [], label=word, **look) for word, (look, _) in events(data).items()]
+    return finish(fig, data, caption, arms, extra)

@@ -4,13 +4,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from analysis.metrics import MetricsError
-from analysis.significance import LEVEL, Interval, mean_interval, paired_ratio
+from analysis.significance import Interval, mean_interval, paired_ratio
 from analysis.values import (
     OUTCOMES,
-    declared_margin,
     ok_trainings,
     ok_values,
     ordered_arms,
@@ -60,22 +58,15 @@ class Experiment:
         return bool(np.isfinite(values).all() and min(values) > 0)
 
 
-def reference_first(arms):
-    """The arms in their order, but first baseline or, without it, fused."""
-    arms = ordered_arms(arms)
-    if "baseline" not in arms and "fused" in arms:
-        arms.insert(0, arms.pop(arms.index("fused")))
-    return arms
-
-
 def describe_setting(metadata):
     """Device, sizes, number format and revision in one line."""
     config, environment = metadata["config"], metadata["environment"]
     facts = [environment["device_name"], f"seq_len {config['seq_len']}", config["dtype"]]
     if "window" in config["arms"]:  # the other arms name their pattern
         facts.append(pattern_text(config))
-    if environment.get("git_revision"):
-        facts.append(f"git {environment['git_revision']}")
+    code = metadata.get("code") or {}
+    if code.get("revision"):
+        facts.append(f"git {code['revision'][:12]}{'+' if code['dirty'] else ''}")
     return ", ".join(facts)
 
 
@@ -85,7 +76,7 @@ def partial_mark(metrics, metadata):
     if metadata["status"] == "partial":
         done = len(trainings_of(metrics))
         marks.append(f"partial: {done}/{planned_trainings(metadata)} trainings")
-    if metadata.get("mixed"):
+    if metadata["mixed"]:
         marks.append("mixed: trainings that differ")
     return "; ".join(marks)
 
@@ -97,14 +88,17 @@ def prepare(metrics, metadata):
         ok.setdefault(arm, []).append(training)
     if not ok:
         raise MetricsError("nothing to draw: no training went well (train again, or other options)")
+    arms = ordered_arms(ok)
+    if "baseline" not in arms:
+        arms.sort(key=lambda arm: arm != "fused")  # the reference then, where it was trained
     return Experiment(
-        arms=reference_first(ok),
+        arms=arms,
         ok=ok,
         started=sorted(trainings_of(metrics), key=lambda item: item[1]["index"]),
         styles=arm_styles(metrics),
         setting=describe_setting(metadata),
         partial=partial_mark(metrics, metadata),
-        margin=declared_margin(metadata),
+        margin=metadata["plan"]["equivalence_margin"],
     )
 
 
@@ -114,38 +108,26 @@ def absolute(data, arm, metric):
     return values, mean_interval(values)
 
 
-def ratio(data, arm, base, metric):
-    """Every block's ratio arm / base of a metric, and their geometric mean, an ``Interval``."""
-    values, base_values = shared_values(data.ok, (arm, base), metric.key)
+def ratio(data, arm, metric, base=None):
+    """Every block's ratio arm / base of a metric, and their geometric mean, an ``Interval``.
+
+    base: the reference, if no other arm is named.
+    """
+    values, base_values = shared_values(data.ok, (arm, base or data.reference), metric.key)
     found = paired_ratio(values, base_values)
     return values / base_values, Interval(found.ratio, found.low, found.high, found.n)
 
 
-def relative(data, arm, metric):
-    """To the reference, block by block: the difference of a loss, the ratio of anything else."""
-    if metric not in LOSSES:
-        return ratio(data, arm, data.reference, metric)
+def difference(data, arm, metric):
+    """Every block's difference arm - reference of a metric, and their mean, an ``Interval``."""
     values, reference_values = shared_values(data.ok, (arm, data.reference), metric.key)
-    differences = values - reference_values
-    return differences, mean_interval(differences)
-
-
-def t_band(values):
-    """Pointwise 95 % t interval of the mean over the rows of (R, points): (2, points)."""
-    mean, error = values.mean(axis=0), stats.sem(values, axis=0)
-    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * error
-    return np.stack([mean - half, mean + half])
+    return values - reference_values, mean_interval(values - reference_values)
 
 
 def table(trainings, key):
     """A series of all these trainings, (R, steps), up to the shortest."""
     steps = min(training["total_steps"] for training in trainings)
     return np.stack([training[key][:steps] for training in trainings]).astype(np.float64)
-
-
-def smoothing_window(steps):
-    """An odd number of steps, a thirtieth of the training."""
-    return max(3, steps // 30 | 1) if steps >= 3 else 1
 
 
 def smooth(losses, window):

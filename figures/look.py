@@ -10,7 +10,6 @@ import seaborn as sns
 from machine.files import atomic_write
 
 WIDTH = 7.2  # inches: two columns of a paper
-CAPTION_COLUMNS = 134  # characters of 7 pt in WIDTH
 LOOK = {
     **sns.axes_style("whitegrid"),
     **sns.plotting_context("paper", font_scale=0.83),  # 8 points, ticks and legends 7.3
@@ -26,9 +25,7 @@ LOOK = {
     "savefig.dpi": 300,
 }
 FAILED = {"marker": "X", "ms": 6, "color": "black", "ls": "none", "zorder": 6}
-# told apart in gray print too: one is plain, the other hatched
 MARGIN = {"facecolor": "#F5DC8C", "edgecolor": "none", "zorder": 0.5}
-SMALL = {"facecolor": "0.95", "edgecolor": "0.75", "lw": 0, "hatch": "////", "zorder": 0.5}
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,6 @@ class ArmStyle:
     color: str
     marker: str
     linestyle: object
-
-    @property
-    def mark(self):
-        return {"color": self.color, "marker": self.marker}
 
     @property
     def line(self):

@@ -1,63 +1,95 @@
-"""Figures 2, 3, 7 and 9: the values of every training, ratios, distributions, contrasts."""
+"""Figures 2 to 7 and 9: what the trainings ended with, as measured and as ratios."""
 
-import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from analysis import contrasts
 from analysis.significance import non_inferiority, paired_ratio
-from analysis.values import PRACTICAL_SHARE, paired_trainings, shared_values
+from analysis.values import PRACTICAL_SHARE, shared_values
 from analysis.words import amount, percent, with_interval
-from figures.data import LOSSES, MEMORY, METRICS, TIME, VAL_LOSS, absolute, ratio, relative
-from figures.frame import (
-    fill_panels,
-    finish,
-    metric_axis,
-    name_rows,
-    new_figure,
-    row_of_values,
-    side_text,
+from figures.data import (
+    LOSSES,
+    MEMORY,
+    METRICS,
+    SPEED,
+    TIME,
+    VAL_LOSS,
+    absolute,
+    difference,
+    ratio,
 )
-from figures.look import LOOK, MARGIN, SMALL
+from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
+from figures.look import MARGIN
+
+BLOCK = {"color": "0.45", "lw": 0.5, "alpha": 0.5, "zorder": 1, "label": "_block"}
+
+
+def whiskers(interval):
+    """An ``Interval`` as matplotlib's errorbar wants it: (2, 1) distances, or None."""
+    if interval.low is None:
+        return None
+    return [[interval.mean - interval.low], [interval.high - interval.mean]]
+
+
+def mean_point(ax, x, y, style, arm, xerr=None, yerr=None):
+    """A mean with its whiskers, in the arm's colour and marker, above everything else."""
+    look = {"color": style.color, "marker": style.marker, "mec": "black", "ms": 6, "ls": "none"}
+    ax.errorbar(x, y, xerr=xerr, yerr=yerr, **look, capsize=2.5, zorder=5, label=f"{arm} mean")
+
+
+def draw_rows(ax, data, arms, estimates, names=None, ticks=5):
+    """A row for each arm, the first on top: every value and, below it, the mean with whiskers.
+
+    estimates: for each row its values and their mean, an ``Interval``; names: if not the arms.
+    """
+    names = names or arms
+    for y, (arm, name, (values, mean)) in enumerate(zip(arms, names, estimates, strict=True)):
+        dots(ax, values, [y - 0.15] * len(values), data.styles[arm], name)
+        mean_point(ax, mean.mean, y + 0.15, data.styles[arm], name, xerr=whiskers(mean))
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.xaxis.set_major_locator(MaxNLocator(ticks))
+
+
+def side_text(ax, y, text, offset=0):
+    """Text right of the axes, level with y; ``offset`` in points makes a second column."""
+    place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points"}
+    look = {"va": "center", "fontsize": 7, "annotation_clip": False}
+    ax.annotate(text.replace("-", "−"), (1.02, y), (offset, 0), **place, **look)
 
 
 def arm_rows(ax, data, metric):
     """Each arm's trainings and their mean in a row."""
-    for y, arm in enumerate(data.arms):
-        row_of_values(ax, y, *absolute(data, arm, metric), data.styles[arm], arm)
-    name_rows(ax, data.arms)
+    draw_rows(ax, data, data.arms, [absolute(data, arm, metric) for arm in data.arms])
     metric_axis(ax.xaxis, metric)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def joined_values(ax, data, metric):
+def joined_rows(ax, data, metric):
     """The rows of the arms, with a line through the trainings of each block."""
     arm_rows(ax, data, metric)
     rows = np.arange(len(data.arms)) - 0.15
-    for block in paired_trainings(data.ok, data.arms):
-        values = [training[metric.key] for training in block]
-        ax.plot(values, rows, color="0.45", lw=0.5, alpha=0.5, zorder=1, label="_block")
+    ax.plot(shared_values(data.ok, data.arms, metric.key), rows, **BLOCK)
 
 
-def paired_differences(ax, data, metric):
+def difference_rows(ax, data, metric):
     """Every block's difference to the reference, their mean, and the mean in numbers."""
-    for y, arm in enumerate(data.arms[1:]):
-        differences, mean = relative(data, arm, metric)
-        row_of_values(ax, y, differences, mean, data.styles[arm], arm)
+    arms = data.arms[1:]
+    estimates = [difference(data, arm, metric) for arm in arms]
+    draw_rows(ax, data, arms, estimates, ticks=4)
+    for y, (_, mean) in enumerate(estimates):
         shown = with_interval(mean.mean, mean.low, mean.high, "{:+.4f}".format)
         side_text(ax, y, shown.replace(" [", "\n["))  # in two lines: room for the panels
-    name_rows(ax, data.arms[1:])
     ax.axvline(0, color="black", lw=0.8)
-    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.set_xlabel(f"difference to {data.reference} ({metric.unit})")
 
 
-@matplotlib.rc_context(LOOK)
 def final_losses(data):
     """2: the loss at the end of the training and the held-out loss, block by block."""
-    fig, (above, below) = new_figure(data, 2, 2, 2.2 + 0.5 * len(data.arms), sharey="row")
-    fill_panels(above, data, LOSSES, joined_values, compared=False)
-    fill_panels(below, data, LOSSES, paired_differences)
+    fig, axes = new_figure(data, 2, 2, 2.2 + 0.5 * len(data.arms), sharey="row")
+    for (above, below), metric in zip(axes.T, LOSSES, strict=True):
+        fill_panel(above, data, [metric], joined_rows, compared=False)
+        fill_panel(below, data, [metric], difference_rows)
     caption = (
         "Dot = one training, thin line = one block, outlined = mean over blocks with its 95 % t "
         "interval. Below: paired differences, also in numbers."
@@ -70,31 +102,77 @@ def ratio_rows(ax, data, metric):
 
     A bar behind what may be 0, time and memory, and none behind a loss, whose 0 means nothing.
     """
-    for y, arm in enumerate(data.arms):
-        ratios, mean = ratio(data, arm, data.reference, metric)
+    estimates = [ratio(data, arm, metric) for arm in data.arms]
+    draw_rows(ax, data, data.arms, estimates)
+    for y, (arm, (_, mean)) in enumerate(zip(data.arms, estimates, strict=True)):
         if metric not in LOSSES:
             ax.barh(y, mean.mean, color=data.styles[arm].color, alpha=0.3, label=f"{arm} bar")
-        row_of_values(ax, y, ratios, mean, data.styles[arm], arm)
         shown = with_interval(mean.mean, mean.low, mean.high)
         measured = amount(data.values(arm, metric).mean(), metric.unit)
         side_text(ax, y, f"{shown}\n{measured} {metric.unit}")
-    name_rows(ax, data.arms)
-    ax.axvline(1, color="black", lw=0.8, zorder=1)
-    ax.set_title(metric.name)
-    ax.set_xlabel(f"ratio to {data.reference}")
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.axvline(1, color="black", lw=0.8)
+    ax.set(title=metric.name, xlabel=f"ratio to {data.reference}")
 
 
-@matplotlib.rc_context(LOOK)
 def metrics_comparison(data):
     """3: every metric as a ratio to the reference arm, absolute values in text."""
-    height = 2.1 + 0.66 * len(data.arms)
-    fig, axes = new_figure(data, 2, 2, height, sharey=True)
-    fill_panels(axes.flat, data, METRICS, ratio_rows, compared=len(data.arms) > 1)
+    fig, axes = new_figure(data, 2, 2, 2.1 + 0.66 * len(data.arms), sharey=True)
+    for ax, metric in zip(axes.flat, METRICS, strict=True):
+        fill_panel(ax, data, [metric], ratio_rows, compared=len(data.arms) > 1)
     caption = (
         "Bar and outlined = geometric mean of the paired ratios, whisker and brackets = its 95 % t "
         "interval (on logs), dot = one block; the losses' axes show a small part around 1. Second "
         "line: the arm's mean."
+    )
+    return finish(fig, data, caption)
+
+
+def cross(ax, data, arm, x, y):
+    """An arm's trainings and its mean, of two estimates, each values and an ``Interval``."""
+    style, (x_values, x_mean), (y_values, y_mean) = data.styles[arm], x, y
+    dots(ax, x_values, y_values, style, arm)
+    mean_point(ax, x_mean.mean, y_mean.mean, style, arm, whiskers(x_mean), whiskers(y_mean))
+
+
+def as_measured(ax, data, x, y):
+    """Two metrics of every arm, with a line through each block, from the least x on."""
+    for arm in data.arms:
+        cross(ax, data, arm, absolute(data, arm, x), absolute(data, arm, y))
+    arms = sorted(data.arms, key=lambda arm: data.values(arm, x).mean())
+    ax.plot(*(shared_values(data.ok, arms, metric.key) for metric in (x, y)), **BLOCK)
+    metric_axis(ax.xaxis, x)
+    metric_axis(ax.yaxis, y)
+
+
+def relative_label(data, metric):
+    if metric in LOSSES:
+        return f"{metric.name}, difference\nto {data.reference} ({metric.unit})"
+    name = "speed-up over" if metric is SPEED else f"{metric.name} relative to"
+    return f"{name} {data.reference} (×)"
+
+
+def to_reference(ax, data, x, y):
+    """The ratio of x and that of y, or the difference of a loss y, block by block."""
+    estimate, nothing = (difference, 0) if y in LOSSES else (ratio, 1)
+    for arm in data.arms:
+        cross(ax, data, arm, ratio(data, arm, x), estimate(data, arm, y))
+    ax.axvline(1, color="black", lw=0.6, zorder=1)
+    ax.axhline(nothing, color="black", lw=0.6, zorder=1)
+    ax.set(xlabel=relative_label(data, x), ylabel=relative_label(data, y))
+
+
+def tradeoff(data, metrics, better):
+    """4 to 6: two metrics against each other, as measured and paired with the reference."""
+    fig, ((left, right),) = new_figure(data, 1, 2, 3.9)
+    fill_panel(left, data, metrics, as_measured, compared=False)
+    fill_panel(right, data, metrics, to_reference)
+    for ax in (left, right):
+        ax.margins(0.1)
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
+        ax.set_title(f"better {better}", loc="right")
+    caption = (
+        "Left: as measured, dot = one training, thin line = one block. Right: each block against "
+        f"its {data.reference}. Outlined = mean with its 95 % t intervals (of a ratio: on logs)."
     )
     return finish(fig, data, caption)
 
@@ -110,11 +188,11 @@ def boxes(ax, data, metric):
     ax.boxplot(values, positions=places, **look, **gray, **turned)
 
 
-@matplotlib.rc_context(LOOK)
 def distributions(data):
     """7: the distribution of every metric over the blocks."""
     fig, axes = new_figure(data, 2, 2, 2.2 + 0.66 * len(data.arms), sharey=True)
-    fill_panels(axes.flat, data, METRICS, boxes, compared=False)
+    for ax, metric in zip(axes.flat, METRICS, strict=True):
+        fill_panel(ax, data, [metric], boxes, compared=False)
     caption = (
         "Box = quartiles, black line = median, whiskers = last point within 1.5 box lengths, dot = "
         "one training, outlined = mean over blocks with its 95 % t interval."
@@ -149,12 +227,13 @@ def verdict_on(data, arm, base, metric):
     return ratio_verdict(paired_ratio(*values))
 
 
-def shade_no_difference(ax, data, metric, bases):
-    """Shade what counts as no difference in this metric."""
+def shade_no_difference(ax, data, metric, pairs):
+    """Shade what counts as no difference in this metric: hatched or plain, for gray print."""
     if metric in (TIME, MEMORY):
-        ax.axvspan(1 - PRACTICAL_SHARE, 1 + PRACTICAL_SHARE, **SMALL, label="_small")
+        look = {"facecolor": "0.95", "edgecolor": "0.75", "lw": 0, "hatch": "////", "zorder": 0.5}
+        ax.axvspan(1 - PRACTICAL_SHARE, 1 + PRACTICAL_SHARE, **look, label="_small")
     elif metric is VAL_LOSS and data.margin:
-        for y, base in enumerate(bases):
+        for y, (_, base) in enumerate(pairs):
             share = data.margin / data.values(base, VAL_LOSS).mean()
             ax.barh(y, 2 * share, 0.8, left=1 - share, **MARGIN, label=f"_margin {y}")
 
@@ -162,26 +241,25 @@ def shade_no_difference(ax, data, metric, bases):
 def contrast_rows(ax, data, metric):
     """Ratios of one metric with intervals, numbers and words, over the shade of no difference."""
     pairs = shown_pairs(data)
-    shade_no_difference(ax, data, metric, [base for _, base in pairs])
-    for y, (arm, base) in enumerate(pairs):
-        ratios, mean = ratio(data, arm, base, metric)
-        row_of_values(ax, y, ratios, mean, data.styles[arm], f"{arm} / {base}")
+    shade_no_difference(ax, data, metric, pairs)
+    estimates = [ratio(data, arm, metric, base) for arm, base in pairs]
+    names = [f"{arm} / {base}" for arm, base in pairs]
+    draw_rows(ax, data, [arm for arm, _ in pairs], estimates, names, ticks=6)
+    for y, (pair, (_, mean)) in enumerate(zip(pairs, estimates, strict=True)):
         side_text(ax, y, with_interval(mean.mean, mean.low, mean.high))
-        side_text(ax, y, verdict_on(data, arm, base, metric), offset=105)
-    ax.axvline(1, color="black", lw=0.8, zorder=1)
-    name_rows(ax, [" / ".join(pair) for pair in pairs])
+        side_text(ax, y, verdict_on(data, *pair, metric), offset=105)
+    ax.axvline(1, color="black", lw=0.8)
     ax.set(title=metric.name, xlabel="ratio")
     ax.use_sticky_edges = False  # a margin beside the shades too
     ax.margins(x=0.1)
-    ax.xaxis.set_major_locator(MaxNLocator(6))
 
 
-@matplotlib.rc_context(LOOK)
 def summary(data):
     """9: what changed overall: ratios with intervals and a verdict in words."""
     height = 1.5 + len(METRICS) * (0.75 + 0.26 * len(shown_pairs(data)))
     fig, axes = new_figure(data, len(METRICS), 1, height)
-    fill_panels(axes[:, 0], data, METRICS, contrast_rows)
+    for ax, metric in zip(axes[:, 0], METRICS, strict=True):
+        fill_panel(ax, data, [metric], contrast_rows)
     caption = (
         "Ratio of the first arm to the second: dot = one block, outlined = geometric mean with its "
         "95 % t interval (on logs). Verdict: paired t-test at 5 %, not adjusted for several "

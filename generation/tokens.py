@@ -3,7 +3,6 @@
 Shapes: B rows of token ids, T tokens of a prompt, V vocabulary.
 """
 
-from contextlib import contextmanager
 from itertools import groupby
 
 import torch
@@ -52,12 +51,10 @@ def checked_rows(model, prompt):
         rows = [torch.as_tensor(row, device=vocabulary.device) for row in prompt]
     except TypeError:
         rows = []
-    if not rows or any(row.ndim != 1 for row in rows):
-        raise ValueError("the prompt must be token ids (B, T), or a list of 1-D token ids")
-    if not all(map(len, rows)):
+    if any(row.numel() == 0 for row in rows):
         raise ValueError("the prompt is empty: it must have at least one token in every row")
-    if any(row.is_floating_point() for row in rows):
-        raise ValueError("the prompt must be token ids, whole numbers")
+    if not rows or any(row.ndim != 1 or row.is_floating_point() for row in rows):
+        raise ValueError("the prompt must be whole token ids (B, T), or a list of 1-D token ids")
     rows = [row.long() for row in rows]
     for token in torch.cat(rows).aminmax():
         if not 0 <= token < len(vocabulary):
@@ -75,10 +72,16 @@ def _draws(model, rows, max_new_tokens, sampling):
         waiting.append(tokens)
         caches.append([block.mha.new_cache(*size) for block in model.layers])
     for _ in range(max_new_tokens):
-        with evaluating(model):
+        training = [module for module in model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
             groups = zip(waiting, caches, strict=True)
             logits = [_next_logits(model, tokens, kept) for tokens, kept in groups]
             ids = draw(torch.cat(logits), *sampling)
+        finally:
+            for module in training:
+                module.training = True
         waiting = ids[:, None].split([len(tokens) for tokens in waiting])
         yield ids
 
@@ -89,16 +92,3 @@ def _next_logits(model, tokens, caches):
     positions = torch.arange(first, first + tokens.shape[1], device=tokens.device)
     features = model.features(tokens, positions, caches)
     return model.fc_out(features[:, -1])
-
-
-@contextmanager
-def evaluating(model):
-    """Evaluation mode inside, for every module that is not in it already."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:  # once a token, and eval() would visit all
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -4,17 +4,25 @@ Knows nothing of what the commands do.
 """
 
 import argparse
+import errno
 import os
 import signal
 import sys
-import threading
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from machine.files import explained
-
 DONE, FAILED, USAGE, TRAININGS_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+
+# What to do about a file that cannot be written.
+REMEDIES = {
+    errno.ENOSPC: "free some space on the disk and start again",
+    errno.EDQUOT: "free some of your quota and start again",
+    errno.EACCES: "make its folder writable or choose another one",
+    errno.EISDIR: "a folder is in its place: move that away",
+    errno.ENOTDIR: "a file is where its folder should be: move that away or choose another folder",
+    errno.EEXIST: "a file is where its folder should be: move that away or choose another folder",
+}
 
 
 class UserError(ValueError):
@@ -25,21 +33,8 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as an exception: what handles Ctrl-C handles it too."""
 
 
-@contextmanager
-def terminable():
-    """SIGTERM raises Terminated inside the block, as Ctrl-C raises KeyboardInterrupt."""
-
-    def terminate(signum, frame):
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # which alone takes signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _terminate(signum, frame):
+    raise Terminated
 
 
 @contextmanager
@@ -47,8 +42,6 @@ def checked_options():
     """A ValueError inside is about the user's options, and becomes a ``UserError``."""
     try:
         yield
-    except UserError:
-        raise
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -57,7 +50,6 @@ def say(text):
     """A line for the person at the screen: stderr, above progress bars; stdout is for results."""
     if sys.stderr is not None:  # closed, and stdout must not get it instead
         tqdm.write(text, file=sys.stderr)
-        sys.stderr.flush()
 
 
 def add_debug(parser):
@@ -79,15 +71,17 @@ def run_command(parser, story, argv=None, kept=lambda arguments: ""):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
             stream.reconfigure(errors="replace")
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with terminable():
-            code = story(arguments) or DONE
-            print(end="", flush=True)  # a closed stdout has nothing to flush
-            return code
-    except KeyboardInterrupt as stop:
-        terminated = isinstance(stop, Terminated)
-        say(("terminated" if terminated else "interrupted") + kept(arguments))
-        return TERMINATED if terminated else INTERRUPTED
+        code = story(arguments) or DONE
+        print(end="", flush=True)  # a closed stdout has nothing to flush
+        return code
+    except Terminated:
+        say("terminated" + kept(arguments))
+        return TERMINATED
+    except KeyboardInterrupt:
+        say("interrupted" + kept(arguments))
+        return INTERRUPTED
     except BrokenPipeError:
         _drop_output()
         return DONE
@@ -95,6 +89,8 @@ def run_command(parser, story, argv=None, kept=lambda arguments: ""):
         if getattr(arguments, "debug", False):
             raise
         return _complain(error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _complain(error):
@@ -102,12 +98,13 @@ def _complain(error):
     if isinstance(error, UserError):
         say(f"error: {error}")
         return USAGE
+    reason = error.strerror or error
     if error.filename is None:  # of a stream, not of a file
         _drop_output()
-        say(f"error: the output could not be written ({error.strerror or error})")
+        say(f"error: the output could not be written ({reason})")
     else:
-        error = explained(error, error.filename)
-        say(f"error: {error.filename}: {error.strerror}")
+        remedy = REMEDIES.get(error.errno, "choose another folder")
+        say(f"error: {error.filename}: cannot be written ({reason}): {remedy}")
     return FAILED
 
 

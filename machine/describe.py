@@ -7,7 +7,6 @@ import hashlib
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ FOLDER = Path(__file__).resolve().parents[1]
 # The files that can change what a training gives.
 SOURCE_PATTERNS = ("gpt.py", "gpt_win.py", "embedding.py", "linear.py", "attention/*.py")
 SOURCE_PATTERNS += ("training/*.py", "machine/ranks.py", "experiment/plan.py")
-GIT_SECONDS = 10  # that git may take before its answer counts as unknown
 
 # The only environment variables that are recorded: a whole environment holds secrets and folders.
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NVIDIA_TF32_OVERRIDE")
@@ -34,24 +32,18 @@ def describe_code(folder=FOLDER):
     ``revision`` and ``dirty`` (files that git knows differ from the revision) are None outside a
     checkout; ``sources_sha256`` is known everywhere.
     """
-    revision, dirty = _revision(folder)
-    return {"revision": revision, "dirty": dirty, "sources_sha256": _sources_sha256(folder)}
-
-
-def _revision(folder):
-    """The commit of a checkout and whether files differ from it, each None where unknown."""
     try:
         revision = _git(folder, "rev-parse", "HEAD")
         # results and figures are untracked
-        changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
-        return None, None
-    return revision, bool(changes)
+        revision = dirty = None
+    return {"revision": revision, "dirty": dirty, "sources_sha256": _sources_sha256(folder)}
 
 
 def _git(folder, *words):
     command = ["git", "-C", folder, *words]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=GIT_SECONDS)
+    done = subprocess.run(command, capture_output=True, check=True, timeout=10)
     return done.stdout.decode(errors="replace").strip()
 
 
@@ -73,27 +65,20 @@ def describe_environment(device):
     None stands for what is not known.  Nothing personal is in it: no host, no user, no folder.
     """
     cuda = device.type == "cuda"
-    revision, dirty = _revision(FOLDER)
-    commit = None if revision is None else revision[:12]
-    if dirty:
-        commit += "+"
     return {
         "device_name": device_name(device),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
         "cpu": cpu_name(),
         "logical_cpus": os.cpu_count(),
         "numpy": np.__version__,
-        "scipy": metadata.version("scipy"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "gpu": _describe_gpu(device) if cuda else None,
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
-        "git_revision": commit,
     }
 
 
@@ -101,9 +86,7 @@ def _describe_gpu(device):
     """What identifies a CUDA device, and the settings that its arithmetic depends on."""
     properties = torch.cuda.get_device_properties(device)
     return {
-        "name": properties.name,
         "uuid": gpu_uuid(device),
-        "capability": f"{properties.major}.{properties.minor}",
         "memory_mb": properties.total_memory / 2**20,
         "driver": driver_version(),
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,

@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all, their checksums, and errors that name the remedy."""
+"""Files that are there whole or not at all, and their checksums."""
 
-import errno
+import contextlib
 import hashlib
 import json
 import math
@@ -15,23 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-
-def check_writable(*folders):
-    """Raise OSError before hours of training for a folder that could not take the results."""
-    for folder in map(Path, folders):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise explained(error, folder) from None
-
-
-TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
 # What numpy, json and zipfile raise over a truncated, mutated or foreign file; the SyntaxError is
 # numpy's, which evaluates an array's header as a literal.
 DAMAGE = (ValueError, TypeError, AttributeError, IndexError, EOFError, SyntaxError, RuntimeError)
 DAMAGE += (MemoryError, struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile)
+
+
+def check_writable(*folders):
+    """Raise OSError before hours of training for a folder that could not take the results."""
+    for folder in map(Path, folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def atomic_write(path, write):
@@ -40,68 +34,33 @@ def atomic_write(path, write):
     ``write`` gets a binary file object on a temporary file beside ``path``, which is flushed to
     disk and renamed over ``path``, and the folder flushed too, so that not even a power cut takes
     it back; on any error the temporary file is removed and an older ``path`` stays as it was.
-    Raises OSError, with ``path`` as its file name and the remedy in its words.
+    Raises OSError with ``path`` as its file name.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        make_folder(path.parent)
-        handle, temporary = tempfile.mkstemp(TEMPORARY_SUFFIX, f".{path.name}.", path.parent)
-        with os.fdopen(handle, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private; results are not
         os.replace(temporary, path)
         flush_folder(path.parent)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise explained(error, path) from None
+    except OSError as error:
+        error.filename = str(path)
         raise
-
-
-def make_folder(folder):
-    """Make a folder and its parents, so that they survive a power cut too."""
-    folder = Path(folder)
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        flush_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # renamed, or never made
+            temporary.unlink()
 
 
 def flush_folder(folder):
     """Make renames and removals in a folder survive a power cut, where the system can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    if os.name == "nt":  # Windows opens no folders
         return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-REMEDIES = {
-    errno.ENOSPC: "free some space on the disk and start again",
-    errno.EDQUOT: "free some of your quota and start again",
-    errno.EACCES: "make its folder writable or choose another one",
-    errno.EISDIR: "a folder is in its place: move that away",
-    errno.ENOTDIR: "a file is where its folder should be: move that away or choose another folder",
-    errno.EEXIST: "a file is where its folder should be: move that away or choose another folder",
-}
-
-
-def explained(error, path):
-    """An OSError of writing ``path`` with the reason and the remedy in one line."""
-    if "cannot be" in str(error.strerror):
-        return error
-    remedy = REMEDIES.get(error.errno, "choose another folder")
-    words = f"cannot be written ({error.strerror or error}): {remedy}"
-    return OSError(error.errno or errno.EIO, words, str(path))
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
 
 
 def utc_now():
@@ -165,13 +124,10 @@ def read_file(path, failure, remedy):
         raise failure(f"{path}: no such file: {remedy}") from None
     except OSError as error:
         raise failure(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:  # of a name that none can have
-        raise failure(f"{str(path)!r}: cannot be read ({error})") from None
 
 
 def remove_leftovers(folder, names):
     """Remove the temporary files that a killed process left of writing these names (or globs)."""
     for name in names:
-        for path in Path(folder).glob(f".{name}.*{TEMPORARY_SUFFIX}"):
-            if path.is_file():
-                path.unlink(missing_ok=True)
+        for path in Path(folder).glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)

@@ -10,8 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 from machine.describe import FOLDER
 
 
@@ -26,7 +24,7 @@ def growth_in_child(module, function, job):
     child = subprocess.run(
         [sys.executable, "-c", code],
         cwd=FOLDER,  # where the child finds these modules
-        input=json.dumps({"threads": torch.get_num_threads(), "job": job}),
+        input=json.dumps(job),
         capture_output=True,
         text=True,
         start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the child
@@ -34,23 +32,19 @@ def growth_in_child(module, function, job):
     if child.returncode:
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         raise RuntimeError(f"the process that measures memory failed: {last}")
-    growth = json.loads(child.stdout.splitlines()[-1])
-    return math.nan if growth is None else growth
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 def measure_growth(function):
     """The child's side of ``growth_in_child``: the job on stdin, the growth on stdout."""
-    order = json.load(sys.stdin)
-    torch.set_num_threads(order["threads"])
-    work = function(**order["job"])
+    work = function(**json.load(sys.stdin))
     before = _resident_mb("VmRSS")
     work()
-    growth = None if before is None else _resident_mb("VmHWM") - before
-    print(json.dumps(growth))
+    print(json.dumps(_resident_mb("VmHWM") - before))
 
 
 def _resident_mb(field):
-    """Resident memory of this process in MB, VmRSS now or VmHWM at its peak; None where unknown.
+    """Resident memory of this process in MB, VmRSS now or VmHWM at its peak; NaN where unknown.
 
     macOS tells the peak alone, which before any work is what is held.
     """
@@ -59,7 +53,7 @@ def _resident_mb(field):
         lines = status.read_text().splitlines()
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
     if sys.platform != "darwin":
-        return None
+        return math.nan
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -11,17 +11,13 @@ the others.  Knows nothing of experiments.
 import contextlib
 import os
 import sys
-from datetime import timedelta
 
 import torch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from machine.command import FAILED, INTERRUPTED, UserError
+from machine.command import DONE, FAILED, INTERRUPTED, UserError
 from machine.device import is_out_of_memory
-
-PATIENCE = timedelta(minutes=30)  # the first rank may prepare data while the others wait
-GOES_ON = "finished trainings are kept, and the same command, without --restart, goes on from there"
 
 
 def rank():
@@ -45,33 +41,20 @@ def run(command):
     """The exit code of ``command()``, which every rank runs; the first one alone is heard."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not dist.is_torchelastic_launched():
         return command()
-    _connect()
+    on_cuda = torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(dist.get_node_local_rank() % torch.cuda.device_count())
+    # waits 30 minutes: the first rank may prepare data meanwhile
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
     try:
         with _silence() if rank() else contextlib.nullcontext():
             code = command()
     except SystemExit as stop:  # of argparse
         code = stop.code or 0
-    except RuntimeError as error:
-        if not _is_lost(error):
-            raise
-        end_all("another rank has ended")
     if rank() and code < INTERRUPTED:
-        # torchrun stops all ranks where one ends with a failure: the first one has its say before
-        with contextlib.suppress(RuntimeError):
-            barrier()
-    _leave(code)
-
-
-def _connect():
-    on_cuda = torch.cuda.is_available()
-    if on_cuda:
-        torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
-
-
-def _local_rank():
-    """Which of the processes of its machine this one is."""
-    return int(os.environ["LOCAL_RANK"])
+        code = DONE  # torchrun stops all where one fails: the first one has its say before
+    print(end="", flush=True)
+    os._exit(code)  # waits neither for other ranks nor for anything on the device
 
 
 @contextlib.contextmanager
@@ -85,32 +68,18 @@ def _silence():
         yield
 
 
-def _is_lost(error):
-    """Does an exception say that the ranks have lost one another?"""
-    # gloo's are RuntimeErrors whose text begins with the place in its source
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
-
-
-def end_all(reason):
-    """Say why this rank cannot go on and end it now; torchrun ends the others."""
-    print(f"error: rank {rank()}: {reason}; {GOES_ON}", file=sys.__stderr__)
-    _leave(FAILED)
-
-
-def _leave(code):
-    """End this process now, neither waiting for other ranks nor for anything on the device."""
-    for stream in (sys.__stdout__, sys.__stderr__):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
-
-
 def ran_out_of_memory(error):
     """Does an exception say that memory ran out?  Of several ranks it ends all: they wait."""
     if not is_out_of_memory(error):
         return False
     if size() > 1:
-        end_all("out of memory: lower --batch-size, --seq-len, --d-model or --layers")
+        print(
+            f"error: rank {rank()}: out of memory: lower --batch-size, --seq-len, --d-model or "
+            "--layers; finished trainings are kept, and the same command, without --restart, goes "
+            "on from there",
+            file=sys.__stderr__,
+        )
+        os._exit(FAILED)
     return True
 
 
@@ -125,17 +94,17 @@ def gather(value):
 
 
 def on_every(function, *arguments):
-    """``function(*arguments)``; where it raises ValueError or OSError on one rank, all raise.
+    """``function(*arguments)``; where it raises on one rank, all raise.
 
     Machines need not share a disk: what one has may be missing on another.
     """
     value, error = None, None
     try:
         value = function(*arguments)
-    except (ValueError, OSError) as raised:
+    except Exception as raised:
         error = raised
-    errors = gather(None if error is None else str(error))
-    if error is not None and is_first():
+    errors = gather(None if error is None else str(error) or repr(error))
+    if error is not None:
         raise error
     for place, text in enumerate(errors):
         if text is not None:
@@ -146,11 +115,7 @@ def on_every(function, *arguments):
 def from_first(function, *arguments):
     """``function(*arguments)`` of the first rank, on every rank; what it raises ends all."""
     value = on_every(lambda: function(*arguments) if is_first() else None)
-    if size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return value if is_first() else box[0]
+    return gather(value)[0]
 
 
 def _reduce(numbers, operation):
@@ -186,12 +151,12 @@ def local_device(device):
     """This rank's device of a kind: the GPU with its number on this machine, or the CPU."""
     if size() == 1 or device.type != "cuda":
         return device
-    if _local_rank() >= torch.cuda.device_count():
+    index, count = dist.get_node_local_rank(), torch.cuda.device_count()
+    if index >= count:
         raise UserError(
-            f"rank {rank()} has no GPU: its machine has {torch.cuda.device_count()}, lower "
-            "--nproc-per-node"
+            f"rank {rank()} has no GPU: its machine has {count}, lower --nproc-per-node"
         )
-    return torch.device("cuda", _local_rank())
+    return torch.device("cuda", index)
 
 
 def backend(device):

@@ -23,19 +23,6 @@ REASONS = (
 )
 
 
-def device_state(device):
-    """Clocks, temperature, power and company of a device now; None where nothing is known.
-
-    For a GPU the keys of ``_gpu_state``, each None where it does not tell; for a CPU
-    ``load_average_1min``.  Not for inside a timed region.
-    """
-    if device.type == "cuda":
-        return _gpu_state(gpu_uuid(device))
-    if not hasattr(os, "getloadavg"):  # on Windows
-        return None
-    return {"load_average_1min": os.getloadavg()[0]}
-
-
 @functools.cache  # NVML stays initialized as long as the process lives
 def _nvml():
     """NVIDIA's binding, initialized; None where it is missing or there is no driver."""
@@ -66,34 +53,32 @@ def driver_version():
     return _ask("nvmlSystemGetDriverVersion")
 
 
-def _gpu_state(uuid):
-    """MHz, degrees Celsius, watts and percent of the GPU with this uuid; None where unknown."""
+def device_state(device):
+    """Clocks, temperature, power and company of a device now; None where nothing is known.
+
+    For a GPU MHz, degrees Celsius and watts, each None where it does not tell; for a CPU
+    ``load_average_1min``.  Not for inside a timed region.
+    """
+    if device.type == "cpu":
+        return {"load_average_1min": os.getloadavg()[0]} if hasattr(os, "getloadavg") else None
     nvml = _nvml()
-    gpu = _ask("nvmlDeviceGetHandleByUUID", uuid)
+    gpu = _ask("nvmlDeviceGetHandleByUUID", gpu_uuid(device))
     if gpu is None:
         return None
+    bits = _ask("nvmlDeviceGetCurrentClocksEventReasons", gpu)
+    reasons = None
+    if bits is not None:
+        reasons = [word for bit, word in enumerate(REASONS) if bits >> bit & 1]
     milliwatts = _ask("nvmlDeviceGetPowerUsage", gpu)
-    utilization = _ask("nvmlDeviceGetUtilizationRates", gpu)
     return {
         "sm_clock_mhz": _ask("nvmlDeviceGetClockInfo", gpu, nvml.NVML_CLOCK_SM),
         "max_sm_clock_mhz": _ask("nvmlDeviceGetMaxClockInfo", gpu, nvml.NVML_CLOCK_SM),
         "memory_clock_mhz": _ask("nvmlDeviceGetClockInfo", gpu, nvml.NVML_CLOCK_MEM),
         "temperature_c": _ask("nvmlDeviceGetTemperature", gpu, nvml.NVML_TEMPERATURE_GPU),
         "power_w": None if milliwatts is None else milliwatts / 1000,
-        "utilization_percent": None if utilization is None else utilization.gpu,
-        "throttle_reasons": _throttle_reasons(gpu),
+        "throttle_reasons": reasons,
         "other_processes": _other_processes(gpu),
     }
-
-
-def _throttle_reasons(gpu):
-    """Why the clocks are lower than they could be, a list of words."""
-    bits = _ask("nvmlDeviceGetCurrentClocksEventReasons", gpu)
-    if bits is None:  # as older drivers call it
-        bits = _ask("nvmlDeviceGetCurrentClocksThrottleReasons", gpu)
-    if bits is None:
-        return None
-    return [word for bit, word in enumerate(REASONS) if bits >> bit & 1]
 
 
 def _other_processes(gpu):

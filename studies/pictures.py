@@ -1,34 +1,25 @@
 """The figures of the two studies: what the arms take over the length, and patterns' trade-offs."""
 
-from collections import namedtuple
-
 import matplotlib
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.values import ordered_arms
-from figures.frame import caption_below
+from figures.frame import caption_below, length_axis, log_axis
 from figures.look import FAILED, LOOK, MARGIN, STYLES, WIDTH, arm_styles, save_figure
-from studies.measured import pareto_front, trade_offs
 from studies.summary import NO_ROOM
-from studies.tables import points_of_kinds, setting
+from studies.tables import measured_rows, points_of_kinds, setting
 
-# power: how the FLOP limit of a step enters; worst: the end of the axis, from 0 to 1
-Panel = namedtuple("Panel", ("key", "name", "unit", "power", "worst"))
-LENGTH_PANELS = (
-    Panel("step_ms", "step time", "{x:,g} ms", -1, 0.95),
-    Panel("tokens_per_second", "tokens/s", EngFormatter(sep=" "), 1, 0.05),
-    Panel("peak_memory_mb", "peak memory", "{x:,.0f} MB", None, 0.95),
-)
+LENGTH = "sequence length S (tokens)"
+# of an arm's summary: title and unit
+LENGTH_PANELS = {
+    "step_ms": ("step time", "{x:,g} ms"),
+    "peak_memory_mb": ("peak memory", "{x:,.0f} MB"),
+}
 LIMIT = {"color": "black", "ls": "--", "lw": 1}
-PATTERN_PANELS = (
-    ("equal tokens", "validation", "times as fast as fused"),
-    ("equal seconds", "training", "times as fast as fused"),
-    ("over training", "training", "tokens seen"),
-)
 # of patterns: by window; by the rest of the name
 COLORS = "black", *sns.color_palette("colorblind")
 MARKERS = "*so^Dv<>"
@@ -66,25 +57,22 @@ def _caption(figure, content, text):
 
 
 def _plot_scaling(content):
-    """Step time, tokens/s and peak memory over the length, log-log, a row a kind of positions."""
+    """Step time and peak memory over the length, log-log, a row a kind of positions."""
     kinds, arms = points_of_kinds(content), content["points"][0]["arms"]
+    lengths = sorted({point["seq_len"] for point in content["points"]})
     styles = {arm: arm_styles(arms)[arm] for arm in arms}
     figure = Figure(figsize=(WIDTH, 0.9 + 2.2 * len(kinds)), layout="constrained")
     rows = figure.subplots(len(kinds), len(LENGTH_PANELS), squeeze=False, sharex=True, sharey="col")
-    for (kind, points), axes in zip(kinds.items(), rows, strict=True):
-        axes[0].set_ylabel(f"{kind} positions")
-        for ax, panel in zip(axes, LENGTH_PANELS, strict=True):
-            _scaling_panel(ax, points, panel, styles)
-    # after the bars, whose ends matplotlib would take for logarithms
-    for column, panel in zip(rows.T, LENGTH_PANELS, strict=True):
-        column[0].set_title(panel.name)
-        column[-1].set_xlabel("sequence length S (tokens)")
-        for ax in column:
-            ax.set_yscale("log")
-            ax.margins(y=0.15)
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.yaxis.set_major_formatter(panel.unit)
-            _log_lengths(ax, content["points"])
+    for column, (key, (name, unit)) in zip(rows.T, LENGTH_PANELS.items(), strict=True):
+        for ax, points in zip(column, kinds.values(), strict=True):
+            _scaling_panel(ax, points, key, styles)
+        for ax in column:  # after the bars, whose ends matplotlib would take for logarithms
+            length_axis(ax, lengths)
+            log_axis(ax, unit)
+        column[0].set_title(name)
+        column[-1].set_xlabel(LENGTH)
+    for ax, kind in zip(rows[:, 0], kinds, strict=True):
+        ax.set_ylabel(f"{kind} positions")
     handles = [Line2D([], [], **s.line, marker=s.marker, label=arm) for arm, s in styles.items()]
     handles.append(Line2D([], [], **LIMIT, label="fused at the FLOP limit"))
     if any(arm[NO_ROOM] for point in content["points"] for arm in point["arms"].values()):
@@ -94,28 +82,22 @@ def _plot_scaling(content):
     return figure
 
 
-def _scaling_panel(ax, points, panel, styles):
+def _scaling_panel(ax, points, key, styles):
     """Every arm's means over the length, where memory ran out, and fused at the FLOP limit."""
-    place = {"transform": ax.get_xaxis_transform(), "clip_on": False}
+    margin = {"transform": ax.get_xaxis_transform(), "clip_on": False}
     for arm, style in styles.items():
-        _line_with_bars(ax, {p["seq_len"]: p["arms"][arm][panel.key] for p in points}, style)
+        _line_with_bars(ax, {p["seq_len"]: p["arms"][arm][key] for p in points}, style)
         lost = [point["seq_len"] for point in points if point["arms"][arm][NO_ROOM]]
-        if lost:  # in the margin where the worst values would be
-            ax.plot(lost, [panel.worst] * len(lost), **FAILED | {"color": style.color}, **place)
-    limits = {}  # what fused would reach if its time followed the FLOPs that the pattern leaves
+        if lost:  # at the top, where the worst values would be
+            ax.plot(lost, [0.95] * len(lost), **FAILED | {"color": style.color}, **margin)
+    limits = {}  # what fused would take if its time followed the FLOPs that the pattern leaves
     for point in points:
-        fused = point["arms"].get("fused", {}).get(panel.key)
-        if fused and panel.power:
-            limits[point["seq_len"]] = fused["mean"] * point["step_limit"] ** panel.power
-    ax.plot(limits.keys(), limits.values(), **LIMIT, zorder=2)
-
-
-def _log_lengths(ax, points):
-    lengths = sorted({point["seq_len"] for point in points})
-    ax.set_xscale("log")
-    ax.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=30 if len(lengths) > 4 else 0)
-    ax.set_xlim(lengths[0] / 1.3, lengths[-1] * 1.3)  # ticks alone would let 1 in
-    ax.minorticks_off()
+        fused = point["arms"].get("fused", {}).get("step_ms")
+        if fused:
+            limits[point["seq_len"]] = fused["mean"] / point["step_limit"]
+    if key == "step_ms":
+        ax.plot(limits.keys(), limits.values(), **LIMIT, zorder=2)
+    ax.margins(y=0.15)
 
 
 def _line_with_bars(ax, estimates, style):
@@ -137,8 +119,8 @@ def _plot_quality(content):
         contrasts = {p["seq_len"]: p["contrasts"].get("window/fused") for p in points}
         losses = {length: found and found["val_loss"] for length, found in contrasts.items()}
         _line_with_bars(ax, losses, STYLES["window"])
-        _log_lengths(ax, points)
-        ax.set(title=f"{kind} positions", xlabel="sequence length S (tokens)")
+        length_axis(ax, [point["seq_len"] for point in points])
+        ax.set(title=f"{kind} positions", xlabel=LENGTH)
     axes[0].set_ylabel("validation loss,\nwindow - fused (nats/token)")
     text = f"Bars: 95 % t interval, paired by block. Shaded: margin of {margin:g} nats."
     _caption(figure, content, text)
@@ -146,20 +128,20 @@ def _plot_quality(content):
 
 
 def _plot_pareto(content):
-    """Speed-up against loss at equal tokens and at equal seconds, and loss over training."""
+    """Speed-up against validation loss, and training loss over the training."""
     kinds = points_of_kinds(content)
     looks = _looks(ordered_arms({arm for point in content["points"] for arm in point["arms"]}))
-    figure = Figure(figsize=(10.0, 0.8 + 3.0 * len(kinds)), layout="constrained")
-    rows = figure.subplots(len(kinds), 3, squeeze=False)
-    for (kind, (point,)), axes in zip(kinds.items(), rows, strict=True):
-        for ax, estimates in zip(axes, trade_offs(point), strict=False):
-            _pareto_panel(ax, estimates, looks)
-        _curve_panel(axes[2], point["curves"], looks)
-        for ax, (when, loss, x) in zip(axes, PATTERN_PANELS, strict=True):
-            ax.set(title=f"{when}, {kind} positions", xlabel=x)
-            ax.set_ylabel(f"{loss} loss - fused (nats/token)")
+    figure = Figure(figsize=(WIDTH, 1.0 + 2.8 * len(kinds)), layout="constrained")
+    rows = figure.subplots(len(kinds), 2, squeeze=False)
+    for (kind, (point,)), (left, right) in zip(kinds.items(), rows, strict=True):
+        _pareto_panel(left, point, looks)
+        left.set(title=f"{kind} positions", xlabel="times as fast as fused")
+        left.set_ylabel("validation loss - fused (nats/token)")
+        _curve_panel(right, point["curves"], looks)
+        right.set(title=f"{kind} positions, over training", xlabel="tokens seen")
+        right.set_ylabel("training loss - fused (nats/token)")
     handles = [Line2D([], [], label=arm, **look) for arm, look in looks.items()]
-    wide = {"ncols": min(9, len(handles)), "handlelength": 3.2}  # to tell the dashes apart
+    wide = {"ncols": min(5, len(handles)), "handlelength": 3.2}  # to tell the dashes apart
     figure.legend(handles=handles, loc="outside upper center", **wide)
     _caption(
         figure,
@@ -169,6 +151,16 @@ def _plot_pareto(content):
         "block, cut where they leave the panel.",
     )
     return figure
+
+
+def pareto_front(means):
+    """The arms of {arm: (speed-up, loss)} that no other beats in both, slowest first."""
+    front = []
+    for arm, (speed, loss) in means.items():
+        as_good = {other for other in means.values() if other[0] >= speed and other[1] <= loss}
+        if as_good == {(speed, loss)}:
+            front.append(arm)
+    return sorted(front, key=means.get)
 
 
 def _looks(arms):
@@ -183,18 +175,21 @@ def _looks(arms):
     return looks
 
 
-def _pareto_panel(ax, estimates, looks):
+def _pareto_panel(ax, point, looks):
     """Every arm with both intervals; the front as rings and a line through them."""
-    means = {arm: (gain["mean"], loss["mean"]) for arm, (gain, loss) in estimates.items()}
+    rows, means = measured_rows(point), {"fused": (1, 0)}
+    for arm, summary, gain in rows:
+        means[arm] = gain["mean"], summary["contrast"]["val_loss"]["mean"]
     ax.plot(*np.transpose(list(means.values())), ls="none")
     _freeze(ax, 0.2, 0.5)
     ax.axhline(0, color="0.6", lw=0.7)
     ax.axvline(1, color="0.6", lw=0.7)
+    ax.plot(1, 0, **looks["fused"])
     small = {"ls": "none", "ms": 5, "elinewidth": 0.8, "capsize": 1.5, "zorder": 3}
-    for arm, (gain, loss) in estimates.items():
-        (x, x_ends), (y, y_ends) = _bars([gain]), _bars([loss])
+    for arm, summary, gain in rows:
+        (x, x_ends), (y, y_ends) = _bars([gain]), _bars([summary["contrast"]["val_loss"]])
         ax.errorbar(x, y, y_ends, x_ends, **looks[arm] | small)
-    front = [means[arm] for arm in pareto_front(estimates)]
+    front = [means[arm] for arm in pareto_front(means)]
     rings = {"marker": "o", "ms": 11, "mfc": "none", "mec": "black"}
     ax.plot(*np.transpose(front), color="black", lw=0.8, ls="--", zorder=2, **rings)
 

@@ -1,10 +1,9 @@
 """A study: an experiment at every point, one after the other, and what they come to."""
 
 from analysis.report import write_report
-from experiment.estimate import dry_run
 from experiment.files import move_aside
 from experiment.progress import format_seconds
-from experiment.run import run_experiment
+from experiment.run import dry_run, run_experiment
 from machine import ranks
 from machine.command import DONE, TRAININGS_FAILED, say
 from machine.files import write_json
@@ -25,9 +24,7 @@ def run_study(config, prepared, arguments, argv):
     folder = study_folder(config.output_dir, arguments.study)
     path, experiments, content = folder.with_suffix(".json"), [], None
     if arguments.restart:
-        moved = ranks.from_first(move_aside, folder, config.data)
-        if moved:
-            say(f"the old results are now in {moved}")
+        ranks.from_first(move_study_aside, folder, path, config.data)
     for _, here, dataset in announced(prepared):
         results = run_experiment(here, dataset, allow_mixed=arguments.allow_mixed, argv=argv)
         if results is not None:  # on the first rank
@@ -38,18 +35,25 @@ def run_study(config, prepared, arguments, argv):
     return ranks.from_first(report_study, content, path, config.plots_dir)
 
 
+def move_study_aside(folder, path, data):
+    """Rename an earlier study's folder, with the study's file in it, out of the way."""
+    moved = move_aside(folder, data)
+    if moved and path.exists():
+        path.rename(moved / path.name)
+
+
 def announced(prepared):
-    """The points, each told before it begins: (name, configuration, dataset)."""
+    """The points of ``prepared``, each told before it begins."""
     for number, (point, here, dataset) in enumerate(prepared, start=1):
         say(f"point {number} of {len(prepared)}: {point.name}")
-        yield point.name, here, dataset
+        yield point, here, dataset
 
 
 def dry_run_study(prepared, arguments):
     """Say what would be done at every point, and roughly how long all take."""
     seconds = 0
-    for name, here, dataset in announced(prepared):
-        print(f"{name}:")
+    for point, here, dataset in announced(prepared):
+        print(f"{point.name}:")
         seconds += dry_run(here, dataset, arguments.restart, arguments.allow_mixed)
     say(f"all {len(prepared)} points: roughly {format_seconds(seconds)}")
     return DONE

@@ -1,6 +1,6 @@
 """A study summed up: from the saved metrics of its points to the content of its file.
 
-Estimates are dicts with ``mean``, ``low`` and ``high``, see measured.py.
+Estimates are dicts with ``mean``, ``low`` and ``high``, see tables.py.
 """
 
 import json
@@ -11,14 +11,7 @@ import numpy as np
 
 from analysis.metrics import MetricsError, fitting
 from analysis.significance import mean_interval, non_inferiority, paired_difference, paired_ratio
-from analysis.values import (
-    ok_trainings,
-    ok_values,
-    ordered_arms,
-    paired_trainings,
-    pattern_of_arm,
-    shared_values,
-)
+from analysis.values import ok_values, ordered_arms, paired_trainings, pattern_of_arm, shared_values
 from analysis.warnings import measurement_warnings
 from attention.pattern import causal_pairs, density
 from figures.data import smooth, table
@@ -40,7 +33,7 @@ def summarize(study, experiments):
         "device_name": metadata["environment"]["device_name"],
         "torch": metadata["environment"]["torch"],
         "data": metadata["data"],
-        "code": metadata.get("code"),
+        "code": metadata["code"],
         "config": metadata["config"],
         "points": sorted(points, key=lambda point: (point["positions"], point["seq_len"])),
     }
@@ -90,26 +83,24 @@ def _summary(metrics, arm, steps):
 
 
 def _about_patterns(metrics, metadata, arms):
-    """Every pattern against fused: whole trainings, equal seconds, and over the training.
+    """Every pattern against fused, after whole trainings and over them.
 
     arms: {arm: its summary}, which the patterns' contrasts are added to.
     """
-    config, blocks = metadata["config"], {}
-    others = [arm for arm in arms if arm != "fused"]
-    for arm in others:
+    config, curves = metadata["config"], {}
+    # the loss at a moment is the mean over these last steps
+    window = min(metadata["steps"], max(5, metadata["steps"] // 20))
+    for arm in arms:
+        if arm == "fused":
+            continue
         window_size, dilation = pattern_of_arm(arm)
-        kept = density(config["seq_len"], window_size, dilation, config.get("sink_tokens", 0))
+        kept = density(config["seq_len"], window_size, dilation, config["sink_tokens"])
         arms[arm] |= {"window_size": window_size, "dilation": dilation, **_limits(metadata, kept)}
         arms[arm]["contrast"] = _contrast(metrics, metadata, (arm, "fused"))
         paired = paired_trainings(metrics, (arm, "fused"))
         if paired:
-            blocks[arm] = paired
-    # the loss at a moment is the mean over these last steps
-    window = min(metadata["steps"], max(5, metadata["steps"] // 20))
-    return {
-        "equal_seconds": _equal_seconds(metrics, blocks, window),
-        "curves": {arm: _curve(paired, window) for arm, paired in blocks.items()},
-    }
+            curves[arm] = _curve(paired, window)
+    return {"curves": curves}
 
 
 def _contrast(metrics, metadata, pair):
@@ -154,22 +145,3 @@ def _curve(paired, window):
         "low": [interval.low for interval in intervals],
         "high": [interval.high for interval in intervals],
     }
-
-
-def _equal_seconds(metrics, blocks, window):
-    """Training losses when every training has had the time of the fastest one, against fused.
-
-    A training's steps count as equally long.  With a constant learning rate the loss at that
-    moment is that of a training which ends there.
-    """
-    seconds = min((t["training_time"] for _, t in ok_trainings(metrics)), default=0)
-
-    def loss_of(training):
-        end = max(window, int(training["total_steps"] * seconds / training["training_time"]))
-        return np.mean(training["losses"][end - window : end], dtype=np.float64)
-
-    differences = {}
-    for arm, paired in blocks.items():
-        losses, of_fused = zip(*[map(loss_of, pair) for pair in paired], strict=True)
-        differences[arm] = asdict(paired_difference(losses, of_fused))
-    return {"seconds": seconds, "differences": differences}

@@ -1,7 +1,10 @@
-"""A study in words: its setting, warnings, tables, and the pattern to choose."""
+"""A study in words: its setting, warnings, tables, and the pattern to choose.
 
-from analysis.words import text_table, wrapped
-from studies.measured import recommend, speed_up, with_interval
+An estimate is a dict with ``mean``, ``low`` and ``high``, the ends of its 95 % t interval, None
+where there is none.
+"""
+
+from analysis.words import text_table, with_interval, wrapped
 from studies.points import point_name
 from studies.summary import NO_ROOM
 
@@ -9,6 +12,28 @@ EXPLANATION = (
     "[ ]: 95 % t interval over the blocks, paired where two arms are compared. faster: how many "
     "times as fast as the other arm. loss: nats a token, lower is better."
 )
+
+
+def estimate_text(estimate, template):
+    """An estimate with its interval in brackets, as text; "-" for None."""
+    if estimate is None:
+        return "-"
+    return with_interval(estimate["mean"], estimate["low"], estimate["high"], template.format)
+
+
+def speed_up(time):
+    """How many times as fast, an estimate, from a ratio of times and its interval."""
+    low, high = (None if time[end] is None else 1 / time[end] for end in ("high", "low"))
+    return {"mean": 1 / time["ratio"], "low": low, "high": high}
+
+
+def measured_rows(point):
+    """[(arm, its summary, speed-up over fused, an estimate)] of a point's patterns."""
+    return [
+        (arm, summary, speed_up(summary["contrast"]["time"]))
+        for arm, summary in point["arms"].items()
+        if summary.get("contrast")
+    ]
 
 
 def setting(content):
@@ -45,6 +70,38 @@ def format_study(content):
     return "\n".join(lines + wrapped(EXPLANATION))
 
 
+def recommend(content):
+    """Sentences on which pattern to choose, one for each kind of positions."""
+    return [
+        f"{point['positions']} positions, S {point['seq_len']:,}: {_recommendation(point)}"
+        for point in content["points"]
+    ]
+
+
+def _recommendation(point):
+    """The fastest pattern shown to be faster than fused and not worse, or what is missing."""
+    rows, margin, good, undecided = measured_rows(point), f"{point['margin']:g} nats", [], []
+    for arm, summary, gain in rows:
+        quality = summary["contrast"]["quality"]
+        if quality["verdict"] == "not worse" and gain["low"] is not None and gain["low"] > 1:
+            good.append((arm, summary, gain))
+        if quality["verdict"] == "undecided":
+            needed = quality["runs_needed"] or "too many"
+            undecided.append(f"{arm} (about {needed})")
+    if not good:
+        text = f"no pattern is shown to be both faster than fused and not worse by {margin}."
+        if undecided:
+            text += f" Blocks that would decide whether one is worse: {', '.join(undecided)}."
+        return text
+    arm, summary, gain = max(good, key=lambda row: row[2]["mean"])
+    loss = estimate_text(summary["contrast"]["val_loss"], "{:+.4f}")
+    return (
+        f"{arm} is the fastest of the patterns shown to be faster than fused and not worse by "
+        f"{margin} ({len(good)} of {len(rows)}): {estimate_text(gain, '{:.3f}')} times as fast, "
+        f"validation loss {loss}."
+    )
+
+
 def warning_lines(content):
     """What was taken together and what may have disturbed which point, as wrapped lines."""
     lines = []
@@ -76,8 +133,6 @@ def _length_rows(points):
 def _pattern_rows(points):
     """A row an arm of the one experiment with this kind of positions, {column: text}."""
     (point,) = points
-    equal = point["equal_seconds"]
-    then = f"training loss - fused after {equal['seconds']:.1f} s"
     rows = []
     for arm, found in point["arms"].items():
         contrast = found.get("contrast")
@@ -88,7 +143,6 @@ def _pattern_rows(points):
             "step (ms)": _step_ms(found),
             **_cells(contrast, "fused"),
             "quality": contrast["quality"]["verdict"] if contrast else "-",
-            then: with_interval(equal["differences"].get(arm), "{:+.4f}"),
         }
         rows.append(row)
     return rows
@@ -99,14 +153,14 @@ def _cells(contrast, reference):
     found = contrast or {"time": None, "memory": None, "val_loss": None}
     time, memory = found["time"], found["memory"]
     return {
-        f"faster than {reference}": with_interval(time and speed_up(time), "{:.3f}"),
+        f"faster than {reference}": estimate_text(time and speed_up(time), "{:.3f}"),
         f"memory/{reference}": f"{memory['ratio']:.3f}" if memory else "-",
-        f"val. loss - {reference}": with_interval(found["val_loss"], "{:+.4f}"),
+        f"val. loss - {reference}": estimate_text(found["val_loss"], "{:+.4f}"),
     }
 
 
 def _step_ms(arm):
     """An arm's step time with its interval, or why there is none."""
     if arm["step_ms"] is not None:
-        return with_interval(arm["step_ms"], "{:,.2f}")
+        return estimate_text(arm["step_ms"], "{:,.2f}")
     return "out of memory" if arm[NO_ROOM] else "diverged"

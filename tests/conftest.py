@@ -92,6 +92,10 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
             "layers": 4,
             "window_size": 96,
             "dilation": 4,
+            "sink_tokens": 0,
+            "positions": "learned",
+            "world_size": 1,
+            "gradient_accumulation": 1,
         },
         "plan": {
             "orders": [list(arms)] * runs,
@@ -111,7 +115,7 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
                 for key in ("training_time", "peak_memory_mb", "val_loss")
             ],
         },
-        "environment": {"device_name": "2-core CPU", "torch": "2.13.0", "git_revision": None},
+        "environment": {"device_name": "2-core CPU", "torch": "2.13.0"},
         "data": {
             "path": "training_data.npy",
             "train_rows": 100,
@@ -120,6 +124,10 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
             "vocab_size": 512,
         },
         "pattern": {"density": 0.385, "evaluation": "split"},
+        "attention": {},
+        "code": None,
+        "mixed": [],
+        "set_aside": [],
         "memory_measure": "resident growth of a fresh process",
     }
     return metrics, metadata

@@ -2,45 +2,31 @@
 
 import argparse
 import math
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
 
 import torch
 
 from analysis.values import pattern_of_arm
 from attention.choose import EVALUATIONS
-from attention.pattern import check_pattern
 from attention.rotary import POSITIONS
-from gpt import GPTModel
-from gpt_win import GPTWindowModel, per_layer
+from gpt_win import per_layer
 from training.tokens import DEFAULT_PATH
 
-# arm -> (model class, attention); ``window`` takes its evaluation from the configuration
-ARMS = {
-    "baseline": (GPTModel, "dense"),
-    "window": (GPTWindowModel, None),
-    "fused": (GPTModel, "fused"),
-    "published": (GPTModel, "published"),
-}
+# arm -> its full attention; None: the window model, as for arms that name a pattern (w64-d8)
+ARMS = {"baseline": "dense", "window": None, "fused": "fused", "published": "published"}
 DEFAULT_ARMS = ("baseline", "window", "fused")
-SCHEDULES = ("cosine", "constant")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COMPILE_MODES = ("none", "default", "reduce-overhead")
 LARGEST_OPTION = 2**31 - 1
 
 
-def _option(group, default, help, least=1, **argparse_options):
-    """A field that is also a command-line option; ``least``: the smallest whole number it takes."""
+def _option(default, help, least=1, group=None, **argparse_options):
+    """A field that is also a command-line option.
+
+    least: the smallest whole number it takes; group: the title of the options that begin here.
+    """
     about = {"group": group, "help": help, "least": least, "argparse": argparse_options}
     return field(default=default, metadata=about)
-
-
-_experiment = partial(_option, "experiment")
-_training = partial(_option, "training")
-_model = partial(_option, "model")
-_pattern = partial(_option, "pattern")
-_files = partial(_option, "files")
 
 
 def _whole_numbers(text):
@@ -53,14 +39,6 @@ def _whole_numbers(text):
     return numbers if len(numbers) > 1 else numbers[0]
 
 
-class Pattern(NamedTuple):
-    """What a layer of the window model attends to, see ``attention.may_attend``."""
-
-    window_size: int
-    dilation: int
-    sink_tokens: int
-
-
 @dataclass(frozen=True)
 class ExperimentConfig:
     """Everything that decides what an experiment does; the defaults are the ``paper`` preset.
@@ -69,87 +47,87 @@ class ExperimentConfig:
     """
 
     preset: str = "paper"
-    runs: int = _experiment(10, "blocks: in each, every arm is trained once from the same seed")
-    seed: int = _experiment(0, "decides orders, initial weights and batches", least=0)
-    arms: tuple = _experiment(
+    runs: int = _option(
+        10, "blocks: in each, every arm is trained once from the same seed", group="experiment"
+    )
+    seed: int = _option(0, "decides orders, initial weights and batches", least=0)
+    arms: tuple = _option(
         DEFAULT_ARMS,
         f"which models to train: {' '.join(ARMS)}, or window models of other patterns, as w64-d8",
         nargs="+",
         metavar="ARM",
     )
-    device: str = _experiment("auto", "auto, cpu, cuda or cuda:N")
-    dtype: str = _experiment(
-        "float32", "precision of the arithmetic (autocast)", choices=tuple(DTYPES)
-    )
-    compile: str = _experiment(
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = _option("float32", "precision of the arithmetic (autocast)", choices=tuple(DTYPES))
+    compile: str = _option(
         "none",
         "torch.compile every arm; --compile alone means default",
         nargs="?",
         const="default",
         choices=COMPILE_MODES,
     )
-    equivalence_margin: float = _experiment(
+    equivalence_margin: float = _option(
         0.02, "largest rise of the validation loss that still counts as no loss of quality, in nats"
     )
-    deterministic: bool = _experiment(
+    deterministic: bool = _option(
         False,
         "use deterministic algorithms (slower); recorded, never on by itself",
         action=argparse.BooleanOptionalAction,
     )
-    batch_size: int = _training(8, "sequences in a step, of all ranks together")
-    gradient_accumulation: int = _training(
+    batch_size: int = _option(8, "sequences in a step, of all ranks together", group="training")
+    gradient_accumulation: int = _option(
         1, "parts of a step's batch that are computed one after the other, for memory"
     )
-    max_steps: int = _training(0, "optimizer steps of a training; 0: one pass over data", least=0)
-    lr: float = _training(3e-4, "peak learning rate of AdamW")
-    warmup_steps: int = _training(500, "steps of linear warm-up", least=0)
-    schedule: str = _training(
+    max_steps: int = _option(0, "optimizer steps of a training; 0: one pass over data", least=0)
+    lr: float = _option(3e-4, "peak learning rate of AdamW")
+    warmup_steps: int = _option(500, "steps of linear warm-up", least=0)
+    schedule: str = _option(
         "cosine",
         "learning rate after the warm-up; constant makes each moment the end of a training",
-        choices=SCHEDULES,
+        choices=("cosine", "constant"),
     )
-    val_batches: int = _training(0, "held-out batches for the validation loss; 0: all", least=0)
-    seq_len: int = _model(256, "sequence length, tokens")
-    d_model: int = _model(512, "model width")
-    n_heads: int = _model(16, "attention heads")
-    layers: int = _model(8, "decoder blocks")
-    positions: str = _model(
+    val_batches: int = _option(0, "held-out batches for the validation loss; 0: all", least=0)
+    seq_len: int = _option(256, "sequence length, tokens", group="model")
+    d_model: int = _option(512, "model width")
+    n_heads: int = _option(16, "attention heads")
+    layers: int = _option(8, "decoder blocks")
+    positions: str = _option(
         "learned",
         "a learned embedding of every position, or rotary ones in every attention",
         choices=POSITIONS,
     )
-    window_size: int | tuple = _pattern(
-        96, "near keys before each token; W,W,... gives one for each layer", type=_whole_numbers
+    window_size: int | tuple = _option(
+        96,
+        "near keys before each token; W,W,... gives one for each layer",
+        group="pattern",
+        type=_whole_numbers,
     )
-    dilation: int | tuple = _pattern(
+    dilation: int | tuple = _option(
         4,
         "every how many tokens a far key; 0: none, 1: full attention; D,D,... gives one for each "
         "layer",
         least=0,
         type=_whole_numbers,
     )
-    sink_tokens: int = _pattern(
+    sink_tokens: int = _option(
         0, "how many of the first tokens every later one attends to as well", least=0
     )
-    window_attention: str = _pattern(
+    window_attention: str = _option(
         "auto", "how the window arm evaluates the pattern", choices=EVALUATIONS
     )
-    data: str = _files(DEFAULT_PATH, "rows of tokens; prepared when missing")
-    output_dir: str = _files("output", "folder of results, report and weights")
-    plots_dir: str = _files("plots", "folder of the ten figures")
+    data: str = _option(DEFAULT_PATH, "rows of tokens; prepared when missing", group="files")
+    output_dir: str = _option("output", "folder of results, report and weights")
+    plots_dir: str = _option("plots", "folder of the ten figures")
     # not chosen but found, see machine/ranks.py
     world_size: int = 1
     backend: str = "none"
 
     def __post_init__(self):
         for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, list):  # from JSON, which has no tuples
-                value = tuple(value)
-                object.__setattr__(self, item.name, value)
-            _check_field(item, value)
-        _check_sizes(self)
-        _check_arms(self)
+            if isinstance(getattr(self, item.name), list):  # from JSON, which has no tuples
+                object.__setattr__(self, item.name, tuple(getattr(self, item.name)))
+            _check_field(item, getattr(self, item.name))
+        _check_together(self)
 
     @property
     def sequences_at_once(self):
@@ -161,18 +139,9 @@ class ExperimentConfig:
         """Are CUDA graphs recorded in the warm-up?  Their replays allocate nothing that counts."""
         return self.compile == "reduce-overhead"
 
-    def of_arm(self, arm):
-        """The configuration and the name in ``ARMS`` that an arm's name means.
-
-        An arm that names a pattern is the window arm with that pattern.
-        """
-        pattern = pattern_of_arm(arm)
-        if pattern is None:
-            return self, arm
-        check_pattern(*pattern)
-        window_size, dilation = pattern
-        changes = {"arms": ("window",), "window_size": window_size, "dilation": dilation}
-        return replace(self, **changes), "window"
+    def pattern_of(self, arm):
+        """(window_size, dilation) of an arm of the window model, else None."""
+        return (self.window_size, self.dilation) if arm == "window" else pattern_of_arm(arm)
 
 
 PRESETS = {
@@ -202,30 +171,28 @@ PRESETS = {
 
 def add_options(parser):
     """Add an option for every field of ``ExperimentConfig``, in the groups that the fields name."""
-    groups = {}
     for item in fields(ExperimentConfig):
         if not item.metadata:  # of no option
             continue
-        title = item.metadata["group"]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
+        if item.metadata["group"]:
+            group = parser.add_argument_group(item.metadata["group"])
         options = dict(item.metadata["argparse"])
         if item.type in (int, float, str):
             options["type"] = item.type
-        flag = "--" + item.name.replace("_", "-")
         text = f"{item.metadata['help']} {_default_text(item)}"
-        groups[title].add_argument(flag, help=text, **options)
+        group.add_argument(_flag(item), help=text, **options)
+
+
+def _flag(item):
+    return "--" + item.name.replace("_", "-")
 
 
 def _default_text(item):
     """A field's default, or one for each preset where they differ."""
     values = {preset: changes.get(item.name, item.default) for preset, changes in PRESETS.items()}
     if len(set(values.values())) > 1:
-        text = ", ".join(f"{preset} {value}" for preset, value in values.items())
-    elif isinstance(item.default, tuple):
-        text = " ".join(item.default)
-    else:
-        text = item.default
+        return f"(default: {', '.join(f'{preset} {value}' for preset, value in values.items())})"
+    text = " ".join(item.default) if isinstance(item.default, tuple) else item.default
     return f"(default: {text})"
 
 
@@ -236,19 +203,17 @@ def make_config(preset="paper", **changes):
     return ExperimentConfig(**{"preset": preset, **PRESETS[preset], **changes})
 
 
-def layer_patterns(config):
-    """The ``Pattern`` of every layer of the window model."""
-    window_sizes = per_layer("--window-size", config.window_size, config.layers)
-    dilations = per_layer("--dilation", config.dilation, config.layers)
-    return [
-        Pattern(window_size, dilation, config.sink_tokens)
-        for window_size, dilation in zip(window_sizes, dilations, strict=True)
-    ]
+def layer_patterns(config, arm="window"):
+    """(window_size, dilation, sink_tokens) of every layer of the window model, a list."""
+    window_size, dilation = config.pattern_of(arm)
+    window_sizes = per_layer("--window-size", window_size, config.layers)
+    dilations = per_layer("--dilation", dilation, config.layers)
+    return [(w, d, config.sink_tokens) for w, d in zip(window_sizes, dilations, strict=True)]
 
 
 def _check_field(item, value):
     """One field by itself: its choices, its type, its smallest and largest value."""
-    flag = "--" + item.name.replace("_", "-")
+    flag, least = _flag(item), item.metadata.get("least", 1)
     choices = item.metadata.get("argparse", {}).get("choices")
     if choices and value not in choices:
         raise ValueError(f"{flag} {value!r}: choose one of {', '.join(choices)}")
@@ -257,18 +222,16 @@ def _check_field(item, value):
     if item.type not in (int, int | tuple):
         return
     several = item.type is not int and isinstance(value, tuple)
-    least = item.metadata.get("least", 1)
     for number in value if several else [value]:
         if not isinstance(number, int):
             raise ValueError(f"{flag} must be a whole number, got {number!r}")
-        if number < least:
-            raise ValueError(f"{flag} must be at least {least}, got {number}")
-        if number > LARGEST_OPTION:
-            raise ValueError(f"{flag} must be at most {LARGEST_OPTION:,}, got {number:,}")
+        if not least <= number <= LARGEST_OPTION:
+            limit = f"least {least}" if number < least else f"most {LARGEST_OPTION:,}"
+            raise ValueError(f"{flag} must be at {limit}, got {number:,}")
 
 
-def _check_sizes(config):
-    """Sizes that do not go together, in a step's batch and in the model."""
+def _check_together(config):
+    """What fields must agree in, in a step's batch and in the model; arms, each of them once."""
     parts = config.world_size * config.gradient_accumulation
     if config.batch_size % parts:
         ranks = "1 rank" if config.world_size == 1 else f"{config.world_size} ranks"
@@ -281,29 +244,22 @@ def _check_sizes(config):
             "--compile reduce-overhead keeps gradients in CUDA graphs, which the next micro-step "
             "overwrites: choose --compile default, or --gradient-accumulation 1"
         )
-    head_dim, rest = divmod(config.d_model, config.n_heads)
-    if rest:
-        raise ValueError(
-            f"--d-model {config.d_model} is not divisible by --n-heads {config.n_heads}: "
-            "choose a multiple of it"
-        )
-    if config.positions == "rotary" and head_dim % 2:
-        raise ValueError(
-            f"--positions rotary needs an even --d-model / --n-heads, got {config.d_model} / "
-            f"{config.n_heads} = {head_dim}: choose others"
-        )
+    d_model, n_heads = config.d_model, config.n_heads
+    if d_model % n_heads:
+        words = f"--d-model {d_model} is not divisible by --n-heads {n_heads}"
+        raise ValueError(f"{words}: choose a multiple of it")
+    if config.positions == "rotary" and d_model // n_heads % 2:
+        words = f"got {d_model} / {n_heads} = {d_model // n_heads}: choose others"
+        raise ValueError(f"--positions rotary needs an even --d-model / --n-heads, {words}")
     layer_patterns(config)  # as many as there are layers
-
-
-def _check_arms(config):
-    """Names that mean a model, each once."""
     unknown = [arm for arm in config.arms if arm not in ARMS and pattern_of_arm(arm) is None]
     if unknown or not config.arms:
-        raise ValueError(
-            f"--arms {' '.join(unknown)}: choose from {', '.join(ARMS)}, or name a pattern, as "
-            "w64-d8 for window_size 64, dilation 8"
-        )
+        known = f"{', '.join(ARMS)}, or name a pattern, as w64-d8 for window_size 64, dilation 8"
+        raise ValueError(f"--arms {' '.join(unknown)}: choose from {known}")
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
     for arm in config.arms:
-        config.of_arm(arm)  # checks its pattern
+        window_size, dilation = pattern_of_arm(arm) or (1, 0)
+        if window_size < 1 or max(window_size, dilation) > LARGEST_OPTION:
+            most = f"neither number above {LARGEST_OPTION:,}"
+            raise ValueError(f"pattern {arm}: window_size must be at least 1, and {most}")

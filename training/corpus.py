@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from machine.command import UserError
+from training.tokens import TOKENIZER_NAME
 
 CORPORA = ("stdlib", "site-packages")
 SUFFIXES = """
@@ -29,8 +30,9 @@ class _NoText(Exception):
 def _walk(folder, suffixes, skipped, unreadable):
     """Text files below ``folder``, also packed as .gz, sorted by their relative paths.
 
-    Hidden folders, those called as in ``skipped`` and links to folders are not entered.  A folder
-    that cannot be read is added to ``unreadable``, in words; UserError for ``folder`` itself.
+    Hidden folders, those called as in ``skipped`` and links to folders are not entered; tokenizers
+    of earlier data are no text.  A folder that cannot be read is added to ``unreadable``, in words;
+    UserError for ``folder`` itself.
     """
 
     def note(error):
@@ -43,15 +45,16 @@ def _walk(folder, suffixes, skipped, unreadable):
         folders[:] = [name for name in folders if name[0] != "." and name not in skipped]
         for name in names:
             path = Path(root, name)
-            suffix = Path(name.lower().removesuffix(".gz")).suffix
-            if suffix in suffixes and os.path.isfile(path):  # reading a pipe would wait for ever
+            is_text = Path(name.lower().removesuffix(".gz")).suffix in suffixes
+            # reading a pipe would wait for ever
+            if is_text and name != TOKENIZER_NAME and os.path.isfile(path):
                 found.append(path)
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def _given_files(paths, unreadable):
-    """The files of the paths that the user named, in the order given."""
-    files = []
+def _find_files(paths, corpus, unreadable):
+    """(source of the standard library, the other files) of what ``read_corpus`` is told to read."""
+    places, files = sysconfig.get_paths(), []
     for path in paths:
         if os.path.isdir(path):
             files += _walk(Path(path), TEXT_SUFFIXES, (), unreadable)
@@ -59,23 +62,16 @@ def _given_files(paths, unreadable):
             files.append(Path(path))
         else:
             raise UserError(f"PATH {path}: no such file or folder: check the name")
-    return files
-
-
-def _installed_files(corpus, unreadable):
-    """The source (of the standard library, of the packages installed beside it)."""
-    places = sysconfig.get_paths()
+    if paths:
+        return [], files
     library = _walk(Path(places["stdlib"]), {".py"}, NOT_LIBRARY, unreadable)
-    if corpus != "site-packages":
-        return library, []
-    packages = []
-    for folder in dict.fromkeys(Path(places[name]).resolve() for name in ("purelib", "platlib")):
-        if folder.is_dir():
-            packages += _walk(folder, {".py"}, {"__pycache__"}, unreadable)
-    if not packages:
-        place = places["purelib"]
-        raise UserError(f"{place}: no package's source in there: choose --corpus stdlib")
-    return library, packages
+    if corpus == "site-packages":
+        for folder in {Path(places[name]).resolve(): None for name in ("purelib", "platlib")}:
+            if folder.is_dir():
+                files += _walk(folder, {".py"}, {"__pycache__"}, unreadable)
+        if not files:
+            raise UserError(f"{folder}: no package's source in there: choose --corpus stdlib")
+    return library, files
 
 
 def _read_text(path, errors):
@@ -94,32 +90,25 @@ def _read_text(path, errors):
         raise _NoText("not UTF-8", error.reason) from None
 
 
-def read_corpus(paths, corpus, except_for):
+def read_corpus(paths, corpus):
     """The documents of a corpus as a list of texts, and what was left out of it.
 
-    paths: files and folders; without any, ``corpus`` (one of CORPORA).  except_for: a file that is
-    no part of the corpus.
-    left_out: for each kind (duplicate, binary, not UTF-8, unreadable) the files, in words; blank
-    files are not counted.  Raises UserError, also for a file that the user named and that is no
-    text; bytes of such a file that are no UTF-8 are replaced.
+    paths: files and folders; without any, ``corpus`` (one of CORPORA; None: the first).
+    left_out: {kind: files, in words}, without the blank ones.  Raises UserError, also for a named
+    file that is no text; bytes of such a file that are no UTF-8 are replaced.
     """
     left_out = {kind: [] for kind in ("duplicate", "binary", "not UTF-8", "unreadable")}
-    if paths:
-        library, files = [], _given_files(paths, left_out["unreadable"])
-    else:
-        library, files = _installed_files(corpus, left_out["unreadable"])
+    library, files = _find_files(paths, corpus, left_out["unreadable"])
     named, may_repeat = set(map(Path, paths)), set(library)
     documents, seen = [], set()
     for path in tqdm(library + files, "reading", disable=None, leave=False):
-        if path.resolve() == except_for:
-            continue
         try:
             text = _read_text(path, "replace" if path in named else "strict")
         except _NoText as error:
             kind, reason = error.args
             if path in named:
-                remedy = "give a readable text file in UTF-8"
-                raise UserError(f"{path}: {kind} ({reason}): {remedy}") from None
+                words = f"{path}: {kind} ({reason}): give a readable text file in UTF-8"
+                raise UserError(words) from None
             left_out[kind].append(f"{path} ({reason})")
             continue
         # the few duplicates of the library have always been in the default corpus

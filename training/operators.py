@@ -8,28 +8,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attention.choose import attention_plan, window_attention
 from attention.full import FULL_ATTENTION
 from attention.split import split_kernels
-from gpt_win import GPTWindowModel
 from machine.device import is_out_of_memory
 from training.config import ARMS, DTYPES, layer_patterns
-from training.trainer import autocast, deterministic_algorithms, release_memory
-
-TEXTBOOK = ("dense", "published")  # not tried: their scores are S x S, their operators products
+from training.trainer import deterministic_algorithms, release_memory
 
 
 def attention_used(config, arm, device):
     """What an arm's attention really runs at the configuration's shapes, as a JSON-like dict.
 
-    ``evaluation``: dense, published, fused, masked or split; what ``auto`` comes to, for window,
-    and "split and masked" where the layers' patterns differ so much.
-    ``kernels``: the names of split's near and far kernel, else None.
-    ``operators``: PyTorch's attention operators in one eager forward call.  Empty for dense and
-    published, where memory ran out, and where scaled_dot_product_attention has no fused kernel and
-    computes plain products.
+    ``evaluation``: what it comes to, with "and" where layers differ.  ``kernels``: the names of
+    split's near and far kernel, else None.  ``operators``: PyTorch's attention operators in one
+    eager forward call; none for textbook attention, and where memory ran out or
+    scaled_dot_product_attention has no fused kernel.
 
     Call it between trainings: it forgets cached masks and compiled code (``release_memory``).
     Raises ValueError where the window arm is told to use split and there are no kernels for it.
     """
-    config, arm = config.of_arm(arm)
     evaluations, kernels, operators = [], None, []
     with deterministic_algorithms(config.deterministic):  # which rule out some kernels
         for evaluation, attend in _attention_of_layers(config, arm, device):
@@ -39,7 +33,7 @@ def attention_used(config, arm, device):
                 if kernels is None and config.window_attention == "auto":
                     evaluation = "masked"
             evaluations.append(evaluation)
-            if evaluation not in TEXTBOOK:
+            if evaluation not in ("dense", "published"):  # whose scores S x S are plain products
                 operators += _dispatched_operators(attend, config, device)
     release_memory(device)
     return {
@@ -50,47 +44,39 @@ def attention_used(config, arm, device):
 
 
 def _attention_of_layers(config, arm, device):
-    """(evaluation, function of q, k, v) of every kind of layer that an arm's model has."""
-    model_class, evaluation = ARMS[arm]
-    if model_class is not GPTWindowModel:
-        return [(evaluation, FULL_ATTENTION[evaluation])]
-    wanted, dtype = config.window_attention, DTYPES[config.dtype]
-    kinds = []
-    for pattern in dict.fromkeys(layer_patterns(config)):
-        about = pattern._asdict()
-        plan = attention_plan(config.seq_len, **about, dtype=dtype, device=device)
+    """Yield (evaluation, function of q, k, v) of every kind of layer that an arm's model has."""
+    if config.pattern_of(arm) is None:
+        yield ARMS[arm], FULL_ATTENTION[ARMS[arm]]
+        return
+    wanted = config.window_attention
+    for window_size, dilation, sinks in dict.fromkeys(layer_patterns(config, arm)):
+        about = {"window_size": window_size, "dilation": dilation, "sink_tokens": sinks}
+        plan = attention_plan(config.seq_len, **about, dtype=DTYPES[config.dtype], device=device)
         evaluation = plan.evaluation if wanted == "auto" else wanted
-        kinds.append((evaluation, partial(window_attention, **about, evaluation=wanted)))
-    return kinds
+        yield evaluation, partial(window_attention, **about, evaluation=wanted)
 
 
 class _AttentionOperators(TorchDispatchMode):
     """Notes the name of every attention operator that is dispatched inside it."""
 
-    def __init__(self):
-        super().__init__()
+    def __enter__(self):
         self.names = []
+        return super().__enter__()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name().split(".")[0]  # without the overload
-        if "attention" in name:
-            self.names.append(name)
+        if "attention" in func.name():
+            self.names.append(func.name().split(".")[0])  # without the overload
         return func(*args, **(kwargs or {}))
 
 
 def _dispatched_operators(attend, config, device):
-    """The attention operators of ``attend(q, k, v)`` on made-up inputs of the real shape."""
+    """The attention operators of ``attend(q, k, v)`` on zeros, as the model's projection has it."""
     head_dim = config.d_model // config.n_heads
-    # as the model's projection has it
     shape = (config.sequences_at_once, config.seq_len, 3, config.n_heads, head_dim)
-    noted = _AttentionOperators()
-    # a generator of its own leaves the global random state alone
-    generator = torch.Generator(device).manual_seed(0)
-    made = {"generator": generator, "device": device, "dtype": DTYPES[config.dtype]}
     try:
         # gradients are wanted because PyTorch's choice of a kernel depends on them
-        qkv = torch.randn(shape, **made, requires_grad=True)
-        with torch.enable_grad(), autocast(config, device), noted:
+        qkv = torch.zeros(shape, dtype=DTYPES[config.dtype], device=device, requires_grad=True)
+        with _AttentionOperators() as noted:
             attend(*qkv.unbind(dim=2))
     except RuntimeError as error:
         if not is_out_of_memory(error):

@@ -2,7 +2,6 @@
 
 import glob
 import re
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -16,44 +15,38 @@ from training.corpus import read_corpus
 from training.tokens import DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, TOKENIZER_NAME
 
 END_OF_TEXT = "<|endoftext|>"
-LEAST_VOCAB, MOST_VOCAB = 257, 1_000_000  # 256 bytes + END_OF_TEXT; the trainer allocates for all
 PIECE_CHARACTERS = 2**16  # of a document, encoded on one core
 PIECES_AT_ONCE = 64  # shared out to the cores; need about 100 bytes a character
 SAMPLE_CHARACTERS = 2**24  # the tokenizer learns from as many: more than the default corpus has
 
 
-def pieces_of(document):
-    """Yield a text as (piece of at most PIECE_CHARACTERS, whether the text ends there).
+def pieces_of(documents, description):
+    """Yield all texts as (piece of at most PIECE_CHARACTERS, whether its text ends there).
 
     A cut is before a blank that follows something else: there every word of the tokenizer ends, so
     that the tokens are those of the text uncut.  A piece without such a place is cut hard.
+    description: of the bar over their characters.
     """
     up_to_a_blank = re.compile(rf"(?s:.{{1,{PIECE_CHARACTERS}}})(?<=\S)(?=[ \t\r\n])")
-    start = 0
-    while len(document) - start > PIECE_CHARACTERS:
-        found = up_to_a_blank.match(document, start)
-        end = found.end() if found else start + PIECE_CHARACTERS
-        yield document[start:end], False
-        start = end
-    yield document[start:], True
-
-
-def _pieces(documents, description):
-    """Yield the pieces of all documents, with a bar over their characters."""
     characters = sum(map(len, documents))
-    options = {"unit": "", "unit_scale": True, "disable": None, "leave": False}
-    with tqdm(desc=description, total=characters, **options) as bar:
+    about = {"desc": description, "total": characters, "unit": "", "unit_scale": True}
+    with tqdm(**about, disable=None, leave=False) as bar:
         for document in documents:
-            for piece, ends in pieces_of(document):
-                yield piece, ends
-                bar.update(len(piece))
+            end = 0
+            while end < len(document):
+                start, end = end, len(document)
+                if end - start > PIECE_CHARACTERS:
+                    found = up_to_a_blank.match(document, start)
+                    end = found.end() if found else start + PIECE_CHARACTERS
+                yield document[start:end], end == len(document)
+                bar.update(end - start)
 
 
 def sample(documents):
     """Yield all text, or evenly spread pieces of it, SAMPLE_CHARACTERS in all."""
     characters = sum(map(len, documents))
     seen = taken = 0
-    for piece, _ in _pieces(documents, "training the tokenizer"):
+    for piece, _ in pieces_of(documents, "training the tokenizer"):
         if taken * characters <= seen * SAMPLE_CHARACTERS:
             taken += len(piece)
             yield piece
@@ -82,7 +75,7 @@ def encode(tokenizer, documents):
     """The stream of tokens (N,), of the smallest dtype, with END_OF_TEXT after every document."""
     end = tokenizer.token_to_id(END_OF_TEXT)
     dtype = np.min_scalar_type(tokenizer.get_vocab_size() - 1)
-    all_pieces, stream = _pieces(documents, "encoding"), []
+    all_pieces, stream = pieces_of(documents, "encoding"), []
     while batch := list(islice(all_pieces, PIECES_AT_ONCE)):
         pieces = [piece for piece, _ in batch]
         # on all cores; each piece by itself, so that the number of cores changes nothing
@@ -101,24 +94,9 @@ def cut_into_rows(tokens, seq_len):
     width = seq_len + 1
     rows = len(tokens) // width
     if not rows:
-        raise UserError(
-            f"--seq-len {seq_len}: {len(tokens):,} tokens of text are too few for one row of "
-            f"{width:,}: give more text or a smaller --seq-len"
-        )
+        words = f"{len(tokens):,} tokens of text are too few for one row of {width:,}"
+        raise UserError(f"--seq-len {seq_len}: {words}: give more text or a smaller --seq-len")
     return tokens[: rows * width].reshape(rows, width)
-
-
-def write_rows(output, rows, tokenizer):
-    """Write the rows, and the tokenizer beside them; a failure leaves both files as they were."""
-    text = tokenizer.to_str(pretty=True).encode()
-
-    def write_both(file):
-        np.save(file, rows)
-        file.flush()
-        # only once the rows have found room on the disk is an older tokenizer replaced
-        atomic_write(output.parent / TOKENIZER_NAME, lambda file: file.write(text))
-
-    atomic_write(output, write_both)
 
 
 def _counted(left_out):
@@ -132,9 +110,8 @@ def _check_options(paths, seq_len, vocab_size, output, corpus):
         raise UserError(f"--corpus {corpus} beside PATH {paths[0]}: give one or the other")
     if seq_len < 1:
         raise UserError(f"--seq-len must be at least 1, got {seq_len}")
-    if not LEAST_VOCAB <= vocab_size <= MOST_VOCAB:
-        limits = f"from {LEAST_VOCAB} to {MOST_VOCAB}"
-        raise UserError(f"--vocab-size must be {limits}, got {vocab_size}")
+    if not 257 <= vocab_size <= 1_000_000:  # 256 bytes + END_OF_TEXT; the trainer allocates for all
+        raise UserError(f"--vocab-size must be from 257 to 1000000, got {vocab_size}")
     if output.suffix != ".npy":  # a slip must not replace a text by its tokens
         raise UserError(f"--output {output}: must end in .npy: choose such a name")
 
@@ -151,28 +128,31 @@ def prepare_data(
     paths: text files, and folders walked for text; without any, ``corpus`` (None: "stdlib", the
     Python standard library's source; "site-packages": that and the installed packages').
     ``output`` becomes an array (rows, seq_len + 1) of the smallest unsigned dtype that holds the
-    vocabulary, which is of ``vocab_size`` tokens or of fewer where the text is short.  Equal text
-    gives equal files, however many cores there are.  Memory: see docs/data.md.
+    vocabulary, at most ``vocab_size`` tokens.  Equal text gives equal files on any number of cores.
     Returns (one line on what was written, what was left out as ``read_corpus`` gives it).  Raises
     UserError, or OSError where a file cannot be written, and then leaves all files as they were.
     """
     output = Path(output)
     _check_options(paths, seq_len, vocab_size, output, corpus)
     remove_leftovers(output.parent, [glob.escape(output.name), TOKENIZER_NAME])
-    # an earlier process's tokenizer is no text of the corpus, also where it lies in its folder
-    tokenizer_path = (output.parent / TOKENIZER_NAME).resolve()
-    documents, left_out = read_corpus(paths, corpus, except_for=tokenizer_path)
+    documents, left_out = read_corpus(paths, corpus)
     if not documents:
         places = ", ".join(map(str, paths)) or "the default corpus"
         raise UserError(f"{places}: no text in there{_counted(left_out)}; give a PATH to text")
     tokenizer = train_tokenizer(sample(documents), vocab_size)
-    start = time.perf_counter()
     rows = cut_into_rows(encode(tokenizer, documents), seq_len)
-    write_rows(output, rows, tokenizer)
-    speed = rows.size / (time.perf_counter() - start)
+    text = tokenizer.to_str(pretty=True).encode()
+
+    def write_both(file):
+        np.save(file, rows)
+        file.flush()
+        # only once the rows have found room on the disk is an older tokenizer replaced
+        atomic_write(output.parent / TOKENIZER_NAME, lambda file: file.write(text))
+
+    atomic_write(output, write_both)
     summary = (
         f"{output}: {len(documents):,} documents, {rows.size:,} tokens, {len(rows):,} rows of "
-        f"{seq_len + 1:,}, vocabulary {tokenizer.get_vocab_size():,} ({TOKENIZER_NAME} beside it); "
-        f"{speed:,.0f} tokens/s{_counted(left_out)}"
+        f"{seq_len + 1:,}, vocabulary {tokenizer.get_vocab_size():,} ({TOKENIZER_NAME} beside it)"
+        f"{_counted(left_out)}"
     )
     return summary, left_out

@@ -37,15 +37,11 @@ def _open_rows(path):
         rows = np.lib.format.open_memmap(path, mode="r")
     except (OSError, *DAMAGE) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{path}: unreadable, truncated, pickled or no .npy file ({reason}): write it again "
-            "with python prepare_data.py"
-        ) from None
+        words = f"{path}: unreadable, truncated, pickled or no .npy file ({reason})"
+        raise UserError(f"{words}: write it again with python prepare_data.py") from None
     if rows.ndim != 2 or rows.shape[1] < 2 or rows.dtype.kind not in "iu":
-        raise UserError(
-            f"{path}: holds {rows.dtype} in the shape {rows.shape}: save rows of at least 2 tokens "
-            "as an array of integers (rows, seq_len + 1)"
-        )
+        remedy = "save rows of at least 2 tokens as an array of integers (rows, seq_len + 1)"
+        raise UserError(f"{path}: holds {rows.dtype} in the shape {rows.shape}: {remedy}")
     return rows
 
 
@@ -71,9 +67,7 @@ def load_dataset(path=DEFAULT_PATH, seq_len=None, batch_size=1):
         )
     least, largest = int(stored.min()), int(stored.max())
     if least < 0 or largest > LARGEST_TOKEN:
-        raise UserError(
-            f"{path}: has tokens from {least:,} to {largest:,}: none may be negative or above "
-            f"{LARGEST_TOKEN:,}"
-        )
+        limits = f"none may be negative or above {LARGEST_TOKEN:,}"
+        raise UserError(f"{path}: has tokens from {least:,} to {largest:,}: {limits}")
     rows = stored.reshape(-1)[: count * width].reshape(count, width)
     return Dataset(str(path), rows[:split], rows[split:], largest + 1)

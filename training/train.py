@@ -11,19 +11,18 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from analysis.metrics import SERIES
+from analysis.metrics import NUMBERS, SERIES
 from machine import ranks
 from machine.device import synchronize
 from machine.files import utc_now
 from machine.memory import growth_in_child
 from machine.state import device_state
-from training.batches import batches, learning_rate, planned_steps
+from training.batches import learning_rate, planned_steps
 from training.config import ExperimentConfig
-from training.trainer import Trainer, deterministic_algorithms
+from training.trainer import Trainer, deterministic_algorithms, release_memory
 
 LOSSES_AT_ONCE = 50  # are fetched from a GPU, where they stay until then
 MEMORY_STEPS = 2  # steps of the process that measures memory on a CPU
-SMALLER = "lower --batch-size, --seq-len, --d-model or --layers"
 
 
 def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: None):
@@ -38,8 +37,7 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
     Where several ranks train together, each calls it with the same arguments; the first one's
     metrics count.  Memory that runs out on one of them ends all, for the others wait.
     """
-    before = device_state(device)
-    metrics = _empty_metrics(seed)
+    metrics = {"device_before": device_state(device)} | _empty_metrics(seed)
     entered = time.perf_counter()
     model = None
     try:
@@ -48,21 +46,21 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not ranks.ran_out_of_memory(error):
             raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        remedy = "lower --batch-size, --seq-len, --d-model or --layers"
         metrics["status"] = "out_of_memory"
-        metrics["message"] = _memory_message(error, metrics, device)
+        metrics["message"] = f"out of memory on {device}: {remedy} ({reason})"
     metrics["wall_time"] = time.perf_counter() - entered
-    metrics |= {"ended_at": utc_now(), "device_before": before}
-    metrics["device_after"] = device_state(device)
+    metrics |= {"ended_at": utc_now(), "device_after": device_state(device)}
     return metrics, model
 
 
 def _empty_metrics(seed):
     """A training's metrics before anything was trained: times 0, results missing."""
-    metrics = dict.fromkeys(("total_steps", "total_tokens"), 0)
+    place = ("block", "position", "index")  # in an experiment
+    metrics = {name: math.nan for name in NUMBERS if name not in place}
+    metrics |= dict.fromkeys(("total_steps", "total_tokens"), 0)
     metrics |= dict.fromkeys(("compile_time", "warmup_time", "eval_time", "wall_time"), 0.0)
-    results = ("tokens_per_second", "final_loss", "avg_loss_last_100", "val_loss")
-    metrics |= dict.fromkeys(("training_time", *results), math.nan)
-    metrics |= dict.fromkeys(("peak_memory_mb", "peak_reserved_mb"), math.nan)
     metrics |= {name: np.zeros(0, dtype) for name, dtype in SERIES.items()}
     return metrics | {"seed": seed, "status": "ok", "message": "", "started_at": utc_now()}
 
@@ -72,46 +70,34 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
 
     Returns the model, None where the training diverged.
     """
-    if device.type == "cpu" and ranks.is_first():
+    cuda = device.type == "cuda"
+    if not cuda and ranks.is_first():
         metrics["peak_memory_mb"] = child_peak_memory_mb(config, arm, dataset.vocab_size, seed)
     trainer = Trainer(config, arm, dataset.train, dataset.vocab_size, device, seed)
-    _warm_up(trainer, metrics)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    metrics["compile_time"], metrics["warmup_time"] = trainer.warm_up()
+    if cuda and not config.records_graphs:  # which take their memory while they are recorded
+        torch.cuda.reset_peak_memory_stats(device)
     steps = planned_steps(config, len(dataset.train))
     losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
     metrics |= _training_metrics(config, losses, step_seconds, seconds)
-    if device.type == "cuda":
+    if cuda:
         peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-        allocated, reserved = ranks.largest(*peaks)
-        metrics["peak_memory_mb"] = allocated / 2**20
-        metrics["peak_reserved_mb"] = reserved / 2**20
+        in_mb = [peak / 2**20 for peak in ranks.largest(*peaks)]
+        metrics["peak_memory_mb"], metrics["peak_reserved_mb"] = in_mb
     if not np.isfinite(losses[-1]):
         metrics["status"] = "diverged"
         metrics["message"] = f"the loss became {losses[-1]} at step {len(losses)}"
         return None
     if config.records_graphs:
-        trainer.release_graphs()
+        # evaluation is eager: at long lengths what the replays keep, gradients too, fills a GPU
+        trainer.optimizer.zero_grad(set_to_none=True)
+        release_memory(device)
     started = time.perf_counter()
     metrics["val_loss"] = trainer.evaluate(dataset.held_out)
     metrics["eval_time"] = time.perf_counter() - started
     return trainer.model
-
-
-def _warm_up(trainer, metrics):
-    """Untimed steps; from their end on the peak of the GPU's memory counts.
-
-    Recorded CUDA graphs take their memory while they are recorded, in these steps: then it counts
-    from the beginning.
-    """
-    config, device = trainer.config, trainer.device
-    if device.type == "cuda" and config.records_graphs:
-        torch.cuda.reset_peak_memory_stats(device)
-    first, rest = trainer.warm_up()
-    if config.compile == "none":
-        metrics["warmup_time"] = first + rest
-    else:
-        metrics["compile_time"], metrics["warmup_time"] = first, rest
-    if device.type == "cuda" and not config.records_graphs:
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def child_peak_memory_mb(config, arm, vocab_size, seed):
@@ -138,7 +124,7 @@ def memory_job(config, arm, vocab_size, seed):
     def work():
         with deterministic_algorithms(config.deterministic):
             trainer = Trainer(config, arm, rows, vocab_size, torch.device("cpu"), seed)
-            for batch in batches(rows, config.batch_size, MEMORY_STEPS, seed):
+            for batch in trainer.batches(MEMORY_STEPS):
                 trainer.step(batch, config.lr)
 
     return work
@@ -191,7 +177,7 @@ def _mark(device):
 def _seconds_between(marks):
     """Seconds between one mark and the next; call after synchronizing."""
     if isinstance(marks[0], float):
-        return [after - before for before, after in pairwise(marks)]
+        return np.diff(marks)
     return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks)]
 
 
@@ -212,15 +198,3 @@ def _training_metrics(config, losses, step_seconds, seconds):
         metrics["final_loss"] = float(losses[-1])
         metrics["avg_loss_last_100"] = float(losses[-100:].mean(dtype=np.float64))
     return metrics
-
-
-def _memory_message(error, metrics, device):
-    """Where memory ran out, the remedy, and the error's first line."""
-    if metrics["total_steps"]:
-        stage = f"in the evaluation, after all {metrics['total_steps']:,} steps"
-    elif metrics["warmup_time"]:
-        stage = "in the timed steps"
-    else:
-        stage = "before the timed steps"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"out of memory on {device} {stage}: {SMALLER} ({reason})"

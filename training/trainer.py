@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from attention.masks import clear_mask_cache
+from gpt import GPTModel
 from gpt_win import GPTWindowModel
 from machine import ranks
 from machine.device import synchronize
@@ -29,18 +30,12 @@ def build_model(config, arm, vocab_size, device, seed):
 
 
 def _new_model(config, arm, vocab_size):
-    config, arm = config.of_arm(arm)
-    model_class, attention = ARMS[arm]
-    options = {"attention": attention, "positions": config.positions}
-    if model_class is GPTWindowModel:
-        options |= {
-            "attention": config.window_attention,
-            "window_size": config.window_size,
-            "dilation": config.dilation,
-            "sink_tokens": config.sink_tokens,
-        }
     sizes = config.d_model, config.n_heads, config.layers, vocab_size, config.seq_len
-    return model_class(*sizes, **options)
+    pattern = config.pattern_of(arm)
+    if pattern is None:
+        return GPTModel(*sizes, attention=ARMS[arm], positions=config.positions)
+    options = {"positions": config.positions, "sink_tokens": config.sink_tokens}
+    return GPTWindowModel(*sizes, *pattern, config.window_attention, **options)
 
 
 def parameter_counts(config, vocab_size):
@@ -69,28 +64,24 @@ class MeanLoss(nn.Module):
 
 def autocast(config, device):
     """The context that gives the arithmetic ``config.dtype``; weights stay float32."""
-    if config.dtype == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=DTYPES[config.dtype])
+    return torch.autocast(device.type, DTYPES[config.dtype], enabled=config.dtype != "float32")
 
 
 @contextmanager
 def deterministic_algorithms(wanted):
     """Deterministic algorithms alone inside, where ``wanted``; afterwards all is as it was."""
-    if not wanted:
-        yield
-        return
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     workspace = os.environ.get(CUBLAS_WORKSPACE)
-    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")  # PyTorch refuses cuBLAS without it
-    torch.use_deterministic_algorithms(True)
+    if wanted:
+        os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")  # PyTorch refuses cuBLAS without it
+        torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         if workspace is None:
-            del os.environ[CUBLAS_WORKSPACE]
+            os.environ.pop(CUBLAS_WORKSPACE, None)
 
 
 def make_optimizer(model, config):
@@ -169,7 +160,7 @@ class Trainer:
     def warm_up(self, steps=UNTIMED_STEPS):
         """Train ``steps`` steps and undo them: weights, optimizer, schedule and random state.
 
-        Returns the seconds of the first step and of the rest (the first one compiles).
+        Returns (seconds of the step that compiles, 0 where none does; seconds of the others).
         """
         devices = [self.device] if self.device.type == "cuda" else []
         saved = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
@@ -181,21 +172,11 @@ class Trainer:
                 self.step(batch, self.config.lr)
                 synchronize(self.device)
                 seconds.append(time.perf_counter() - started)
-        with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                value.copy_(saved[name])
+        self.model.load_state_dict(saved)  # in place
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer = make_optimizer(self.model, self.config)
-        first, *rest = seconds
-        return tuple(ranks.largest(first, sum(rest)))
-
-    def release_graphs(self):
-        """Give back the memory that recorded steps keep for their replays; they are not used again.
-
-        At long lengths the textbook attention's steps fill most of a GPU, and evaluation is eager.
-        """
-        self.optimizer.zero_grad(set_to_none=True)  # gradients lie in that memory
-        release_memory(self.device)
+        compiling = 0 if self.config.compile == "none" else 1  # step
+        return tuple(ranks.largest(sum(seconds[:compiling]), sum(seconds[compiling:])))
 
     @torch.no_grad()
     def evaluate(self, held_out):

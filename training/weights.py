@@ -6,6 +6,7 @@
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import tokenizers
@@ -27,17 +28,14 @@ def save_window_weights(model, arguments, tokenizer, folder):
     folder = Path(folder)
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     atomic_write(folder / WEIGHTS_NAME, lambda file: torch.save(weights, file))
+    about = {"model": "GPTWindowModel", "arguments": arguments}
+    about |= {"tokenizer": None, "tokenizer_sha256": None}
     if tokenizer is not None:
         content = Path(tokenizer).read_bytes()
         atomic_write(folder / TOKENIZER_NAME, lambda file: file.write(content))
-    about = {
-        "model": "GPTWindowModel",
-        "arguments": arguments,
-        "tokenizer": None if tokenizer is None else TOKENIZER_NAME,
-        "tokenizer_sha256": None if tokenizer is None else file_sha256(folder / TOKENIZER_NAME),
-        "weights": WEIGHTS_NAME,
-        "weights_sha256": file_sha256(folder / WEIGHTS_NAME),
-    }
+        sha256 = file_sha256(folder / TOKENIZER_NAME)
+        about |= {"tokenizer": TOKENIZER_NAME, "tokenizer_sha256": sha256}
+    about |= {"weights": WEIGHTS_NAME, "weights_sha256": file_sha256(folder / WEIGHTS_NAME)}
     write_json(folder / WEIGHTS_CONFIG_NAME, about)
 
 
@@ -60,8 +58,7 @@ def load_window_model(path=f"output/{WEIGHTS_NAME}", device="cpu"):
         model.load_state_dict(weights)
     # what torch raises over foreign weights has no common class, and much to say
     except Exception as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{path}: no weights of this suite ({reason})") from None
+        raise UserError(f"{path}: no weights of this suite ({_one_line(error)})") from None
     return model.to(device).eval()
 
 
@@ -73,28 +70,27 @@ def load_tokenizer(path, vocab_size):
     about = _read_config(path)
     path = Path(path).parent / TOKENIZER_NAME
     content = read_file(path, UserError, "the model has no text without its data's tokenizer")
-    known = about.get("tokenizer_sha256")  # weights of earlier versions have none
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except Exception as error:  # it raises nothing more special
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: no tokenizer ({reason})") from None
+        raise UserError(f"{path}: no tokenizer ({_one_line(error)})") from None
+    known = about.get("tokenizer_sha256")  # weights of earlier versions have none
     if known not in (None, file_sha256(path)) or tokenizer.get_vocab_size() < vocab_size:
         raise UserError(f"{path}: damaged, or not the tokenizer that the model was trained with")
     tokenizer.encode_special_tokens = True  # as in the data: a prompt cannot end the text
     return tokenizer
 
 
+def _one_line(error):
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
 def _read_config(weights):
     """What lies beside the weights of that path."""
     path = Path(weights).parent / WEIGHTS_CONFIG_NAME
     text = read_file(path, UserError, "python main.py writes it")
-    try:
+    with suppress(ValueError, TypeError, KeyError):
         about = json.loads(text)
-        fits = about["model"] == "GPTWindowModel" and {"arguments", "weights_sha256"} <= set(about)
-    except (ValueError, TypeError, KeyError):
-        fits = False
-    if not fits:
-        words = "damaged, or not the config of a window model: train the model again"
-        raise UserError(f"{path}: {words}")
-    return about
+        if about["model"] == "GPTWindowModel" and {"arguments", "weights_sha256"} <= set(about):
+            return about
+    raise UserError(f"{path}: damaged, or not the config of a window model: train the model again")

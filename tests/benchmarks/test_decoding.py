@@ -3,8 +3,7 @@
 import pytest
 
 from attention import window_mask
-from benchmarks import decoding
-from benchmarks.peers import ALL_KEYS, ONE_TOKEN, PATTERN, Case, error_of
+from benchmarks.peers import ALL_KEYS, DECODE_PEERS, ONE_TOKEN, PATTERN, Case, error_of
 from benchmarks.timing import Unavailable
 
 
@@ -12,11 +11,11 @@ from benchmarks.timing import Unavailable
 @pytest.mark.parametrize("pattern", [(10, 3), (10, 0), (96, 1)])
 def test_every_peer_is_exact(name, pattern):
     case = Case(2, 64, 2, 8, *pattern, "float32", "cpu")
-    assert error_of(decoding.DECODE_PEERS[name], case, ONE_TOKEN) < 1e-5
+    assert error_of(DECODE_PEERS[name], case, ONE_TOKEN) < 1e-5
 
 
 def test_a_peer_over_other_keys_is_refused():
-    full = decoding.DECODE_PEERS["full"]._replace(attends=PATTERN)
+    full = DECODE_PEERS["full"]._replace(attends=PATTERN)
     with pytest.raises(Unavailable, match="gives other results than textbook attention"):
         error_of(full, Case(1, 64, 2, 8, 10, 3, "float32", "cpu"), ONE_TOKEN)
 
@@ -26,5 +25,5 @@ def test_a_step_reads_the_keys_and_values_of_the_mask(seq_len, keys):
     case = Case(1, seq_len, 2, 8, 10, 3, "float32", "cpu")
     assert window_mask(seq_len, 10, 3)[-1].sum() == keys
     of_a_key = 2 * 2 * 8 * 4  # keys and values, H2, D8, 4 bytes
-    assert decoding.bytes_read(case, PATTERN) == keys * of_a_key
-    assert decoding.bytes_read(case, ALL_KEYS) == seq_len * of_a_key
+    assert case.bytes_read(PATTERN) == keys * of_a_key
+    assert case.bytes_read(ALL_KEYS) == seq_len * of_a_key

@@ -9,12 +9,12 @@ from benchmarks.peers import PEERS, TRAINING, Case, work_of
 
 
 def test_every_round_takes_every_work_once_in_random_order(cpu, monkeypatch):
-    monkeypatch.setitem(timing.SAMPLE_SECONDS, "cpu", 1e-9)  # one call a sample
+    monkeypatch.setattr(timing, "SAMPLE_SECONDS", 1e-9)  # one call a sample
     calls = []
     works = {name: lambda name=name: calls.append(name) for name in "abc"}
     samples = timing.timed_in_rounds(works, cpu, rounds=8)
     assert {name: len(seconds) for name, seconds in samples.items()} == dict.fromkeys("abc", 8)
-    rounds = ["".join(calls[start : start + 3]) for start in range(6, len(calls), 3)]
+    rounds = ["".join(calls[start : start + 3]) for start in range(3, len(calls), 3)]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds) and len(set(rounds)) > 2
 
 
@@ -55,4 +55,4 @@ def test_on_cuda_a_work_is_recorded_as_a_graph_and_its_tensors_stay():
     samples = timing.timed_in_rounds(works, device, 3)
     assert all(0 < s < 1 for seconds in samples.values() for s in seconds)
     before = torch.cuda.memory_allocated(device)
-    assert timing.cuda_peak_mb(lambda: torch.ones(2**20, device=device), device, before) == 4
+    assert timing.peak_mb(lambda: torch.ones(2**20, device=device), device, before) == 4

@@ -5,16 +5,15 @@ import json
 import pytest
 
 import benchmark_attention
-from benchmarks import attention, decoding
+from benchmarks import attention
 
 TINY = ["--device", "cpu", "--heads", "2", "--head-dim", "8", "--rounds", "2"]
 TINY += ["--batch-size", "2", "--seq-lens", "32", "16"]
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path):
     """Run the command into the test's folder; returns its exit code."""
-    monkeypatch.setattr(attention, "growth_in_child", lambda *job: 7.0)
     folders = ["--output-dir", str(tmp_path / "out"), "--plots-dir", str(tmp_path / "plots")]
     return lambda *options: benchmark_attention.main([*options, *folders])
 
@@ -35,7 +34,7 @@ def test_attention_gives_tables_json_and_picture(run, tmp_path, capsys):
 
 
 def test_decoding_gives_tables_and_json_whose_numbers_agree(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(decoding.COPY_BYTES, "cpu", 2**16)
+    monkeypatch.setitem(attention.COPY_BYTES, "cpu", 2**16)
     assert run(*TINY, "--decode") == 0
     printed = capsys.readouterr().out
     assert "a copy moves" in printed and "skipped: cudnn at S 16 32, one token: " in printed

@@ -4,11 +4,25 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from small_experiment import contents, prepare_workplace, run_main, stop_at
+from small_experiment import (
+    break_training,
+    contents,
+    diverge,
+    prepare_workplace,
+    run_main,
+    run_out_of_memory,
+    same_losses,
+    stop_at,
+)
 
 from analysis.metrics import load_experiment
+from compare_models import GOES_ON
+from machine import ranks
+from studies import run as studies_run
 
+RESULTS = "experiment_results.npz"
 LENGTHS = "--study lengths --seq-lens 12 24 --runs 1 --positions learned --arms window fused"
 
 
@@ -30,13 +44,17 @@ def test_a_study_of_lengths_trains_sums_up_and_goes_on(capsys):
     assert run_main(options) == 0
     printed = capsys.readouterr()
     assert "learned positions" in printed.out and "rotary positions" in printed.out
+    assert "point 4 of 4: rotary_24" in printed.err
+    assert "written: output/length_study.json, plots/length_scaling.png" in printed.err
     before = identities()
     places = [(p["positions"], p["seq_len"], p["batch_size"]) for p in points()]
     assert places == [(k, s, 48 // s) for k in ("learned", "rotary") for s in (12, 24)]
     for point in points():
         assert point["contrasts"]["window/fused"]["time"]["n"] == 2
-        metadata = load_experiment(f"{point['output_dir']}/experiment_results.npz")[1]
+        metrics, metadata = load_experiment(f"{point['output_dir']}/{RESULTS}")
         assert metadata["config"]["schedule"] == "constant"
+        losses = [training["val_loss"] for training in metrics["fused"]]
+        assert point["arms"]["fused"]["val_loss"]["mean"] == pytest.approx(np.mean(losses))
     assert contents("plots") == [
         f"length_{name}.{kind}" for name in ("quality", "scaling") for kind in ("pdf", "png")
     ]
@@ -50,9 +68,9 @@ def test_a_stopped_study_says_how_to_go_on_and_what_differs_is_marked(monkeypatc
     stop_at(monkeypatch, 4)
     assert run_main(LENGTHS) == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    kept = "finished trainings are kept below output; the same command goes on from there"
-    assert said == f"interrupted: {kept}"
+    assert said == f"interrupted: {GOES_ON}"
     (done,) = identities()  # what was complete by then
+    assert Path("output/length_study/learned_12/improved_comparison_results.txt").is_file()
     assert run_main(f"{LENGTHS} --lr 0.02") == 2
     assert "config.lr: 0.01 before, 0.02 now" in capsys.readouterr().err
     assert run_main(f"{LENGTHS} --lr 0.02 --allow-mixed") == 0
@@ -64,14 +82,56 @@ def test_a_stopped_study_says_how_to_go_on_and_what_differs_is_marked(monkeypatc
 
 def test_a_restarted_study_begins_anew_at_every_point(monkeypatch, capsys):
     assert run_main(LENGTHS) == 0
-    before = identities()
+    before, file = identities(), Path("output/length_study.json").read_bytes()
     stop_at(monkeypatch, 2)
     assert run_main(f"{LENGTHS} --max-steps 5 --restart") == 130
-    assert "the same command without --restart goes on from there" in capsys.readouterr().err
+    assert "the old results are now in" in capsys.readouterr().err
     assert run_main(f"{LENGTHS} --max-steps 5") == 0
     assert not set(before) & set(identities()) and len(identities()) == 2
     (earlier,) = Path("output").glob("length_study_earlier_*")
-    assert contents(earlier) == ["learned_12", "learned_24"]
+    assert contents(earlier) == ["learned_12", "learned_24", "length_study.json"]
+    assert (earlier / "length_study.json").read_bytes() == file
+
+
+def test_an_arm_named_by_a_pattern_is_the_window_arm_with_that_pattern(capsys):
+    options = "--positions rotary --runs 1"
+    assert run_main(f"--study patterns --patterns 5:0 9:2 {options}") == 0
+    assert "rotary positions, S 24: " in capsys.readouterr().out  # what it recommends, or why not
+    (point,) = json.loads(Path("output/pattern_study.json").read_text())["points"]
+    assert list(point["arms"]) == ["fused", "w5-d0", "w9-d2"]
+    options += " --arms window --window-size 9 --dilation 2 --schedule constant"
+    assert run_main(f"{options} --output-dir alone") == 0
+    named = load_experiment(f"output/pattern_study/rotary/{RESULTS}")[0]["w9-d2"]
+    alone = load_experiment(f"alone/{RESULTS}")[0]["window"]
+    assert same_losses({"window": named}, {"window": alone})
+
+
+@pytest.mark.parametrize(("fail", "code"), [(run_out_of_memory, 0), (diverge, 3)])
+def test_memory_that_ran_out_is_no_failure_and_a_diverged_training_is(monkeypatch, fail, code):
+    break_training(monkeypatch, "window", fail)
+    assert run_main(LENGTHS) == code
+    assert len(points()) == 2
+
+
+def test_a_dry_run_trains_nothing(capsys):
+    assert run_main(f"{LENGTHS} --dry-run") == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("(seed ") == 2 and "point 2 of 2: learned_24" in printed.err
+    assert "all 2 points: roughly " in printed.err
+    assert not Path("output").exists()
+
+
+def test_ranks_that_train_along_write_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(studies_run, "run_experiment", lambda *_, **__: None)
+    from_first = ranks.from_first
+
+    def report_elsewhere(function, *arguments):
+        """What the first rank returned, of the report alone."""
+        return 3 if function is studies_run.report_study else from_first(function, *arguments)
+
+    monkeypatch.setattr(ranks, "from_first", report_elsewhere)
+    assert run_main(LENGTHS) == 3
+    assert not capsys.readouterr().out and not contents("output")
 
 
 @pytest.mark.parametrize(

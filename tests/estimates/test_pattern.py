@@ -42,43 +42,37 @@ def brute_force(seq_len, *pattern):
 @settings(max_examples=50, deadline=None)
 def test_counts_equal_a_double_loop(seq_len, window_size, dilation, sink_tokens):
     kinds = brute_force(seq_len, window_size, dilation, sink_tokens)
-    near, far, sinks = ((kinds == kind).sum(axis=1) for kind in (NEAR, FAR, SINK))
+    expected = [(kinds == kind).sum(axis=1) for kind in (NEAR, FAR, SINK, UNATTENDED)]
     a = PatternAnalysis(window_size, dilation, seq_len, sink_tokens=sink_tokens)
-    assert (a.near_pairs, a.far_pairs, a.sink_pairs) == (near.sum(), far.sum(), sinks.sum())
     assert a.causal_pairs == (kinds != FUTURE).sum()
-    attended = (near + far + sinks).sum()
-    assert a.density == pytest.approx(attended / a.causal_pairs, rel=1e-12)
-    ours = a.keys_per_query(np.arange(seq_len))
-    np.testing.assert_array_equal(ours, [near, far, sinks])
+    assert a.pairs == tuple(np.sum(expected, axis=1))
+    assert a.density == pytest.approx(np.sum(expected[:3]) / a.causal_pairs, rel=1e-12)
+    np.testing.assert_array_equal(a.keys_of(np.arange(seq_len)), expected)
 
 
 def test_kinds_of_a_rectangle_of_pairs():
-    ours = pair_kinds(np.arange(20, 50), np.arange(5, 40), 9, 4, 8)
+    a = PatternAnalysis(9, 4, sink_tokens=8)
+    ours = pair_kinds(a, np.arange(20, 50), np.arange(5, 40))
     np.testing.assert_array_equal(ours, brute_force(50, 9, 4, 8)[20:50, 5:40])
 
 
-def test_published_density():
+def test_published_density_and_flops_of_the_default_model():
     a = PatternAnalysis(96, 4)
-    assert (a.attended_pairs, a.causal_pairs) == (23_296, 32_896)
-    assert f"{a.density:.2%}" == "70.82%"
+    assert (a.attended_pairs, a.causal_pairs, f"{a.density:.2%}") == (23_296, 32_896, "70.82%")
+    assert a.linear_flops == 256 * (8 * 24 * 262_144 + 10_240_000)
+    assert a.flops_full == 538_968_064
+    assert f"{a.attention_share:.4f} {a.step_speedup:.5f}" == "0.0336 1.00990"
 
 
 def test_flops_and_amdahl_equal_constants_computed_by_hand():
     # C = 2, one layer, V = 3, S = 4, w = 1, d = 2: near 1 + 2 + 2 + 2 = 7, far: query 3 sees key 0.
     a = PatternAnalysis(1, 2, seq_len=4, d_model=2, layers=1, vocab_size=3)
-    assert (a.near_pairs, a.far_pairs, a.causal_pairs) == (7, 1, 10)
+    assert (a.pairs, a.causal_pairs) == ((7, 1, 0, 2), 10)
     assert a.linear_flops == 4 * (24 * 4 + 12)  # 432
     assert (a.flops_full, a.flops_sparse) == (80, 64)
     assert a.attention_share == pytest.approx(80 / 512, rel=1e-12)
     assert a.attention_speedup == pytest.approx(1.25, rel=1e-12)
     assert a.step_speedup == pytest.approx(512 / 496, rel=1e-12)
-
-
-def test_flops_of_the_default_model():
-    a = PatternAnalysis(96, 4)
-    assert a.linear_flops == 256 * (8 * 24 * 262_144 + 10_240_000)
-    assert a.flops_full == 538_968_064
-    assert f"{a.attention_share:.4f} {a.step_speedup:.5f}" == "0.0336 1.00990"
 
 
 @pytest.mark.parametrize("pattern", [(7, 1, 50), (60, 3, 50), (49, 0, 50), (1, 1, 1), (1, 0, 1)])

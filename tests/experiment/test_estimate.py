@@ -1,11 +1,14 @@
 """What is told before anything is trained, and the dry run, which trains and writes nothing."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from small_experiment import BLOCK, contents, run_main, stop_at, tiny_config
 
-from experiment.estimate import dry_run
 from experiment.plan import make_plan
+from experiment.run import dry_run
 from training.config import make_config
 from training.tokens import load_dataset
 from training.trainer import Trainer
@@ -27,28 +30,42 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workplace, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "code", "words"),
     [
-        ("", "this command would go on after 1"),
-        ("--lr 1e-3", "refuse, for this differs:\n    config.lr: 0.01 before, 0.001 now"),
-        ("--lr 1e-3 --allow-mixed", "go on after 1 and mark the results, for this differs"),
-        ("--runs 2 --allow-mixed", "this command would refuse"),
-        ("--lr 1e-3 --restart", "rename the folder and start anew\n"),
+        ("", 0, "resuming: 1 of 2 trainings done"),
+        ("--lr 1e-3", 2, "config.lr: 0.01 before, 0.001 now"),
+        ("--lr 1e-3 --allow-mixed", 0, "--allow-mixed goes on although this differs"),
+        ("--runs 2 --allow-mixed", 2, "config.runs: 1 before, 2 now"),
+        ("--lr 1e-3 --restart", 0, "output would be renamed, to start anew\n"),
     ],
 )
 def test_a_dry_run_says_what_it_would_do_with_what_is_there(
-    workplace, monkeypatch, capsys, options, words
+    workplace, monkeypatch, capsys, options, code, words
 ):
     stop_at(monkeypatch, 2)
     assert run_main(BLOCK) == 130
     before = contents(workplace), contents("output")
     capsys.readouterr()
-    assert run_main(f"{BLOCK} {options} --dry-run") == 0
+    assert run_main(f"{BLOCK} {options} --dry-run") == code
     said = capsys.readouterr().err
-    assert words in said and "1 trainings done" in said
-    assert ("for the 1 that are left" in said) == ("go on" in words)
+    assert words in said
+    assert ("for the 1 that are left" in said) == (code == 0 and "--restart" not in options)
     assert (" in all" in said) == ("--restart" in options)
     assert (contents(workplace), contents("output")) == before
+
+
+def test_a_dry_run_takes_the_device_that_a_notebook_leaves_open(workplace, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = replace(tiny_config(), device="auto")
+    assert dry_run(config, load_dataset("training_data.npy", 24, 2)) > 0
+
+
+def test_a_dry_run_of_a_restart_does_not_ask_for_a_whole_plan(workplace, capsys):
+    Path("output").mkdir()
+    Path("output/plan.json").write_text("{")
+    assert run_main(f"{BLOCK} --dry-run") == 2
+    assert run_main(f"{BLOCK} --dry-run --restart") == 0
+    assert Path("output/plan.json").read_text() == "{"
 
 
 def test_a_dry_run_of_what_is_complete_estimates_nothing(workplace, capsys):
@@ -56,7 +73,7 @@ def test_a_dry_run_of_what_is_complete_estimates_nothing(workplace, capsys):
     capsys.readouterr()
     assert run_main(f"{BLOCK} --dry-run") == 0
     said = capsys.readouterr().err
-    assert "this command would report it again" in said and "roughly" not in said
+    assert "complete: all 2 trainings are done" in said and "roughly" not in said
 
 
 def test_an_arm_too_big_to_try_is_told_before_its_trainings(workplace, monkeypatch, capsys):

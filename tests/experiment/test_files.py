@@ -13,10 +13,8 @@ import pytest
 from conftest import ROOT, make_experiment
 from small_experiment import contents
 
-from analysis.metrics import SERIES
-from experiment import files as experiment_files
+from analysis.metrics import SCHEMA_VERSION, SERIES
 from experiment.files import (
-    StoreError,
     is_empty,
     locked,
     move_aside,
@@ -24,7 +22,6 @@ from experiment.files import (
     read_trainings,
     set_aside,
     training_path,
-    write_plan,
     write_training,
 )
 from machine.command import UserError
@@ -35,12 +32,13 @@ def stored(tmp_path):
     """A folder with a plan and all its trainings; gives folder, metrics and metadata."""
     folder = tmp_path / "output"
     metrics, metadata = make_experiment(2, ("window", "fused"))
-    metadata |= {"experiment_id": "abc", "identity": {"code": "1"}, "processes": [], "mixed": []}
+    metadata |= {"experiment_id": "abc", "schema_version": SCHEMA_VERSION, "steps": 4}
+    metadata |= {"identity": {"code": "1"}, "processes": [], "mixed": []}
     for arm, trainings in metrics.items():
         for training in trainings:
             training["order"] = ",".join(metadata["plan"]["orders"][training["block"]])
             write_training(folder, "abc", arm, training)
-    write_plan(folder, metadata)
+    (folder / "plan.json").write_text(json.dumps(metadata))
     return folder, metrics, metadata
 
 
@@ -59,8 +57,8 @@ def refuse(*_):
 # trainings and the plan
 def test_trainings_and_plan_come_back_as_they_were(stored):
     folder, metrics, metadata = stored
-    plan = read_plan(folder)
-    assert plan == metadata | {"schema_version": plan["schema_version"]}
+    plan = read_plan(folder, metadata)
+    assert plan == metadata
     assert contents(folder / "runs") == [
         *("000_fused.npz", "000_window.npz", "001_fused.npz", "001_window.npz")
     ]
@@ -137,55 +135,77 @@ def test_a_training_that_does_not_belong_is_not_taken(stored, change):
 def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(stored, monkeypatch):
     folder, _, metadata = stored
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(StoreError, match=r"npz: cannot be read \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"npz: cannot be read \(Permission denied\)"):
         read_trainings(folder, metadata)
 
 
-WHOLE = {"plan": {"orders": [], "seeds": []}, "identity": {}, "processes": []}
-
-
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("key", "value"),
     [
-        (b"\xff{", "damaged"),
-        (b'{"plan": {}}', "damaged"),
-        (json.dumps(WHOLE | {"schema_version": 9}).encode(), "schema_version 9"),
+        ("schema_version", 9),
+        *[(key, None) for key in ("experiment_id", "config", "steps", "plan", "identity", "mixed")],
+        ("plan", {"orders": [["window", "fused"]]}),
+        ("plan", {"orders": [["window", "fused"]], "seeds": [1, 2]}),
+        ("plan", {"orders": [["window", "other"]], "seeds": [1]}),
+        ("processes", [{}]),
     ],
 )
-def test_a_damaged_plan_is_named_with_the_remedy(tmp_path, content, words):
+def test_a_damaged_plan_is_named_with_the_remedy(stored, key, value):
+    folder, _, metadata = stored
+    if key == "plan" and value:
+        value = {**metadata["plan"], "seeds": None, **value}
+    (folder / "plan.json").write_text(json.dumps(metadata | {key: value}))
+    with pytest.raises(UserError, match="--restart") as caught:
+        read_plan(folder, metadata)
+    assert str(folder / "plan.json") in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff{", b"[]", b"{}"])
+def test_what_is_no_plan_is_named_with_the_remedy(tmp_path, content):
     (tmp_path / "plan.json").write_bytes(content)
-    with pytest.raises(StoreError, match=words) as caught:
-        read_plan(tmp_path)
-    assert str(tmp_path / "plan.json") in str(caught.value) and "--restart" in str(caught.value)
+    with pytest.raises(UserError, match=r"damaged .* --restart"):
+        read_plan(tmp_path, {})
 
 
 # moving aside
-def test_set_aside_never_overwrites_and_flushes_both_folders(stored, monkeypatch):
+def test_set_aside_never_overwrites(stored):
     folder, metrics, _ = stored
-    flushed, kept = [], []
-    monkeypatch.setattr(experiment_files, "flush_folder", lambda path: flushed.append(path.name))
+    kept = []
     for _ in range(3):
         write_training(folder, "abc", "fused", metrics["fused"][0])
         kept.append(set_aside(folder, training_path(folder, "fused", 0)).name)
     assert contents(folder / "set_aside") == kept == [f"000_fused_{n}.npz" for n in (1, 2, 3)]
-    assert flushed == ["set_aside", "runs"] * 3
 
 
-def test_a_folder_that_is_moved_aside_goes_whole(stored):
+def test_a_folder_that_is_moved_aside_goes_whole(stored, capsys):
     folder, _, _ = stored
     (folder / "notes.txt").write_text("a")
-    place = move_aside(folder, "data.npy")
-    assert not folder.exists() and place.name.startswith("output_earlier_20")
+    move_aside(folder, "data.npy")
+    (place,) = folder.parent.glob("output_earlier_20*")
+    assert is_empty(folder) and f"the old results are now in {place}" in capsys.readouterr().err
     assert contents(place) == ["notes.txt", "plan.json", "runs"]
     assert (place / "notes.txt").read_text() == "a"
 
 
 def test_nothing_is_moved_where_there_is_nothing(tmp_path):
-    assert move_aside(tmp_path / "none", "data.npy") is None
-    with locked(tmp_path):
+    folder = tmp_path / "output"
+    move_aside(folder, "data.npy")
+    assert contents(tmp_path) == []
+    with locked(folder):
         pass
-    assert is_empty(tmp_path) and move_aside(tmp_path, "data.npy") is None
-    assert read_plan(tmp_path) is None
+    move_aside(folder, "data.npy")
+    assert is_empty(folder) and contents(tmp_path) == ["output"]
+    assert read_plan(folder, {}) is None
+
+
+def test_a_link_stays_and_what_it_leads_to_is_renamed(stored, tmp_path, capsys):
+    folder, _, _ = stored
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    move_aside(link, "data.npy")
+    (place,) = tmp_path.glob("output_earlier_*")
+    assert link.is_symlink() and is_empty(link) and contents(place) == ["plan.json", "runs"]
+    assert f"now in {place}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("inside", ["data", "working directory"])
@@ -194,17 +214,17 @@ def test_what_is_still_needed_is_not_moved_along(stored, monkeypatch, inside):
     data = folder / "data.npy" if inside == "data" else folder.parent / "data.npy"
     if inside == "working directory":
         monkeypatch.chdir(folder / "runs")
-    with pytest.raises(StoreError, match="choose another --output-dir"):
+    with pytest.raises(UserError, match="choose another --output-dir"):
         move_aside(folder, data)
     assert contents(folder) == ["plan.json", "runs"]
 
 
-def test_a_move_that_fails_is_named_and_leaves_all_as_it_was(stored, monkeypatch):
+def test_a_move_that_fails_leaves_all_as_it_was(stored, monkeypatch):
     folder, _, _ = stored
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="writable") as caught:
+    with pytest.raises(PermissionError):
         move_aside(folder, "data.npy")
-    assert caught.value.filename == str(folder) and contents(folder) == ["plan.json", "runs"]
+    assert contents(folder) == ["plan.json", "runs"]
 
 
 # one writer
@@ -234,6 +254,6 @@ def test_the_lock_keeps_other_processes_out_and_ends_with_its_own(tmp_path):
 
 def test_a_lock_that_cannot_be_had_is_named(tmp_path):
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(OSError, match="folder is in its place") as caught, locked(tmp_path):
+    with pytest.raises(OSError, match="Is a directory") as caught, locked(tmp_path):
         pass
     assert caught.value.filename == str(tmp_path / ".lock")

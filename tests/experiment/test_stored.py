@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import signal
 from pathlib import Path
@@ -19,6 +20,7 @@ from small_experiment import (
 
 from analysis.metrics import load_experiment, load_metrics
 from analysis.values import in_order
+from compare_models import GOES_ON
 from experiment import run as experiment_run
 from experiment import stored as experiment_stored
 
@@ -39,9 +41,7 @@ def test_a_stop_keeps_what_was_finished_and_the_same_command_goes_on(
     started = stop_at(monkeypatch, 4, signum)
     assert run_main(options) == code
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last == (
-        f"{word}: 3 of 4 trainings are kept in output; the same command goes on from there"
-    )
+    assert last == f"{word}: {GOES_ON}"
     metrics, metadata = load_experiment(RESULTS)
     assert len(in_order(metrics)) == 3 and metadata["status"] == "partial"
     assert run_main(options) == 0
@@ -57,8 +57,9 @@ def test_a_stop_keeps_what_was_finished_and_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize("name", ["000_", "experiment_results.npz", "window_model_weights.pt"])
-def test_a_stop_in_the_middle_of_a_write_lets_it_end(workplace, monkeypatch, name):
-    """The signal comes inside the first rename of such a file; its training is not lost."""
+def test_a_stop_inside_a_write_costs_that_training_alone(workplace, monkeypatch, name):
+    """The signal comes before the first rename of such a file; the same command completes all."""
+    assert run_main(f"{BLOCK} --output-dir undisturbed") == 0
     replace, sent = os.replace, []
 
     def stop_inside(source, target):
@@ -69,8 +70,8 @@ def test_a_stop_in_the_middle_of_a_write_lets_it_end(workplace, monkeypatch, nam
 
     monkeypatch.setattr(os, "replace", stop_inside)
     assert run_main(BLOCK) == 143 and sent
-    ended = [f"000_{arm}.npz" for arm, done in load_metrics(RESULTS).items() if done]
-    assert contents("output/runs") == sorted(ended) != []
+    assert run_main(BLOCK) == 0
+    assert same_losses(load_metrics("undisturbed/experiment_results.npz"), load_metrics(RESULTS))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,6 @@ def test_restart_renames_the_folder_and_gives_the_same_losses(workplace, monkeyp
     printed = capsys.readouterr().err
     (earlier,) = Path().glob("output_earlier_*")
     assert f"the old results are now in {earlier}" in printed
-    assert "the same command without --restart goes on from there" in printed
     assert run_main(BLOCK) == 0 and len(started) == 3
     old, about_old = load_experiment(earlier / "experiment_results.npz")
     new, about_new = load_experiment(RESULTS)
@@ -220,6 +220,20 @@ def test_results_without_a_plan_are_not_overwritten(workplace, capsys):
     assert run_main(f"{BLOCK} --restart") == 0
     (earlier,) = Path().glob("output_earlier_*")
     assert Path(earlier, RESULTS.name, "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("lost", ["experiment_id", "seeds"])
+def test_a_plan_that_lacks_something_is_refused_before_anything_is_moved(workplace, capsys, lost):
+    assert run_main(BLOCK) == 0
+    plan = json.loads(Path("output/plan.json").read_text())
+    del (plan if lost in plan else plan["plan"])[lost]
+    Path("output/plan.json").write_text(json.dumps(plan))
+    before = contents("output/runs")
+    capsys.readouterr()
+    assert run_main(BLOCK) == 2
+    said = capsys.readouterr().err
+    assert lost in said and said.startswith("error: output/plan.json") and said.count("\n") == 1
+    assert contents("output/runs") == before and not Path("output/set_aside").exists()
 
 
 # another GPU

@@ -7,7 +7,7 @@ import pytest
 from conftest import make_experiment
 from matplotlib.text import Text
 
-from figures.all import FIGURES, create_all_plots
+from figures.all import FIGURES, create_all_plots, draw
 from figures.look import LOOK
 
 
@@ -26,7 +26,7 @@ def boxes_of(fig):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_nothing_overlaps_or_leaves_the_page(name, any_experiment):
-    fig = FIGURES[name](any_experiment)
+    fig = draw(name, any_experiment)
     fig.draw_without_rendering()
     boxes = boxes_of(fig)
     assert not overlapping(boxes)
@@ -43,7 +43,7 @@ def test_nothing_overlaps_or_leaves_the_page(name, any_experiment):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_one_block_has_no_bands_and_no_intervals_and_says_so(name, prepared, artists, caption):
-    fig = FIGURES[name](prepared("one block"))
+    fig = draw(name, prepared("one block"))
     assert "1 block: no bands, no intervals." in caption(fig)
     for ax in fig.axes:
         assert not artists(ax, "window band") and not artists(ax, "window interval")
@@ -53,14 +53,14 @@ def test_one_block_has_no_bands_and_no_intervals_and_says_so(name, prepared, art
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_captions_say_how_many_blocks_and_under_what_setting(name, prepared, caption):
-    text = caption(FIGURES[name](prepared("four blocks")))
+    text = caption(draw(name, prepared("four blocks")))
     assert "4 blocks. 2-core CPU, seq_len 1024, float32, window_size 96, dilation 4" in text
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_an_arm_looks_the_same_in_every_figure(name, prepared):
     data = prepared(2, ("baseline", "window", "fused", "w96-d4"))
-    handles = [h for legend in FIGURES[name](data).legends for h in legend.legend_handles]
+    handles = [h for legend in draw(name, data).legends for h in legend.legend_handles]
     arms = [handle for handle in handles if handle.get_label() in data.arms]
     assert arms
     for handle in arms:
@@ -69,22 +69,22 @@ def test_an_arm_looks_the_same_in_every_figure(name, prepared):
 
 
 def test_a_partial_experiment_carries_a_visible_mark(prepared):
-    for draw in FIGURES.values():
-        assert draw(prepared("partial")).get_suptitle() == "partial: 7/15 trainings"
-        assert not draw(prepared("one block")).get_suptitle()
+    for name in FIGURES:
+        assert draw(name, prepared("partial")).get_suptitle() == "partial: 7/15 trainings"
+        assert not draw(name, prepared("one block")).get_suptitle()
 
 
 @pytest.mark.parametrize("name", ["3_metrics_comparison", "5_memory_quality", "8_per_run"])
 def test_memory_that_was_not_measured_is_said_in_its_panel(name, prepared):
     data = prepared("one block")
     data.ok["window"][0]["peak_memory_mb"] = float("nan")
-    words = [" ".join(text.get_text().split()) for text in FIGURES[name](data).findobj(Text)]
+    words = [" ".join(text.get_text().split()) for text in draw(name, data).findobj(Text)]
     assert "peak memory: not measured in every training" in words
 
 
 def test_no_setting_of_a_notebook_changes(prepared):
     before = mpl.rcParams.copy()
-    FIGURES["9_summary"](prepared("one block"))
+    draw("9_summary", prepared("one block"))
     assert mpl.rcParams == before and mpl.pyplot.get_fignums() == []
 
 

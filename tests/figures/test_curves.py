@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from figures.curves import convergence, training_curves
-from figures.data import smoothing_window
+from figures.all import draw
 
 
 def losses_of(data, arm):
@@ -21,7 +20,7 @@ def band_edges(band, x):
 def test_training_curves_are_every_training_their_mean_and_its_band(prepared, artists, t_interval):
     data = prepared("four blocks")
     losses = losses_of(data, "window")
-    top = training_curves(data).axes[0]
+    top = draw("1_training_curves", data).axes[0]
     (line,), (band,) = artists(top, "window"), artists(top, "window band")
     np.testing.assert_allclose(line.get_xdata(), 2048 * np.arange(1, 41))
     np.testing.assert_allclose(line.get_ydata(), losses.mean(0))
@@ -32,7 +31,7 @@ def test_training_curves_are_every_training_their_mean_and_its_band(prepared, ar
 
 def test_the_difference_is_paired_and_beside_a_line_at_zero(prepared, artists, t_interval):
     data = prepared("four blocks")
-    bottom = training_curves(data).axes[1]
+    bottom = draw("1_training_curves", data).axes[1]
     differences = losses_of(data, "window")[:, 7] - losses_of(data, "baseline")[:, 7]
     (band,), (line,) = artists(bottom, "window band"), artists(bottom, "window")
     assert line.get_ydata()[7] == pytest.approx(differences.mean())
@@ -43,9 +42,9 @@ def test_the_difference_is_paired_and_beside_a_line_at_zero(prepared, artists, t
 
 def test_smoothing_is_centred_in_each_training_and_invents_no_ends(prepared, artists, t_interval):
     data = prepared(3, steps=200)
-    half = smoothing_window(200) // 2
+    half = 3  # of 7 steps, a thirtieth of the training
     losses = losses_of(data, "fused")
-    left, right = convergence(data).axes
+    left, right = draw("10_convergence", data).axes
     (line,), (band,) = artists(left, "fused"), artists(left, "fused band")
     assert len(line.get_xdata()) == 200 - 2 * half and line.get_xdata()[0] == (half + 1) * 2048
     middle = losses[:, 50 - half : 50 + half + 1].mean(axis=1)

@@ -11,9 +11,7 @@ from figures.data import (
     describe_setting,
     prepare,
     ratio,
-    reference_first,
     smooth,
-    t_band,
 )
 from figures.look import STYLES, arm_styles
 
@@ -21,11 +19,11 @@ from figures.look import STYLES, arm_styles
 def test_a_failed_training_leaves_the_means_and_its_block_leaves_the_pairs(prepared):
     data = prepared("eventful")
     assert [len(data.ok[arm]) for arm in data.arms] == [3, 4, 4]
-    assert len(ratio(data, "window", "fused", TIME)[0]) == 4
-    assert len(ratio(data, "window", "baseline", TIME)[0]) == 3
+    assert len(ratio(data, "window", TIME, "fused")[0]) == 4
+    assert len(ratio(data, "window", TIME)[0]) == 3
 
 
-def test_an_experiment_without_a_good_training_is_refused(prepared):
+def test_an_experiment_without_a_good_training_is_refused():
     metrics, metadata = make_experiment(1, ("window",))
     metrics["window"][0]["status"] = "diverged"
     with pytest.raises(MetricsError, match="no training went well"):
@@ -40,27 +38,20 @@ def test_an_experiment_without_a_good_training_is_refused(prepared):
         (("published", "window"), ["window", "published"]),
     ],
 )
-def test_the_reference_comes_first(arms, expected):
-    assert reference_first(arms) == expected
+def test_the_reference_comes_first(arms, expected, prepared):
+    assert prepared(2, arms).arms == expected
 
 
 def test_the_setting_names_the_revision_and_no_pattern_that_no_arm_has():
     _, metadata = make_experiment(2, ("fused", "w32-d0"))
-    metadata["environment"]["git_revision"] = "0123abc"
-    assert describe_setting(metadata) == "2-core CPU, seq_len 1024, float32, git 0123abc"
+    metadata["code"] = {"revision": "0123abc", "dirty": True}
+    assert describe_setting(metadata) == "2-core CPU, seq_len 1024, float32, git 0123abc+"
 
 
-def test_a_file_of_unlike_trainings_is_marked(prepared):
+def test_a_file_of_unlike_trainings_is_marked():
     metrics, metadata = make_experiment(1)
-    assert (
-        prepare(metrics, metadata | {"mixed": ["code"]}).partial == "mixed: trainings that differ"
-    )
-
-
-def test_the_band_is_the_pointwise_t_interval(t_interval):
-    values = np.random.default_rng(0).normal(size=(5, 3))
-    expected = np.transpose([t_interval(point) for point in values.T])
-    np.testing.assert_allclose(t_band(values), expected)
+    data = prepare(metrics, metadata | {"mixed": ["code"]})
+    assert data.partial == "mixed: trainings that differ"
 
 
 def test_smoothing_a_straight_line_changes_nothing_and_leaves_no_lag():

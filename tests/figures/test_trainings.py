@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from conftest import make_experiment
 
+from figures.all import draw
+from figures.curves import events
 from figures.data import METRICS, prepare
-from figures.trainings import events, per_run
 
 
 def legend_names(fig):
@@ -14,7 +15,7 @@ def legend_names(fig):
 
 def test_the_parts_of_a_training_add_up_to_its_wall_time(prepared):
     data = prepared("eventful")
-    bars = per_run(data).axes[0].patches
+    bars = draw("8_per_run", data).axes[0].patches
     for _, training in data.started:
         tops = [
             bar.get_y() + bar.get_height()
@@ -26,7 +27,7 @@ def test_the_parts_of_a_training_add_up_to_its_wall_time(prepared):
 
 def test_values_stand_in_the_order_of_time_beside_the_arms_mean(prepared, artists, t_interval):
     data = prepared("four blocks")
-    for ax, metric in zip(per_run(data).axes[1:], METRICS, strict=True):
+    for ax, metric in zip(draw("8_per_run", data).axes[1:], METRICS, strict=True):
         values = data.values("window", metric)
         expected = list(zip([1, 4, 7, 10], values, strict=True))
         np.testing.assert_allclose(artists(ax, "window")[0].get_offsets(), expected)
@@ -37,7 +38,7 @@ def test_values_stand_in_the_order_of_time_beside_the_arms_mean(prepared, artist
 
 
 def test_failures_throttling_and_stops_are_marked_in_every_panel(prepared, artists):
-    fig = per_run(prepared("eventful"))
+    fig = draw("8_per_run", prepared("eventful"))
     expected = {
         "failed": [[9]],
         "GPU slowed itself": [[2], [7]],
@@ -51,7 +52,7 @@ def test_failures_throttling_and_stops_are_marked_in_every_panel(prepared, artis
 
 def test_an_undisturbed_experiment_has_no_marks(prepared):
     data = prepared("four blocks")
-    assert events(data) == {} and legend_names(per_run(data)) == data.arms
+    assert events(data) == {} and legend_names(draw("8_per_run", data)) == data.arms
 
 
 @pytest.mark.parametrize("first_of_second, cut", [(0, []), (3, []), (6, []), (7, [6.5])])
@@ -65,5 +66,5 @@ def test_only_a_stop_inside_a_block_counts(first_of_second, cut):
 
 def test_an_arm_without_a_good_training_is_shown_as_failed_alone(prepared):
     data = prepared("many")
-    fig = per_run(data)
+    fig = draw("8_per_run", data)
     assert "published" not in data.arms and "published" in legend_names(fig)

@@ -1,18 +1,18 @@
-"""Figures 2, 3 and 7 draw every training, and means and intervals of analysis/."""
+"""Figures 2 to 7 draw every training, and means and intervals of analysis/."""
 
 import numpy as np
 import pytest
 
 from analysis.significance import paired_ratio
-from figures.data import LOSSES, METRICS, VAL_LOSS
-from figures.values import distributions, final_losses, metrics_comparison
+from figures.all import draw
+from figures.data import LOSSES, METRICS, SPEED, TIME, VAL_LOSS
 
 
 def test_final_losses_show_every_training_its_block_and_the_interval(
     prepared, artists, interval_of, t_interval
 ):
     data = prepared(5)
-    for ax, metric in zip(final_losses(data).axes, LOSSES, strict=False):
+    for ax, metric in zip(draw("2_final_losses", data).axes, LOSSES, strict=False):
         values = data.values("fused", metric)
         (dots,), (mean,) = artists(ax, "fused"), artists(ax, "fused mean")
         np.testing.assert_allclose(dots.get_offsets()[:, 0], values)
@@ -25,7 +25,7 @@ def test_final_losses_show_every_training_its_block_and_the_interval(
 
 def test_differences_of_the_losses_are_paired(prepared, artists, interval_of, t_interval):
     data = prepared(5)
-    ax = final_losses(data).axes[3]
+    ax = draw("2_final_losses", data).axes[3]
     difference = data.values("window", VAL_LOSS) - data.values("baseline", VAL_LOSS)
     (mean,) = artists(ax, "window mean")
     np.testing.assert_allclose(interval_of(mean), t_interval(difference))
@@ -35,24 +35,32 @@ def test_differences_of_the_losses_are_paired(prepared, artists, interval_of, t_
 
 
 @pytest.mark.parametrize("index, metric", list(enumerate(METRICS)))
-def test_rows_are_the_paired_ratios(prepared, artists, interval_of, index, metric):
+@pytest.mark.parametrize(
+    "name, row", [("3_metrics_comparison", "window"), ("9_summary", "window / baseline")]
+)
+def test_rows_are_the_paired_ratios(prepared, artists, interval_of, name, row, index, metric):
     data = prepared("four blocks")
-    ax = metrics_comparison(data).axes[index]
+    ax = draw(name, data).axes[index]
     pair = data.values("window", metric), data.values("baseline", metric)
     expected = paired_ratio(*pair)
-    (mean,), (dots,) = artists(ax, "window mean"), artists(ax, "window")
+    (mean,), (dots,) = artists(ax, f"{row} mean"), artists(ax, row)
     assert mean.lines[0].get_xdata()[0] == pytest.approx(expected.ratio)
     np.testing.assert_allclose(dots.get_offsets()[:, 0], pair[0] / pair[1])
     if expected.low is not None:
         np.testing.assert_allclose(interval_of(mean), (expected.low, expected.high))
+
+
+@pytest.mark.parametrize("index, metric", list(enumerate(METRICS)))
+def test_bars_from_0_stand_behind_all_but_the_losses(prepared, artists, index, metric):
+    ax = draw("3_metrics_comparison", prepared("four blocks")).axes[index]
     bars = artists(ax, "window bar")
     assert bool(bars) == (metric not in LOSSES)  # no bar: a loss of 0 means nothing
-    assert not bars or (bars[0][0].get_width() == expected.ratio and ax.get_xlim()[0] == 0)
+    assert not bars or ax.get_xlim()[0] == 0
 
 
 def test_rows_give_the_absolute_values_in_text(prepared):
     data = prepared("four blocks")
-    shown = " ".join(text.get_text() for text in metrics_comparison(data).axes[1].texts)
+    shown = " ".join(text.get_text() for text in draw("3_metrics_comparison", data).axes[1].texts)
     assert "1,400.0 MB" in shown and "1,501.5 MB" in shown
 
 
@@ -60,7 +68,7 @@ def test_a_distribution_has_its_box_every_training_and_the_mean(
     prepared, artists, interval_of, t_interval
 ):
     data = prepared("four blocks")
-    for ax, metric in zip(distributions(data).axes, METRICS, strict=True):
+    for ax, metric in zip(draw("7_distributions", data).axes, METRICS, strict=True):
         values = data.values("window", metric)
         (dots,), (mean,) = artists(ax, "window"), artists(ax, "window mean")
         np.testing.assert_allclose(dots.get_offsets()[:, 0], values)
@@ -68,8 +76,24 @@ def test_a_distribution_has_its_box_every_training_and_the_mean(
         assert any(np.allclose(line.get_xdata(), np.median(values)) for line in ax.lines)
 
 
-def test_missing_memory_is_said_and_the_rest_is_drawn(prepared):
+def test_crosses_are_the_means_with_intervals_in_both_directions(prepared, artists, t_interval):
     data = prepared("four blocks")
-    data.ok["window"][1]["peak_memory_mb"] = float("nan")
-    time, memory, *_ = metrics_comparison(data).axes
-    assert "not measured" in memory.texts[0].get_text() and time.patches
+    left, right = draw("4_speedup_quality", data).axes
+    (mean,) = artists(left, "window mean")
+    x, y = data.values("window", SPEED), data.values("window", VAL_LOSS)
+    across, upright = (bar.get_segments()[0] for bar in mean.lines[2])
+    np.testing.assert_allclose(across, [(end, y.mean()) for end in t_interval(x)])
+    np.testing.assert_allclose(upright, [(x.mean(), end) for end in t_interval(y)])
+    speedup = paired_ratio(data.values("baseline", TIME), data.values("window", TIME))
+    (mean,) = artists(right, "window mean")
+    assert mean.lines[0].get_xdata()[0] == pytest.approx(speedup.ratio)
+    for ax in (left, right):
+        assert len(artists(ax, "window")[0].get_offsets()) == 4
+
+
+@pytest.mark.parametrize(
+    "name, arrow", [("4_speedup_quality", "↘"), ("5_memory_quality", "↙"), ("6_memory_speed", "↖")]
+)
+def test_better_points_to_fast_small_and_low(name, arrow, prepared):
+    for ax in draw(name, prepared("one block")).axes:
+        assert ax.get_title(loc="right") == f"better {arrow}"

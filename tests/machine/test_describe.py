@@ -12,21 +12,19 @@ from machine import describe as machine_describe
 from machine.describe import SOURCE_PATTERNS, describe_code, describe_environment
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-KEYS = {"device_name", "torch", "cuda", "cudnn", "float32_matmul_precision", "deterministic"}
-KEYS |= {"threads", "cpu", "logical_cpus", "numpy", "scipy", "python", "platform", "gpu"}
-KEYS |= {"variables", "git_revision"}
+KEYS = {"device_name", "torch", "cuda", "cudnn", "float32_matmul_precision", "threads", "cpu"}
+KEYS |= {"logical_cpus", "numpy", "python", "platform", "gpu", "variables"}
 
 
 def test_a_cpus_environment_is_complete_and_strict_json():
     environment = describe_environment(CPU)
     assert set(environment) == KEYS
     assert environment["gpu"] is environment["cuda"] is environment["cudnn"] is None
-    assert environment["scipy"].count(".") >= 1
     json.dumps(environment, allow_nan=False)
 
 
 def test_a_gpus_environment_identifies_it(monkeypatch):
-    properties = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 * 2**30)
+    properties = SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30)
     properties.uuid = "0a1b2c3d-0000-1111-2222-333344445555"
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: properties.name)
@@ -35,9 +33,7 @@ def test_a_gpus_environment_identifies_it(monkeypatch):
     environment = describe_environment(GPU)
     assert set(environment) == KEYS
     assert environment["gpu"] == {
-        "name": "NVIDIA H100",
         "uuid": f"GPU-{properties.uuid}",
-        "capability": "9.0",
         "memory_mb": 80 * 1024,
         "driver": "570.86.15",
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
@@ -94,29 +90,22 @@ def checkout(folder):
     return folder
 
 
-def test_a_clean_checkout_is_its_revision(checkout, monkeypatch):
-    monkeypatch.setattr(machine_describe, "FOLDER", checkout)
+def test_a_clean_checkout_is_its_revision(checkout):
     code = describe_code(checkout)
     assert code["revision"] == git(checkout, "rev-parse", "HEAD").decode().strip()
     assert code["dirty"] is False
-    assert describe_environment(CPU)["git_revision"] == code["revision"][:12]
 
 
-def test_a_changed_checkout_is_dirty(checkout, monkeypatch):
-    monkeypatch.setattr(machine_describe, "FOLDER", checkout)
+def test_a_changed_checkout_is_dirty(checkout):
     (checkout / "experiment_results.npz").write_bytes(b"numbers")
     assert describe_code(checkout)["dirty"] is False  # results do not count
     (checkout / "gpt.py").write_bytes(b"caf\xe9\n")  # not UTF-8
-    code = describe_code(checkout)
-    assert code["dirty"] is True
-    assert describe_environment(CPU)["git_revision"] == code["revision"][:12] + "+"
+    assert describe_code(checkout)["dirty"] is True
 
 
-def test_outside_a_checkout_only_the_sources_are_known(folder, monkeypatch):
-    monkeypatch.setattr(machine_describe, "FOLDER", folder)
+def test_outside_a_checkout_only_the_sources_are_known(folder):
     code = describe_code(folder)
     assert code == {"revision": None, "dirty": None, "sources_sha256": code["sources_sha256"]}
-    assert describe_environment(CPU)["git_revision"] is None
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.TimeoutExpired("git", 10)])

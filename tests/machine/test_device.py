@@ -14,7 +14,7 @@ UUID = "GPU-0a1b2c3d-0000-1111-2222-333344445555"
     ("name", "words"),
     [
         ("gpu", "--device 'gpu': choose auto, cpu, cuda"),
-        ("meta", "--device meta: only cpu and cuda"),
+        ("meta", "--device 'meta': choose auto, cpu, cuda"),
         ("cuda:99", r"--device cuda:99: this machine has \d+ such GPUs"),
     ],
 )

@@ -16,7 +16,6 @@ from machine.state import REASONS, device_state, driver_version
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 UUID = "GPU-0a1b2c3d-0000-1111-2222-333344445555"
 REASONS_NOW = "nvmlDeviceGetCurrentClocksEventReasons"
-REASONS_BEFORE = "nvmlDeviceGetCurrentClocksThrottleReasons"
 
 
 class NVMLError(Exception):
@@ -42,7 +41,6 @@ def fake_pynvml(**changes):
     clocks = {("handle", 1): 1830, ("handle", 2): 2619}
     pids = (os.getpid(), 4242, 4243, 4243)
     processes = [SimpleNamespace(pid=pid, usedGpuMemory=None) for pid in pids]
-    utilization = SimpleNamespace(gpu=98, memory=41)
     module = {
         "NVMLError": NVMLError,
         "NVML_CLOCK_SM": 1,
@@ -55,9 +53,7 @@ def fake_pynvml(**changes):
         "nvmlDeviceGetMaxClockInfo": answering("handle", 1, answer=1980),
         "nvmlDeviceGetTemperature": answering("handle", 0, answer=54),
         "nvmlDeviceGetPowerUsage": answering("handle", answer=402170),
-        "nvmlDeviceGetUtilizationRates": answering("handle", answer=utilization),
         REASONS_NOW: answering("handle", answer=0),
-        REASONS_BEFORE: failing,
         "nvmlDeviceGetComputeRunningProcesses": answering("handle", answer=processes),
     }
     return SimpleNamespace(**(module | changes))
@@ -84,7 +80,6 @@ def test_every_number_lands_under_its_name(nvml):
         "memory_clock_mhz": 2619,
         "temperature_c": 54,
         "power_w": 402.17,
-        "utilization_percent": 98,
         "throttle_reasons": [],
         "other_processes": 2,
     }
@@ -96,13 +91,8 @@ def test_what_the_gpu_does_not_tell_is_none(nvml):
     answers.remove("nvmlDeviceGetHandleByUUID")
     nvml(fake_pynvml(**dict.fromkeys(answers, failing)))
     state = device_state(GPU)
-    assert len(state) == 8 and set(state.values()) == {None}
-    assert throttled({"device_before": state}) == []
-
-
-def test_reasons_are_asked_for_by_their_older_name_too(nvml):
-    nvml(fake_pynvml(**{REASONS_BEFORE: answering("handle", answer=4), REASONS_NOW: failing}))
-    assert device_state(GPU)["throttle_reasons"] == ["sw_power_cap"]
+    assert len(state) == 7 and set(state.values()) == {None}
+    assert throttled({"device_before": state, "device_after": None}) == []
 
 
 @pytest.mark.parametrize(
@@ -120,7 +110,7 @@ def test_reasons_are_words_and_only_power_and_heat_count_as_slowing(nvml, bits, 
     nvml(fake_pynvml(**{REASONS_NOW: answering("handle", answer=bits)}))
     state = device_state(GPU)
     assert state["throttle_reasons"] == words
-    assert throttled({"device_after": state}) == slowing
+    assert throttled({"device_before": None, "device_after": state}) == slowing
 
 
 def test_others_are_not_counted_where_this_process_is_not_listed(nvml):

@@ -51,23 +51,6 @@ def test_what_was_not_measured_is_not_compared(experiment_of):
     assert "w96-d4" in format_study(content) and plot_study(content)
 
 
-def test_equal_seconds_compare_losses_at_one_moment(experiment_of):
-    metrics, metadata = experiment_of("patterns")
-    (point,) = summarize("patterns", [(metrics, metadata)])["points"]
-    seconds = min(run["training_time"] for runs in metrics.values() for run in runs)
-
-    def loss_at(run):
-        steps = int(60 * seconds / run["training_time"])
-        return np.mean(run["losses"][steps - 5 : steps], dtype=np.float64)
-
-    pairs = zip(metrics["w32-d0"], metrics["fused"], strict=True)
-    expected = np.mean([loss_at(run) - loss_at(fused) for run, fused in pairs])
-    equal = point["equal_seconds"]
-    assert equal["seconds"] == seconds
-    assert equal["differences"]["w32-d0"]["mean"] == pytest.approx(expected)
-    assert expected < 0 < point["arms"]["w32-d0"]["contrast"]["val_loss"]["mean"]
-
-
 def test_curves_are_differences_over_the_tokens(patterns):
     curve = patterns["points"][0]["curves"]["w32-d0"]
     assert curve["tokens"][0] == 5 * 2048 and curve["tokens"][-1] == 60 * 2048

@@ -43,8 +43,8 @@ def test_presets_are_valid_and_documented_sizes(preset):
         ({"dtype": "float16"}, "--dtype 'float16': choose one of float32, bfloat16"),
         ({"compile": "fast"}, "--compile 'fast': choose one of none"),
         ({"arms": ("window", "sparse")}, "--arms sparse: choose from baseline, window"),
-        ({"arms": ("w0-d4",)}, "window_size must be at least 1, got 0"),
-        ({"arms": ("w9999999999-d4",)}, "--window-size must be at most 2,147,483,647"),
+        ({"arms": ("w0-d4",)}, "pattern w0-d4: window_size must be at least 1"),
+        ({"arms": ("w9-d9999999999",)}, "-d9999999999: .* neither number above 2,147,483,647"),
         ({"arms": ("window", "window")}, "--arms names an arm twice: window window"),
     ],
 )
@@ -63,8 +63,6 @@ def test_a_replaced_field_is_checked_and_lists_become_tuples():
 def test_the_experiment_is_not_deterministic_by_itself():
     assert not any(make_config(preset).deterministic for preset in PRESETS)
     assert {make_config(preset).equivalence_margin for preset in PRESETS} == {0.02}
-    groups = {f.name: f.metadata["group"] for f in fields(ExperimentConfig) if f.metadata}
-    assert groups["deterministic"] == groups["equivalence_margin"] == "experiment"
 
 
 def test_every_field_with_a_help_is_an_option_that_tells_its_default():

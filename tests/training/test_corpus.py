@@ -33,9 +33,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def read(*paths, corpus=None, except_for=None):
+def read(*paths, corpus=None):
     """The documents, and the files left out by kind, kinds without any left away."""
-    documents, left_out = read_corpus(paths, corpus, except_for)
+    documents, left_out = read_corpus(paths, corpus)
     return documents, {kind: files for kind, files in left_out.items() if files}
 
 
@@ -46,6 +46,7 @@ def test_documents_are_the_files_below_a_folder_sorted_by_their_paths(folder):
 def test_what_is_hidden_blank_linked_or_not_named_as_text_is_no_document(folder):
     write(folder, {".hidden/x.txt": "hidden", "a/.git/y.py": "hidden", "z.exe": "MZ"})
     write(folder, {"empty.txt": "", "blank.txt": " \n\n", "other.bin.gz": gzip.compress(b"text")})
+    write(folder, {"a/tokenizer.json": "of earlier data"})
     for name, target in (("a/up", folder), ("itself.txt", "itself.txt"), ("no.txt", "nowhere")):
         (folder / name).symlink_to(target)
     os.mkfifo(folder / "pipe.txt")
@@ -87,12 +88,6 @@ def test_paths_are_read_in_the_order_given(folder):
 def test_a_named_file_is_taken_whatever_its_name_and_bad_utf8_is_replaced(tmp_path):
     (tmp_path / ".log").write_bytes(b"caf\xe9")
     assert read(str(tmp_path / ".log")) == (["caf\ufffd"], {})
-
-
-def test_an_excepted_file_is_no_document_by_any_of_its_names(folder):
-    (folder / "link.md").symlink_to("B.md")
-    documents, _ = read(folder, except_for=(folder / "B.md").resolve())
-    assert documents == list(TEXTS.values())[1:]
 
 
 def test_what_may_not_be_read_is_an_error_where_named_and_left_out_elsewhere(folder, monkeypatch):

@@ -1,6 +1,5 @@
 """Memory on a CPU, measured in a child process."""
 
-import json
 import subprocess
 import sys
 from dataclasses import asdict
@@ -9,7 +8,6 @@ import pytest
 from conftest import ROOT
 from tiny import CPU, VOCABULARY, tiny_config
 
-from training.config import ExperimentConfig
 from training.train import child_peak_memory_mb
 from training.trainer import build_model
 
@@ -41,8 +39,3 @@ print(len(before), *sorted(set(sys.modules) - before))
 def test_a_child_that_fails_says_why():
     with pytest.raises(RuntimeError, match=r"measures memory failed.*KeyError: 'nonsense'"):
         child_peak_memory_mb(tiny_config(), "nonsense", VOCABULARY, seed=1)
-
-
-def test_a_configuration_comes_back_from_json():
-    config = tiny_config(dilation=[3, 1])
-    assert ExperimentConfig(**json.loads(json.dumps(asdict(config)))) == config

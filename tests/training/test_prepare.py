@@ -68,9 +68,9 @@ def test_the_summary_tells_what_the_file_holds(prepared):
     assert rows.dtype == np.uint16 and rows.max() == 279 and rows.shape[1] == 2
     assert rows.size < sum(len(text.encode()) for text in TEXTS)  # words were merged
     assert load_dataset(folder / "data.npy").vocab_size == 280
-    assert summary.startswith(
+    assert summary == (
         f"{folder / 'data.npy'}: 3 documents, {rows.size:,} tokens, {len(rows):,} rows of 2, "
-        "vocabulary 280 (tokenizer.json beside it); "
+        "vocabulary 280 (tokenizer.json beside it)"
     )
 
 
@@ -126,7 +126,7 @@ def test_where_a_document_is_cut_no_word_goes_on(text):
     words_of = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "PIECE_CHARACTERS", 5)
-        pieces, ends = zip(*prepare.pieces_of(text), strict=True)
+        pieces, ends = zip(*prepare.pieces_of([text], "cut"), strict=True)
     assert "".join(pieces) == text and all(1 <= len(piece) <= 5 for piece in pieces)
     assert ends == (False,) * (len(pieces) - 1) + (True,)
     places = [i for i in range(1, 6) if text[i] in " \t\r\n" and not text[i - 1].isspace()]

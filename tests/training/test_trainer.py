@@ -7,13 +7,11 @@ import pytest
 import torch
 from tiny import CPU, DEVICES, VOCABULARY, tiny_config, tiny_dataset
 
-from attention import masks as attention_masks
 from training.trainer import (
     Trainer,
     build_model,
     next_token_loss,
     parameter_counts,
-    release_memory,
 )
 
 
@@ -78,12 +76,6 @@ def test_parameters_are_counted_for_the_chosen_arms():
     }
     assert parameter_counts(config, 30) == expected
     assert list(expected) == ["window", "published"]
-
-
-def test_release_memory_empties_the_caches():
-    make_trainer().warm_up()
-    release_memory(CPU)
-    assert attention_masks.clear_mask_cache.__globals__["_mask_cache"].cache_info().currsize == 0
 
 
 def test_loss_is_in_nats():

@@ -1,23 +1,10 @@
-"""What the measurements of a study of patterns say: the front, and the pattern to choose."""
+"""The pattern that a study recommends, in its tables and in the analysis of patterns."""
 
 import pytest
 
 import analyze_hyperparameters
 from machine.files import write_json
-from studies.measured import measured_rows, pareto_front, recommend, trade_offs
-
-
-def test_nothing_beats_the_front_in_speed_and_loss():
-    places = {"a": (1.0, 0.0), "b": (1.2, 0.0), "c": (2.0, 0.5), "d": (1.5, 0.6), "e": (0.5, -1.0)}
-    places["twin"] = places["e"]
-    estimates = {arm: ({"mean": speed}, {"mean": loss}) for arm, (speed, loss) in places.items()}
-    assert pareto_front(estimates) == ["e", "twin", "b", "c"]
-
-
-def test_the_front_of_the_patterns(patterns):
-    tokens, seconds = trade_offs(patterns["points"][0])
-    assert pareto_front(tokens) == ["w96-d4", "w96-d16", "w32-d0"]
-    assert "w32-d0" in pareto_front(seconds)
+from studies.tables import measured_rows, recommend
 
 
 def test_the_fastest_that_is_not_worse_is_recommended(patterns):
@@ -51,7 +38,7 @@ def test_the_analysis_shows_what_was_measured(patterns, tmp_path, capsys, monkey
     write_json("output/pattern_study.json", patterns)
     assert analyze_hyperparameters.main(["--measured"]) == 0
     printed = capsys.readouterr().out
-    assert "MEASURED by --study patterns on 2-core CPU" in printed
+    assert "MEASURED\nStudy of patterns: " in printed and "2-core CPU" in printed
     assert printed.count("w96-d16 is the fastest of the patterns") == 2
     assert "1,024" in printed  # the study's length, not that of the analysis
     assert (tmp_path / "plots/sparsity_speedup_tradeoff.png").stat().st_size > 5000
