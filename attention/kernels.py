@@ -140,21 +140,23 @@ def _cudnn_forward(q, k, v, seen, scale):
     return out, lse.squeeze(-1)
 
 
-def _laid_out_as(q, x):
-    """x with the strides, but for the batch, that the forward pass gives its output.
+def _token_by_token(*tensors):
+    """The same where a token's heads lie side by side, else copies (N, H, length, D) that do.
 
-    PyTorch keeps cuDNN's plans by the strides of q, k and v alone (2.11): with other strides than
-    in the first call of a plan the gradients would be wrong.
+    PyTorch (2.11) keeps cuDNN's plans by the strides of q, k and v alone, so that gradients are
+    wrong where out or its gradient had other strides in the first call with such q, k and v.  In
+    this layout, which models have, all callers agree on them.
     """
-    wanted = torch.empty_like(q, device="meta").stride()
-    return x if x.stride()[1:] == wanted[1:] else torch.empty_like(q).copy_(x)
+    if tensors[0].stride(1) == tensors[0].shape[3]:
+        return tensors
+    return [x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors]
 
 
 def _cudnn_backward(gradient, q, k, v, out, lse, seen, scale):
     if q.shape[2] == k.shape[2] == 1:
         return _flash_backward(gradient, q, k, v, out, lse, seen, scale)
     operator = aten._scaled_dot_product_cudnn_attention_backward
-    gradient, out = _laid_out_as(q, gradient), _laid_out_as(q, out)
+    q, k, v, gradient, out = _token_by_token(q, k, v, gradient, out)
     inputs = gradient, q, k, v, out, lse.contiguous().unsqueeze(-1), *_no_random_state(q)
     lengths = q.shape[2], k.shape[2]
     return operator(*inputs, None, None, None, *lengths, 0.0, seen == CAUSAL, scale=scale)

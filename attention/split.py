@@ -245,8 +245,13 @@ class SplitAttention(torch.autograd.Function):
         groups, scale = ctx.groups, ctx.options[1]
         out, *saved = ctx.saved_tensors
         lses, qkv = saved[: len(groups)], saved[len(groups) :]
-        gradients = [gradient[:, :, heads] for _, heads in groups]
-        outs = [out[:, :, heads] for _, heads in groups]
+        gradients, outs = [], []
+        for head, heads in groups:
+            of_group = gradient[:, :, heads], out[:, :, heads]
+            if head.dilation:  # cuDNN's plans want all of one layout, see kernels.py
+                of_group = [x.contiguous() for x in of_group]
+            gradients.append(of_group[0])
+            outs.append(of_group[1])
         found = iter(_parts_backward(gradients, qkv, outs, lses, *ctx.options))
         dqkv = []
         for number, (head, _) in enumerate(groups):
