@@ -1,20 +1,16 @@
 """Figures 1, 8 and 10: losses over a training, and the trainings of an experiment over time."""
 
-from itertools import pairwise
-
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
 from analysis.significance import LEVEL
-from analysis.values import paired_trainings, throttled
-from figures.data import METRICS, TRAIN_LOSS, absolute, smooth, table
+from analysis.values import paired_trainings
+from figures.data import METRICS, TRAIN_LOSS, smooth, table
 from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
 from figures.look import FAILED
 
-THROTTLED = {"marker": "1", "ms": 9, "mew": 1.8, "color": "black", "ls": "none", "zorder": 6}
-STOP = {"color": "black", "ls": (0, (3, 2)), "lw": 0.9, "zorder": 6}
 PARTS = {  # of a training's wall time; "training" takes the arm's colour
     "warmup_time": {"label": "warm-up", "facecolor": "0.35"},
     "compile_time": {"label": "compile", "facecolor": "0.65", "hatch": "////"},
@@ -115,34 +111,15 @@ def convergence(data):
     return finish(fig, data, caption)
 
 
-def events(data):
-    """{word: (look, [(x, y), ...])} of what disturbed trainings; y as a share of the axes."""
-    trainings = [training for _, training in data.started]
-    failed = [t["index"] for t in trainings if t["status"] != "ok"]
-    slowed = [t["index"] for t in trainings if throttled(t)]
-    cuts = [
-        (before["index"] + after["index"]) / 2
-        for before, after in pairwise(trainings)
-        if before["block"] == after["block"] and before["process"] != after["process"]
-    ]
-    found = {
-        "failed": (FAILED, [(x, 0.08) for x in failed]),
-        "GPU slowed itself": (THROTTLED, [(x, 0.92) for x in slowed]),
-        "stop inside a block": (STOP, [([x, x], [0, 1]) for x in cuts]),
-    }
-    return {word: event for word, event in found.items() if event[1]}
-
-
-def mark_blocks_and_events(ax, data):
-    """Every second block gray, and a mark for every event."""
+def mark_blocks_and_failures(ax, data):
+    """Every second block gray, and a mark for every training that failed."""
     for _, training in data.started:
+        x = training["index"]
         if training["block"] % 2:
-            x = training["index"]
             ax.axvspan(x - 0.5, x + 0.5, color="0.94", lw=0, zorder=0)
+        if training["status"] != "ok":
+            ax.plot(x, 0.08, transform=ax.get_xaxis_transform(), label="_failed", **FAILED)
     ax.grid(False, axis="x")
-    for word, (look, places) in events(data).items():
-        for place in places:
-            ax.plot(*place, transform=ax.get_xaxis_transform(), label=f"_{word}", **look)
 
 
 def time_parts(ax, data):
@@ -159,22 +136,19 @@ def time_parts(ax, data):
     ax.margins(y=0.18)  # room for a mark over the bars
     ax.set_ylabel("wall time (s)")
     ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=4)
-    mark_blocks_and_events(ax, data)
+    mark_blocks_and_failures(ax, data)
 
 
 def values_in_time(ax, data, metric):
-    """A metric in the order of time, with every arm's mean as a line across its interval."""
+    """A metric in the order of time, with every arm's mean as a line."""
     for arm in data.arms:
-        style, (values, mean) = data.styles[arm], absolute(data, arm, metric)
+        style, values = data.styles[arm], data.values(arm, metric)
         x = [training["index"] for training in data.ok[arm]]
         dots(ax, x, values, style, arm, alpha=0.9)
-        ax.axhline(mean.mean, **style.line, lw=0.9, zorder=2, label=f"{arm} mean")
-        if mean.low is not None:
-            faint = {"color": style.color, "alpha": 0.35 / len(data.arms), "lw": 0, "zorder": 0.5}
-            ax.axhspan(mean.low, mean.high, **faint, label=f"{arm} interval")
+        ax.axhline(values.mean(), **style.line, lw=0.9, zorder=2, label=f"{arm} mean")
     metric_axis(ax.yaxis, metric)
     ax.margins(y=0.25)
-    mark_blocks_and_events(ax, data)
+    mark_blocks_and_failures(ax, data)
 
 
 def per_run(data):
@@ -189,8 +163,9 @@ def per_run(data):
     fig.align_ylabels()
     caption = (
         "Shading separates blocks. Top: wall time, the timed training itself in colour. "
-        "Horizontal lines: arm means, faint spans their 95 % t intervals."
+        "Horizontal lines: arm means."
     )
     arms = dict.fromkeys([*data.arms, *(arm for arm, _ in data.started)])
-    extra = [Line2D([], [], label=word, **look) for word, (look, _) in events(data).items()]
+    failed = any(training["status"] != "ok" for _, training in data.started)
+    extra = [Line2D([], [], label="failed", **FAILED)] if failed else []
     return finish(fig, data, caption, arms, extra)

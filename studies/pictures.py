@@ -9,7 +9,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.values import ordered_arms
 from figures.frame import caption_below, length_axis, log_axis
-from figures.look import FAILED, LOOK, MARGIN, STYLES, WIDTH, arm_styles, save_figure
+from figures.look import FAILED, LOOK, MARGIN, STYLES, WIDTH, arm_styles
 from studies.summary import NO_ROOM
 from studies.tables import measured_rows, points_of_kinds, setting
 
@@ -34,15 +34,7 @@ def plot_study(content):
     return {"length_scaling": _plot_scaling(content), "length_quality": _plot_quality(content)}
 
 
-def save_figures(figures, plots_dir):
-    """Write every figure as .png and .pdf; returns the paths."""
-    paths = []
-    for name, figure in figures.items():
-        paths += save_figure(figure, plots_dir, name)
-    return paths
-
-
-def _bars(estimates):
+def error_bars(estimates):
     """Means (n,) and how far their intervals reach down and up (2, n), NaN where there is none."""
     values = [(estimate["mean"], estimate["low"], estimate["high"]) for estimate in estimates]
     mean, low, high = np.array(values, dtype=float).T
@@ -105,7 +97,7 @@ def _line_with_bars(ax, estimates, style):
     measured = {length: estimate for length, estimate in estimates.items() if estimate}
     if measured:
         look = {**style.line, "marker": style.marker, "ms": 4.5, "lw": 1.3, "capsize": 2}
-        ax.errorbar(list(measured), *_bars(measured.values()), **look)
+        ax.errorbar(list(measured), *error_bars(measured.values()), **look)
 
 
 def _plot_quality(content):
@@ -187,7 +179,7 @@ def _pareto_panel(ax, point, looks):
     ax.plot(1, 0, **looks["fused"])
     small = {"ls": "none", "ms": 5, "elinewidth": 0.8, "capsize": 1.5, "zorder": 3}
     for arm, summary, gain in rows:
-        (x, x_ends), (y, y_ends) = _bars([gain]), _bars([summary["contrast"]["val_loss"]])
+        (x, x_ends), (y, y_ends) = map(error_bars, ([gain], [summary["contrast"]["val_loss"]]))
         ax.errorbar(x, y, y_ends, x_ends, **looks[arm] | small)
     front = [means[arm] for arm in pareto_front(means)]
     rings = {"marker": "o", "ms": 11, "mfc": "none", "mec": "black"}
