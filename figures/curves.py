@@ -11,14 +11,6 @@ from figures.data import METRICS, TRAIN_LOSS, smooth, table
 from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
 from figures.look import FAILED
 
-PARTS = {  # of a training's wall time; "training" takes the arm's colour
-    "warmup_time": {"label": "warm-up", "facecolor": "0.35"},
-    "compile_time": {"label": "compile", "facecolor": "0.65", "hatch": "////"},
-    "training_time": {"label": "_training"},
-    "eval_time": {"label": "evaluation", "facecolor": "0.85", "hatch": "...."},
-}
-REST = {"label": "set-up and rest", "facecolor": "white", "edgecolor": "0.5"}
-
 
 def draw_mean(ax, data, arm, x, rows, width):
     """The mean of (R, points) in its pointwise t band."""
@@ -63,12 +55,6 @@ def paired_differences(ax, data, metric):
     ax.set_ylabel(f"difference to {data.reference}\n(nats/token)")
 
 
-def tokens_axis(ax):
-    ax.set_xlabel("training tokens")
-    ax.xaxis.set_major_locator(MaxNLocator(6))
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
 def training_curves(data):
     """1: training loss over tokens, and its paired difference to the reference."""
     fig, ((top,), (bottom,)) = new_figure(data, 2, 1, 5.4, sharex=True, height_ratios=(3, 2))
@@ -80,7 +66,9 @@ def training_curves(data):
     fill_panel(bottom, data, [TRAIN_LOSS], paired_differences)
     lowest = bottom if bottom.axison else top
     lowest.tick_params(labelbottom=True)
-    tokens_axis(lowest)
+    lowest.set_xlabel("training tokens")
+    lowest.xaxis.set_major_locator(MaxNLocator(6))
+    lowest.xaxis.set_major_formatter(EngFormatter(sep=""))
     caption = (
         "Bold = mean over blocks, thin = single trainings; below the mean paired difference, "
         "vertical range of the last 90 % of the steps. Bands = pointwise 95 % t interval."
@@ -89,21 +77,18 @@ def training_curves(data):
 
 
 def convergence(data):
-    """10: smoothed training loss over tokens and over seconds."""
-    fig, ((left, right),) = new_figure(data, 1, 2, 3.7, sharey=True)
+    """10: smoothed training loss over seconds."""
+    fig, ((ax,),) = new_figure(data, 1, 1, 3.7)
     for arm in data.arms:
         losses = table(data.ok[arm], "losses")
         window = losses.shape[1] // 30 | 1  # odd, so that it has a middle
         smoothed = smooth(losses, window)
         middles = np.arange(smoothed.shape[1]) + window // 2
         seconds = table(data.ok[arm], "step_seconds").cumsum(axis=1).mean(axis=0)
-        tokens = data.ok[arm][0]["tokens_seen"]
-        draw_trainings(left, data, arm, tokens[middles], smoothed)
-        draw_trainings(right, data, arm, seconds[middles], smoothed)
-    fit_to_late(left)
-    tokens_axis(left)
-    left.set_ylabel("training loss, smoothed (nats/token)")
-    right.set_xlabel("training time (s, timed steps, mean over blocks)")
+        draw_trainings(ax, data, arm, seconds[middles], smoothed)
+    fit_to_late(ax)
+    ax.set_ylabel("training loss, smoothed (nats/token)")
+    ax.set_xlabel("training time (s, timed steps, mean over blocks)")
     caption = (
         f"Centred moving average of {window} steps: bold = mean over blocks, band = its pointwise "
         "95 % t interval, thin = single trainings; vertical range of the last 90 % of the steps."
@@ -122,20 +107,17 @@ def mark_blocks_and_failures(ax, data):
     ax.grid(False, axis="x")
 
 
-def time_parts(ax, data):
-    """Each training's seconds, stacked: warm-up, compile, training in the arm's colour, rest."""
+def wall_times(ax, data):
+    """Each training's seconds, the timed part in the arm's colour."""
     x = [training["index"] for _, training in data.started]
     colors = [data.styles[arm].color for arm, _ in data.started]
-    bottom = np.zeros(len(x))
-    for key, look in PARTS.items():
-        heights = np.nan_to_num([training[key] for _, training in data.started])
-        ax.bar(x, heights, 0.8, bottom, **{"facecolor": colors, "lw": 0.4} | look)
-        bottom += heights
-    wall_time = np.nan_to_num([training["wall_time"] for _, training in data.started])
-    ax.bar(x, np.maximum(wall_time - bottom, 0), 0.8, bottom, lw=0.4, **REST)
-    ax.margins(y=0.18)  # room for a mark over the bars
+    wall, timed = (
+        np.nan_to_num([training[key] for _, training in data.started])
+        for key in ("wall_time", "training_time")
+    )
+    ax.bar(x, timed, 0.8, color=colors, lw=0.4)
+    ax.bar(x, np.maximum(wall - timed, 0), 0.8, timed, facecolor="white", edgecolor="0.5", lw=0.4)
     ax.set_ylabel("wall time (s)")
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=4)
     mark_blocks_and_failures(ax, data)
 
 
@@ -154,7 +136,7 @@ def values_in_time(ax, data, metric):
 def per_run(data):
     """8: every training in the order of time, failed ones too: drift and outliers show here."""
     fig, axes = new_figure(data, 1 + len(METRICS), 1, 8.4, sharex=True)
-    time_parts(axes[0, 0], data)
+    wall_times(axes[0, 0], data)
     for ax, metric in zip(axes[1:, 0], METRICS, strict=True):
         fill_panel(ax, data, [metric], values_in_time, compared=False)
     last = axes[-1, 0]
@@ -162,8 +144,8 @@ def per_run(data):
     last.xaxis.set_major_locator(MaxNLocator(15, integer=True))
     fig.align_ylabels()
     caption = (
-        "Shading separates blocks. Top: wall time, the timed training itself in colour. "
-        "Horizontal lines: arm means."
+        "Shading separates blocks. Top: the timed training in colour; white: warm-up, compiling, "
+        "evaluation and the rest of its wall time. Horizontal lines: arm means."
     )
     arms = dict.fromkeys([*data.arms, *(arm for arm, _ in data.started)])
     failed = any(training["status"] != "ok" for _, training in data.started)

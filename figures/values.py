@@ -4,24 +4,20 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from analysis import contrasts
-from analysis.significance import non_inferiority, paired_ratio
+from analysis.significance import mean_interval, non_inferiority, paired_ratio
 from analysis.values import PRACTICAL_SHARE, shared_values
 from analysis.words import amount, percent, with_interval
 from figures.data import (
     LOSSES,
     MEMORY,
     METRICS,
-    SPEED,
     TIME,
     VAL_LOSS,
-    absolute,
     difference,
     ratio,
 )
 from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
 from figures.look import MARGIN
-
-BLOCK = {"color": "0.45", "lw": 0.5, "alpha": 0.5, "zorder": 1, "label": "_block"}
 
 
 def whiskers(interval):
@@ -60,15 +56,9 @@ def side_text(ax, y, text):
 
 def arm_rows(ax, data, metric):
     """Each arm's trainings and their mean in a row."""
-    draw_rows(ax, data, data.arms, [absolute(data, arm, metric) for arm in data.arms])
+    values = [data.values(arm, metric) for arm in data.arms]
+    draw_rows(ax, data, data.arms, [(x, mean_interval(x)) for x in values])
     metric_axis(ax.xaxis, metric)
-
-
-def joined_rows(ax, data, metric):
-    """The rows of the arms, with a line through the trainings of each block."""
-    arm_rows(ax, data, metric)
-    rows = np.arange(len(data.arms)) - 0.15
-    ax.plot(shared_values(data.ok, data.arms, metric.key), rows, **BLOCK)
 
 
 def difference_rows(ax, data, metric):
@@ -87,11 +77,11 @@ def final_losses(data):
     """2: the loss at the end of the training and the held-out loss, block by block."""
     fig, axes = new_figure(data, 2, 2, 2.2 + 0.5 * len(data.arms), sharey="row")
     for (above, below), metric in zip(axes.T, LOSSES, strict=True):
-        fill_panel(above, data, [metric], joined_rows, compared=False)
+        fill_panel(above, data, [metric], arm_rows, compared=False)
         fill_panel(below, data, [metric], difference_rows)
     caption = (
-        "Dot = one training, thin line = one block, outlined = mean over blocks with its 95 % t "
-        "interval. Below: paired differences, also in numbers."
+        "Dot = one training, outlined = mean over blocks with its 95 % t interval. Below: paired "
+        "differences, also in numbers."
     )
     return finish(fig, data, caption)
 
@@ -126,16 +116,13 @@ def metrics_comparison(data):
     return finish(fig, data, caption)
 
 
-def relative_label(data, metric):
-    if metric in LOSSES:
-        return f"{metric.name}, difference\nto {data.reference} ({metric.unit})"
-    name = "speed-up over" if metric is SPEED else f"{metric.name} relative to"
-    return f"{name} {data.reference} (×)"
-
-
 def to_reference(ax, data, x, y):
     """The ratio of x and that of y, or the difference of a loss y, block by block."""
-    estimate, nothing = (difference, 0) if y in LOSSES else (ratio, 1)
+    relative = f"relative to {data.reference} (×)"
+    if y in LOSSES:
+        estimate, nothing, words = difference, 0, f"minus\nthat of {data.reference} ({y.unit})"
+    else:
+        estimate, nothing, words = ratio, 1, relative
     for arm in data.arms:
         style, across, upright = data.styles[arm], ratio(data, arm, x), estimate(data, arm, y)
         (x_values, x_mean), (y_values, y_mean) = across, upright
@@ -144,7 +131,7 @@ def to_reference(ax, data, x, y):
         mean_point(ax, x_mean.mean, y_mean.mean, style, arm, *ends)
     ax.axvline(1, color="black", lw=0.6, zorder=1)
     ax.axhline(nothing, color="black", lw=0.6, zorder=1)
-    ax.set(xlabel=relative_label(data, x), ylabel=relative_label(data, y))
+    ax.set(xlabel=f"{x.name} {relative}", ylabel=f"{y.name} {words}")
 
 
 def tradeoff(data, metrics, better):

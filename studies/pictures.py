@@ -1,5 +1,8 @@
 """The figures of the two studies: what the arms take over the length, and patterns' trade-offs."""
 
+from collections import defaultdict
+from itertools import cycle
+
 import matplotlib
 import numpy as np
 import seaborn as sns
@@ -20,10 +23,7 @@ LENGTH_PANELS = {
     "peak_memory_mb": ("peak memory", "{x:,.0f} MB"),
 }
 LIMIT = {"color": "black", "ls": "--", "lw": 1}
-# of patterns: by window; by the rest of the name
-COLORS = "black", *sns.color_palette("colorblind")
-MARKERS = "*so^Dv<>"
-LINES = "-", "--", "-", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (8, 2)), ":"
+SHAPES = ("*", "-"), ("s", "--"), ("o", "-"), ("^", "-."), ("D", ":"), ("v", (0, (8, 2)))
 
 
 @matplotlib.rc_context(LOOK)
@@ -157,13 +157,13 @@ def pareto_front(means):
 
 def _looks(arms):
     """{arm: how it looks}: colour by window, marker and line by the rest of the pattern's name."""
-    colors, shapes, looks = {}, {}, {}
+    colors = defaultdict(cycle(["black", *sns.color_palette("colorblind")]).__next__)
+    shapes = defaultdict(cycle(SHAPES).__next__)
+    looks = {}
     for arm in arms:
         window, _, rest = arm.partition("-")
-        color = colors.setdefault(window, COLORS[len(colors) % len(COLORS)])
-        nth = shapes.setdefault(rest, len(shapes))
-        shape = {"marker": MARKERS[nth % len(MARKERS)], "ls": LINES[nth % len(LINES)]}
-        looks[arm] = {**shape, "color": color, "mfc": "white" if rest == "d0" else color}
+        marker, line = shapes[rest]
+        looks[arm] = {"color": colors[window], "marker": marker, "linestyle": line}
     return looks
 
 
@@ -177,7 +177,7 @@ def _pareto_panel(ax, point, looks):
     ax.axhline(0, color="0.6", lw=0.7)
     ax.axvline(1, color="0.6", lw=0.7)
     ax.plot(1, 0, **looks["fused"])
-    small = {"ls": "none", "ms": 5, "elinewidth": 0.8, "capsize": 1.5, "zorder": 3}
+    small = {"linestyle": "none", "ms": 5, "elinewidth": 0.8, "capsize": 1.5, "zorder": 3}
     for arm, summary, gain in rows:
         (x, x_ends), (y, y_ends) = map(error_bars, ([gain], [summary["contrast"]["val_loss"]]))
         ax.errorbar(x, y, y_ends, x_ends, **looks[arm] | small)
