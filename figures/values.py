@@ -7,15 +7,7 @@ from analysis import contrasts
 from analysis.significance import mean_interval, non_inferiority, paired_ratio
 from analysis.values import PRACTICAL_SHARE, shared_values
 from analysis.words import amount, percent, with_interval
-from figures.data import (
-    LOSSES,
-    MEMORY,
-    METRICS,
-    TIME,
-    VAL_LOSS,
-    difference,
-    ratio,
-)
+from figures.data import LOSSES, MEMORY, METRICS, TIME, VAL_LOSS, difference, ratio
 from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
 from figures.look import MARGIN
 
@@ -124,11 +116,10 @@ def to_reference(ax, data, x, y):
     else:
         estimate, nothing, words = ratio, 1, relative
     for arm in data.arms:
-        style, across, upright = data.styles[arm], ratio(data, arm, x), estimate(data, arm, y)
-        (x_values, x_mean), (y_values, y_mean) = across, upright
-        dots(ax, x_values, y_values, style, arm)
+        (x_values, x_mean), (y_values, y_mean) = ratio(data, arm, x), estimate(data, arm, y)
+        dots(ax, x_values, y_values, data.styles[arm], arm)
         ends = whiskers(x_mean), whiskers(y_mean)
-        mean_point(ax, x_mean.mean, y_mean.mean, style, arm, *ends)
+        mean_point(ax, x_mean.mean, y_mean.mean, data.styles[arm], arm, *ends)
     ax.axvline(1, color="black", lw=0.6, zorder=1)
     ax.axhline(nothing, color="black", lw=0.6, zorder=1)
     ax.set(xlabel=f"{x.name} {relative}", ylabel=f"{y.name} {words}")

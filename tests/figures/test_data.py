@@ -6,13 +6,7 @@ from conftest import make_experiment
 
 from analysis.metrics import MetricsError
 from analysis.values import throttled
-from figures.data import (
-    TIME,
-    describe_setting,
-    prepare,
-    ratio,
-    smooth,
-)
+from figures.data import TIME, describe_setting, prepare, ratio, smooth
 from figures.look import STYLES, arm_styles
 
 
