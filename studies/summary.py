@@ -52,7 +52,7 @@ def load_study(path):
 def _point(study, metrics, metadata):
     """What an experiment says as a point of a study."""
     config = metadata["config"]
-    keys = "positions", "seq_len", "runs", "output_dir"
+    keys = "positions", "seq_len", "batch_size", "runs", "output_dir"
     point = {key: config[key] for key in keys} | {
         "experiment_id": metadata["experiment_id"],
         "steps": metadata["steps"],
