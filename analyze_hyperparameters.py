@@ -17,7 +17,7 @@ from analysis.values import pattern_of_arm
 from estimates.pattern import CONFIGURATIONS, PatternAnalysis
 from estimates.pictures import plot_comparison, plot_configuration, plot_tradeoff
 from estimates.report import format_report
-from figures.look import save_figure
+from figures.look import save_figures
 from machine.command import UserError, add_debug, checked_options, run_command
 from machine.files import atomic_write
 from studies.summary import load_study
@@ -119,10 +119,8 @@ def analyze(arguments):
         figures = {name: plot_configuration(a)}
     path = arguments.output_dir / f"{name}.txt"
     atomic_write(path, lambda file: file.write(report.encode()))
-    print(f"wrote {path}")
-    for name, figure in figures.items():
-        for path in save_figure(figure, arguments.plots_dir, name):
-            print(f"wrote {path}")
+    for written in (path, *save_figures(figures, arguments.plots_dir)):
+        print(f"wrote {written}")
 
 
 def main(argv=None):

@@ -43,6 +43,7 @@ from studies.points import (
     length_points,
     parse_pattern,
     pattern_points,
+    point_name,
     study_folder,
 )
 from studies.run import run_study
@@ -169,14 +170,15 @@ def points_from(arguments, config):
 
 
 def prepare_point(point, config, study):
-    """A point's configuration and dataset; ValueError names the point."""
-    folder = study_folder(config.output_dir, study) / point.name
+    """A point's name, configuration and dataset; ValueError names the point."""
+    name = point_name(study, point)
+    folder = study_folder(config.output_dir, study) / name
     try:
-        here = replace(config, **point.changes, output_dir=str(folder))
+        here = replace(config, **point, output_dir=str(folder))
         dataset = load_dataset(here.data, here.seq_len, here.batch_size)
     except ValueError as error:
-        raise ValueError(f"point {point.name}: {error}") from None
-    return point, here, dataset
+        raise ValueError(f"point {name}: {error}") from None
+    return name, here, dataset
 
 
 def ensure_data(path):
