@@ -7,7 +7,6 @@ from analysis.significance import ALPHA
 from analysis.values import in_order, ok_trainings, ok_values, paired_trainings, throttled
 
 NOISY_SHARE = 0.10  # of the mean: pyperf's limit for calling times unstable
-FAR_OUT, LEAST_FOR_FENCES = 3.0, 5  # interquartile ranges from the median; trainings
 # a step is held up beyond this many medians; more than this share of them are the arm's way,
 # fewer are told where they cost this share of the training time (effects here are a few percent)
 HELD_UP, HELD_UP_STEPS, HELD_UP_TIME = 1.5, 0.02, 0.015
@@ -22,7 +21,6 @@ def split_blocks(metrics):
 
 
 def _time_warnings(metrics):
-    """Times that vary, or lie far out (after Tukey 1977); to drop them would break their blocks."""
     for arm in metrics:
         times = ok_values(metrics, arm, "training_time")
         if times.size < 2:
@@ -33,11 +31,6 @@ def _time_warnings(metrics):
                 f"{arm}: the training time varies by {share:.0%} (standard deviation) from block "
                 "to block: is another program using the machine?"
             )
-        if times.size < LEAST_FOR_FENCES:
-            continue
-        first, third = np.percentile(times, [25, 75])
-        for far in times[np.abs(times - np.median(times)) > FAR_OUT * (third - first)]:
-            yield f"{arm}: a training took {far:,.2f} s, far from the others' times; it is kept."
 
 
 def _training_warnings(metrics):

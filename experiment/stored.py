@@ -5,7 +5,6 @@ import uuid
 from pathlib import Path
 from statistics import mean
 
-from analysis.contrasts import tests_of
 from analysis.metrics import SCHEMA_VERSION, SUITE_VERSION, save_metrics
 from analysis.values import in_order, trainings_of
 from analysis.warnings import find_warnings, split_blocks
@@ -198,18 +197,13 @@ class StoredExperiment:
         tokenizer = tokenizer if tokenizer.is_file() else None
         save_window_weights(model, arguments, tokenizer, self.folder)
 
-    def save_results(self, with_tests=False):
-        """Write ``experiment_results`` anew from the trainings; returns what is in it.
-
-        with_tests: the contrasts' tests too, which take a second where there are many blocks.
-        """
+    def save_results(self):
+        """Write ``experiment_results`` anew from the trainings; returns what is in it."""
         content = self.metadata | {"status": "partial" if self.waiting() else "complete"}
         content["split_blocks"] = split_blocks(self.metrics)
         aside = (self.folder / files.ASIDE_NAME).glob("*.npz")
         content["set_aside"] = sorted(path.name for path in aside)
         content["warnings"] = find_warnings(self.metrics, content)
-        if with_tests:
-            content["tests"] = tests_of(self.metrics, content)
         save_metrics(self.metrics, content, self.folder)
         return self.metrics, content
 

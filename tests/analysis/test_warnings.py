@@ -32,7 +32,6 @@ def test_few_pairs_are_warned_of_also_where_every_arm_has_many_blocks():
     ("arm", "block", "change", "words"),
     [
         ("window", 0, {"training_time": 1.27}, "window: the training time varies by 28%"),
-        ("window", 2, {"training_time": 0.77}, "window: a training took 0.77 s, far from"),
         ("fused", 1, {"device_after": {"throttle_reasons": ["hw_slowdown"]}}, "(hw_slowdown)"),
         ("window", 3, {"device_before": {"other_processes": 2}}, "window, block 4: other proc"),
         ("window", 4, {"process": "second"}, "block 5 was cut in two by a stop"),
