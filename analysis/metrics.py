@@ -75,7 +75,6 @@ LACKING = {  # what the metadata of earlier files lack, as they would say it
     "attention": {},
     "code": None,
     "mixed": [],
-    "set_aside": [],
 }
 
 

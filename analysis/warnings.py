@@ -23,9 +23,7 @@ def split_blocks(metrics):
 def _time_warnings(metrics):
     for arm in metrics:
         times = ok_values(metrics, arm, "training_time")
-        if times.size < 2:
-            continue
-        share = times.std(ddof=1) / times.mean()
+        share = times.std(ddof=1) / times.mean() if times.size > 1 else 0.0
         if share >= NOISY_SHARE:
             yield (
                 f"{arm}: the training time varies by {share:.0%} (standard deviation) from block "
@@ -72,7 +70,7 @@ def _failure_warnings(metrics):
         )
 
 
-def measurement_warnings(metrics, metadata):
+def measurement_warnings(metrics):
     """What may have disturbed the measurements of an experiment, a sentence each."""
     cut = (
         "was cut in two by a stop: its arms were not trained next to one another, so what drifts "
@@ -80,10 +78,6 @@ def measurement_warnings(metrics, metadata):
     )
     return [
         *(f"block {block + 1} {cut}" for block in split_blocks(metrics)),
-        *(
-            f"a training was set aside (set_aside/{name}) and repeated."
-            for name in metadata["set_aside"]
-        ),
         *_time_warnings(metrics),
         *_training_warnings(metrics),
     ]
@@ -95,5 +89,5 @@ def find_warnings(metrics, metadata):
     return [
         *(f"{mixed}: {line}" for line in metadata["mixed"]),
         *_failure_warnings(metrics),
-        *measurement_warnings(metrics, metadata),
+        *measurement_warnings(metrics),
     ]

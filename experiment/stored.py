@@ -10,7 +10,7 @@ from analysis.values import in_order, trainings_of
 from analysis.warnings import find_warnings, split_blocks
 from attention.pattern import density
 from experiment import files
-from experiment.identity import can_be_mixed, differences, identity_of, plain_config, tokenizer_of
+from experiment.identity import PLANNED, differences, identity_of, plain_config, tokenizer_of
 from experiment.plan import declare, make_plan
 from machine import ranks
 from machine.command import UserError, say
@@ -113,9 +113,10 @@ class StoredExperiment:
     def _mix(self, allow_mixed):
         """Refuse to go on with what differs, or warn of it."""
         listed = "\n  ".join(self.changed)
-        about = f"{self.folder} holds another experiment, {self.progress()}; what differs:\n  "
-        about += f"{listed}\n"
-        if not can_be_mixed(self.changed):
+        about = f"{self.folder} holds another experiment, {self.progress()}; what differs:\n"
+        about += f"  {listed}\n"
+        planned = tuple(f"config.{name}:" for name in PLANNED)
+        if any(line.startswith(planned) for line in self.changed):
             raise UserError(about + REMEDY)
         if not allow_mixed:
             raise UserError(f"{about}{REMEDY}, or --allow-mixed, which goes on and marks them")

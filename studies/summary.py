@@ -58,7 +58,7 @@ def _point(study, metrics, metadata):
         "steps": metadata["steps"],
         "margin": metadata["plan"]["equivalence_margin"],
         "mixed": metadata["mixed"],
-        "warnings": measurement_warnings(metrics, metadata),
+        "warnings": measurement_warnings(metrics),
         "arms": {arm: _summary(metrics, arm, metadata["steps"]) for arm in ordered_arms(metrics)},
     }
     if study == "patterns":
