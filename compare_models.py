@@ -67,11 +67,7 @@ def build_parser():
         "  python main.py                             the whole experiment with this machine's "
         "preset\n"
         "  python main.py --dry-run                   what it would do, and roughly how long\n"
-        "  python main.py --preset long --runs 3      where sparsity can pay (CUDA)\n"
-        "  python main.py --window-size 64 --dilation 8 --output-dir out/64_8 --plots-dir "
-        "out/64_8\n"
         "  python main.py --study lengths             from which length on sparsity pays\n"
-        "  python main.py --study patterns            which window_size and dilation to choose\n"
         "  torchrun --standalone --nproc-per-node 8 main.py    the same on 8 GPUs\n\n"
         f"after a stop: {GOES_ON}\n\n"
         "exit codes: 0 done, 1 a file could not be written, 2 wrong options or data or a folder "
@@ -105,17 +101,16 @@ def build_parser():
 def add_study_options(parser):
     study = parser.add_argument_group(
         "study",
-        "Many experiments, each in a folder of its own below --output-dir, summed up in one table "
-        "and in pictures. The defaults change: 3 runs, a constant learning rate, preset long with "
-        "CUDA, fewer steps.",
+        "Many experiments, each in a folder below --output-dir, summed up in one table and in "
+        "pictures. Other defaults: 3 runs, a constant learning rate, preset long with CUDA.",
     )
     study.add_argument(
         "--study",
         default=None,
         choices=STUDIES,
-        help="lengths: the arms at several sequence lengths, --batch-size x --seq-len tokens in "
-        "every step; patterns: window models of many patterns against fused. Both with learned "
-        "and with rotary positions, unless --positions chooses",
+        help="lengths: the arms at several sequence lengths, of equal tokens in every step; "
+        "patterns: window models of many patterns against fused. Both with learned and rotary "
+        "positions, unless --positions chooses",
     )
     lengths = ", ".join(f"{' '.join(map(str, x))} ({device})" for device, x in LENGTHS.items())
     several = {"nargs": "+", "default": None}
@@ -207,13 +202,11 @@ def check_ranks(config):
         "torch": torch.__version__,
         "device": device_name(device).split(" (")[0],
     }
-    first, *others = ranks.gather(mine)
-    for rank, other in enumerate(others, start=1):
-        different = [key for key in first if other[key] != first[key]]
-        if different:
+    for rank, other in enumerate(ranks.gather(mine)):
+        if different := [key for key in mine if other[key] != mine[key]]:
             raise UserError(
-                f"rank {rank} differs from rank 0 in {', '.join(different)}: every rank needs the "
-                "same data, code, torch and kind of device"
+                f"rank {rank} differs in {', '.join(different)}: every rank needs the same data, "
+                "code, torch and kind of device"
             )
 
 

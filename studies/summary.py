@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 
 from analysis.metrics import MetricsError, fitting
-from analysis.significance import mean_interval, non_inferiority, paired_difference, paired_ratio
+from analysis.significance import mean_interval, non_inferiority, paired_ratio
 from analysis.values import ok_values, ordered_arms, paired_trainings, pattern_of_arm, shared_values
 from analysis.warnings import measurement_warnings
 from attention.pattern import causal_pairs, density
@@ -58,7 +58,7 @@ def _point(study, metrics, metadata):
         "steps": metadata["steps"],
         "margin": metadata["plan"]["equivalence_margin"],
         "mixed": metadata["mixed"],
-        "warnings": measurement_warnings(metrics, metadata),
+        "warnings": measurement_warnings(metrics),
         "arms": {arm: _summary(metrics, arm, metadata["steps"]) for arm in ordered_arms(metrics)},
     }
     if study == "patterns":
@@ -112,7 +112,7 @@ def _contrast(metrics, metadata, pair):
     return {
         "time": asdict(paired_ratio(*times)),
         "memory": asdict(paired_ratio(*memory)) if memory.size else None,
-        "val_loss": asdict(paired_difference(*losses)),
+        "val_loss": asdict(mean_interval(losses[0] - losses[1])),
         "quality": asdict(non_inferiority(*losses, metadata["plan"]["equivalence_margin"])),
     }
 
