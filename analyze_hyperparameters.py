@@ -18,7 +18,7 @@ from estimates.pattern import CONFIGURATIONS, PatternAnalysis
 from estimates.pictures import plot_comparison, plot_configuration, plot_tradeoff
 from estimates.report import format_report
 from figures.look import save_figure
-from machine.command import UserError, add_debug, checked_options, run_command
+from machine.command import UserError, checked_options, run_command
 from machine.files import atomic_write
 from studies.summary import load_study
 
@@ -28,7 +28,6 @@ EPILOG = f"""\
 examples:
   python analyze_hyperparameters.py                  compare the eight configurations
   python analyze_hyperparameters.py --seq-len 4096   the same at another length
-  python analyze_hyperparameters.py 96 4             one configuration
   {EXAMPLE}         one configuration at 512 tokens
   python analyze_hyperparameters.py --measured       measured patterns, and what to choose
 
@@ -60,7 +59,6 @@ def build_parser():
     folder("--measured", nargs="?", const=DEFAULT_STUDY, metavar="FILE", help=measured)
     folder("--output-dir", default=Path("output"), help="report (default: %(default)s)")
     folder("--plots-dir", default=Path("plots"), help="pictures (default: %(default)s)")
-    add_debug(parser)
     return parser
 
 
@@ -127,8 +125,7 @@ def analyze(arguments):
 
 def main(argv=None):
     """The command line; returns the exit code."""
-    kept = ": the files listed are written"
-    return run_command(build_parser(), analyze, argv, lambda arguments: kept)
+    return run_command(build_parser(), analyze, argv, kept=": the files listed are written")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 
 from generation.sampling import check_count, check_sampling
-from machine.command import FAILED, UserError, add_debug, checked_options, run_command, say
+from machine.command import FAILED, UserError, checked_options, run_command, say
 from machine.device import device_name, is_out_of_memory, resolve_device
 from training.prepare import END_OF_TEXT
 from training.weights import WEIGHTS_NAME, load_tokenizer, load_window_model
@@ -41,7 +41,6 @@ def build_parser():
         ("--device", "auto", "auto, cpu, cuda or cuda:N"),
     ):
         parser.add_argument(option, type=type(default), default=default, help=text)
-    add_debug(parser)
     return parser
 
 
@@ -132,7 +131,7 @@ def story(args):
     try:
         return go_on(args)
     except RuntimeError as error:
-        if hasattr(args, "debug") or not is_out_of_memory(error):
+        if "debug" in args or not is_out_of_memory(error):
             raise
         say(f"error: out of memory on {args.device}: fewer --tokens need less")
         return FAILED
