@@ -31,10 +31,6 @@ examples:
   {EXAMPLE}         one configuration at 512 tokens
   python analyze_hyperparameters.py --measured       measured patterns, and what to choose
 
-dilation 0 means no far keys (a pure sliding window), dilation 1 is full causal attention.
-Writes hyperparameter_analysis.txt and, as png and pdf, hyperparameter_comparison and
-sparsity_speedup_tradeoff, or for one configuration config_wW_dD (config_wW_dD_nN with sinks) as
-txt, png and pdf.
 exit code: 0 done, 1 a file could not be written, 2 a wrong argument"""
 
 
@@ -44,7 +40,7 @@ def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=raw)
     number = partial(parser.add_argument, type=int)
     number("window_size", nargs="?", help="previous tokens that are all attended to, at least 1")
-    number("dilation", nargs="?", help="beyond them every dilation-th token, at least 0")
+    number("dilation", nargs="?", help="beyond them every dilation-th token; 0: none, 1: all")
     number("seq_len", nargs="?", help="sequence length in tokens (default: 256)")
     number("--seq-len", dest="length", metavar="S", help="the same, also for the comparison")
     number("--sink-tokens", metavar="N", default=0, help="first tokens seen by all (default: 0)")

@@ -25,9 +25,7 @@ def build_parser():
         description="Go on from a prompt with the window model that python main.py trained. Prints "
         "the prompt and what follows; stops after --tokens, at the end of the text, or, with "
         "learned positions, where the model's sequence is full.",
-        epilog='example: python generate.py "def parse(" --tokens 100 --temperature 0.5 (exit '
-        "codes: 0 done, 1 it could not be written or memory ran out, 2 wrong options, weights or "
-        "prompt, 130 interrupted, 143 terminated)",
+        epilog='example: python generate.py "def parse(" --tokens 100 --temperature 0.5',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("prompt", metavar="PROMPT", help="text to go on from; -: standard input")
@@ -138,7 +136,7 @@ def story(args):
 
 
 def main(argv=None):
-    """The command line; returns the exit code (see --help)."""
+    """The command line; returns the exit code."""
     return run_command(build_parser(), story, argv)
 
 

@@ -25,9 +25,7 @@ def build_parser():
         "are read in sorted order; text in them is every file in UTF-8 whose name ends in "
         f"{suffixes}, or in one of these and .gz. Duplicates, binary files and other encodings are "
         f"left out and counted; --debug names {NAMED_AT_MOST} of a kind.",
-        epilog="example: python prepare_data.py notes.txt books/ --seq-len 1024 --output books.npy "
-        "(exit codes: 0 done, 1 a file could not be written, 2 wrong options or no text, 130 "
-        "interrupted)",
+        epilog="example: python prepare_data.py notes.txt books/ --seq-len 1024 --output books.npy",
     )
     parser.add_argument(
         "paths",
@@ -67,7 +65,7 @@ def prepare(options):
 
 
 def main(argv=None):
-    """The command line; returns the exit code (see --help)."""
+    """The command line; returns the exit code."""
     return run_command(build_parser(), prepare, argv, kept=": nothing was written")
 
 

@@ -17,7 +17,6 @@ DONE, FAILED, USAGE, TRAININGS_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130
 # What to do about a file that cannot be written.
 REMEDIES = {
     errno.ENOSPC: "free some space on the disk and start again",
-    errno.EDQUOT: "free some of your quota and start again",
     errno.EACCES: "make its folder writable or choose another one",
     errno.EISDIR: "a folder is in its place: move that away",
     errno.ENOTDIR: "a file is where its folder should be: move that away or choose another folder",

@@ -10,17 +10,9 @@ import os
 from machine.device import gpu_uuid
 
 # The bits of the reasons for a lower clock, from the lowest on (nvmlClocksEventReasons in nvml.h).
-REASONS = (
-    "gpu_idle",
-    "applications_clocks_setting",
-    "sw_power_cap",
-    "hw_slowdown",
-    "sync_boost",
-    "sw_thermal_slowdown",
-    "hw_thermal_slowdown",
-    "hw_power_brake_slowdown",
-    "display_clocks_setting",
-)
+REASONS = ("gpu_idle", "applications_clocks_setting", "sw_power_cap", "hw_slowdown", "sync_boost")
+REASONS += ("sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
+REASONS += ("display_clocks_setting",)
 
 
 @functools.cache  # NVML stays initialized as long as the process lives

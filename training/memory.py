@@ -18,7 +18,7 @@ from machine.describe import FOLDER
 from training.config import ExperimentConfig
 from training.trainer import Trainer, deterministic_algorithms
 
-STEPS = 2
+MEMORY_STEPS = 2
 
 
 def child_peak_memory_mb(config, arm, vocab_size, seed):
@@ -48,7 +48,7 @@ def child_peak_memory_mb(config, arm, vocab_size, seed):
 def prepare_steps(config, vocab_size, seed):
     """Random rows for the steps; loads what the steps need, whose memory is not the training's."""
     torch.optim.AdamW([torch.zeros(1)])  # a process's first loads the compiler
-    shape = config.batch_size * STEPS, config.seq_len + 1
+    shape = config.batch_size * MEMORY_STEPS, config.seq_len + 1
     return np.random.default_rng(seed).integers(vocab_size, size=shape)
 
 
@@ -56,7 +56,7 @@ def take_steps(config, arm, rows, vocab_size, seed):
     """What is measured: a model is made and trained."""
     with deterministic_algorithms(config.deterministic):
         trainer = Trainer(config, arm, rows, vocab_size, torch.device("cpu"), seed)
-        for batch in trainer.batches(STEPS):
+        for batch in trainer.batches(MEMORY_STEPS):
             trainer.step(batch, config.lr)
 
 
