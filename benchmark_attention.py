@@ -82,7 +82,7 @@ def show(args, device, records, skipped, path):
 def main(argv=None):
     """The command line; returns the exit code (see --help)."""
     kept = ": the lengths that were finished are kept"
-    return run_command(build_parser(), tell, argv, kept=lambda args: kept)
+    return run_command(build_parser(), tell, argv, kept)
 
 
 if __name__ == "__main__":

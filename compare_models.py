@@ -26,7 +26,6 @@ from machine.command import (
     DONE,
     TRAININGS_FAILED,
     UserError,
-    add_debug,
     checked_options,
     run_command,
     say,
@@ -92,7 +91,6 @@ def build_parser():
         "results are marked",
         **switch,
     )
-    add_debug(parser)
     add_study_options(parser)
     add_options(parser)
     return parser
@@ -254,8 +252,7 @@ def main(argv=None):
     """The command line of the experiment; returns the exit code (see --help)."""
     argv = sys.argv[1:] if argv is None else argv
     story = partial(tell, argv=argv)
-    kept = f": {GOES_ON}"
-    return ranks.run(lambda: run_command(build_parser(), story, argv, lambda arguments: kept))
+    return ranks.run(lambda: run_command(build_parser(), story, argv, kept=f": {GOES_ON}"))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from machine.describe import describe_code, describe_environment
 from machine.files import json_sha256, utc_now, write_json
 from training.batches import planned_steps, validation_rows
 from training.config import layer_patterns
+from training.memory import MEMORY_STEPS
 from training.operators import attention_used
-from training.train import MEMORY_STEPS
 from training.trainer import parameter_counts
 from training.weights import save_window_weights
 
