@@ -17,8 +17,8 @@ from analysis.values import pattern_of_arm
 from estimates.pattern import CONFIGURATIONS, PatternAnalysis
 from estimates.pictures import plot_comparison, plot_configuration, plot_tradeoff
 from estimates.report import format_report
-from figures.look import save_figure
-from machine.command import UserError, add_debug, checked_options, run_command
+from figures.look import save_figures
+from machine.command import UserError, checked_options, run_command
 from machine.files import atomic_write
 from studies.summary import load_study
 
@@ -28,14 +28,9 @@ EPILOG = f"""\
 examples:
   python analyze_hyperparameters.py                  compare the eight configurations
   python analyze_hyperparameters.py --seq-len 4096   the same at another length
-  python analyze_hyperparameters.py 96 4             one configuration
   {EXAMPLE}         one configuration at 512 tokens
   python analyze_hyperparameters.py --measured       measured patterns, and what to choose
 
-dilation 0 means no far keys (a pure sliding window), dilation 1 is full causal attention.
-Writes hyperparameter_analysis.txt and, as png and pdf, hyperparameter_comparison and
-sparsity_speedup_tradeoff, or for one configuration config_wW_dD (config_wW_dD_nN with sinks) as
-txt, png and pdf.
 exit code: 0 done, 1 a file could not be written, 2 a wrong argument"""
 
 
@@ -45,7 +40,7 @@ def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=raw)
     number = partial(parser.add_argument, type=int)
     number("window_size", nargs="?", help="previous tokens that are all attended to, at least 1")
-    number("dilation", nargs="?", help="beyond them every dilation-th token, at least 0")
+    number("dilation", nargs="?", help="beyond them every dilation-th token; 0: none, 1: all")
     number("seq_len", nargs="?", help="sequence length in tokens (default: 256)")
     number("--seq-len", dest="length", metavar="S", help="the same, also for the comparison")
     number("--sink-tokens", metavar="N", default=0, help="first tokens seen by all (default: 0)")
@@ -60,7 +55,6 @@ def build_parser():
     folder("--measured", nargs="?", const=DEFAULT_STUDY, metavar="FILE", help=measured)
     folder("--output-dir", default=Path("output"), help="report (default: %(default)s)")
     folder("--plots-dir", default=Path("plots"), help="pictures (default: %(default)s)")
-    add_debug(parser)
     return parser
 
 
@@ -119,16 +113,13 @@ def analyze(arguments):
         figures = {name: plot_configuration(a)}
     path = arguments.output_dir / f"{name}.txt"
     atomic_write(path, lambda file: file.write(report.encode()))
-    print(f"wrote {path}")
-    for name, figure in figures.items():
-        for path in save_figure(figure, arguments.plots_dir, name):
-            print(f"wrote {path}")
+    for written in (path, *save_figures(figures, arguments.plots_dir)):
+        print(f"wrote {written}")
 
 
 def main(argv=None):
     """The command line; returns the exit code."""
-    kept = ": the files listed are written"
-    return run_command(build_parser(), analyze, argv, lambda arguments: kept)
+    return run_command(build_parser(), analyze, argv, kept=": the files listed are written")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from benchmarks.peers import DECODE_PEERS, FORWARD, ONE_TOKEN, PEERS, TRAINING
 from benchmarks.picture import plot_scaling
 from benchmarks.steps import measure_decode_steps, measure_steps
 from benchmarks.tables import results_text
-from figures.look import save_figure
+from figures.look import save_figures
 from machine.command import checked_options, run_command, say
 from machine.describe import describe_environment
 from machine.device import device_name
@@ -74,14 +74,15 @@ def show(args, device, records, skipped, path):
     print(results_text(records, skipped), flush=True)
     written = [path] if records else []
     if records and not (args.step or args.decode):
-        written += save_figure(plot_scaling(records, title), args.plots_dir, "attention_scaling")
+        picture = {"attention_scaling": plot_scaling(records, title)}
+        written += save_figures(picture, args.plots_dir)
     say("written: " + ", ".join(map(str, written)))
 
 
 def main(argv=None):
     """The command line; returns the exit code (see --help)."""
     kept = ": the lengths that were finished are kept"
-    return run_command(build_parser(), tell, argv, kept=lambda args: kept)
+    return run_command(build_parser(), tell, argv, kept)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from machine.command import (
     DONE,
     TRAININGS_FAILED,
     UserError,
-    add_debug,
     checked_options,
     run_command,
     say,
@@ -43,6 +42,7 @@ from studies.points import (
     length_points,
     parse_pattern,
     pattern_points,
+    point_name,
     study_folder,
 )
 from studies.run import run_study
@@ -66,11 +66,7 @@ def build_parser():
         "  python main.py                             the whole experiment with this machine's "
         "preset\n"
         "  python main.py --dry-run                   what it would do, and roughly how long\n"
-        "  python main.py --preset long --runs 3      where sparsity can pay (CUDA)\n"
-        "  python main.py --window-size 64 --dilation 8 --output-dir out/64_8 --plots-dir "
-        "out/64_8\n"
         "  python main.py --study lengths             from which length on sparsity pays\n"
-        "  python main.py --study patterns            which window_size and dilation to choose\n"
         "  torchrun --standalone --nproc-per-node 8 main.py    the same on 8 GPUs\n\n"
         f"after a stop: {GOES_ON}\n\n"
         "exit codes: 0 done, 1 a file could not be written, 2 wrong options or data or a folder "
@@ -95,7 +91,6 @@ def build_parser():
         "results are marked",
         **switch,
     )
-    add_debug(parser)
     add_study_options(parser)
     add_options(parser)
     return parser
@@ -104,17 +99,16 @@ def build_parser():
 def add_study_options(parser):
     study = parser.add_argument_group(
         "study",
-        "Many experiments, each in a folder of its own below --output-dir, summed up in one table "
-        "and in pictures. The defaults change: 3 runs, a constant learning rate, preset long with "
-        "CUDA, fewer steps.",
+        "Many experiments, each in a folder below --output-dir, summed up in one table and in "
+        "pictures. Other defaults: 3 runs, a constant learning rate, preset long with CUDA.",
     )
     study.add_argument(
         "--study",
         default=None,
         choices=STUDIES,
-        help="lengths: the arms at several sequence lengths, --batch-size x --seq-len tokens in "
-        "every step; patterns: window models of many patterns against fused. Both with learned "
-        "and with rotary positions, unless --positions chooses",
+        help="lengths: the arms at several sequence lengths, of equal tokens in every step; "
+        "patterns: window models of many patterns against fused. Both with learned and rotary "
+        "positions, unless --positions chooses",
     )
     lengths = ", ".join(f"{' '.join(map(str, x))} ({device})" for device, x in LENGTHS.items())
     several = {"nargs": "+", "default": None}
@@ -169,14 +163,15 @@ def points_from(arguments, config):
 
 
 def prepare_point(point, config, study):
-    """A point's configuration and dataset; ValueError names the point."""
-    folder = study_folder(config.output_dir, study) / point.name
+    """A point's name, configuration and dataset; ValueError names the point."""
+    name = point_name(study, point)
+    folder = study_folder(config.output_dir, study) / name
     try:
-        here = replace(config, **point.changes, output_dir=str(folder))
+        here = replace(config, **point, output_dir=str(folder))
         dataset = load_dataset(here.data, here.seq_len, here.batch_size)
     except ValueError as error:
-        raise ValueError(f"point {point.name}: {error}") from None
-    return point, here, dataset
+        raise ValueError(f"point {name}: {error}") from None
+    return name, here, dataset
 
 
 def ensure_data(path):
@@ -205,13 +200,11 @@ def check_ranks(config):
         "torch": torch.__version__,
         "device": device_name(device).split(" (")[0],
     }
-    first, *others = ranks.gather(mine)
-    for rank, other in enumerate(others, start=1):
-        different = [key for key in first if other[key] != first[key]]
-        if different:
+    for rank, other in enumerate(ranks.gather(mine)):
+        if different := [key for key in mine if other[key] != mine[key]]:
             raise UserError(
-                f"rank {rank} differs from rank 0 in {', '.join(different)}: every rank needs the "
-                "same data, code, torch and kind of device"
+                f"rank {rank} differs in {', '.join(different)}: every rank needs the same data, "
+                "code, torch and kind of device"
             )
 
 
@@ -259,8 +252,7 @@ def main(argv=None):
     """The command line of the experiment; returns the exit code (see --help)."""
     argv = sys.argv[1:] if argv is None else argv
     story = partial(tell, argv=argv)
-    kept = f": {GOES_ON}"
-    return ranks.run(lambda: run_command(build_parser(), story, argv, lambda arguments: kept))
+    return ranks.run(lambda: run_command(build_parser(), story, argv, kept=f": {GOES_ON}"))
 
 
 if __name__ == "__main__":

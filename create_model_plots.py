@@ -11,7 +11,7 @@ import sys
 
 from analysis.metrics import fitting, load_experiment
 from figures.all import create_all_plots
-from machine.command import add_debug, checked_options, run_command
+from machine.command import checked_options, run_command
 
 
 def draw(arguments):
@@ -31,9 +31,7 @@ def main(argv=None):
     results = "output/experiment_results.npz"
     parser.add_argument("results", nargs="?", default=results, help="saved metrics")
     parser.add_argument("plots_dir", nargs="?", default="plots/", help="folder for the figures")
-    add_debug(parser)
-    kept = ": the figures finished so far are written"
-    return run_command(parser, draw, argv, lambda arguments: kept)
+    return run_command(parser, draw, argv, kept=": the figures finished so far are written")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 
 from generation.sampling import check_count, check_sampling
-from machine.command import FAILED, UserError, add_debug, checked_options, run_command, say
+from machine.command import FAILED, UserError, checked_options, run_command, say
 from machine.device import device_name, is_out_of_memory, resolve_device
 from training.prepare import END_OF_TEXT
 from training.weights import WEIGHTS_NAME, load_tokenizer, load_window_model
@@ -25,9 +25,7 @@ def build_parser():
         description="Go on from a prompt with the window model that python main.py trained. Prints "
         "the prompt and what follows; stops after --tokens, at the end of the text, or, with "
         "learned positions, where the model's sequence is full.",
-        epilog='example: python generate.py "def parse(" --tokens 100 --temperature 0.5 (exit '
-        "codes: 0 done, 1 it could not be written or memory ran out, 2 wrong options, weights or "
-        "prompt, 130 interrupted, 143 terminated)",
+        epilog='example: python generate.py "def parse(" --tokens 100 --temperature 0.5',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("prompt", metavar="PROMPT", help="text to go on from; -: standard input")
@@ -41,7 +39,6 @@ def build_parser():
         ("--device", "auto", "auto, cpu, cuda or cuda:N"),
     ):
         parser.add_argument(option, type=type(default), default=default, help=text)
-    add_debug(parser)
     return parser
 
 
@@ -132,14 +129,14 @@ def story(args):
     try:
         return go_on(args)
     except RuntimeError as error:
-        if hasattr(args, "debug") or not is_out_of_memory(error):
+        if "debug" in args or not is_out_of_memory(error):
             raise
         say(f"error: out of memory on {args.device}: fewer --tokens need less")
         return FAILED
 
 
 def main(argv=None):
-    """The command line; returns the exit code (see --help)."""
+    """The command line; returns the exit code."""
     return run_command(build_parser(), story, argv)
 
 

@@ -9,7 +9,7 @@ import sys
 from analysis.metrics import RESULTS_NAME, fitting, load_experiment, load_metrics, save_metrics
 from analysis.report import format_report
 from analysis.values import print_metrics_summary
-from machine.command import add_debug, run_command
+from machine.command import run_command
 
 __all__ = ["load_experiment", "load_metrics", "main", "print_metrics_summary", "save_metrics"]
 
@@ -31,7 +31,6 @@ def main(argv=None):
     )
     default = f"output/{RESULTS_NAME}.json"
     parser.add_argument("results", nargs="?", default=default, help="saved metrics, .json or .npz")
-    add_debug(parser)
     return run_command(parser, print_report, argv)
 
 

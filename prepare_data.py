@@ -24,10 +24,8 @@ def build_parser():
         description="Turn text into rows of tokens for training, and save their tokenizer. Folders "
         "are read in sorted order; text in them is every file in UTF-8 whose name ends in "
         f"{suffixes}, or in one of these and .gz. Duplicates, binary files and other encodings are "
-        "left out and counted.",
-        epilog="example: python prepare_data.py notes.txt books/ --seq-len 1024 --output books.npy "
-        "(exit codes: 0 done, 1 a file could not be written, 2 wrong options or no text, 130 "
-        "interrupted)",
+        f"left out and counted; --debug names {NAMED_AT_MOST} of a kind.",
+        epilog="example: python prepare_data.py notes.txt books/ --seq-len 1024 --output books.npy",
     )
     parser.add_argument(
         "paths",
@@ -49,11 +47,6 @@ def build_parser():
     ):
         shown = f"{text} (default: {default})"
         parser.add_argument(option, type=type(default), default=default, help=shown)
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        help=f"name files left out, {NAMED_AT_MOST} of a kind, and show the traceback of an error",
-    )
     return parser
 
 
@@ -62,7 +55,7 @@ def prepare(options):
     summary, left_out = prepare_data(
         options.paths, options.seq_len, options.vocab_size, options.output, options.corpus
     )
-    named = left_out if options.debug else {"unreadable": left_out["unreadable"]}
+    named = left_out if "debug" in options else {"unreadable": left_out["unreadable"]}
     for kind, files in named.items():
         for file in files[:NAMED_AT_MOST]:
             say(f"prepare_data.py: left out, {kind}: {file}")
@@ -72,8 +65,8 @@ def prepare(options):
 
 
 def main(argv=None):
-    """The command line; returns the exit code (see --help)."""
-    return run_command(build_parser(), prepare, argv, lambda options: ": nothing was written")
+    """The command line; returns the exit code."""
+    return run_command(build_parser(), prepare, argv, kept=": nothing was written")
 
 
 if __name__ == "__main__":

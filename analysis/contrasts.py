@@ -1,6 +1,5 @@
 """Contrasts: two arms compared over the blocks both finished, and the declared family of tests."""
 
-from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
@@ -72,18 +71,3 @@ def compare(metrics, metadata):
     for place, p in zip(family, adjusted, strict=True):
         found[place] = found[place]._replace(adjusted=p)
     return found
-
-
-def tests_of(metrics, metadata):
-    """Every test of the report as a JSON-like list, so that the results carry them."""
-    margin, tests = metadata["plan"]["equivalence_margin"], []
-    for (arm, reference, key), compared in compare(metrics, metadata).items():
-        pair = compared.x, compared.reference
-        test = {"arm": arm, "reference": reference, "outcome": key, **asdict(compared.ratio)}
-        test |= {"adjusted_p": compared.adjusted, "two_sample": significance.two_sample_t(*pair)}
-        if key == "val_loss":
-            test["difference"] = asdict(significance.paired_difference(*pair))
-            if margin is not None:
-                test["quality"] = asdict(significance.non_inferiority(*pair, margin))
-        tests.append(test)
-    return tests

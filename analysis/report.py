@@ -52,7 +52,8 @@ def _recorded_lines(metadata):
     return lines
 
 
-def _heading_lines(metadata):
+def heading(metadata):
+    """What ran where, and on what data, as lines of text."""
     config, data = metadata["config"], metadata["data"]
     environment, recorded = metadata["environment"], metadata["pattern"]
     pattern = f"pattern: {values.pattern_text(config)}"
@@ -75,8 +76,7 @@ def _heading_lines(metadata):
         f"peak memory: {metadata['memory_measure']}",
     ]
     lines += _recorded_lines(metadata)
-    title = "Sliding-window + dilated attention against full attention"
-    return [title, "=" * len(title), *(line for long in lines for line in words.wrapped(long))]
+    return [line for long in lines for line in words.wrapped(long)]
 
 
 def _warning_lines(metrics, metadata):
@@ -165,7 +165,9 @@ def format_report(metrics, metadata):
     claims = ["Claims"]
     for place, claim in enumerate(claims_of(metrics, metadata, found), 1):
         claims += words.wrapped(f"{place}. {claim}", "   ")
-    parts = [_heading_lines(metadata), _warning_lines(metrics, metadata), claims]
+    title = "Sliding-window + dilated attention against full attention"
+    parts = [[title, "=" * len(title), *heading(metadata)]]
+    parts += [_warning_lines(metrics, metadata), claims]
     parts.append(
         ["Mean ± standard deviation over the blocks", *values.outcome_table(metrics, words.mean_sd)]
     )

@@ -160,11 +160,6 @@ def paired_ratio(x, reference):
     )
 
 
-def paired_difference(x, reference):
-    """The mean of x - reference over blocks with its t interval, in the data's units (nats)."""
-    return mean_interval(array(x) - array(reference))
-
-
 def _answers(low, high, margin):
     """What an interval says of the margin: the verdict and the equivalence."""
     if low > margin:

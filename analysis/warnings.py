@@ -7,7 +7,6 @@ from analysis.significance import ALPHA
 from analysis.values import in_order, ok_trainings, ok_values, paired_trainings, throttled
 
 NOISY_SHARE = 0.10  # of the mean: pyperf's limit for calling times unstable
-FAR_OUT, LEAST_FOR_FENCES = 3.0, 5  # interquartile ranges from the median; trainings
 # a step is held up beyond this many medians; more than this share of them are the arm's way,
 # fewer are told where they cost this share of the training time (effects here are a few percent)
 HELD_UP, HELD_UP_STEPS, HELD_UP_TIME = 1.5, 0.02, 0.015
@@ -22,22 +21,14 @@ def split_blocks(metrics):
 
 
 def _time_warnings(metrics):
-    """Times that vary, or lie far out (after Tukey 1977); to drop them would break their blocks."""
     for arm in metrics:
         times = ok_values(metrics, arm, "training_time")
-        if times.size < 2:
-            continue
-        share = times.std(ddof=1) / times.mean()
+        share = times.std(ddof=1) / times.mean() if times.size > 1 else 0.0
         if share >= NOISY_SHARE:
             yield (
                 f"{arm}: the training time varies by {share:.0%} (standard deviation) from block "
                 "to block: is another program using the machine?"
             )
-        if times.size < LEAST_FOR_FENCES:
-            continue
-        first, third = np.percentile(times, [25, 75])
-        for far in times[np.abs(times - np.median(times)) > FAR_OUT * (third - first)]:
-            yield f"{arm}: a training took {far:,.2f} s, far from the others' times; it is kept."
 
 
 def _training_warnings(metrics):
@@ -79,7 +70,7 @@ def _failure_warnings(metrics):
         )
 
 
-def measurement_warnings(metrics, metadata):
+def measurement_warnings(metrics):
     """What may have disturbed the measurements of an experiment, a sentence each."""
     cut = (
         "was cut in two by a stop: its arms were not trained next to one another, so what drifts "
@@ -87,10 +78,6 @@ def measurement_warnings(metrics, metadata):
     )
     return [
         *(f"block {block + 1} {cut}" for block in split_blocks(metrics)),
-        *(
-            f"a training was set aside (set_aside/{name}) and repeated."
-            for name in metadata["set_aside"]
-        ),
         *_time_warnings(metrics),
         *_training_warnings(metrics),
     ]
@@ -102,5 +89,5 @@ def find_warnings(metrics, metadata):
     return [
         *(f"{mixed}: {line}" for line in metadata["mixed"]),
         *_failure_warnings(metrics),
-        *measurement_warnings(metrics, metadata),
+        *measurement_warnings(metrics),
     ]

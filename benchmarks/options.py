@@ -6,7 +6,6 @@ import numpy as np
 
 from attention.pattern import check_pattern
 from benchmarks.peers import ALL_DTYPES, DECODE_PEERS, PEERS, Case
-from machine.command import add_debug
 from machine.device import resolve_device
 from training.config import ARMS, COMPILE_MODES, DEFAULT_ARMS, make_config
 
@@ -51,7 +50,6 @@ def build_parser():
     add("--rounds", type=int, default=11, help="how often each is timed" + said)
     add("--output-dir", default="output", help="folder of the JSON file" + said)
     add("--plots-dir", default="plots", help="folder of the picture" + said)
-    add_debug(parser)
     add("--step", action="store_true", help="time training steps of the arms instead")
     text = "time one new token over contexts of S tokens instead"
     add("--decode", action="store_true", help=text)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import add_ratios, peak_mb, side_by_side
+from generation.tokens import next_logits
 from training.batches import to_device
 from training.trainer import Trainer, autocast, build_model, release_memory
 
@@ -72,8 +73,6 @@ def _decode_step(config, arm, device):
 
 def last_logits(model, caches, token):
     """The logits (B, V) of the token that fills the caches, which are emptied by one before."""
-    last = model.max_seq_len - 1
     for cache in caches:
-        cache.filled = last
-    positions = token.new_full((1, 1), last)
-    return model.fc_out(model.features(token, positions, caches)[:, -1])
+        cache.filled = model.max_seq_len - 1
+    return next_logits(model, token, caches)

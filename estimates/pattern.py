@@ -2,9 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
-from attention.pattern import causal_pairs, near_far_pairs, sink_pairs
+from attention.pattern import attended_pairs, causal_pairs, near_far_pairs, sink_pairs
 from gpt import model_flops
 
 CONFIGURATIONS = ((128, 4), (128, 2), (96, 4), (96, 6), (80, 4), (80, 6), (64, 4), (64, 8))
@@ -39,6 +37,8 @@ class PatternAnalysis:
         near, far = near_far_pairs(self.seq_len, *pattern)
         sinks = sink_pairs(self.seq_len, *pattern, self.sink_tokens)  # neither near nor far
         self.attended_pairs = near + far + sinks
+        before_last = attended_pairs(self.seq_len - 1, *pattern, self.sink_tokens)
+        self.most_keys = self.attended_pairs - before_last  # of a query: the last has most
         self.pairs = near, far, sinks, self.causal_pairs - self.attended_pairs  # kept, left out
         self.density = self.attended_pairs / self.causal_pairs  # share that is kept, 0 to 1
         self.sparsity = 1 - self.density
@@ -64,17 +64,3 @@ class PatternAnalysis:
         """Length and model in words."""
         shape = f"seq_len {self.seq_len:,}, d_model {self.d_model:,}, {self.layers:,} layers"
         return f"{shape}, vocabulary {self.vocab_size:,}"
-
-    def keys_of(self, query):
-        """Keys of the queries at these positions by kind, as ``pairs``: four of the same shape.
-
-        With t = i - w, query i has min(i, w) + 1 near keys and floor(t / d) far keys, none while
-        t < d; of its min(N, t) sinks beyond the window those that are t modulo d are far already.
-        """
-        near = np.minimum(query, self.window_size) + 1
-        beyond = np.maximum(np.subtract(query, self.window_size), 0)
-        sinks, far = np.minimum(beyond, self.sink_tokens), 0 * beyond
-        if self.dilation:
-            far = beyond // self.dilation
-            sinks -= np.maximum((sinks - beyond % self.dilation - 1) // self.dilation + 1, 0)
-        return near, far, sinks, query + 1 - near - far - sinks

@@ -11,6 +11,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from attention.pattern import may_attend
 from figures.frame import caption_below
 from figures.look import LOOK, WIDTH, arm_styles
+from studies.pictures import error_bars
 from studies.tables import measured_rows
 
 MOST_PAIRS = 512  # side of a mask drawn pair by pair; of a longer one the regions are drawn
@@ -49,13 +50,6 @@ def draw_regions(axes, a):
     axes.set(xlim=(0, end), ylim=(end, 0), aspect="equal")
 
 
-def whole_ticks(axes):
-    """A few whole numbers, their thousands grouped."""
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        axis.set_major_formatter("{x:,.0f}")
-
-
 def draw_mask(axes, a):
     """The whole pattern; in the corner that a causal mask leaves white, the window's far edge."""
     if a.seq_len <= MOST_PAIRS:
@@ -64,7 +58,9 @@ def draw_mask(axes, a):
         draw_regions(axes, a)
     axes.set(xlabel="key position j (token)", ylabel="query position i (token)")
     axes.grid(False)
-    whole_ticks(axes)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        axis.set_major_formatter("{x:,.0f}")
     side = min(max(24, 3 * a.dilation), 64)
     if a.seq_len < max(a.window_size + side, 2 * side):
         return
@@ -107,20 +103,6 @@ def plot_comparison(analyses):
     return figure
 
 
-def draw_keys_per_query(axes, a):
-    """The kinds of keys of each query, stacked up to full causal attention."""
-    positions = np.unique(np.linspace(0, a.seq_len - 1, min(a.seq_len, 1024)).astype(np.int64))
-    keys = np.stack(a.keys_of(positions))
-    keys = np.column_stack([keys, keys[:, -1]])
-    edges = np.append(positions, a.seq_len)  # query i fills [i, i + 1): a single one shows too
-    axes.stackplot(edges, keys, colors=PALETTE[STACKED], step="post", linewidth=0)
-    axes.set(xlim=(0, a.seq_len), ylim=(0, a.seq_len))
-    axes.set(xlabel="query position i", ylabel="keys per query")
-    mean, full = a.attended_pairs / a.seq_len, a.causal_pairs / a.seq_len
-    axes.set_title(f"Keys per query: mean {mean:,.1f} of {full:,.1f}")
-    whole_ticks(axes)
-
-
 def draw_cost(axes, a):
     """FLOPs relative to full attention: attention alone and the whole step, full and sparse."""
     full = a.pair_flops * np.array(a.pairs, dtype=float)
@@ -144,29 +126,15 @@ def draw_cost(axes, a):
 
 @matplotlib.rc_context(LOOK)
 def plot_configuration(a):
-    """One PatternAnalysis: its mask, keys per query and cost, as a Figure."""
-    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-    panels = figure.subplot_mosaic("mk;mc", width_ratios=(1.1, 1))
-    draw_mask(panels["m"], a)
-    panels["m"].set_title(f"{a.label}: {a.density:.2%} of the causal pairs")
-    draw_keys_per_query(panels["k"], a)
-    draw_cost(panels["c"], a)
+    """One PatternAnalysis: its mask and its cost, as a Figure."""
+    figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
+    mask, cost = figure.subplots(1, 2, width_ratios=(1.1, 1))
+    draw_mask(mask, a)
+    mask.set_title(f"{a.label}: {a.density:.2%} of the causal pairs")
+    draw_cost(cost, a)
     linear = Patch(facecolor=LINEAR_COLOR, label="linear layers")
     legend_and_caption(figure, a, f"{a.model}. {ESTIMATE}", linear)
     return figure
-
-
-def draw_estimates(axes, analyses, field, share):
-    """One estimate against sparsity, on the curve 1 / (1 - share * sparsity) that it follows."""
-    sparsity = [a.sparsity for a in analyses]
-    curve = np.linspace(min(sparsity), max(sparsity), 200)
-    axes.plot(100 * curve, 1 / (1 - share * curve), color="0.6", lw=1, zorder=1)
-    styles = arm_styles([a.label for a in analyses])
-    for a in analyses:
-        look = {"color": styles[a.label].color, "marker": styles[a.label].marker, "ms": 6}
-        axes.plot(100 * a.sparsity, getattr(a, field), ls="none", label=a.label, **look)
-    axes.axhline(1, color="black", lw=0.8, zorder=0.8)  # over the grid
-    axes.yaxis.set_major_formatter("{x:.5g}x")
 
 
 def draw_measured(axes, content):
@@ -175,10 +143,8 @@ def draw_measured(axes, content):
     for point, color in zip(content["points"], ("black", "white"), strict=False):
         look = {"color": "black", "marker": "D", "mfc": color, "ms": 4}
         for _, summary, gain in measured_rows(point):
-            ends = [gain[end] or gain["mean"] for end in ("low", "high")]
-            error = np.abs(np.subtract(ends, gain["mean"]))[:, None]
             sparsity = 100 * (1 - summary["density"])
-            axes.errorbar(sparsity, gain["mean"], yerr=error, capsize=2, **look)
+            axes.errorbar(sparsity, *error_bars([gain]), capsize=2, **look)
         name = f"measured, {point['positions']} positions"
         handles.append(Line2D([], [], ls="none", label=name, **look))
     return handles
@@ -186,29 +152,32 @@ def draw_measured(axes, content):
 
 @matplotlib.rc_context(LOOK)
 def plot_tradeoff(analyses, content=None):
-    """Sparsity against the estimated speed-up of attention and of the whole step, as a Figure.
+    """Sparsity against the estimated speed-up of the whole step, on Amdahl's curve, as a Figure.
 
-    content: of a study of patterns, whose measured speed-ups of the step are drawn over them.
+    content: of a study of patterns, whose measured speed-ups are drawn over them.
     """
     share = analyses[0].attention_share
-    figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    draw_estimates(top, analyses, "attention_speedup", 1)
-    draw_estimates(bottom, analyses, "step_speedup", share)
-    handles = top.get_legend_handles_labels()[0]
-    top.set_ylabel("attention alone,\nestimated speed-up")
-    bottom.set_ylabel("whole step,\nestimated speed-up")
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    sparsity = [a.sparsity for a in analyses]
+    curve = np.linspace(min(sparsity), max(sparsity), 200)
+    axes.plot(100 * curve, 1 / (1 - share * curve), color="0.6", lw=1, zorder=1)
+    styles = arm_styles([a.label for a in analyses])
+    for a in analyses:
+        look = {"color": styles[a.label].color, "marker": styles[a.label].marker, "ms": 6}
+        axes.plot(100 * a.sparsity, a.step_speedup, ls="none", label=a.label, **look)
+    axes.axhline(1, color="black", lw=0.8, zorder=0.8)  # over the grid
+    axes.yaxis.set_major_formatter("{x:.5g}x")
+    handles = axes.get_legend_handles_labels()[0]
     source = ESTIMATE
     if content is not None:
-        handles += draw_measured(bottom, content)
-        bottom.set_ylabel("whole step,\nspeed-up")
+        handles += draw_measured(axes, content)
         source = (
             "Coloured: estimates from FLOP counts. Black: measured on "
             f"{content['device_name']}, with 95 % t intervals over blocks."
         )
-    bottom.set_xlabel("sparsity: causal pairs left out (%)")
-    figure.align_ylabels()
+    axes.set(xlabel="sparsity: causal pairs left out (%)", ylabel="speed-up of the whole step")
     figure.legend(handles=handles, loc="outside right center")
     text = f"{analyses[0].model}. Attention's share of the FLOPs, full: {share:.2%}. "
-    caption_below(figure, f"{text}Lines: Amdahl's law. {source}")
+    caption_below(figure, f"{text}Line: Amdahl's law. {source}")
     return figure

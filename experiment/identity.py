@@ -10,7 +10,7 @@ from machine.files import file_sha256
 from training.tokens import TOKENIZER_NAME
 
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
-# what the plan rests on, and what makes curves of other steps: never to be mixed
+# what the plan rests on, and what makes curves of other steps: --allow-mixed mixes none of it
 PLANNED = ("runs", "seed", "arms", "equivalence_margin", "seq_len", "batch_size", "max_steps")
 PLANNED += ("world_size",)
 
@@ -47,12 +47,6 @@ def identity_of(config, dataset, environment, code):
         "tokenizer": file_sha256(tokenizer_of(dataset.path)),
         "device": device,
     }
-
-
-def can_be_mixed(changed):
-    """May --allow-mixed go on although this differs (lines of ``differences``)?"""
-    planned = tuple(f"config.{name}:" for name in PLANNED)
-    return not any(line.startswith(planned) for line in changed)
 
 
 def differences(before, now, path=""):

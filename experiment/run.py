@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+from analysis.report import heading
 from analysis.values import in_order
-from experiment.estimate import estimate, introduce
+from experiment.estimate import estimate
 from experiment.files import is_empty, locked, move_aside
 from experiment.progress import Progress
 from experiment.stored import StoredExperiment
@@ -35,7 +36,7 @@ def run_experiment(config, dataset=None, restart=False, allow_mixed=False, argv=
         if stored.waiting():
             stored.begin(argv)
             train_waiting(stored, dataset, device)
-        return stored.save_results(with_tests=True) if ranks.is_first() else None
+        return stored.save_results() if ranks.is_first() else None
 
 
 def dry_run(config, dataset, restart=False, allow_mixed=False):
@@ -68,14 +69,14 @@ def announce(stored, dataset, device):
         return 0
     if in_order(stored.metrics):
         say(f"resuming: {stored.progress()}")
-    introduce(stored.metadata)
+    say("\n".join(heading(stored.metadata)))
     return estimate(stored, dataset, device)
 
 
 def train_waiting(stored, dataset, device):
     """Train what waits, in the plan's order; every finished training is saved at once."""
     config, plan, previous_arm = stored.config, stored.metadata["plan"], ""
-    done = in_order(stored.metrics)
+    done = len(in_order(stored.metrics))
     with Progress(len(stored.trainings()), done, stored.metadata["steps"]) as progress:
         for arm, place in stored.waiting():
             block = place["block"]

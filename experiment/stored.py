@@ -5,13 +5,12 @@ import uuid
 from pathlib import Path
 from statistics import mean
 
-from analysis.contrasts import tests_of
 from analysis.metrics import SCHEMA_VERSION, SUITE_VERSION, save_metrics
 from analysis.values import in_order, trainings_of
 from analysis.warnings import find_warnings, split_blocks
 from attention.pattern import density
 from experiment import files
-from experiment.identity import can_be_mixed, differences, identity_of, plain_config, tokenizer_of
+from experiment.identity import PLANNED, differences, identity_of, plain_config, tokenizer_of
 from experiment.plan import declare, make_plan
 from machine import ranks
 from machine.command import UserError, say
@@ -19,8 +18,8 @@ from machine.describe import describe_code, describe_environment
 from machine.files import json_sha256, utc_now, write_json
 from training.batches import planned_steps, validation_rows
 from training.config import layer_patterns
+from training.memory import MEMORY_STEPS
 from training.operators import attention_used
-from training.train import MEMORY_STEPS
 from training.trainer import parameter_counts
 from training.weights import save_window_weights
 
@@ -114,9 +113,10 @@ class StoredExperiment:
     def _mix(self, allow_mixed):
         """Refuse to go on with what differs, or warn of it."""
         listed = "\n  ".join(self.changed)
-        about = f"{self.folder} holds another experiment, {self.progress()}; what differs:\n  "
-        about += f"{listed}\n"
-        if not can_be_mixed(self.changed):
+        about = f"{self.folder} holds another experiment, {self.progress()}; what differs:\n"
+        about += f"  {listed}\n"
+        planned = tuple(f"config.{name}:" for name in PLANNED)
+        if any(line.startswith(planned) for line in self.changed):
             raise UserError(about + REMEDY)
         if not allow_mixed:
             raise UserError(f"{about}{REMEDY}, or --allow-mixed, which goes on and marks them")
@@ -198,18 +198,13 @@ class StoredExperiment:
         tokenizer = tokenizer if tokenizer.is_file() else None
         save_window_weights(model, arguments, tokenizer, self.folder)
 
-    def save_results(self, with_tests=False):
-        """Write ``experiment_results`` anew from the trainings; returns what is in it.
-
-        with_tests: the contrasts' tests too, which take a second where there are many blocks.
-        """
+    def save_results(self):
+        """Write ``experiment_results`` anew from the trainings; returns what is in it."""
         content = self.metadata | {"status": "partial" if self.waiting() else "complete"}
         content["split_blocks"] = split_blocks(self.metrics)
         aside = (self.folder / files.ASIDE_NAME).glob("*.npz")
         content["set_aside"] = sorted(path.name for path in aside)
         content["warnings"] = find_warnings(self.metrics, content)
-        if with_tests:
-            content["tests"] = tests_of(self.metrics, content)
         save_metrics(self.metrics, content, self.folder)
         return self.metrics, content
 

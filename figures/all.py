@@ -6,7 +6,7 @@ import matplotlib
 
 from figures.curves import convergence, per_run, training_curves
 from figures.data import MEMORY, SPEED, VAL_LOSS, prepare
-from figures.look import LOOK, save_figure
+from figures.look import LOOK, save_figures
 from figures.values import distributions, final_losses, metrics_comparison, summary, tradeoff
 
 FIGURES = {
@@ -31,7 +31,5 @@ def draw(name, data):
 
 def create_all_plots(metrics, metadata, plots_dir):
     """Draw and save the ten figures; returns the paths written."""
-    data, paths = prepare(metrics, metadata), []
-    for name in FIGURES:
-        paths += save_figure(draw(name, data), plots_dir, name)
-    return paths
+    data = prepare(metrics, metadata)
+    return save_figures({name: draw(name, data) for name in FIGURES}, plots_dir)

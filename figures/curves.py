@@ -1,27 +1,15 @@
 """Figures 1, 8 and 10: losses over a training, and the trainings of an experiment over time."""
 
-from itertools import pairwise
-
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
 from analysis.significance import LEVEL
-from analysis.values import paired_trainings, throttled
-from figures.data import METRICS, TRAIN_LOSS, absolute, smooth, table
+from analysis.values import paired_trainings
+from figures.data import METRICS, TRAIN_LOSS, smooth, table
 from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
 from figures.look import FAILED
-
-THROTTLED = {"marker": "1", "ms": 9, "mew": 1.8, "color": "black", "ls": "none", "zorder": 6}
-STOP = {"color": "black", "ls": (0, (3, 2)), "lw": 0.9, "zorder": 6}
-PARTS = {  # of a training's wall time; "training" takes the arm's colour
-    "warmup_time": {"label": "warm-up", "facecolor": "0.35"},
-    "compile_time": {"label": "compile", "facecolor": "0.65", "hatch": "////"},
-    "training_time": {"label": "_training"},
-    "eval_time": {"label": "evaluation", "facecolor": "0.85", "hatch": "...."},
-}
-REST = {"label": "set-up and rest", "facecolor": "white", "edgecolor": "0.5"}
 
 
 def draw_mean(ax, data, arm, x, rows, width):
@@ -67,12 +55,6 @@ def paired_differences(ax, data, metric):
     ax.set_ylabel(f"difference to {data.reference}\n(nats/token)")
 
 
-def tokens_axis(ax):
-    ax.set_xlabel("training tokens")
-    ax.xaxis.set_major_locator(MaxNLocator(6))
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
 def training_curves(data):
     """1: training loss over tokens, and its paired difference to the reference."""
     fig, ((top,), (bottom,)) = new_figure(data, 2, 1, 5.4, sharex=True, height_ratios=(3, 2))
@@ -84,7 +66,9 @@ def training_curves(data):
     fill_panel(bottom, data, [TRAIN_LOSS], paired_differences)
     lowest = bottom if bottom.axison else top
     lowest.tick_params(labelbottom=True)
-    tokens_axis(lowest)
+    lowest.set_xlabel("training tokens")
+    lowest.xaxis.set_major_locator(MaxNLocator(6))
+    lowest.xaxis.set_major_formatter(EngFormatter(sep=""))
     caption = (
         "Bold = mean over blocks, thin = single trainings; below the mean paired difference, "
         "vertical range of the last 90 % of the steps. Bands = pointwise 95 % t interval."
@@ -93,21 +77,18 @@ def training_curves(data):
 
 
 def convergence(data):
-    """10: smoothed training loss over tokens and over seconds."""
-    fig, ((left, right),) = new_figure(data, 1, 2, 3.7, sharey=True)
+    """10: smoothed training loss over seconds."""
+    fig, ((ax,),) = new_figure(data, 1, 1, 3.7)
     for arm in data.arms:
         losses = table(data.ok[arm], "losses")
         window = losses.shape[1] // 30 | 1  # odd, so that it has a middle
         smoothed = smooth(losses, window)
         middles = np.arange(smoothed.shape[1]) + window // 2
         seconds = table(data.ok[arm], "step_seconds").cumsum(axis=1).mean(axis=0)
-        tokens = data.ok[arm][0]["tokens_seen"]
-        draw_trainings(left, data, arm, tokens[middles], smoothed)
-        draw_trainings(right, data, arm, seconds[middles], smoothed)
-    fit_to_late(left)
-    tokens_axis(left)
-    left.set_ylabel("training loss, smoothed (nats/token)")
-    right.set_xlabel("training time (s, timed steps, mean over blocks)")
+        draw_trainings(ax, data, arm, seconds[middles], smoothed)
+    fit_to_late(ax)
+    ax.set_ylabel("training loss, smoothed (nats/token)")
+    ax.set_xlabel("training time (s, timed steps, mean over blocks)")
     caption = (
         f"Centred moving average of {window} steps: bold = mean over blocks, band = its pointwise "
         "95 % t interval, thin = single trainings; vertical range of the last 90 % of the steps."
@@ -115,72 +96,47 @@ def convergence(data):
     return finish(fig, data, caption)
 
 
-def events(data):
-    """{word: (look, [(x, y), ...])} of what disturbed trainings; y as a share of the axes."""
-    trainings = [training for _, training in data.started]
-    failed = [t["index"] for t in trainings if t["status"] != "ok"]
-    slowed = [t["index"] for t in trainings if throttled(t)]
-    cuts = [
-        (before["index"] + after["index"]) / 2
-        for before, after in pairwise(trainings)
-        if before["block"] == after["block"] and before["process"] != after["process"]
-    ]
-    found = {
-        "failed": (FAILED, [(x, 0.08) for x in failed]),
-        "GPU slowed itself": (THROTTLED, [(x, 0.92) for x in slowed]),
-        "stop inside a block": (STOP, [([x, x], [0, 1]) for x in cuts]),
-    }
-    return {word: event for word, event in found.items() if event[1]}
-
-
-def mark_blocks_and_events(ax, data):
-    """Every second block gray, and a mark for every event."""
+def mark_blocks_and_failures(ax, data):
+    """Every second block gray, and a mark for every training that failed."""
     for _, training in data.started:
+        x = training["index"]
         if training["block"] % 2:
-            x = training["index"]
             ax.axvspan(x - 0.5, x + 0.5, color="0.94", lw=0, zorder=0)
+        if training["status"] != "ok":
+            ax.plot(x, 0.08, transform=ax.get_xaxis_transform(), label="_failed", **FAILED)
     ax.grid(False, axis="x")
-    for word, (look, places) in events(data).items():
-        for place in places:
-            ax.plot(*place, transform=ax.get_xaxis_transform(), label=f"_{word}", **look)
 
 
-def time_parts(ax, data):
-    """Each training's seconds, stacked: warm-up, compile, training in the arm's colour, rest."""
+def wall_times(ax, data):
+    """Each training's seconds, the timed part in the arm's colour."""
     x = [training["index"] for _, training in data.started]
     colors = [data.styles[arm].color for arm, _ in data.started]
-    bottom = np.zeros(len(x))
-    for key, look in PARTS.items():
-        heights = np.nan_to_num([training[key] for _, training in data.started])
-        ax.bar(x, heights, 0.8, bottom, **{"facecolor": colors, "lw": 0.4} | look)
-        bottom += heights
-    wall_time = np.nan_to_num([training["wall_time"] for _, training in data.started])
-    ax.bar(x, np.maximum(wall_time - bottom, 0), 0.8, bottom, lw=0.4, **REST)
-    ax.margins(y=0.18)  # room for a mark over the bars
+    wall, timed = (
+        np.nan_to_num([training[key] for _, training in data.started])
+        for key in ("wall_time", "training_time")
+    )
+    ax.bar(x, timed, 0.8, color=colors, lw=0.4)
+    ax.bar(x, np.maximum(wall - timed, 0), 0.8, timed, facecolor="white", edgecolor="0.5", lw=0.4)
     ax.set_ylabel("wall time (s)")
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=4)
-    mark_blocks_and_events(ax, data)
+    mark_blocks_and_failures(ax, data)
 
 
 def values_in_time(ax, data, metric):
-    """A metric in the order of time, with every arm's mean as a line across its interval."""
+    """A metric in the order of time, with every arm's mean as a line."""
     for arm in data.arms:
-        style, (values, mean) = data.styles[arm], absolute(data, arm, metric)
+        style, values = data.styles[arm], data.values(arm, metric)
         x = [training["index"] for training in data.ok[arm]]
         dots(ax, x, values, style, arm, alpha=0.9)
-        ax.axhline(mean.mean, **style.line, lw=0.9, zorder=2, label=f"{arm} mean")
-        if mean.low is not None:
-            faint = {"color": style.color, "alpha": 0.35 / len(data.arms), "lw": 0, "zorder": 0.5}
-            ax.axhspan(mean.low, mean.high, **faint, label=f"{arm} interval")
+        ax.axhline(values.mean(), **style.line, lw=0.9, zorder=2, label=f"{arm} mean")
     metric_axis(ax.yaxis, metric)
     ax.margins(y=0.25)
-    mark_blocks_and_events(ax, data)
+    mark_blocks_and_failures(ax, data)
 
 
 def per_run(data):
     """8: every training in the order of time, failed ones too: drift and outliers show here."""
     fig, axes = new_figure(data, 1 + len(METRICS), 1, 8.4, sharex=True)
-    time_parts(axes[0, 0], data)
+    wall_times(axes[0, 0], data)
     for ax, metric in zip(axes[1:, 0], METRICS, strict=True):
         fill_panel(ax, data, [metric], values_in_time, compared=False)
     last = axes[-1, 0]
@@ -188,9 +144,10 @@ def per_run(data):
     last.xaxis.set_major_locator(MaxNLocator(15, integer=True))
     fig.align_ylabels()
     caption = (
-        "Shading separates blocks. Top: wall time, the timed training itself in colour. "
-        "Horizontal lines: arm means, faint spans their 95 % t intervals."
+        "Shading separates blocks. Top: the timed training in colour; white: warm-up, compiling, "
+        "evaluation and the rest of its wall time. Horizontal lines: arm means."
     )
     arms = dict.fromkeys([*data.arms, *(arm for arm, _ in data.started)])
-    extra = [Line2D([], [], label=word, **look) for word, (look, _) in events(data).items()]
+    failed = any(training["status"] != "ok" for _, training in data.started)
+    extra = [Line2D([], [], label="failed", **FAILED)] if failed else []
     return finish(fig, data, caption, arms, extra)

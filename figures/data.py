@@ -102,12 +102,6 @@ def prepare(metrics, metadata):
     )
 
 
-def absolute(data, arm, metric):
-    """An arm's values of a metric and their mean, an ``Interval``."""
-    values = data.values(arm, metric)
-    return values, mean_interval(values)
-
-
 def ratio(data, arm, metric, base=None):
     """Every block's ratio arm / base of a metric, and their geometric mean, an ``Interval``.
 

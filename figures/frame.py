@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from analysis.values import paired_trainings
-from figures.data import MEMORY, SPEED
+from figures.data import MEMORY
 from figures.look import WIDTH
 
 CAPTION_COLUMNS = 134  # characters of 7 pt in WIDTH
@@ -78,7 +78,7 @@ def metric_axis(axis, metric):
     """Name an axis, in short lines where it stands upright, and group its thousands."""
     name = f"{metric.name} ({metric.unit})"
     axis.set_label_text(textwrap.fill(name, 18) if axis.axis_name == "y" else name)
-    if metric in (SPEED, MEMORY):
+    if metric is MEMORY:
         axis.set_major_formatter("{x:,.12g}")
 
 

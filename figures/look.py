@@ -1,6 +1,7 @@
 """How every figure looks: sizes, colours, an arm's style, saving."""
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -61,11 +62,12 @@ def arm_styles(arms):
 
 
 @matplotlib.rc_context(LOOK)
-def save_figure(fig, plots_dir, name):
-    """Write ``<name>.png`` and ``<name>.pdf``, without dates, each whole or not at all."""
+def save_figures(figures, plots_dir):
+    """Write {name: Figure} as .png and .pdf, without dates, each whole or not at all: the paths."""
     paths = []
-    for kind, info in (("png", {}), ("pdf", {"CreationDate": None})):
-        paths.append(Path(plots_dir) / f"{name}.{kind}")
-        atomic_write(paths[-1], lambda f, k=kind, i=info: fig.savefig(f, format=k, metadata=i))
-        fig.set_layout_engine("none")  # keep the places found: the second file is quicker
+    for name, fig in figures.items():
+        for kind, info in (("png", {}), ("pdf", {"CreationDate": None})):
+            paths.append(Path(plots_dir) / f"{name}.{kind}")
+            atomic_write(paths[-1], partial(fig.savefig, format=kind, metadata=info))
+            fig.set_layout_engine("none")  # keep the places found: the second file is quicker
     return paths

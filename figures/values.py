@@ -4,24 +4,12 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from analysis import contrasts
-from analysis.significance import non_inferiority, paired_ratio
+from analysis.significance import mean_interval, non_inferiority, paired_ratio
 from analysis.values import PRACTICAL_SHARE, shared_values
 from analysis.words import amount, percent, with_interval
-from figures.data import (
-    LOSSES,
-    MEMORY,
-    METRICS,
-    SPEED,
-    TIME,
-    VAL_LOSS,
-    absolute,
-    difference,
-    ratio,
-)
+from figures.data import LOSSES, MEMORY, METRICS, TIME, VAL_LOSS, difference, ratio
 from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
 from figures.look import MARGIN
-
-BLOCK = {"color": "0.45", "lw": 0.5, "alpha": 0.5, "zorder": 1, "label": "_block"}
 
 
 def whiskers(interval):
@@ -52,24 +40,17 @@ def draw_rows(ax, data, arms, estimates, names=None, ticks=5):
     ax.xaxis.set_major_locator(MaxNLocator(ticks))
 
 
-def side_text(ax, y, text, offset=0):
-    """Text right of the axes, level with y; ``offset`` in points makes a second column."""
-    place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points"}
-    look = {"va": "center", "fontsize": 7, "annotation_clip": False}
-    ax.annotate(text.replace("-", "−"), (1.02, y), (offset, 0), **place, **look)
+def side_text(ax, y, text):
+    """Text right of the axes, level with y."""
+    look = {"va": "center", "fontsize": 7}
+    ax.text(1.02, y, text.replace("-", "−"), transform=ax.get_yaxis_transform(), **look)
 
 
 def arm_rows(ax, data, metric):
     """Each arm's trainings and their mean in a row."""
-    draw_rows(ax, data, data.arms, [absolute(data, arm, metric) for arm in data.arms])
+    values = [data.values(arm, metric) for arm in data.arms]
+    draw_rows(ax, data, data.arms, [(x, mean_interval(x)) for x in values])
     metric_axis(ax.xaxis, metric)
-
-
-def joined_rows(ax, data, metric):
-    """The rows of the arms, with a line through the trainings of each block."""
-    arm_rows(ax, data, metric)
-    rows = np.arange(len(data.arms)) - 0.15
-    ax.plot(shared_values(data.ok, data.arms, metric.key), rows, **BLOCK)
 
 
 def difference_rows(ax, data, metric):
@@ -88,91 +69,71 @@ def final_losses(data):
     """2: the loss at the end of the training and the held-out loss, block by block."""
     fig, axes = new_figure(data, 2, 2, 2.2 + 0.5 * len(data.arms), sharey="row")
     for (above, below), metric in zip(axes.T, LOSSES, strict=True):
-        fill_panel(above, data, [metric], joined_rows, compared=False)
+        fill_panel(above, data, [metric], arm_rows, compared=False)
         fill_panel(below, data, [metric], difference_rows)
     caption = (
-        "Dot = one training, thin line = one block, outlined = mean over blocks with its 95 % t "
-        "interval. Below: paired differences, also in numbers."
+        "Dot = one training, outlined = mean over blocks with its 95 % t interval. Below: paired "
+        "differences, also in numbers."
     )
     return finish(fig, data, caption)
 
 
-def ratio_rows(ax, data, metric):
-    """The ratio to the reference with interval, every block's ratio, values in text.
-
-    A bar behind what may be 0, time and memory, and none behind a loss, whose 0 means nothing.
-    """
-    estimates = [ratio(data, arm, metric) for arm in data.arms]
-    draw_rows(ax, data, data.arms, estimates)
-    for y, (arm, (_, mean)) in enumerate(zip(data.arms, estimates, strict=True)):
-        if metric not in LOSSES:
-            ax.barh(y, mean.mean, color=data.styles[arm].color, alpha=0.3, label=f"{arm} bar")
-        shown = with_interval(mean.mean, mean.low, mean.high)
-        measured = amount(data.values(arm, metric).mean(), metric.unit)
-        side_text(ax, y, f"{shown}\n{measured} {metric.unit}")
+def ratio_rows(ax, data, metric, pairs, names, remarks):
+    """A row for each (arm, base): every block's ratio, their mean, that in numbers and a remark."""
+    estimates = [ratio(data, arm, metric, base) for arm, base in pairs]
+    draw_rows(ax, data, [arm for arm, _ in pairs], estimates, names)
+    for y, ((_, mean), remark) in enumerate(zip(estimates, remarks, strict=True)):
+        side_text(ax, y, f"{with_interval(mean.mean, mean.low, mean.high)}\n{remark}")
     ax.axvline(1, color="black", lw=0.8)
-    ax.set(title=metric.name, xlabel=f"ratio to {data.reference}")
+    ax.set(title=metric.name, xlabel="ratio")
+
+
+def relative_rows(ax, data, metric):
+    """The ratio of every arm to the reference, and the arm's mean in text."""
+    means = [amount(data.values(arm, metric).mean(), metric.unit) for arm in data.arms]
+    pairs = [(arm, data.reference) for arm in data.arms]
+    ratio_rows(ax, data, metric, pairs, data.arms, [f"{mean} {metric.unit}" for mean in means])
+    ax.set_xlabel(f"ratio to {data.reference}")
 
 
 def metrics_comparison(data):
     """3: every metric as a ratio to the reference arm, absolute values in text."""
     fig, axes = new_figure(data, 2, 2, 2.1 + 0.66 * len(data.arms), sharey=True)
     for ax, metric in zip(axes.flat, METRICS, strict=True):
-        fill_panel(ax, data, [metric], ratio_rows, compared=len(data.arms) > 1)
+        fill_panel(ax, data, [metric], relative_rows, compared=len(data.arms) > 1)
     caption = (
-        "Bar and outlined = geometric mean of the paired ratios, whisker and brackets = its 95 % t "
-        "interval (on logs), dot = one block; the losses' axes show a small part around 1. Second "
-        "line: the arm's mean."
+        "Outlined = geometric mean of the paired ratios, whisker and brackets = its 95 % t "
+        "interval (on logs), dot = one block. Second line: the arm's mean."
     )
     return finish(fig, data, caption)
 
 
-def cross(ax, data, arm, x, y):
-    """An arm's trainings and its mean, of two estimates, each values and an ``Interval``."""
-    style, (x_values, x_mean), (y_values, y_mean) = data.styles[arm], x, y
-    dots(ax, x_values, y_values, style, arm)
-    mean_point(ax, x_mean.mean, y_mean.mean, style, arm, whiskers(x_mean), whiskers(y_mean))
-
-
-def as_measured(ax, data, x, y):
-    """Two metrics of every arm, with a line through each block, from the least x on."""
-    for arm in data.arms:
-        cross(ax, data, arm, absolute(data, arm, x), absolute(data, arm, y))
-    arms = sorted(data.arms, key=lambda arm: data.values(arm, x).mean())
-    ax.plot(*(shared_values(data.ok, arms, metric.key) for metric in (x, y)), **BLOCK)
-    metric_axis(ax.xaxis, x)
-    metric_axis(ax.yaxis, y)
-
-
-def relative_label(data, metric):
-    if metric in LOSSES:
-        return f"{metric.name}, difference\nto {data.reference} ({metric.unit})"
-    name = "speed-up over" if metric is SPEED else f"{metric.name} relative to"
-    return f"{name} {data.reference} (×)"
-
-
 def to_reference(ax, data, x, y):
     """The ratio of x and that of y, or the difference of a loss y, block by block."""
-    estimate, nothing = (difference, 0) if y in LOSSES else (ratio, 1)
+    relative = f"relative to {data.reference} (×)"
+    if y in LOSSES:
+        estimate, nothing, words = difference, 0, f"minus\nthat of {data.reference} ({y.unit})"
+    else:
+        estimate, nothing, words = ratio, 1, relative
     for arm in data.arms:
-        cross(ax, data, arm, ratio(data, arm, x), estimate(data, arm, y))
+        (x_values, x_mean), (y_values, y_mean) = ratio(data, arm, x), estimate(data, arm, y)
+        dots(ax, x_values, y_values, data.styles[arm], arm)
+        ends = whiskers(x_mean), whiskers(y_mean)
+        mean_point(ax, x_mean.mean, y_mean.mean, data.styles[arm], arm, *ends)
     ax.axvline(1, color="black", lw=0.6, zorder=1)
     ax.axhline(nothing, color="black", lw=0.6, zorder=1)
-    ax.set(xlabel=relative_label(data, x), ylabel=relative_label(data, y))
+    ax.set(xlabel=f"{x.name} {relative}", ylabel=f"{y.name} {words}")
 
 
 def tradeoff(data, metrics, better):
-    """4 to 6: two metrics against each other, as measured and paired with the reference."""
-    fig, ((left, right),) = new_figure(data, 1, 2, 3.9)
-    fill_panel(left, data, metrics, as_measured, compared=False)
-    fill_panel(right, data, metrics, to_reference)
-    for ax in (left, right):
-        ax.margins(0.1)
-        ax.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
-        ax.set_title(f"better {better}", loc="right")
+    """4 to 6: two metrics against each other, both relative to the reference."""
+    fig, ((ax,),) = new_figure(data, 1, 1, 3.9)
+    fill_panel(ax, data, metrics, to_reference)
+    ax.margins(0.1)
+    ax.set_title(f"better {better}", loc="right")
     caption = (
-        "Left: as measured, dot = one training, thin line = one block. Right: each block against "
-        f"its {data.reference}. Outlined = mean with its 95 % t intervals (of a ratio: on logs)."
+        f"Dot = one block against its {data.reference}, outlined = mean with its 95 % t intervals "
+        "(of a ratio: on logs)."
     )
     return finish(fig, data, caption)
 
@@ -239,24 +200,19 @@ def shade_no_difference(ax, data, metric, pairs):
 
 
 def contrast_rows(ax, data, metric):
-    """Ratios of one metric with intervals, numbers and words, over the shade of no difference."""
+    """The ratios of the declared questions, a verdict on each, over the shade of no difference."""
     pairs = shown_pairs(data)
     shade_no_difference(ax, data, metric, pairs)
-    estimates = [ratio(data, arm, metric, base) for arm, base in pairs]
     names = [f"{arm} / {base}" for arm, base in pairs]
-    draw_rows(ax, data, [arm for arm, _ in pairs], estimates, names, ticks=6)
-    for y, (pair, (_, mean)) in enumerate(zip(pairs, estimates, strict=True)):
-        side_text(ax, y, with_interval(mean.mean, mean.low, mean.high))
-        side_text(ax, y, verdict_on(data, *pair, metric), offset=105)
-    ax.axvline(1, color="black", lw=0.8)
-    ax.set(title=metric.name, xlabel="ratio")
+    verdicts = [verdict_on(data, *pair, metric) for pair in pairs]
+    ratio_rows(ax, data, metric, pairs, names, verdicts)
     ax.use_sticky_edges = False  # a margin beside the shades too
     ax.margins(x=0.1)
 
 
 def summary(data):
     """9: what changed overall: ratios with intervals and a verdict in words."""
-    height = 1.5 + len(METRICS) * (0.75 + 0.26 * len(shown_pairs(data)))
+    height = 1.5 + len(METRICS) * (0.75 + 0.32 * len(shown_pairs(data)))
     fig, axes = new_figure(data, len(METRICS), 1, height)
     for ax, metric in zip(axes[:, 0], METRICS, strict=True):
         fill_panel(ax, data, [metric], contrast_rows)

@@ -77,7 +77,7 @@ def _draws(model, rows, max_new_tokens, sampling):
             module.training = False
         try:
             groups = zip(waiting, caches, strict=True)
-            logits = [_next_logits(model, tokens, kept) for tokens, kept in groups]
+            logits = [next_logits(model, tokens, kept) for tokens, kept in groups]
             ids = draw(torch.cat(logits), *sampling)
         finally:
             for module in training:
@@ -86,7 +86,7 @@ def _draws(model, rows, max_new_tokens, sampling):
         yield ids
 
 
-def _next_logits(model, tokens, caches):
+def next_logits(model, tokens, caches):
     """The logits (B, V) of what follows ``tokens`` (B, T), whose keys and values are kept."""
     first = caches[0].filled
     positions = torch.arange(first, first + tokens.shape[1], device=tokens.device)

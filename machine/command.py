@@ -17,7 +17,6 @@ DONE, FAILED, USAGE, TRAININGS_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130
 # What to do about a file that cannot be written.
 REMEDIES = {
     errno.ENOSPC: "free some space on the disk and start again",
-    errno.EDQUOT: "free some of your quota and start again",
     errno.EACCES: "make its folder writable or choose another one",
     errno.EISDIR: "a folder is in its place: move that away",
     errno.ENOTDIR: "a file is where its folder should be: move that away or choose another folder",
@@ -52,21 +51,17 @@ def say(text):
         tqdm.write(text, file=sys.stderr)
 
 
-def add_debug(parser):
-    """The option that every command has."""
-    hidden = argparse.SUPPRESS  # a help that shows defaults says nothing of this one
-    text = "show the traceback of an error"
-    parser.add_argument("--debug", action="store_true", default=hidden, help=text)
-
-
-def run_command(parser, story, argv=None, kept=lambda arguments: ""):
+def run_command(parser, story, argv=None, kept=""):
     """Parse ``argv``, tell the ``story(arguments)`` and return the exit code.
 
     The story returns its exit code, None for done.  ``UserError`` ends it with 2, an OSError with
     1, each in one line (a traceback with --debug); any other exception is a bug and goes through.
     kept: what a stop by Ctrl-C or SIGTERM leaves, in words.  A reader that closes the pipe, as
-    ``| head`` does, has seen all it wants.
+    ``| head`` does, has seen all it wants.  Adds the option that every command has, --debug: in
+    ``arguments`` where it is given alone.
     """
+    text = "show the traceback of an error"
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
     arguments = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
@@ -77,16 +72,16 @@ def run_command(parser, story, argv=None, kept=lambda arguments: ""):
         print(end="", flush=True)  # a closed stdout has nothing to flush
         return code
     except Terminated:
-        say("terminated" + kept(arguments))
+        say("terminated" + kept)
         return TERMINATED
     except KeyboardInterrupt:
-        say("interrupted" + kept(arguments))
+        say("interrupted" + kept)
         return INTERRUPTED
     except BrokenPipeError:
         _drop_output()
         return DONE
     except (UserError, OSError) as error:
-        if getattr(arguments, "debug", False):
+        if "debug" in arguments:
             raise
         return _complain(error)
     finally:

@@ -5,20 +5,11 @@ import hashlib
 import json
 import math
 import os
-import struct
 import tempfile
-import tokenize
-import zipfile
-import zlib
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-
-# What numpy, json and zipfile raise over a truncated, mutated or foreign file; the SyntaxError is
-# numpy's, which evaluates an array's header as a literal.
-DAMAGE = (ValueError, TypeError, AttributeError, IndexError, EOFError, SyntaxError, RuntimeError)
-DAMAGE += (MemoryError, struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile)
 
 
 def check_writable(*folders):
@@ -45,22 +36,16 @@ def atomic_write(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        flush_folder(path.parent)
+        if os.name != "nt":  # Windows opens no folders
+            handle = os.open(path.parent, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
     except OSError as error:
         error.filename = str(path)
         raise
     finally:
         with contextlib.suppress(OSError):  # renamed, or never made
             temporary.unlink()
-
-
-def flush_folder(folder):
-    """Make renames and removals in a folder survive a power cut, where the system can."""
-    if os.name == "nt":  # Windows opens no folders
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
 
 
 def utc_now():

@@ -19,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from machine.command import DONE, FAILED, INTERRUPTED, UserError
 from machine.device import is_out_of_memory
 
+MEMORY_REMEDY = "lower --batch-size, --seq-len, --d-model or --layers"
+
 
 def rank():
     """Which of the processes this one is, from 0."""
@@ -46,26 +48,18 @@ def run(command):
         torch.cuda.set_device(dist.get_node_local_rank() % torch.cuda.device_count())
     # waits 30 minutes: the first rank may prepare data meanwhile
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+    if rank():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (to the end)
     try:
-        with _silence() if rank() else contextlib.nullcontext():
-            code = command()
+        code = command()
     except SystemExit as stop:  # of argparse
         code = stop.code or 0
+    finally:
+        sys.stderr = sys.__stderr__  # an exception that goes through is shown
     if rank() and code < INTERRUPTED:
         code = DONE  # torchrun stops all where one fails: the first one has its say before
     print(end="", flush=True)
     os._exit(code)  # waits neither for other ranks nor for anything on the device
-
-
-@contextlib.contextmanager
-def _silence():
-    """What is printed inside goes nowhere; an exception that leaves the block is shown."""
-    with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
-        yield
 
 
 def ran_out_of_memory(error):
@@ -74,9 +68,8 @@ def ran_out_of_memory(error):
         return False
     if size() > 1:
         print(
-            f"error: rank {rank()}: out of memory: lower --batch-size, --seq-len, --d-model or "
-            "--layers; finished trainings are kept, and the same command, without --restart, goes "
-            "on from there",
+            f"error: rank {rank()}: out of memory: {MEMORY_REMEDY}; finished trainings are kept, "
+            "and the same command, without --restart, goes on from there",
             file=sys.__stderr__,
         )
         os._exit(FAILED)
@@ -141,11 +134,6 @@ def mean(numbers):
     return [number / size() for number in total(*numbers)]
 
 
-def barrier():
-    """Returns when every rank is here."""
-    total(0.0)
-
-
 # models and their devices
 def local_device(device):
     """This rank's device of a kind: the GPU with its number on this machine, or the CPU."""
@@ -153,9 +141,8 @@ def local_device(device):
         return device
     index, count = dist.get_node_local_rank(), torch.cuda.device_count()
     if index >= count:
-        raise UserError(
-            f"rank {rank()} has no GPU: its machine has {count}, lower --nproc-per-node"
-        )
+        found = f"its machine has {count}, lower --nproc-per-node"
+        raise UserError(f"rank {rank()} has no GPU: {found}")
     return torch.device("cuda", index)
 
 

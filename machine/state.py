@@ -10,17 +10,9 @@ import os
 from machine.device import gpu_uuid
 
 # The bits of the reasons for a lower clock, from the lowest on (nvmlClocksEventReasons in nvml.h).
-REASONS = (
-    "gpu_idle",
-    "applications_clocks_setting",
-    "sw_power_cap",
-    "hw_slowdown",
-    "sync_boost",
-    "sw_thermal_slowdown",
-    "hw_thermal_slowdown",
-    "hw_power_brake_slowdown",
-    "display_clocks_setting",
-)
+REASONS = ("gpu_idle", "applications_clocks_setting", "sw_power_cap", "hw_slowdown", "sync_boost")
+REASONS += ("sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
+REASONS += ("display_clocks_setting",)
 
 
 @functools.cache  # NVML stays initialized as long as the process lives
@@ -54,9 +46,9 @@ def driver_version():
 
 
 def device_state(device):
-    """Clocks, temperature, power and company of a device now; None where nothing is known.
+    """Clocks, temperature and company of a device now; None where nothing is known.
 
-    For a GPU MHz, degrees Celsius and watts, each None where it does not tell; for a CPU
+    For a GPU MHz and degrees Celsius, each None where it does not tell; for a CPU
     ``load_average_1min``.  Not for inside a timed region.
     """
     if device.type == "cpu":
@@ -69,13 +61,10 @@ def device_state(device):
     reasons = None
     if bits is not None:
         reasons = [word for bit, word in enumerate(REASONS) if bits >> bit & 1]
-    milliwatts = _ask("nvmlDeviceGetPowerUsage", gpu)
     return {
         "sm_clock_mhz": _ask("nvmlDeviceGetClockInfo", gpu, nvml.NVML_CLOCK_SM),
         "max_sm_clock_mhz": _ask("nvmlDeviceGetMaxClockInfo", gpu, nvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": _ask("nvmlDeviceGetClockInfo", gpu, nvml.NVML_CLOCK_MEM),
         "temperature_c": _ask("nvmlDeviceGetTemperature", gpu, nvml.NVML_TEMPERATURE_GPU),
-        "power_w": None if milliwatts is None else milliwatts / 1000,
         "throttle_reasons": reasons,
         "other_processes": _other_processes(gpu),
     }

@@ -1,5 +1,8 @@
 """The figures of the two studies: what the arms take over the length, and patterns' trade-offs."""
 
+from collections import defaultdict
+from itertools import cycle
+
 import matplotlib
 import numpy as np
 import seaborn as sns
@@ -9,7 +12,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.values import ordered_arms
 from figures.frame import caption_below, length_axis, log_axis
-from figures.look import FAILED, LOOK, MARGIN, STYLES, WIDTH, arm_styles, save_figure
+from figures.look import FAILED, LOOK, MARGIN, STYLES, WIDTH, arm_styles
 from studies.summary import NO_ROOM
 from studies.tables import measured_rows, points_of_kinds, setting
 
@@ -20,10 +23,7 @@ LENGTH_PANELS = {
     "peak_memory_mb": ("peak memory", "{x:,.0f} MB"),
 }
 LIMIT = {"color": "black", "ls": "--", "lw": 1}
-# of patterns: by window; by the rest of the name
-COLORS = "black", *sns.color_palette("colorblind")
-MARKERS = "*so^Dv<>"
-LINES = "-", "--", "-", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (8, 2)), ":"
+SHAPES = ("*", "-"), ("s", "--"), ("o", "-"), ("^", "-."), ("D", ":"), ("v", (0, (8, 2)))
 
 
 @matplotlib.rc_context(LOOK)
@@ -34,15 +34,7 @@ def plot_study(content):
     return {"length_scaling": _plot_scaling(content), "length_quality": _plot_quality(content)}
 
 
-def save_figures(figures, plots_dir):
-    """Write every figure as .png and .pdf; returns the paths."""
-    paths = []
-    for name, figure in figures.items():
-        paths += save_figure(figure, plots_dir, name)
-    return paths
-
-
-def _bars(estimates):
+def error_bars(estimates):
     """Means (n,) and how far their intervals reach down and up (2, n), NaN where there is none."""
     values = [(estimate["mean"], estimate["low"], estimate["high"]) for estimate in estimates]
     mean, low, high = np.array(values, dtype=float).T
@@ -105,7 +97,7 @@ def _line_with_bars(ax, estimates, style):
     measured = {length: estimate for length, estimate in estimates.items() if estimate}
     if measured:
         look = {**style.line, "marker": style.marker, "ms": 4.5, "lw": 1.3, "capsize": 2}
-        ax.errorbar(list(measured), *_bars(measured.values()), **look)
+        ax.errorbar(list(measured), *error_bars(measured.values()), **look)
 
 
 def _plot_quality(content):
@@ -165,13 +157,13 @@ def pareto_front(means):
 
 def _looks(arms):
     """{arm: how it looks}: colour by window, marker and line by the rest of the pattern's name."""
-    colors, shapes, looks = {}, {}, {}
+    colors = defaultdict(cycle(["black", *sns.color_palette("colorblind")]).__next__)
+    shapes = defaultdict(cycle(SHAPES).__next__)
+    looks = {}
     for arm in arms:
         window, _, rest = arm.partition("-")
-        color = colors.setdefault(window, COLORS[len(colors) % len(COLORS)])
-        nth = shapes.setdefault(rest, len(shapes))
-        shape = {"marker": MARKERS[nth % len(MARKERS)], "ls": LINES[nth % len(LINES)]}
-        looks[arm] = {**shape, "color": color, "mfc": "white" if rest == "d0" else color}
+        marker, line = shapes[rest]
+        looks[arm] = {"color": colors[window], "marker": marker, "linestyle": line}
     return looks
 
 
@@ -185,9 +177,9 @@ def _pareto_panel(ax, point, looks):
     ax.axhline(0, color="0.6", lw=0.7)
     ax.axvline(1, color="0.6", lw=0.7)
     ax.plot(1, 0, **looks["fused"])
-    small = {"ls": "none", "ms": 5, "elinewidth": 0.8, "capsize": 1.5, "zorder": 3}
+    small = {"linestyle": "none", "ms": 5, "elinewidth": 0.8, "capsize": 1.5, "zorder": 3}
     for arm, summary, gain in rows:
-        (x, x_ends), (y, y_ends) = _bars([gain]), _bars([summary["contrast"]["val_loss"]])
+        (x, x_ends), (y, y_ends) = map(error_bars, ([gain], [summary["contrast"]["val_loss"]]))
         ax.errorbar(x, y, y_ends, x_ends, **looks[arm] | small)
     front = [means[arm] for arm in pareto_front(means)]
     rings = {"marker": "o", "ms": 11, "mfc": "none", "mec": "black"}

@@ -1,6 +1,8 @@
-"""The points of the two studies: lengths and patterns."""
+"""The points of the two studies, lengths and patterns.
 
-from collections import namedtuple
+A point is one experiment, a dict of what it changes in the study's configuration.
+"""
+
 from pathlib import Path
 
 from analysis.values import arm_of_pattern
@@ -19,12 +21,10 @@ STUDY_DEFAULTS = {
     ("patterns", "cpu"): {},
     ("patterns", "cuda"): {"max_steps": 600, "val_batches": 64},
 }
-# one experiment of a study: its folder's name, and what it changes in the configuration, a dict
-Point = namedtuple("Point", ("name", "changes"))
 
 
 def length_points(lengths, positions, batch_size, seq_len):
-    """A point for each kind of positions and each length, all of batch_size x seq_len tokens."""
+    """What each length and kind of positions changes, all of batch_size x seq_len tokens a step."""
     tokens = batch_size * seq_len
     points = []
     for kind in positions:
@@ -34,16 +34,15 @@ def length_points(lengths, positions, batch_size, seq_len):
                     f"--seq-lens {length}: does not divide the {tokens:,} tokens of a step "
                     "(--batch-size x --seq-len): choose lengths that do"
                 )
-            changes = {"seq_len": length, "batch_size": tokens // length, "positions": kind}
-            points.append(Point(point_name("lengths", changes), changes))
+            rows = tokens // length
+            points.append({"seq_len": length, "batch_size": rows, "positions": kind})
     return points
 
 
 def pattern_points(patterns, positions):
-    """A point for each kind of positions: ``fused`` and a window arm for each pattern."""
+    """What each kind of positions changes: ``fused`` and a window arm for each pattern."""
     arms = ("fused", *dict.fromkeys(arm_of_pattern(*pattern) for pattern in patterns))
-    changes = [{"arms": arms, "positions": kind} for kind in positions]
-    return [Point(point_name("patterns", change), change) for change in changes]
+    return [{"arms": arms, "positions": kind} for kind in positions]
 
 
 def point_name(study, config):

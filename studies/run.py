@@ -4,10 +4,11 @@ from analysis.report import write_report
 from experiment.files import move_aside
 from experiment.progress import format_seconds
 from experiment.run import dry_run, run_experiment
+from figures.look import save_figures
 from machine import ranks
 from machine.command import DONE, TRAININGS_FAILED, say
 from machine.files import write_json
-from studies.pictures import plot_study, save_figures
+from studies.pictures import plot_study
 from studies.points import study_folder
 from studies.summary import summarize
 from studies.tables import format_study
@@ -16,8 +17,8 @@ from studies.tables import format_study
 def run_study(config, prepared, arguments, argv):
     """Train what waits at every point, report the study and return the exit code.
 
-    prepared: [(point, its configuration, its dataset)].  After a stop the same command goes on: a
-    point that is complete is only reported again.
+    prepared: [(a point's name, its configuration, its dataset)].  After a stop the same command
+    goes on: a point that is complete is only reported again.
     """
     if arguments.dry_run:
         return dry_run_study(prepared, arguments)
@@ -44,16 +45,16 @@ def move_study_aside(folder, path, data):
 
 def announced(prepared):
     """The points of ``prepared``, each told before it begins."""
-    for number, (point, here, dataset) in enumerate(prepared, start=1):
-        say(f"point {number} of {len(prepared)}: {point.name}")
-        yield point, here, dataset
+    for number, (name, here, dataset) in enumerate(prepared, start=1):
+        say(f"point {number} of {len(prepared)}: {name}")
+        yield name, here, dataset
 
 
 def dry_run_study(prepared, arguments):
     """Say what would be done at every point, and roughly how long all take."""
     seconds = 0
-    for point, here, dataset in announced(prepared):
-        print(f"{point.name}:")
+    for name, here, dataset in announced(prepared):
+        print(f"{name}:")
         seconds += dry_run(here, dataset, arguments.restart, arguments.allow_mixed)
     say(f"all {len(prepared)} points: roughly {format_seconds(seconds)}")
     return DONE

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 
 from analysis.metrics import MetricsError, fitting
-from analysis.significance import mean_interval, non_inferiority, paired_difference, paired_ratio
+from analysis.significance import mean_interval, non_inferiority, paired_ratio
 from analysis.values import ok_values, ordered_arms, paired_trainings, pattern_of_arm, shared_values
 from analysis.warnings import measurement_warnings
 from attention.pattern import causal_pairs, density
@@ -58,7 +58,7 @@ def _point(study, metrics, metadata):
         "steps": metadata["steps"],
         "margin": metadata["plan"]["equivalence_margin"],
         "mixed": metadata["mixed"],
-        "warnings": measurement_warnings(metrics, metadata),
+        "warnings": measurement_warnings(metrics),
         "arms": {arm: _summary(metrics, arm, metadata["steps"]) for arm in ordered_arms(metrics)},
     }
     if study == "patterns":
@@ -75,11 +75,11 @@ def _summary(metrics, arm, steps):
     """How an arm's trainings ended, and means over those that ended well."""
     ended = Counter(training["status"] for training in metrics[arm])
     values = {"step_ms": 1e3 * ok_values(metrics, arm, "training_time") / steps}
-    for key in ("tokens_per_second", "peak_memory_mb", "val_loss"):
+    for key in ("peak_memory_mb", "val_loss"):
         values[key] = ok_values(metrics, arm, key)
     counts = {status: ended[status] for status in ("ok", NO_ROOM, "diverged")}
     means = {key: asdict(mean_interval(x)) if x.size else None for key, x in values.items()}
-    return {"runs": len(metrics[arm]), **counts, **means}
+    return counts | means
 
 
 def _about_patterns(metrics, metadata, arms):
@@ -93,9 +93,8 @@ def _about_patterns(metrics, metadata, arms):
     for arm in arms:
         if arm == "fused":
             continue
-        window_size, dilation = pattern_of_arm(arm)
-        kept = density(config["seq_len"], window_size, dilation, config["sink_tokens"])
-        arms[arm] |= {"window_size": window_size, "dilation": dilation, **_limits(metadata, kept)}
+        kept = density(config["seq_len"], *pattern_of_arm(arm), config["sink_tokens"])
+        arms[arm] |= _limits(metadata, kept)
         arms[arm]["contrast"] = _contrast(metrics, metadata, (arm, "fused"))
         paired = paired_trainings(metrics, (arm, "fused"))
         if paired:
@@ -113,7 +112,7 @@ def _contrast(metrics, metadata, pair):
     return {
         "time": asdict(paired_ratio(*times)),
         "memory": asdict(paired_ratio(*memory)) if memory.size else None,
-        "val_loss": asdict(paired_difference(*losses)),
+        "val_loss": asdict(mean_interval(losses[0] - losses[1])),
         "quality": asdict(non_inferiority(*losses, metadata["plan"]["equivalence_margin"])),
     }
 
@@ -140,7 +139,6 @@ def _curve(paired, window):
     tokens_seen = paired[0][0]["tokens_seen"]
     return {
         "tokens": tokens_seen[chosen + window - 1].tolist(),
-        "smoothed_steps": window,
         "mean": [interval.mean for interval in intervals],
         "low": [interval.low for interval in intervals],
         "high": [interval.high for interval in intervals],

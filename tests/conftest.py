@@ -127,7 +127,6 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
         "attention": {},
         "code": None,
         "mixed": [],
-        "set_aside": [],
         "memory_measure": "resident growth of a fresh process",
     }
     return metrics, metadata

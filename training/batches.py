@@ -5,8 +5,6 @@ import math
 import numpy as np
 import torch
 
-from machine import ranks
-
 FINAL_LR_SHARE = 0.1
 
 
@@ -44,12 +42,6 @@ def batches(rows, batch_size, steps, seed, share=slice(None)):
             order = np.random.default_rng([seed, epoch]).permutation(len(rows))
         # sorted, so that a memory-mapped file is read forwards
         yield rows[np.sort(order[place * batch_size : (place + 1) * batch_size])[share]]
-
-
-def share_of_rank(config):
-    """The part of every batch that this rank trains on."""
-    rows = config.batch_size // config.world_size
-    return slice(ranks.rank() * rows, (ranks.rank() + 1) * rows)
 
 
 def to_device(batch, device):

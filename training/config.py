@@ -47,9 +47,7 @@ class ExperimentConfig:
     """
 
     preset: str = "paper"
-    runs: int = _option(
-        10, "blocks: in each, every arm is trained once from the same seed", group="experiment"
-    )
+    runs: int = _option(10, "blocks: every arm trained once, from one seed", group="experiment")
     seed: int = _option(0, "decides orders, initial weights and batches", least=0)
     arms: tuple = _option(
         DEFAULT_ARMS,
@@ -75,9 +73,7 @@ class ExperimentConfig:
         action=argparse.BooleanOptionalAction,
     )
     batch_size: int = _option(8, "sequences in a step, of all ranks together", group="training")
-    gradient_accumulation: int = _option(
-        1, "parts of a step's batch that are computed one after the other, for memory"
-    )
+    gradient_accumulation: int = _option(1, "parts of a batch, one after the other, for memory")
     max_steps: int = _option(0, "optimizer steps of a training; 0: one pass over data", least=0)
     lr: float = _option(3e-4, "peak learning rate of AdamW")
     warmup_steps: int = _option(500, "steps of linear warm-up", least=0)
@@ -91,11 +87,7 @@ class ExperimentConfig:
     d_model: int = _option(512, "model width")
     n_heads: int = _option(16, "attention heads")
     layers: int = _option(8, "decoder blocks")
-    positions: str = _option(
-        "learned",
-        "a learned embedding of every position, or rotary ones in every attention",
-        choices=POSITIONS,
-    )
+    positions: str = _option("learned", "learned embeddings, or rotary ones", choices=POSITIONS)
     window_size: int | tuple = _option(
         96,
         "near keys before each token; W,W,... gives one for each layer",
@@ -109,12 +101,8 @@ class ExperimentConfig:
         least=0,
         type=_whole_numbers,
     )
-    sink_tokens: int = _option(
-        0, "how many of the first tokens every later one attends to as well", least=0
-    )
-    window_attention: str = _option(
-        "auto", "how the window arm evaluates the pattern", choices=EVALUATIONS
-    )
+    sink_tokens: int = _option(0, "first tokens that every later one attends to as well", least=0)
+    window_attention: str = _option("auto", "how the pattern is evaluated", choices=EVALUATIONS)
     data: str = _option(DEFAULT_PATH, "rows of tokens; prepared when missing", group="files")
     output_dir: str = _option("output", "folder of results, report and weights")
     plots_dir: str = _option("plots", "folder of the ten figures")
@@ -246,8 +234,8 @@ def _check_together(config):
         )
     d_model, n_heads = config.d_model, config.n_heads
     if d_model % n_heads:
-        words = f"--d-model {d_model} is not divisible by --n-heads {n_heads}"
-        raise ValueError(f"{words}: choose a multiple of it")
+        heads = f"--n-heads {n_heads}: choose a multiple of it"
+        raise ValueError(f"--d-model {d_model} is not divisible by {heads}")
     if config.positions == "rotary" and d_model // n_heads % 2:
         words = f"got {d_model} / {n_heads} = {d_model // n_heads}: choose others"
         raise ValueError(f"--positions rotary needs an even --d-model / --n-heads, {words}")
@@ -255,11 +243,7 @@ def _check_together(config):
     unknown = [arm for arm in config.arms if arm not in ARMS and pattern_of_arm(arm) is None]
     if unknown or not config.arms:
         known = f"{', '.join(ARMS)}, or name a pattern, as w64-d8 for window_size 64, dilation 8"
-        raise ValueError(f"--arms {' '.join(unknown)}: choose from {known}")
+        limits = "window_size must be at least 1, numbers have at most nine digits"
+        raise ValueError(f"--arms {' '.join(unknown)}: choose from {known} ({limits})")
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
-    for arm in config.arms:
-        window_size, dilation = pattern_of_arm(arm) or (1, 0)
-        if window_size < 1 or max(window_size, dilation) > LARGEST_OPTION:
-            most = f"neither number above {LARGEST_OPTION:,}"
-            raise ValueError(f"pattern {arm}: window_size must be at least 1, and {most}")

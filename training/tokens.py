@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from machine.command import UserError
-from machine.files import DAMAGE
 
 HELD_OUT_SHARE = 0.05
 DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE = "training_data.npy", 256, 10_000
@@ -35,7 +34,7 @@ def _open_rows(path):
     try:
         # unlike np.load, which also takes archives, and pickles when told to
         rows = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, *DAMAGE) as error:
+    except Exception as error:  # numpy raises a dozen kinds over damage
         reason = str(error).split("\n")[0]
         words = f"{path}: unreadable, truncated, pickled or no .npy file ({reason})"
         raise UserError(f"{words}: write it again with python prepare_data.py") from None

@@ -5,7 +5,6 @@ Knows nothing of arms in comparison, orders or files; experiment/ does that.
 
 import math
 import time
-from dataclasses import asdict, replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,14 +14,12 @@ from analysis.metrics import NUMBERS, SERIES
 from machine import ranks
 from machine.device import synchronize
 from machine.files import utc_now
-from machine.memory import growth_in_child
 from machine.state import device_state
 from training.batches import learning_rate, planned_steps
-from training.config import ExperimentConfig
+from training.memory import child_peak_memory_mb
 from training.trainer import Trainer, deterministic_algorithms, release_memory
 
 LOSSES_AT_ONCE = 50  # are fetched from a GPU, where they stay until then
-MEMORY_STEPS = 2  # steps of the process that measures memory on a CPU
 
 
 def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: None):
@@ -47,9 +44,8 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
         if not ranks.ran_out_of_memory(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        remedy = "lower --batch-size, --seq-len, --d-model or --layers"
         metrics["status"] = "out_of_memory"
-        metrics["message"] = f"out of memory on {device}: {remedy} ({reason})"
+        metrics["message"] = f"out of memory on {device}: {ranks.MEMORY_REMEDY} ({reason})"
     metrics["wall_time"] = time.perf_counter() - entered
     metrics |= {"ended_at": utc_now(), "device_after": device_state(device)}
     return metrics, model
@@ -100,36 +96,6 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
     return trainer.model
 
 
-def child_peak_memory_mb(config, arm, vocab_size, seed):
-    """Growth of resident memory in MB while a fresh process trains the arm for a few steps.
-
-    The tokens are random: memory depends on how many there are, not on which.  The steps are
-    eager ones, for a compiler's own memory would hide the model's.  Of several ranks, which are
-    alike, it is the share of one.  See ``machine.memory.growth_in_child`` for NaN and RuntimeError.
-    """
-    share = config.batch_size // config.world_size
-    config = replace(config, compile="none", batch_size=share, world_size=1)
-    job = {"config": asdict(config), "arm": arm, "vocab_size": vocab_size, "seed": seed}
-    return growth_in_child("training.train", "memory_job", job)
-
-
-def memory_job(config, arm, vocab_size, seed):
-    """What the child of ``child_peak_memory_mb`` measures, as a function without arguments."""
-    config = ExperimentConfig(**config)
-    shape = (config.batch_size * MEMORY_STEPS, config.seq_len + 1)
-    rows = np.random.default_rng(seed).integers(vocab_size, size=shape)
-    # the first optimizer of a process loads the compiler, whose memory is not the training's
-    torch.optim.AdamW([torch.zeros(1)])
-
-    def work():
-        with deterministic_algorithms(config.deterministic):
-            trainer = Trainer(config, arm, rows, vocab_size, torch.device("cpu"), seed)
-            for batch in trainer.batches(MEMORY_STEPS):
-                trainer.step(batch, config.lr)
-
-    return work
-
-
 def timed_steps(trainer, steps, progress):
     """Train ``steps`` steps; the only timed region.
 
@@ -143,7 +109,7 @@ def timed_steps(trainer, steps, progress):
     on_device = torch.empty(steps, device=device)
     losses = []
     synchronize(device)
-    ranks.barrier()
+    ranks.gather(None)  # when all are here
     started = time.perf_counter()
     marks = [_mark(device)]
     for step, batch in enumerate(trainer.batches(steps)):

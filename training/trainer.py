@@ -15,7 +15,7 @@ from gpt import GPTModel
 from gpt_win import GPTWindowModel
 from machine import ranks
 from machine.device import synchronize
-from training.batches import batches, share_of_rank, to_device, validation_rows
+from training.batches import batches, to_device, validation_rows
 from training.config import ARMS, DTYPES
 
 UNTIMED_STEPS = 3  # before each training: kernels loaded, code compiled, allocator filled
@@ -45,21 +45,16 @@ def parameter_counts(config, vocab_size):
     return {arm: sum(p.numel() for p in model.parameters()) for arm, model in models.items()}
 
 
-def next_token_loss(model, inputs, targets):
-    """Mean cross-entropy in nats per token."""
-    logits = model(inputs)  # (B, S, V)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+class NextTokenLoss(nn.Module):
+    """A model's mean cross-entropy in nats per token, as the module that is compiled and shared."""
 
-
-class MeanLoss(nn.Module):
-    """A model and its loss as one module, which is what DistributedDataParallel takes."""
-
-    def __init__(self, model, loss):
+    def __init__(self, model):
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model = model
 
     def forward(self, inputs, targets):
-        return self.loss(self.model, inputs, targets)
+        logits = self.model(inputs)  # (B, S, V)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
 def autocast(config, device):
@@ -110,11 +105,11 @@ class Trainer:
         self.device, self.seed = device, seed
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # events and streams are those of the current device
-        loss = next_token_loss
-        if config.compile != "none":
-            loss = torch.compile(next_token_loss, mode=config.compile, dynamic=False)
         self.model = build_model(config, arm, vocab_size, device, seed)
-        self.loss = ranks.data_parallel(MeanLoss(self.model, loss))
+        loss = self.eager_loss = NextTokenLoss(self.model)
+        if config.compile != "none":
+            loss = torch.compile(loss, mode=config.compile, dynamic=False)
+        self.loss = ranks.data_parallel(loss)
         self.optimizer = make_optimizer(self.model, config)
         if ranks.rank():  # other rows, so other dropout; the first rank draws what one process does
             seed_of_rank = np.random.SeedSequence([seed, ranks.rank()]).generate_state(1)
@@ -122,8 +117,10 @@ class Trainer:
 
     def batches(self, steps):
         """This rank's share of the first ``steps`` batches."""
-        config = self.config
-        return batches(self.rows, config.batch_size, steps, self.seed, share_of_rank(config))
+        batch_size = self.config.batch_size
+        rows = batch_size // self.config.world_size
+        share = slice(ranks.rank() * rows, (ranks.rank() + 1) * rows)
+        return batches(self.rows, batch_size, steps, self.seed, share)
 
     def step(self, batch, lr):
         """One optimizer step on a batch of rows; returns the loss, still on the device.
@@ -193,6 +190,6 @@ class Trainer:
             batch = share[start : start + at_once]
             inputs, targets = to_device(batch, self.device)
             with autocast(self.config, self.device):
-                losses += next_token_loss(self.model, inputs, targets).double() * len(batch)
+                losses += self.eager_loss(inputs, targets).double() * len(batch)
         self.model.train()
         return ranks.total(losses.item())[0] / len(rows)

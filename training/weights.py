@@ -29,13 +29,11 @@ def save_window_weights(model, arguments, tokenizer, folder):
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     atomic_write(folder / WEIGHTS_NAME, lambda file: torch.save(weights, file))
     about = {"model": "GPTWindowModel", "arguments": arguments}
-    about |= {"tokenizer": None, "tokenizer_sha256": None}
+    about |= {"weights_sha256": file_sha256(folder / WEIGHTS_NAME), "tokenizer_sha256": None}
     if tokenizer is not None:
         content = Path(tokenizer).read_bytes()
         atomic_write(folder / TOKENIZER_NAME, lambda file: file.write(content))
-        sha256 = file_sha256(folder / TOKENIZER_NAME)
-        about |= {"tokenizer": TOKENIZER_NAME, "tokenizer_sha256": sha256}
-    about |= {"weights": WEIGHTS_NAME, "weights_sha256": file_sha256(folder / WEIGHTS_NAME)}
+        about["tokenizer_sha256"] = file_sha256(folder / TOKENIZER_NAME)
     write_json(folder / WEIGHTS_CONFIG_NAME, about)
 
 

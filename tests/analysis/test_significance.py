@@ -17,7 +17,6 @@ from analysis.significance import (
     holm,
     mean_interval,
     non_inferiority,
-    paired_difference,
     paired_ratio,
     sign_flip_p,
     slope,
@@ -30,11 +29,8 @@ from analysis.significance import (
 DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
 
 
-@pytest.mark.parametrize(
-    "interval",
-    [mean_interval([1, 2, 3, 4, 5]), paired_difference([11, 22, 33, 44, 55], [10, 20, 30, 40, 50])],
-)
-def test_mean_interval_of_a_textbook_sample(interval):
+def test_mean_interval_of_a_textbook_sample():
+    interval = mean_interval([1, 2, 3, 4, 5])
     # mean 3, s = sqrt(2.5), t(0.975, 4) = 2.776445: 3 ± 2.776445 * 1.581139 / sqrt(5)
     assert interval.mean == 3 and interval.n == 5
     assert (interval.low, interval.high) == pytest.approx((3 - 1.963243, 3 + 1.963243), abs=1e-5)

@@ -133,7 +133,7 @@ def test_help_is_complete_and_grouped():
     text = build_parser().format_help()
     documented = "runs seed arms preset device dtype compile batch-size max-steps seq-len d-model"
     documented += " n-heads layers window-size dilation lr warmup-steps data output-dir plots-dir"
-    documented += " dry-run restart allow-mixed study seq-lens patterns debug"
+    documented += " dry-run restart allow-mixed study seq-lens patterns"
     for option in documented.split():
         assert f"--{option} " in text or f"--{option}\n" in text, option
     for group in ("experiment:", "training:", "model:", "pattern:", "files:"):

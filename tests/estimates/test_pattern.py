@@ -42,12 +42,12 @@ def brute_force(seq_len, *pattern):
 @settings(max_examples=50, deadline=None)
 def test_counts_equal_a_double_loop(seq_len, window_size, dilation, sink_tokens):
     kinds = brute_force(seq_len, window_size, dilation, sink_tokens)
-    expected = [(kinds == kind).sum(axis=1) for kind in (NEAR, FAR, SINK, UNATTENDED)]
+    expected = [(kinds == kind).sum() for kind in (NEAR, FAR, SINK, UNATTENDED)]
     a = PatternAnalysis(window_size, dilation, seq_len, sink_tokens=sink_tokens)
     assert a.causal_pairs == (kinds != FUTURE).sum()
-    assert a.pairs == tuple(np.sum(expected, axis=1))
-    assert a.density == pytest.approx(np.sum(expected[:3]) / a.causal_pairs, rel=1e-12)
-    np.testing.assert_array_equal(a.keys_of(np.arange(seq_len)), expected)
+    assert a.pairs == tuple(expected)
+    assert a.density == pytest.approx(sum(expected[:3]) / a.causal_pairs, rel=1e-12)
+    assert a.most_keys == np.isin(kinds, (NEAR, FAR, SINK)).sum(axis=1).max()
 
 
 def test_kinds_of_a_rectangle_of_pairs():

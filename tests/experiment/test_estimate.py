@@ -24,7 +24,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workplace, capsys):
         for block in range(2)
     ]
     assert printed.out.splitlines() == lines
-    for words in ("2 blocks x 3 arms (baseline, window, fused)", "roughly", "in all", "4 steps"):
+    for words in ("2 x 3 trainings on", "4 steps", "roughly", "(6 of 6)"):
         assert words in printed.err
     assert contents(workplace) == ["training_data.npy"]
 
@@ -49,8 +49,8 @@ def test_a_dry_run_says_what_it_would_do_with_what_is_there(
     assert run_main(f"{BLOCK} {options} --dry-run") == code
     said = capsys.readouterr().err
     assert words in said
-    assert ("for the 1 that are left" in said) == (code == 0 and "--restart" not in options)
-    assert (" in all" in said) == ("--restart" in options)
+    assert ("(1 of 2)" in said) == (code == 0 and "--restart" not in options)
+    assert ("(2 of 2)" in said) == ("--restart" in options)
     assert (contents(workplace), contents("output")) == before
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from conftest import ROOT
 from small_experiment import RESULTS, TINY, contents, prepare_workplace, run_main, write_data
+from tiny import CPU, VOCABULARY, tiny_config, tiny_dataset
 
 import compare_models
 from analysis.metrics import load_experiment, load_metrics
 from machine import ranks
 from machine.command import UserError
-from training.batches import share_of_rank
 from training.config import make_config
-from training.trainer import UNTIMED_STEPS
+from training.trainer import UNTIMED_STEPS, Trainer
 
 WORKER = Path(__file__).with_name("torchrun_worker.py")
 SIZES = "--batch-size 4 --max-steps 5 --val-batches 0 --runs 1"
@@ -208,12 +208,13 @@ def test_wrong_options_end_every_rank_after_the_first_has_said_so(tmp_path):
 
 # without torchrun
 def test_the_ranks_shares_make_up_the_batch(monkeypatch):
-    config = make_config(batch_size=12, world_size=3, gradient_accumulation=2)
+    config = tiny_config(batch_size=12, world_size=3, gradient_accumulation=2)
     assert config.sequences_at_once == 2
-    rows, seen = np.arange(12), []
+    rows, seen = tiny_dataset(rows=16).train, []
     for rank in range(3):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        seen += rows[share_of_rank(config)].tolist()
+        (share,) = Trainer(config, "fused", rows, VOCABULARY, CPU, 0).batches(1)
+        seen += share.tolist()
     assert seen == rows.tolist()
 
 
@@ -231,5 +232,5 @@ def test_ranks_that_differ_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "size", lambda: 3)
     monkeypatch.setattr(ranks, "on_every", lambda function, *arguments: torch.device("cpu"))
     monkeypatch.setattr(ranks, "gather", lambda mine: [mine, mine, mine | other])
-    with pytest.raises(UserError, match=r"rank 2 differs from rank 0 in data, torch: every rank"):
+    with pytest.raises(UserError, match=r"rank 2 differs in data, torch: every rank"):
         compare_models.check_ranks(config)

@@ -30,7 +30,6 @@ def test_every_training_is_what_the_plan_says(workplace):
     assert metadata["status"] == "complete" and metadata["processes"][0]["argv"] == ["x"]
     assert set(metadata["processes"][0]["attention"]) == {"baseline", "window", "fused"}
     assert metadata["data"]["val_rows"] == 3 and metadata["data"]["train_rows"] == 57
-    assert {test["outcome"] for test in metadata["tests"]} >= {"training_time", "val_loss"}
     for arm, trainings in metrics.items():
         assert [training["status"] for training in trainings] == ["ok", "ok"], arm
         assert [training["seed"] for training in trainings] == metadata["plan"]["seeds"]
@@ -40,7 +39,7 @@ def test_every_training_is_what_the_plan_says(workplace):
             assert order[training["position"]] == arm
     assert [training["index"] for training in in_order(metrics)] == list(range(6))
     saved = load_experiment("output/experiment_results.npz")
-    assert saved[1]["plan"] == metadata["plan"] and saved[1]["tests"] == metadata["tests"]
+    assert saved[1]["plan"] == metadata["plan"]
 
 
 def test_the_notebook_and_the_command_line_are_the_same_experiment(workplace):

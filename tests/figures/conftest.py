@@ -18,14 +18,10 @@ def fail(metrics, arm, block, status="diverged"):
     training.update(nothing, status=status)
 
 
-def make_eventful():
-    """A failed training, a stop inside block 1 and two throttled trainings."""
+def make_failed():
+    """One training failed."""
     metrics, metadata = make_experiment(4)
     fail(metrics, "baseline", 3)
-    for training in (training for trainings in metrics.values() for training in trainings):
-        training["process"] = "before" if training["index"] < 5 else "after"
-    metrics["fused"][0]["device_after"] = {"throttle_reasons": ["sw_power_cap", "gpu_idle"]}
-    metrics["window"][2]["device_before"] = {"throttle_reasons": ["hw_slowdown"]}
     return metrics, metadata
 
 
@@ -48,7 +44,7 @@ def make_many():
 
 
 EXPERIMENTS = {
-    "eventful": make_eventful,
+    "failed": make_failed,
     "partial": make_partial,
     "many": make_many,
     "one arm": lambda: make_experiment(3, ("window",)),
@@ -57,14 +53,14 @@ EXPERIMENTS = {
 }
 
 
-@pytest.fixture(params=["eventful", "partial", "many", "one arm"])
+@pytest.fixture(params=["failed", "partial", "many", "one arm"])
 def any_experiment(request):
     return prepare(*EXPERIMENTS[request.param]())
 
 
 @pytest.fixture
 def prepared():
-    """prepared("eventful"), or prepared(*arguments of make_experiment)."""
+    """prepared("failed"), or prepared(*arguments of make_experiment)."""
 
     def of(*arguments, **options):
         if arguments and arguments[0] in EXPERIMENTS:

@@ -6,18 +6,12 @@ from conftest import make_experiment
 
 from analysis.metrics import MetricsError
 from analysis.values import throttled
-from figures.data import (
-    TIME,
-    describe_setting,
-    prepare,
-    ratio,
-    smooth,
-)
+from figures.data import TIME, describe_setting, prepare, ratio, smooth
 from figures.look import STYLES, arm_styles
 
 
 def test_a_failed_training_leaves_the_means_and_its_block_leaves_the_pairs(prepared):
-    data = prepared("eventful")
+    data = prepared("failed")
     assert [len(data.ok[arm]) for arm in data.arms] == [3, 4, 4]
     assert len(ratio(data, "window", TIME, "fused")[0]) == 4
     assert len(ratio(data, "window", TIME)[0]) == 3

@@ -9,13 +9,11 @@ import sys
 
 import pytest
 
-from machine.command import UserError, add_debug, checked_options, run_command, say
+from machine.command import UserError, checked_options, run_command, say
 
 
 def run(story, *argv, **options):
-    parser = argparse.ArgumentParser()
-    add_debug(parser)
-    return run_command(parser, story, list(argv), **options)
+    return run_command(argparse.ArgumentParser(), story, list(argv), **options)
 
 
 def raising(error):
@@ -49,7 +47,7 @@ def test_the_storys_code_is_the_commands():
     ],
 )
 def test_an_error_is_one_line_and_a_code(capsys, error, code, line):
-    assert run(raising(error), kept=lambda arguments: ": 2 kept") == code
+    assert run(raising(error), kept=": 2 kept") == code
     assert capsys.readouterr() == ("", line)
 
 

@@ -18,7 +18,7 @@ def test_one_process_is_all_there_is():
     module = torch.nn.Linear(2, 2)
     assert ranks.data_parallel(module) is module
     with ranks.local_gradients(module):
-        ranks.barrier()
+        pass
 
 
 def test_a_command_alone_is_just_called(monkeypatch):

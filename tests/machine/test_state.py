@@ -38,21 +38,18 @@ def failing(*_):
 
 def fake_pynvml(**changes):
     """A module with the functions of NVIDIA's binding that are used, for one GPU, "handle"."""
-    clocks = {("handle", 1): 1830, ("handle", 2): 2619}
     pids = (os.getpid(), 4242, 4243, 4243)
     processes = [SimpleNamespace(pid=pid, usedGpuMemory=None) for pid in pids]
     module = {
         "NVMLError": NVMLError,
         "NVML_CLOCK_SM": 1,
-        "NVML_CLOCK_MEM": 2,
         "NVML_TEMPERATURE_GPU": 0,
         "nvmlInit": answering(answer=None),
         "nvmlSystemGetDriverVersion": answering(answer="570.86.15"),
         "nvmlDeviceGetHandleByUUID": answering(UUID, answer="handle"),
-        "nvmlDeviceGetClockInfo": lambda *which: clocks[which],
+        "nvmlDeviceGetClockInfo": answering("handle", 1, answer=1830),
         "nvmlDeviceGetMaxClockInfo": answering("handle", 1, answer=1980),
         "nvmlDeviceGetTemperature": answering("handle", 0, answer=54),
-        "nvmlDeviceGetPowerUsage": answering("handle", answer=402170),
         REASONS_NOW: answering("handle", answer=0),
         "nvmlDeviceGetComputeRunningProcesses": answering("handle", answer=processes),
     }
@@ -77,9 +74,7 @@ def test_every_number_lands_under_its_name(nvml):
     assert device_state(GPU) == {
         "sm_clock_mhz": 1830,
         "max_sm_clock_mhz": 1980,
-        "memory_clock_mhz": 2619,
         "temperature_c": 54,
-        "power_w": 402.17,
         "throttle_reasons": [],
         "other_processes": 2,
     }
@@ -91,7 +86,7 @@ def test_what_the_gpu_does_not_tell_is_none(nvml):
     answers.remove("nvmlDeviceGetHandleByUUID")
     nvml(fake_pynvml(**dict.fromkeys(answers, failing)))
     state = device_state(GPU)
-    assert len(state) == 7 and set(state.values()) == {None}
+    assert len(state) == 5 and set(state.values()) == {None}
     assert throttled({"device_before": state, "device_after": None}) == []
 
 

@@ -3,7 +3,8 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from studies.pictures import pareto_front, plot_study, save_figures
+from figures.look import save_figures
+from studies.pictures import pareto_front, plot_study
 from studies.tables import measured_rows
 
 
@@ -57,11 +58,3 @@ def test_mixed_trainings_are_marked_below_a_figure(patterns):
         patterns["points"][0]["mixed"] = mixed
         caption = plot_study(patterns)["pattern_pareto"]._supxlabel.get_text()
         assert ("MIXED" in caption) is bool(mixed)
-
-
-def test_arms_of_one_window_share_a_colour_and_of_one_dilation_a_marker(patterns):
-    (legend,) = plot_study(patterns)["pattern_pareto"].legends
-    looks = {line.get_label(): line for line in legend.legend_handles}
-    assert list(looks) == ["fused", "w32-d0", "w96-d4", "w96-d16"]
-    assert looks["w96-d4"].get_color() == looks["w96-d16"].get_color()
-    assert len({(line.get_color(), line.get_marker()) for line in looks.values()}) == 4

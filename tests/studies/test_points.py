@@ -4,13 +4,14 @@ import pytest
 
 from analysis.values import pattern_of_arm
 from machine.command import UserError
-from studies.points import PATTERNS, length_points, parse_pattern, pattern_points
+from studies.points import PATTERNS, length_points, parse_pattern, pattern_points, point_name
 
 
 def test_lengths_keep_the_tokens_of_a_step():
     points = length_points((1024, 256), ("learned", "rotary"), 4, 512)
-    assert [p.name for p in points] == ["learned_256", "learned_1024", "rotary_256", "rotary_1024"]
-    assert all(p.changes["seq_len"] * p.changes["batch_size"] == 2048 for p in points)
+    names = [point_name("lengths", point) for point in points]
+    assert names == ["learned_256", "learned_1024", "rotary_256", "rotary_1024"]
+    assert all(point["seq_len"] * point["batch_size"] == 2048 for point in points)
 
 
 @pytest.mark.parametrize("length", [0, 300, 4096])
@@ -21,8 +22,8 @@ def test_a_length_that_cuts_no_whole_rows_is_named(length):
 
 def test_patterns_are_compared_with_fused_each_once():
     (point,) = pattern_points((*PATTERNS, PATTERNS[0]), ("rotary",))
-    fused, *arms = point.changes["arms"]
-    assert (point.name, fused) == ("rotary", "fused")
+    fused, *arms = point["arms"]
+    assert (point_name("patterns", point), fused) == ("rotary", "fused")
     assert [pattern_of_arm(arm) for arm in arms] == list(PATTERNS)
 
 

@@ -38,7 +38,7 @@ def test_the_analysis_shows_what_was_measured(patterns, tmp_path, capsys, monkey
     write_json("output/pattern_study.json", patterns)
     assert analyze_hyperparameters.main(["--measured"]) == 0
     printed = capsys.readouterr().out
-    assert "MEASURED\nStudy of patterns: " in printed and "2-core CPU" in printed
+    assert "MEASURED\nStudy of patterns: 2-core CPU" in printed
     assert printed.count("w96-d16 is the fastest of the patterns") == 2
     assert "1,024" in printed  # the study's length, not that of the analysis
     assert (tmp_path / "plots/sparsity_speedup_tradeoff.png").stat().st_size > 5000

@@ -43,8 +43,8 @@ def test_presets_are_valid_and_documented_sizes(preset):
         ({"dtype": "float16"}, "--dtype 'float16': choose one of float32, bfloat16"),
         ({"compile": "fast"}, "--compile 'fast': choose one of none"),
         ({"arms": ("window", "sparse")}, "--arms sparse: choose from baseline, window"),
-        ({"arms": ("w0-d4",)}, "pattern w0-d4: window_size must be at least 1"),
-        ({"arms": ("w9-d9999999999",)}, "-d9999999999: .* neither number above 2,147,483,647"),
+        ({"arms": ("w0-d4",)}, "--arms w0-d4: .*window_size must be at least 1"),
+        ({"arms": ("w9-d9999999999",)}, "-d9999999999: .* at most nine digits"),
         ({"arms": ("window", "window")}, "--arms names an arm twice: window window"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from tiny import CPU, VOCABULARY, tiny_config
 
-from training.train import child_peak_memory_mb
+from training.memory import child_peak_memory_mb
 from training.trainer import build_model
 
 
@@ -24,10 +24,12 @@ def test_what_is_measured_is_no_import():
     """The compiler alone, which the first optimizer loads, would be a hundred megabytes."""
     code = f"""
 import sys
-from training.train import memory_job
-work = memory_job({asdict(tiny_config())!r}, "window", {VOCABULARY}, 0)
+from training.config import ExperimentConfig
+from training.memory import prepare_steps, take_steps
+config = ExperimentConfig(**{asdict(tiny_config())!r})
+rows = prepare_steps(config, {VOCABULARY}, 0)
 before = set(sys.modules)
-work()
+take_steps(config, "window", rows, {VOCABULARY}, 0)
 print(len(before), *sorted(set(sys.modules) - before))
 """
     command = [sys.executable, "-c", code]

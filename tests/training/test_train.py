@@ -220,7 +220,7 @@ def test_memory_that_one_of_several_ranks_lacks_ends_the_command(monkeypatch):
     def leave(code):
         raise SystemExit(code)
 
-    monkeypatch.setattr("os._exit", leave)
+    monkeypatch.setattr(os, "_exit", leave)
     with pytest.raises(SystemExit) as ended:
         train(tiny_config(), "window", tiny_dataset(), 7, CPU)
     assert ended.value.code == 1

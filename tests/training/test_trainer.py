@@ -7,12 +7,7 @@ import pytest
 import torch
 from tiny import CPU, DEVICES, VOCABULARY, tiny_config, tiny_dataset
 
-from training.trainer import (
-    Trainer,
-    build_model,
-    next_token_loss,
-    parameter_counts,
-)
+from training.trainer import NextTokenLoss, Trainer, build_model, parameter_counts
 
 
 def make_trainer(arm="window", device=CPU, **changes):
@@ -81,4 +76,4 @@ def test_parameters_are_counted_for_the_chosen_arms():
 def test_loss_is_in_nats():
     logits = torch.zeros(1, 4, 8)
     targets = torch.zeros(1, 4, dtype=torch.int64)
-    assert next_token_loss(lambda _: logits, None, targets).item() == pytest.approx(math.log(8))
+    assert NextTokenLoss(lambda _: logits)(None, targets).item() == pytest.approx(math.log(8))
