@@ -21,6 +21,7 @@ from figures.look import save_figures
 from machine.command import UserError, checked_options, run_command
 from machine.files import atomic_write
 from studies.summary import load_study
+from training.config import pattern_options
 
 DEFAULT_STUDY = Path("output/pattern_study.json")
 EXAMPLE = "python analyze_hyperparameters.py 96 4 512"
@@ -29,6 +30,8 @@ examples:
   python analyze_hyperparameters.py                  compare the eight configurations
   python analyze_hyperparameters.py --seq-len 4096   the same at another length
   {EXAMPLE}         one configuration at 512 tokens
+  python analyze_hyperparameters.py 96 0 4096 --full-heads 2 --n-heads 16
+  python analyze_hyperparameters.py --arms w96-d4-s w96-d0-f1 w96-d0-e4 --n-heads 8
   python analyze_hyperparameters.py --measured       measured patterns, and what to choose
 
 exit code: 0 done, 1 a file could not be written, 2 a wrong argument"""
@@ -46,6 +49,12 @@ def build_parser():
     number("--sink-tokens", metavar="N", default=0, help="first tokens seen by all (default: 0)")
     number("--d-model", metavar="C", default=512, help="model width (default: 512)")
     number("--layers", metavar="L", default=8, help="layers (default: 8)")
+    number("--n-heads", metavar="H", default=16, help="heads of a layer (default: 16)")
+    number("--full-heads", metavar="F", default=0, help="of them attend to all (default: 0)")
+    text = "the other heads take turns in their far keys"
+    parser.add_argument("--stagger", action="store_true", help=text)
+    text = "compare patterns by their names, as w96-d0-f1"
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help=text)
     number("--vocab-size", metavar="V", default=10_000, help="vocabulary (default: 10000)")
     folder = partial(parser.add_argument, type=Path)
     measured = (
@@ -66,11 +75,25 @@ def asked_analyses(arguments):
     lengths = {arguments.seq_len, arguments.length} - {None}
     if len(lengths) > 1:
         raise UserError(f"seq_len is given twice, as {lengths}: give one of the two")
-    model = {name: getattr(arguments, name) for name in ("d_model", "layers", "vocab_size")}
-    model |= {"seq_len": max(lengths, default=256), "sink_tokens": arguments.sink_tokens}
-    patterns = CONFIGURATIONS if window_size is None else [(window_size, dilation)]
+    names = ("d_model", "layers", "vocab_size", "n_heads", "sink_tokens")
+    model = {name: getattr(arguments, name) for name in names}
+    model["seq_len"] = max(lengths, default=256)
+    heads = {"full_heads": arguments.full_heads, "stagger": arguments.stagger}
     with checked_options():
-        return [PatternAnalysis(*pattern, **model) for pattern in patterns]
+        if arguments.arms:
+            if window_size is not None or any(heads.values()):
+                raise ValueError("--arms names whole patterns: give no other")
+            return analyses_of_arms(arguments.arms, model)
+        patterns = CONFIGURATIONS if window_size is None else [(window_size, dilation)]
+        return [PatternAnalysis(*pattern, **model, **heads) for pattern in patterns]
+
+
+def analyses_of_arms(arms, model):
+    """The analyses of patterns by their names; ValueError for what is none."""
+    for arm in arms:
+        if pattern_of_arm(arm) is None:
+            raise ValueError(f"--arms {arm}: give names as w96-d4, w96-d4-s, w96-d0-f1, w96-d0-e4")
+    return [PatternAnalysis(**model | pattern_options(model, arm)) for arm in arms]
 
 
 def measured_analyses(arguments):
@@ -83,12 +106,11 @@ def measured_analyses(arguments):
         if content["study"] != "patterns":
             raise MetricsError(f"{path}: is no study of patterns")
         config = content["config"]
-        model = {name: config[name] for name in ("seq_len", "d_model", "layers")}
+        model = {name: config[name] for name in ("seq_len", "d_model", "layers", "n_heads")}
         model["vocab_size"] = content["data"]["vocab_size"]
         model["sink_tokens"] = config.get("sink_tokens", 0)
         arms = dict.fromkeys(arm for point in content["points"] for arm in point["arms"])
-        patterns = [pattern_of_arm(arm) for arm in arms if pattern_of_arm(arm)]
-        return content, [PatternAnalysis(*pattern, **model) for pattern in patterns]
+        return content, analyses_of_arms([arm for arm in arms if pattern_of_arm(arm)], model)
 
 
 def analyze(arguments):
@@ -108,8 +130,10 @@ def analyze(arguments):
         }
     else:
         (a,) = analyses
-        sinks = f"_n{a.sink_tokens}" if a.sink_tokens else ""
-        name = f"config_w{a.window_size}_d{a.dilation}{sinks}"
+        more = f"_n{a.sink_tokens}" if a.sink_tokens else ""
+        more += f"_f{a.full_heads}" if a.full_heads else ""
+        more += "_s" if a.stagger else ""
+        name = f"config_w{a.window_size}_d{a.dilation}{more}"
         figures = {name: plot_configuration(a)}
     path = arguments.output_dir / f"{name}.txt"
     atomic_write(path, lambda file: file.write(report.encode()))

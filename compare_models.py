@@ -115,7 +115,7 @@ def add_study_options(parser):
     study.add_argument(
         "--seq-lens", type=int, metavar="S", help=f"of the lengths (default: {lengths})", **several
     )
-    patterns = " ".join(f"{w}:{d}" for w, d in PATTERNS)
+    patterns = " ".join(PATTERNS)
     study.add_argument(
         "--patterns", metavar="W:D", help=f"of the patterns (default: {patterns})", **several
     )

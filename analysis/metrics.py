@@ -67,6 +67,9 @@ LACKING = {  # what the metadata of earlier files lack, as they would say it
     "config": {
         "positions": "learned",
         "sink_tokens": 0,
+        "full_heads": 0,
+        "stagger": False,
+        "nope": False,
         "world_size": 1,
         "gradient_accumulation": 1,
     },

@@ -22,12 +22,13 @@ PRACTICAL_SHARE = 0.01  # a difference below 1 % is called so, significant or no
 def pattern_text(config):
     """The pattern of a configuration (a dict): "window_size 96, dilation 4", or one a layer."""
     words = []
-    for name in ("window_size", "dilation", "sink_tokens"):
+    for name in ("window_size", "dilation", "sink_tokens", "full_heads"):
         value = config[name]
         if isinstance(value, list | tuple):
             value = ",".join(map(str, value))
-        if value or name != "sink_tokens":
+        if value or name in ("window_size", "dilation"):
             words.append(f"{name} {value}")
+    words += ["staggered"] * config["stagger"] + ["full heads without positions"] * config["nope"]
     return ", ".join(words)
 
 
@@ -41,21 +42,31 @@ def ranks_text(config):
     return words
 
 
-def arm_of_pattern(window_size, dilation):
-    """The name of the window arm with this pattern: ``w96-d4``."""
-    return f"w{window_size}-d{dilation}"
-
-
 def pattern_of_arm(arm):
-    """(window_size, dilation) of an arm that is named by its pattern, else None."""
-    found = re.fullmatch(r"w([1-9]\d{,8})-d(\d{1,9})", arm)
-    return None if found is None else tuple(map(int, found.groups()))
+    """The pattern that an arm is named by, a dict, else None: ``w96-d4``, ``w96-d0-f1``.
+
+    ``-s``: stagger; ``-f1``: 1 of full_heads in every layer; ``-e4``: every 4th layer is full.
+    """
+    found = re.fullmatch(
+        r"w([1-9]\d{,8})-d(\d{1,9})(-s)?(?:-f([1-9]\d{,8}))?(?:-e([1-9]\d{,8}))?", arm
+    )
+    if found is None:
+        return None
+    window_size, dilation, full_heads, every = (int(n or 0) for n in found.group(1, 2, 4, 5))
+    return {
+        "window_size": window_size,
+        "dilation": dilation,
+        "stagger": found[3] is not None,
+        "full_heads": full_heads,
+        "full_layers": every,
+    }
 
 
 def ordered_arms(metrics):
     """The arms in their fixed order (ARM_ORDER first, then any others by pattern or name)."""
     known = [arm for arm in ARM_ORDER if arm in metrics]
-    return known + sorted(set(metrics) - set(known), key=lambda a: (pattern_of_arm(a) or (), a))
+    others = sorted(set(metrics) - set(known))
+    return known + sorted(others, key=lambda arm: tuple((pattern_of_arm(arm) or {}).values()))
 
 
 def trainings_of(metrics):

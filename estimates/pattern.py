@@ -1,9 +1,13 @@
 """What FLOP counts say of a pattern: shares of pairs, cost, limits of the speed-up."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 
-from attention.pattern import attended_pairs, causal_pairs, near_far_pairs, sink_pairs
+import numpy as np
+
+from attention.pattern import FULL_HEAD, HeadPattern, causal_pairs, near_far_pairs, sink_pairs
 from gpt import model_flops
+from gpt_win import layer_patterns
 
 CONFIGURATIONS = ((128, 4), (128, 2), (96, 4), (96, 6), (80, 4), (80, 6), (64, 4), (64, 8))
 LARGEST = 2**40  # far beyond any use, and everything up to it fits the pictures' int64
@@ -14,8 +18,9 @@ class PatternAnalysis:
     """One pattern at one length and its FLOPs in one model: the forward pass of one sequence.
 
     A multiply-add is 2 FLOPs.  Training costs 3 times the forward pass, full and sparse alike, so
-    every ratio holds for it too.  The number of heads changes nothing.
-    Raises ValueError, with name and value, for anything below 1 (dilation and sink_tokens: 0).
+    every ratio holds for it too.  Where heads or layers differ, counts are means over them all.
+    Raises ValueError, with name and value, for anything below 1 (dilation, sink_tokens and
+    full_heads: 0) and for what is no pattern of ``n_heads`` heads.
     """
 
     window_size: int
@@ -25,20 +30,21 @@ class PatternAnalysis:
     layers: int = 8
     vocab_size: int = 10_000
     sink_tokens: int = 0
+    n_heads: int = 16
+    full_heads: int | tuple = 0  # one for each layer, or one for all
+    stagger: bool = False
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            least = 0 if name in ("dilation", "sink_tokens") else 1
-            if not least <= value <= LARGEST:
+            least = 0 if name in ("dilation", "sink_tokens", "stagger") else 1
+            if name != "full_heads" and not least <= value <= LARGEST:
                 words = f"{name} must be a whole number from {least} to 2**40"
                 raise ValueError(f"{words}, got {value}")
-        pattern = self.window_size, self.dilation
+        self.heads = self._heads()
         self.causal_pairs = causal_pairs(self.seq_len)  # (query, key) of full causal attention
-        near, far = near_far_pairs(self.seq_len, *pattern)
-        sinks = sink_pairs(self.seq_len, *pattern, self.sink_tokens)  # neither near nor far
+        near, far, sinks = self._mean_pairs(self.seq_len)
         self.attended_pairs = near + far + sinks
-        before_last = attended_pairs(self.seq_len - 1, *pattern, self.sink_tokens)
-        self.most_keys = self.attended_pairs - before_last  # of a query: the last has most
+        self.most_keys = self.attended_pairs - sum(self._mean_pairs(self.seq_len - 1))  # the last's
         self.pairs = near, far, sinks, self.causal_pairs - self.attended_pairs  # kept, left out
         self.density = self.attended_pairs / self.causal_pairs  # share that is kept, 0 to 1
         self.sparsity = 1 - self.density
@@ -53,11 +59,36 @@ class PatternAnalysis:
         self.attention_speedup = self.causal_pairs / self.attended_pairs  # estimates
         self.step_speedup = self.whole_full / self.whole_sparse  # by Amdahl's law
 
+    def _heads(self):
+        """{HeadPattern: how many heads of all layers have it}, full heads with the window too."""
+        pattern = self.window_size, self.dilation, self.sink_tokens, self.full_heads, self.stagger
+        layers = layer_patterns(self.layers, self.n_heads, *pattern)
+        heads = Counter(head for layer in layers for head in layer.of_heads(self.n_heads))
+        if FULL_HEAD in heads:  # its near keys are counted as such
+            heads[HeadPattern(self.window_size, 1)] += heads.pop(FULL_HEAD)
+        return heads
+
+    def _mean_pairs(self, seq_len):
+        """Near, far and sink pairs of a head, the mean over all."""
+        totals = np.zeros(3, dtype=object)  # whole numbers without a largest one
+        for (window_size, dilation, sinks, phase), count in self.heads.items():
+            pairs = near_far_pairs(seq_len, window_size, dilation, phase)
+            alone = sink_pairs(seq_len, window_size, dilation, sinks, phase)
+            totals += count * np.array([*pairs, alone], dtype=object)
+        count = self.heads.total()
+        return [n // count if n % count == 0 else n / count for n in totals]
+
     @property
     def label(self):
-        """The pattern in words: ``w=96 d=4``, with ``N=4`` where there are sinks."""
-        sinks = f" N={self.sink_tokens}" if self.sink_tokens else ""
-        return f"w={self.window_size} d={self.dilation}{sinks}"
+        """The pattern in words: ``w=96 d=4``, and what is not as documented."""
+        words = [f"w={self.window_size} d={self.dilation}"]
+        words += [f"N={self.sink_tokens}"] * bool(self.sink_tokens)
+        words += ["staggered"] * self.stagger
+        if isinstance(self.full_heads, tuple):
+            words.append(f"F={','.join(map(str, self.full_heads))} of {self.n_heads}")
+        elif self.full_heads:
+            words.append(f"F={self.full_heads} of {self.n_heads}")
+        return " ".join(words)
 
     @property
     def model(self):

@@ -15,6 +15,7 @@ from studies.pictures import error_bars
 from studies.tables import measured_rows
 
 MOST_PAIRS = 512  # side of a mask drawn pair by pair; of a longer one the regions are drawn
+MOST_MASKS = 6  # of kinds of heads that a figure of one configuration shows
 FUTURE, UNATTENDED, NEAR, FAR, SINK = range(5)  # kinds of pairs; the palette has their colours
 PALETTE = np.array([(1, 1, 1), (0.88, 0.88, 0.88), *sns.color_palette("colorblind")[:3]])
 STACKED = [NEAR, FAR, SINK, UNATTENDED]
@@ -22,27 +23,27 @@ LINEAR_COLOR = (0.42, 0.42, 0.42)
 ESTIMATE = "Speed-ups: estimates from FLOP counts, not measured."
 
 
-def pair_kinds(a, queries, keys):
+def pair_kinds(head, queries, keys):
     """Kind of every pair of positions (Q,) x (K,): FUTURE, UNATTENDED, ... SINK, as (Q, K)."""
     queries, keys = queries[:, None], keys[None, :]
-    far = may_attend(queries, keys, a.window_size, a.dilation)
-    sinks = may_attend(queries, keys, a.window_size, a.dilation, a.sink_tokens)
-    conditions = [keys > queries, queries - keys <= a.window_size, far, sinks]
+    far = may_attend(queries, keys, *head._replace(sink_tokens=0))
+    sinks = may_attend(queries, keys, *head)
+    conditions = [keys > queries, queries - keys <= head.window_size, far, sinks]
     return np.select(conditions, [FUTURE, NEAR, FAR, SINK], UNATTENDED)
 
 
-def draw_pairs(axes, a, first_query, first_key, side):
+def draw_pairs(axes, head, first_query, first_key, side):
     """``side`` x ``side`` pairs of the pattern, each in its own cell."""
     queries, keys = first_query + np.arange(side), first_key + np.arange(side)
     extent = (keys[0] - 0.5, keys[-1] + 0.5, queries[-1] + 0.5, queries[0] - 0.5)
-    axes.imshow(PALETTE[pair_kinds(a, queries, keys)], extent=extent)
+    axes.imshow(PALETTE[pair_kinds(head, queries, keys)], extent=extent)
 
 
-def draw_regions(axes, a):
+def draw_regions(axes, head, end):
     """The window, what lies beyond it in the colour of its mean density, and the sinks."""
-    end, window = a.seq_len, min(a.window_size, a.seq_len)
-    sinks = min(a.sink_tokens, end - window)
-    kept = 1 / a.dilation if a.dilation else 0
+    window = min(head.window_size, end)
+    sinks = min(head.sink_tokens, end - window)
+    kept = 1 / head.dilation if head.dilation else 0
     beyond = kept * PALETTE[FAR] + (1 - kept) * PALETTE[UNATTENDED]
     axes.fill((0, end, 0), (0, end, end), color=PALETTE[NEAR], lw=0)
     axes.fill((0, end - window, 0), (window, end, end), color=beyond, lw=0)
@@ -50,25 +51,25 @@ def draw_regions(axes, a):
     axes.set(xlim=(0, end), ylim=(end, 0), aspect="equal")
 
 
-def draw_mask(axes, a):
-    """The whole pattern; in the corner that a causal mask leaves white, the window's far edge."""
-    if a.seq_len <= MOST_PAIRS:
-        draw_pairs(axes, a, 0, 0, a.seq_len)
+def draw_mask(axes, head, seq_len):
+    """A head's whole pattern; in the corner that is white without it, the window's far edge."""
+    if seq_len <= MOST_PAIRS:
+        draw_pairs(axes, head, 0, 0, seq_len)
     else:
-        draw_regions(axes, a)
+        draw_regions(axes, head, seq_len)
     axes.set(xlabel="key position j (token)", ylabel="query position i (token)")
     axes.grid(False)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         axis.set_major_formatter("{x:,.0f}")
-    side = min(max(24, 3 * a.dilation), 64)
-    if a.seq_len < max(a.window_size + side, 2 * side):
+    side = min(max(24, 3 * head.dilation), 64)
+    if seq_len < max(head.window_size + side, 2 * side):
         return
-    query = min(a.seq_len - side, (a.seq_len + a.window_size) // 2)
-    key = query - a.window_size
+    query = min(seq_len - side, (seq_len + head.window_size) // 2)
+    key = query - head.window_size
     inset = axes.inset_axes([0.55, 0.55, 0.44, 0.44], xticks=[], yticks=[])
     inset.spines[:].set_color("black")
-    draw_pairs(inset, a, query, key, side)
+    draw_pairs(inset, head, query, key, side)
     axes.indicate_inset((key - 0.5, query - 0.5, side, side), edgecolor="black", lw=0.8, alpha=1)
 
 
@@ -93,12 +94,14 @@ def plot_comparison(analyses):
     figure = Figure(figsize=(WIDTH, 0.8 + 1.95 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, a in zip(grid.flat, analyses, strict=False):
-        draw_mask(axes, a)
+        draw_mask(axes, next(iter(a.heads)), a.seq_len)
         axes.label_outer()
         axes.set_title(f"{a.label}: {a.density:.1%}")
     for axes in grid.flat[len(analyses) :]:
         axes.set_axis_off()
     text = f"seq_len {a.seq_len:,}. Percentages: density, the share of causal pairs kept."
+    if any(len(a.heads) > 1 for a in analyses):
+        text += " Where heads differ, the mask of one that is not full."
     legend_and_caption(figure, a, text)
     return figure
 
@@ -126,15 +129,36 @@ def draw_cost(axes, a):
 
 @matplotlib.rc_context(LOOK)
 def plot_configuration(a):
-    """One PatternAnalysis: its mask and its cost, as a Figure."""
+    """One PatternAnalysis: its mask and its cost, as a Figure; a mask for each kind of heads."""
+    heads = list(a.heads.items())[:MOST_MASKS]
     figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
-    mask, cost = figure.subplots(1, 2, width_ratios=(1.1, 1))
-    draw_mask(mask, a)
-    mask.set_title(f"{a.label}: {a.density:.2%} of the causal pairs")
+    if len(heads) == 1:
+        *masks, cost = figure.subplots(1, 2, width_ratios=(1.1, 1))
+    else:
+        grid = figure.add_gridspec(2, len(heads), height_ratios=(1.2, 1))
+        masks = [figure.add_subplot(grid[0, n]) for n in range(len(heads))]
+        cost = figure.add_subplot(grid[1, :])
+    for axes, (head, count) in zip(masks, heads, strict=True):
+        draw_mask(axes, head, a.seq_len)
+        axes.set_title(f"{kind_of_head(head)}\n{count} of {a.heads.total()} heads")
+        axes.label_outer()
+    title = f"{a.label}: {a.density:.2%} of the causal pairs"
+    if len(heads) == 1:
+        masks[0].set_title(title)
     draw_cost(cost, a)
     linear = Patch(facecolor=LINEAR_COLOR, label="linear layers")
-    legend_and_caption(figure, a, f"{a.model}. {ESTIMATE}", linear)
+    text = f"{a.model}. {ESTIMATE}"
+    legend_and_caption(figure, a, text if len(heads) == 1 else f"{title}. {text}", linear)
     return figure
+
+
+def kind_of_head(head):
+    """What a head attends to, in words."""
+    if head.dilation == 1:
+        return "full"
+    if head.dilation == 0:
+        return f"window {head.window_size}"
+    return f"w={head.window_size} d={head.dilation}, phase {head.phase}"
 
 
 def draw_measured(axes, content):

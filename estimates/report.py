@@ -3,7 +3,6 @@
 from matplotlib.ticker import EngFormatter
 
 from analysis.words import text_table
-from attention.pattern import is_full_causal
 from studies.tables import format_study
 
 HOW_TO_MEASURE = """\
@@ -15,8 +14,8 @@ def pairs_table(analyses):
     """The pairs that each pattern keeps and the keys of a query, as lines."""
     rows = [("pattern", "density", "sparsity", "pairs", "near", "far", "sink", "mean keys", "most")]
     for a in analyses:
-        counts = [f"{count:,}" for count in (a.attended_pairs, *a.pairs[:3])]
-        keys = f"{a.attended_pairs / a.seq_len:,.1f}", f"{a.most_keys:,}"
+        counts = [f"{round(count):,}" for count in (a.attended_pairs, *a.pairs[:3])]
+        keys = f"{a.attended_pairs / a.seq_len:,.1f}", f"{round(a.most_keys):,}"
         rows.append((a.label, f"{a.density:.2%}", f"{a.sparsity:.2%}", *counts, *keys))
     return text_table(rows)
 
@@ -35,7 +34,7 @@ def cost_table(analyses):
 def remarks_on(analyses):
     """What the numbers themselves say, a sentence each."""
     for a in analyses:
-        if is_full_causal(a.seq_len, a.window_size, a.dilation, a.sink_tokens):
+        if a.attended_pairs == a.causal_pairs:
             yield f"{a.label} leaves out nothing at this length: it is full causal attention."
     least = min(a.density for a in analyses)
     sparsest = ", ".join(a.label for a in analyses if a.density == least)

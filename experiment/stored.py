@@ -2,13 +2,12 @@
 
 import os
 import uuid
+from dataclasses import asdict
 from pathlib import Path
-from statistics import mean
 
 from analysis.metrics import SCHEMA_VERSION, SUITE_VERSION, save_metrics
 from analysis.values import in_order, trainings_of
 from analysis.warnings import find_warnings, split_blocks
-from attention.pattern import density
 from experiment import files
 from experiment.identity import PLANNED, differences, identity_of, plain_config, tokenizer_of
 from experiment.plan import declare, make_plan
@@ -17,7 +16,7 @@ from machine.command import UserError, say
 from machine.describe import describe_code, describe_environment
 from machine.files import json_sha256, utc_now, write_json
 from training.batches import planned_steps, validation_rows
-from training.config import layer_patterns
+from training.config import arm_density
 from training.memory import MEMORY_STEPS
 from training.operators import attention_used
 from training.trainer import parameter_counts
@@ -50,7 +49,7 @@ def describe_experiment(config, dataset, device):
             "vocab_size": dataset.vocab_size,
         },
         "pattern": {
-            "density": mean(density(config.seq_len, *p) for p in layer_patterns(config)),
+            "density": arm_density(asdict(config), "window"),
             "evaluation": used["window"]["evaluation"] if "window" in used else None,
         },
         "attention": used,
@@ -190,8 +189,9 @@ class StoredExperiment:
 
     def _save_weights(self, model):
         """The window model's weights, with what rebuilds it and decodes."""
-        names = ("d_model", "n_heads", "layers", "window_size", "dilation", "sink_tokens")
-        arguments = {name: getattr(self.config, name) for name in (*names, "positions")}
+        names = ("d_model", "n_heads", "layers", "positions", "nope")
+        arguments = {name: getattr(self.config, name) for name in names}
+        arguments |= self.config.pattern_of("window")
         data = self.now["data"]
         arguments |= {"vocab_size": data["vocab_size"], "max_seq_len": self.config.seq_len}
         tokenizer = tokenizer_of(data["path"])

@@ -5,13 +5,13 @@ A point is one experiment, a dict of what it changes in the study's configuratio
 
 from pathlib import Path
 
-from analysis.values import arm_of_pattern
+from analysis.values import pattern_of_arm
 from machine.command import UserError
 
 STUDIES = ("lengths", "patterns")
 LENGTHS = {"cpu": (256, 512, 1024, 2048), "cuda": (256, 1024, 4096, 16384)}
 # three windows, each alone and with far keys; the published 96, 4 among them
-PATTERNS = ((32, 0), (32, 8), (96, 0), (96, 4), (96, 16), (256, 0), (256, 8), (256, 32))
+PATTERNS = ("w32-d0", "w32-d8", "w96-d0", "w96-d4", "w96-d16", "w256-d0", "w256-d8", "w256-d32")
 # over a preset; a constant learning rate, so that every moment is the end of a training
 DEFAULTS = {"runs": 3, "schedule": "constant"}
 # 64 batches of preset long are a million tokens: a large corpus holds out more than is trained on
@@ -41,7 +41,7 @@ def length_points(lengths, positions, batch_size, seq_len):
 
 def pattern_points(patterns, positions):
     """What each kind of positions changes: ``fused`` and a window arm for each pattern."""
-    arms = ("fused", *dict.fromkeys(arm_of_pattern(*pattern) for pattern in patterns))
+    arms = ("fused", *dict.fromkeys(patterns))
     return [{"arms": arms, "positions": kind} for kind in positions]
 
 
@@ -52,11 +52,13 @@ def point_name(study, config):
 
 
 def parse_pattern(text):
-    """(window_size, dilation) of a text like ``96:4``; UserError."""
-    window_size, colon, dilation = text.partition(":")
-    if not (colon and window_size.isdecimal() and dilation.isdecimal()):
-        raise UserError(f"--patterns {text}: give window_size:dilation, as 96:4")
-    return int(window_size), int(dilation)
+    """The arm that a text like ``96:4`` or ``w96-d0-f1`` names; UserError."""
+    arm = "w{}-d{}".format(*text.split(":")) if text.count(":") == 1 else text
+    if pattern_of_arm(arm) is None:
+        raise UserError(
+            f"--patterns {text}: give window_size:dilation, as 96:4, or a name, as w96-d0-f1"
+        )
+    return arm
 
 
 def study_folder(output_dir, study):

@@ -11,13 +11,14 @@ import numpy as np
 
 from analysis.metrics import MetricsError, fitting
 from analysis.significance import mean_interval, non_inferiority, paired_ratio
-from analysis.values import ok_values, ordered_arms, paired_trainings, pattern_of_arm, shared_values
+from analysis.values import ok_values, ordered_arms, paired_trainings, shared_values
 from analysis.warnings import measurement_warnings
-from attention.pattern import causal_pairs, density
+from attention.pattern import causal_pairs
 from figures.data import smooth, table
 from gpt import model_flops
 from machine.files import read_file, utc_now
 from studies.points import STUDIES
+from training.config import arm_density
 
 CURVE_POINTS = 40
 NO_ROOM = "out_of_memory"
@@ -93,8 +94,7 @@ def _about_patterns(metrics, metadata, arms):
     for arm in arms:
         if arm == "fused":
             continue
-        kept = density(config["seq_len"], *pattern_of_arm(arm), config["sink_tokens"])
-        arms[arm] |= _limits(metadata, kept)
+        arms[arm] |= _limits(metadata, arm_density(config, arm))
         arms[arm]["contrast"] = _contrast(metrics, metadata, (arm, "fused"))
         paired = paired_trainings(metrics, (arm, "fused"))
         if paired:

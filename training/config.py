@@ -2,14 +2,15 @@
 
 import argparse
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 
 import torch
 
 from analysis.values import pattern_of_arm
 from attention.choose import EVALUATIONS
+from attention.pattern import layer_density
 from attention.rotary import POSITIONS
-from gpt_win import per_layer
+from gpt_win import layer_patterns
 from training.tokens import DEFAULT_PATH
 
 # arm -> its full attention; None: the window model, as for arms that name a pattern (w64-d8)
@@ -102,6 +103,22 @@ class ExperimentConfig:
         type=_whole_numbers,
     )
     sink_tokens: int = _option(0, "first tokens that every later one attends to as well", least=0)
+    full_heads: int | tuple = _option(
+        0,
+        "how many heads of each layer attend to everything; F,F,... gives one for each layer",
+        least=0,
+        type=_whole_numbers,
+    )
+    stagger: bool = _option(
+        False,
+        "heads take turns in their far keys",
+        action=argparse.BooleanOptionalAction,
+    )
+    nope: bool = _option(
+        False,
+        "full heads get no positions where the others get rotary ones",
+        action=argparse.BooleanOptionalAction,
+    )
     window_attention: str = _option("auto", "how the pattern is evaluated", choices=EVALUATIONS)
     data: str = _option(DEFAULT_PATH, "rows of tokens; prepared when missing", group="files")
     output_dir: str = _option("output", "folder of results, report and weights")
@@ -128,8 +145,8 @@ class ExperimentConfig:
         return self.compile == "reduce-overhead"
 
     def pattern_of(self, arm):
-        """(window_size, dilation) of an arm of the window model, else None."""
-        return (self.window_size, self.dilation) if arm == "window" else pattern_of_arm(arm)
+        """The pattern of an arm of the window model, as GPTWindowModel takes it, else None."""
+        return pattern_options(asdict(self), arm)
 
 
 PRESETS = {
@@ -191,12 +208,41 @@ def make_config(preset="paper", **changes):
     return ExperimentConfig(**{"preset": preset, **PRESETS[preset], **changes})
 
 
-def layer_patterns(config, arm="window"):
-    """(window_size, dilation, sink_tokens) of every layer of the window model, a list."""
-    window_size, dilation = config.pattern_of(arm)
-    window_sizes = per_layer("--window-size", window_size, config.layers)
-    dilations = per_layer("--dilation", dilation, config.layers)
-    return [(w, d, config.sink_tokens) for w, d in zip(window_sizes, dilations, strict=True)]
+def pattern_options(config, arm):
+    """The pattern of an arm of the window model, as GPTWindowModel takes it, else None.
+
+    config: the fields of an ExperimentConfig, a dict.
+    """
+    if arm == "window":
+        names = ("window_size", "dilation", "full_heads", "stagger")
+        options = {name: config[name] for name in names}
+    else:
+        options = pattern_of_arm(arm)
+        if options is None:
+            return None
+        every = options.pop("full_layers")
+        if every:
+            of_layers = [options["full_heads"]] * config["layers"]
+            for layer in range(every - 1, config["layers"], every):
+                of_layers[layer] = config["n_heads"]
+            options["full_heads"] = tuple(of_layers)
+    return options | {"sink_tokens": config["sink_tokens"]}
+
+
+def patterns_of_arm(config, arm):
+    """The ``attention.pattern.Pattern`` of every layer of an arm of the window model, a list.
+
+    config: the fields of an ExperimentConfig, a dict.
+    """
+    return layer_patterns(config["layers"], config["n_heads"], **pattern_options(config, arm))
+
+
+def arm_density(config, arm):
+    """The share of the causal pairs that an arm of the window model keeps, of all its heads."""
+    patterns = patterns_of_arm(config, arm)
+    return sum(layer_density(config["seq_len"], p, config["n_heads"]) for p in patterns) / len(
+        patterns
+    )
 
 
 def _check_field(item, value):
@@ -239,11 +285,24 @@ def _check_together(config):
     if config.positions == "rotary" and d_model // n_heads % 2:
         words = f"got {d_model} / {n_heads} = {d_model // n_heads}: choose others"
         raise ValueError(f"--positions rotary needs an even --d-model / --n-heads, {words}")
-    layer_patterns(config)  # as many as there are layers
     unknown = [arm for arm in config.arms if arm not in ARMS and pattern_of_arm(arm) is None]
     if unknown or not config.arms:
         known = f"{', '.join(ARMS)}, or name a pattern, as w64-d8 for window_size 64, dilation 8"
+        more = "and -s for stagger, -f1 for 1 full head a layer, -e4 for every 4th layer full"
         limits = "window_size must be at least 1, numbers have at most nine digits"
-        raise ValueError(f"--arms {' '.join(unknown)}: choose from {known} ({limits})")
+        raise ValueError(f"--arms {' '.join(unknown)}: choose from {known}, {more} ({limits})")
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
+    for arm in ("window", *config.arms):
+        if config.pattern_of(arm) is not None:
+            _check_pattern(config, arm)
+
+
+def _check_pattern(config, arm):
+    try:
+        patterns_of_arm(asdict(config), arm)
+    except ValueError as error:
+        if arm == "window":
+            name, _, rest = str(error).partition(" ")
+            raise ValueError(f"--{name.replace('_', '-')} {rest}") from None
+        raise ValueError(f"--arms {arm}: {error}") from None

@@ -1,5 +1,6 @@
 """What an arm's attention really runs: its evaluation, kernels and dispatched operators."""
 
+from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -9,7 +10,7 @@ from attention.choose import attention_plan, window_attention
 from attention.full import FULL_ATTENTION
 from attention.split import split_kernels
 from machine.device import is_out_of_memory
-from training.config import ARMS, DTYPES, layer_patterns
+from training.config import ARMS, DTYPES, patterns_of_arm
 from training.trainer import deterministic_algorithms, release_memory
 
 
@@ -33,7 +34,9 @@ def attention_used(config, arm, device):
                 if kernels is None and config.window_attention == "auto":
                     evaluation = "masked"
             evaluations.append(evaluation)
-            if evaluation not in ("dense", "published"):  # whose scores S x S are plain products
+            if evaluation == "flex":
+                operators.append("flex_attention")
+            elif evaluation not in ("dense", "published"):  # whose scores S x S are plain products
                 operators += _dispatched_operators(attend, config, device)
     release_memory(device)
     return {
@@ -49,11 +52,16 @@ def _attention_of_layers(config, arm, device):
         yield ARMS[arm], FULL_ATTENTION[ARMS[arm]]
         return
     wanted = config.window_attention
-    for window_size, dilation, sinks in dict.fromkeys(layer_patterns(config, arm)):
-        about = {"window_size": window_size, "dilation": dilation, "sink_tokens": sinks}
-        plan = attention_plan(config.seq_len, **about, dtype=DTYPES[config.dtype], device=device)
-        evaluation = plan.evaluation if wanted == "auto" else wanted
-        yield evaluation, partial(window_attention, **about, evaluation=wanted)
+    if wanted == "flex" and device.type != "cuda":
+        raise ValueError(
+            f"--window-attention flex needs CUDA, not {device}: choose split or masked"
+        )
+    compiled = config.compile != "none"
+    for pattern in dict.fromkeys(patterns_of_arm(asdict(config), arm)):
+        about = config.seq_len, pattern, config.n_heads, DTYPES[config.dtype], device
+        evaluation = attention_plan(*about, compiled).evaluation if wanted == "auto" else wanted
+        options = pattern._asdict() | {"evaluation": wanted}
+        yield evaluation, partial(window_attention, **options)
 
 
 class _AttentionOperators(TorchDispatchMode):

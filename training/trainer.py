@@ -34,8 +34,8 @@ def _new_model(config, arm, vocab_size):
     pattern = config.pattern_of(arm)
     if pattern is None:
         return GPTModel(*sizes, attention=ARMS[arm], positions=config.positions)
-    options = {"positions": config.positions, "sink_tokens": config.sink_tokens}
-    return GPTWindowModel(*sizes, *pattern, config.window_attention, **options)
+    options = {"positions": config.positions, "nope": config.nope, **pattern}
+    return GPTWindowModel(*sizes, attention=config.window_attention, **options)
 
 
 def parameter_counts(config, vocab_size):
