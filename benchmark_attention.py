@@ -16,8 +16,15 @@ import torch
 
 from benchmarks.attention import measure_attention
 from benchmarks.options import build_parser, complete, problems_of
-from benchmarks.peers import DECODE_PEERS, FORWARD, ONE_TOKEN, PEERS, TRAINING
-from benchmarks.picture import plot_scaling
+from benchmarks.peers import (
+    DECODE_PEERS,
+    FORWARD,
+    ONE_TOKEN,
+    PEERS,
+    TRAINING,
+    peers_of_arms,
+)
+from benchmarks.picture import plot_scaling, plot_shares
 from benchmarks.steps import measure_decode_steps, measure_steps
 from benchmarks.tables import results_text
 from figures.look import save_figures
@@ -38,6 +45,8 @@ def benchmark_of(args, device):
     if args.decode:
         known, directions, name = DECODE_PEERS, [ONE_TOKEN], "decode_benchmark"
     peers = {peer: known[peer] for peer in args.peers}
+    if args.patterns:
+        peers = peers_of_arms(args.patterns, args.decode)
     how = {"peers": peers, "directions": directions, "rounds": args.rounds}
     return partial(measure_attention, **how), name
 
@@ -68,14 +77,15 @@ def tell(args):
 def show(args, device, records, skipped, path):
     """The tables, and of whole attention the picture."""
     sizes = f"B{args.batch_size} H{args.heads} D{args.head_dim}"
-    pattern = f"w{args.window_size} d{args.dilation}"
-    title = f"{device_name(device)}, {args.dtype}, {sizes}, {pattern}"
+    title = f"{device_name(device)}, {args.dtype}, {sizes}"
+    if not args.patterns:
+        title += f", w{args.window_size} d{args.dilation}"
     print(f"{title}, torch {torch.__version__}\n")
     print(results_text(records, skipped), flush=True)
     written = [path] if records else []
     if records and not (args.step or args.decode):
-        picture = {"attention_scaling": plot_scaling(records, title)}
-        written += save_figures(picture, args.plots_dir)
+        plot = plot_shares if args.patterns else plot_scaling
+        written += save_figures({"attention_scaling": plot(records, title)}, args.plots_dir)
     say("written: " + ", ".join(map(str, written)))
 
 

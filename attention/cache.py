@@ -165,6 +165,10 @@ class KeyValueCache:
             cache = HeadCache((B, count, D), length, head, dtype, device)
             self.groups.append((heads, of_keys, cache))
 
+    def stores(self):
+        """The tensors that hold keys and values."""
+        return [x for *_, heads in self.groups for x in (heads.near, heads.far, heads.sink)]
+
     def write(self, k, v):
         """Take the keys and values (B, S, H, D) of the first S tokens, or of the one that follows.
 

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from attention import density
-from benchmarks.peers import ALL_DTYPES, ALL_KEYS, ONE_TOKEN, PATTERN, TRAINING, error_of, work_of
+from analysis.values import pattern_of_arm
+from benchmarks.peers import ALL_DTYPES, ALL_KEYS, ONE_TOKEN, TRAINING, error_of, work_of
 from benchmarks.timing import Unavailable, add_ratios, peak_mb, side_by_side, timed, timed_in_rounds
 from training.trainer import release_memory
 
@@ -25,9 +25,8 @@ def measure_attention(case, peers, directions, rounds):
     """
     device = torch.device(case.device)
     records, skipped = [], []
-    kept = density(case.seq_len, *case.pattern())
     for direction in directions:
-        about = {**asdict(case), "direction": direction, "density": kept}
+        about = {**asdict(case), "direction": direction}
         makers = {name: partial(_work, name, peers[name], case, direction) for name in peers}
         here, failed = side_by_side("peer", makers, about, device, rounds)
         add_ratios(here, "ratio_to_best_full", lambda r: r["attends"] == ALL_KEYS)
@@ -35,8 +34,9 @@ def measure_attention(case, peers, directions, rounds):
             _add_limits_of_memory(here, case, device, rounds)
         else:
             for r in here:
-                same = r["attends"] == PATTERN
-                r["share_of_limit"] = kept * r["ratio_to_best_full"] if same else math.nan
+                full = r["attends"] == ALL_KEYS
+                share = r["density"] * r["ratio_to_best_full"]
+                r["share_of_limit"] = math.nan if full else share
         records += here
         skipped += failed
     release_memory(device)
@@ -55,6 +55,9 @@ def _work(name, peer, case, direction):
     if timed(work, device, 1) > LONGEST_SECONDS:
         raise Unavailable(f"takes more than {LONGEST_SECONDS} s a call")
     more = {"attends": peer.attends, "relative_error": error}
+    more["density"] = case.density(peer.attends)
+    if pattern_of_arm(peer.attends) and direction != ONE_TOKEN:
+        more["evaluation"] = case.evaluation(peer.attends)
     if direction == TRAINING:  # output and gradients count, inputs do not
         more["peak_memory_mb"] = peak_mb(work, device, torch.cuda.memory_allocated())
     return work, more

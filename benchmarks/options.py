@@ -4,10 +4,11 @@ import argparse
 
 import numpy as np
 
+from analysis.values import pattern_of_arm
 from attention.pattern import check_pattern
 from benchmarks.peers import ALL_DTYPES, DECODE_PEERS, PEERS, Case
 from machine.device import resolve_device
-from training.config import ARMS, COMPILE_MODES, DEFAULT_ARMS, make_config
+from training.config import COMPILE_MODES, DEFAULT_ARMS, make_config
 
 LENGTHS = [256, 1024, 4096, 16384]
 DEFAULTS = {
@@ -22,6 +23,7 @@ DESCRIPTION = (
 EXAMPLES = """
 examples:
   python benchmark_attention.py --seq-lens 1024 4096 --head-dim 32 --heads 4
+  python benchmark_attention.py --patterns w96-d4 w96-d0-f1 --seq-lens 1024 4096 16384
   python benchmark_attention.py --step --seq-lens 16384 --head-dim 32
   python benchmark_attention.py --decode --batch-size 8 --seq-lens 4096 65536
 
@@ -46,6 +48,8 @@ def build_parser():
     add("--head-dim", type=int, help="default: 64 on CUDA, 32 on a CPU")
     add("--window-size", type=int, default=96, help="near keys before each token" + said)
     add("--dilation", type=int, default=4, help="every how many tokens a far key; 0: none" + said)
+    text = "these in place of the peers, by their names, as w96-d4 w96-d0-f1"
+    add("--patterns", nargs="+", metavar="ARM", help=text)
     add("--peers", nargs="+", metavar="PEER", help="of those below; default: all, where they run")
     add("--rounds", type=int, default=11, help="how often each is timed" + said)
     add("--output-dir", default="output", help="folder of the JSON file" + said)
@@ -54,7 +58,7 @@ def build_parser():
     text = "time one new token over contexts of S tokens instead"
     add("--decode", action="store_true", help=text)
     text = "with --step: default: " + " ".join(DEFAULT_ARMS)
-    add("--arms", nargs="+", choices=list(ARMS), default=list(DEFAULT_ARMS), help=text)
+    add("--arms", nargs="+", metavar="ARM", default=list(DEFAULT_ARMS), help=text)
     text, modes = "with --step alone; default: none default", ["none", "default"]
     add("--compile", nargs="+", choices=COMPILE_MODES, default=modes, help=text)
     add("--layers", type=int, default=8, help="with --step: decoder blocks" + said)
@@ -79,6 +83,10 @@ def complete(args):
         if smallest < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {smallest}")
     check_pattern(args.window_size, args.dilation)
+    for arm in args.patterns or ():
+        if pattern_of_arm(arm) is None or pattern_of_arm(arm)["full_layers"]:
+            raise ValueError(f"--patterns {arm}: give names of one layer, as w96-d4-s, w96-d0-f1")
+        Case(1, 1, args.heads, 8, 1, 0, args.dtype, args.device).pattern(arm)  # fits the heads
     known = DECODE_PEERS if args.decode else PEERS
     args.peers = args.peers or list(known)
     for name in args.peers:

@@ -12,10 +12,12 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attention import attended_pairs, dense_attention, may_attend, window_attention, window_mask
+from attention import attended_pairs, may_attend, window_attention
 from attention.cache import KeyValueCache
+from attention.choose import attention_plan
+from attention.pattern import FULL, Pattern, layer_density
 from benchmarks.timing import Unavailable
-from training.config import DTYPES
+from training.config import DTYPES, patterns_of_arm
 
 # what is timed: whole sequences, or the last query of one, whose keys and values are stored
 FORWARD, TRAINING, ONE_TOKEN = "forward", "forward + backward", "one token"
@@ -37,23 +39,39 @@ class Case:
     dilation: int
     dtype: str
     device: str
+    planned_for: int = 0  # the length whose evaluation is taken, where it is another
 
     def pattern(self, attends=PATTERN):
-        """(window_size, dilation) of what a peer claims to attend to."""
-        return (1, 1) if attends == ALL_KEYS else (self.window_size, self.dilation)
+        """The ``Pattern`` that a peer claims to attend to; attends may be the name of an arm."""
+        if attends == ALL_KEYS:
+            return FULL
+        if attends == PATTERN:
+            return Pattern(self.window_size, self.dilation)
+        of_one_layer = {"layers": 1, "n_heads": self.heads, "sink_tokens": 0}
+        return patterns_of_arm(of_one_layer, attends)[0]
+
+    def density(self, attends):
+        """The share of the causal pairs to which a peer attends."""
+        return layer_density(self.seq_len, self.pattern(attends), self.heads)
+
+    def evaluation(self, attends):
+        """What ``auto`` comes to where it is compiled."""
+        about = self.pattern(attends), self.heads, ALL_DTYPES[self.dtype], self.device
+        return attention_plan(self.planned_for or self.seq_len, *about, compiled=True).evaluation
 
     def bytes_read(self, attends):
-        """The keys and values that the last query attends to, in bytes."""
-        pattern = self.pattern(attends)
-        keys = attended_pairs(self.seq_len, *pattern) - attended_pairs(self.seq_len - 1, *pattern)
-        a_key = 2 * self.batch_size * self.heads * self.head_dim * ALL_DTYPES[self.dtype].itemsize
+        """The keys and values to which the last query attends, in bytes."""
+        a_key = 2 * self.batch_size * self.head_dim * ALL_DTYPES[self.dtype].itemsize
+        keys = 0
+        for head in self.pattern(attends).of_heads(self.heads):
+            keys += attended_pairs(self.seq_len, *head) - attended_pairs(self.seq_len - 1, *head)
         return keys * a_key
 
     def checked(self):
         """The small problem at which peers are checked, the same for every length."""
         window = min(self.window_size, CHECKED_TOKENS // 4)
-        batch_size = min(self.batch_size, 2)
-        return replace(self, batch_size=batch_size, seq_len=CHECKED_TOKENS, window_size=window)
+        sizes = {"batch_size": min(self.batch_size, 2), "seq_len": CHECKED_TOKENS}
+        return replace(self, window_size=window, planned_for=self.seq_len, **sizes)
 
     def inputs(self, seed=0):
         """q, k, v as views of one fused projection, as the models have them, and a gradient."""
@@ -87,12 +105,13 @@ def full_peers(make):
     }
 
 
-def _evaluation(evaluation, case):
-    w, d = case.pattern()
-    return lambda q, k, v: window_attention(q, k, v, w, d, evaluation)
+def _evaluation(evaluation, case, attends=PATTERN):
+    return partial(window_attention, evaluation=evaluation, **case.pattern(attends)._asdict())
 
 
-_compiled = partial(torch.compile, fullgraph=True, dynamic=False)
+def _compiled(function):
+    torch._dynamo.config.recompile_limit = 100  # peers are one function with other constants
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def _heads_first(run):
@@ -117,7 +136,7 @@ def _sdpa(backend, case):
 def _flex(case):
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    w, d = case.pattern()
+    w, d = case.window_size, case.dilation
 
     def kept(batch, head, query, key):
         return may_attend(query, key, w, d)
@@ -131,7 +150,7 @@ def _cached(attends, case):
 
     def store(q, k, v):
         shape = case.batch_size, case.heads, case.head_dim
-        pattern = *case.pattern(attends), 0
+        pattern = case.pattern(attends)
         cache = KeyValueCache(shape, case.seq_len, pattern, dtype=k.dtype, device=k.device)
         cache.write(k, v)
         return partial(cache.attend, q)
@@ -172,6 +191,20 @@ DECODE_PEERS = {
 }
 
 
+def peers_of_arms(arms, decode):
+    """Peers that are the patterns of arms, each as its model evaluates it where it is compiled."""
+
+    def make(arm, case):
+        return _compiled(_evaluation(case.evaluation(arm), case, arm))
+
+    full = {name: peer for name, peer in PEERS.items() if peer.attends == ALL_KEYS}
+    if decode:
+        full = {"full": DECODE_PEERS["full"]}
+    described = "as its model generates" if decode else "as its compiled model evaluates it"
+    maker = _cached if decode else make
+    return {arm: Peer(arm, described, partial(maker, arm)) for arm in arms} | full
+
+
 def work_of(attend, qkv, upstream, timed):
     """The work that ``timed`` names, of a function that a peer made."""
     if timed == TRAINING:
@@ -193,8 +226,8 @@ def error_of(peer, case, timed):
     qkv, upstream = case.inputs(seed=1)
     results = work_of(peer.make(case), qkv, upstream, timed)()
     exact = [x.detach().double().requires_grad_() for x in qkv]
-    mask = window_mask(case.seq_len, *case.pattern(peer.attends), case.device)
-    out = dense_attention(*exact, mask)
+    pattern = case.pattern(peer.attends)
+    out = window_attention(*exact, evaluation="dense", **pattern._asdict())
     truths = torch.autograd.grad(out, exact, upstream.double())
     if timed != TRAINING:
         results, truths = [results], [out[:, -results.shape[1] :]]

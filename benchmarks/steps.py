@@ -62,13 +62,13 @@ def _decode_step(config, arm, device):
     """The model's step as a work; the context is made up, for it decides nothing about the time."""
     model = build_model(config, arm, STEP_VOCAB, device, seed=0).eval()
     caches = [block.mha.new_cache(config.batch_size, config.seq_len) for block in model.layers]
-    for cache in caches:
-        cache.near.normal_()
-        cache.far.normal_()
+    stores = [store for cache in caches for store in cache.stores()]
+    for store in stores:
+        store.normal_()
     token = torch.zeros((config.batch_size, 1), dtype=torch.long, device=device)
     work = partial(last_logits, model, caches, token)
     work()
-    return work, {}
+    return work, {"cache_mb": sum(store.nbytes for store in stores) / 1e6}
 
 
 def last_logits(model, caches, token):

@@ -14,6 +14,8 @@ COLUMNS = {
     "arm": ("arm", "{}"),
     "compile": ("compile", "{}"),
     "attends": ("attends to", "{}"),
+    "evaluation": ("evaluation", "{}"),
+    "density": ("pairs", "{:.1%}"),
     **{timed: (f"{timed} (ms)", "{}") for timed in (FORWARD, TRAINING, ONE_TOKEN, STEP)},
     "ratio_to_best_full": ("over best full", "{:.2f}x"),
     "fused_over_this": ("fused over this", "{:.2f}x"),
@@ -21,6 +23,7 @@ COLUMNS = {
     "limit_ms": ("limit (ms)", "{:,.3f}"),
     "share_of_limit": ("of the limit", "{:.0%}"),
     "peak_memory_mb": ("memory (MB)", "{:,.1f}"),
+    "cache_mb": ("cache (MB)", "{:,.1f}"),
     "relative_error": ("error", "{:.1e}"),
 }
 NOTES = {
@@ -29,6 +32,7 @@ NOTES = {
     "read_mb": "read: keys and values; limit: to read them as fast as a large copy does.",
     "share_of_limit": "of the limit: the limit (else best full x pairs) / this.",
     "peak_memory_mb": "memory: peak of forward + backward, or of a step.",
+    "cache_mb": "cache: keys and values that the model keeps.",
     "relative_error": "error: largest, against float64 on 384 tokens.",
 }
 
@@ -50,9 +54,6 @@ def results_text(records, skipped):
 
 def _heading(record):
     heading = f"S {record['seq_len']:,}"
-    if "density" in record:
-        kept = record["density"]
-        heading += f": the pattern keeps {kept:.2%} of the pairs, limit {1 / kept:.2f}x"
     if "copy_gb_per_s" in record:
         heading += f"; a copy moves {record['copy_gb_per_s']:,.0f} GB/s"
     return heading

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attention.pattern import HeadPattern, window_mask
 from estimates.pattern import PatternAnalysis
 from estimates.pictures import FAR, FUTURE, NEAR, SINK, UNATTENDED, pair_kinds
+from gpt_win import layer_patterns
 
 PATTERNS = {
     "seq_len": st.integers(1, 70),
@@ -51,8 +53,8 @@ def test_counts_equal_a_double_loop(seq_len, window_size, dilation, sink_tokens)
 
 
 def test_kinds_of_a_rectangle_of_pairs():
-    a = PatternAnalysis(9, 4, sink_tokens=8)
-    ours = pair_kinds(a, np.arange(20, 50), np.arange(5, 40))
+    head = HeadPattern(9, 4, 8)
+    ours = pair_kinds(head, np.arange(20, 50), np.arange(5, 40))
     np.testing.assert_array_equal(ours, brute_force(50, 9, 4, 8)[20:50, 5:40])
 
 
@@ -97,3 +99,15 @@ def test_full_causal_patterns_gain_nothing(pattern):
 def test_wrong_values_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field} .*{value}"):
         PatternAnalysis(**{"window_size": 96, "dilation": 4, field: value})
+
+
+@pytest.mark.parametrize("changes", [{}, {"stagger": True}, {"full_heads": (0, 3), "layers": 2}])
+def test_heads_that_differ_count_as_their_mean(changes):
+    """Against the mask of every head and layer."""
+    a = PatternAnalysis(9, 4, 50, n_heads=3, **{"full_heads": 1, "layers": 3} | changes)
+    layers = layer_patterns(a.layers, 3, 9, 4, 0, a.full_heads, a.stagger)
+    masks = [window_mask(50, *h[:2], None, *h[2:]) for p in layers for h in p.of_heads(3)]
+    assert a.attended_pairs == pytest.approx(np.mean([int(mask.sum()) for mask in masks]))
+    assert a.most_keys == pytest.approx(np.mean([int(mask[-1].sum()) for mask in masks]))
+    near = 10 * 50 - 45
+    assert a.pairs[0] == near and sum(a.pairs) == pytest.approx(a.causal_pairs)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from analysis.values import pattern_of_arm
 from machine.command import UserError
 from studies.points import PATTERNS, length_points, parse_pattern, pattern_points, point_name
 
@@ -24,14 +23,17 @@ def test_patterns_are_compared_with_fused_each_once():
     (point,) = pattern_points((*PATTERNS, PATTERNS[0]), ("rotary",))
     fused, *arms = point["arms"]
     assert (point_name("patterns", point), fused) == ("rotary", "fused")
-    assert [pattern_of_arm(arm) for arm in arms] == list(PATTERNS)
+    assert arms == list(PATTERNS)
 
 
-def test_a_pattern_is_window_size_and_dilation():
-    assert parse_pattern("64:8") == (64, 8)
+def test_a_pattern_is_window_size_and_dilation_or_a_name():
+    assert parse_pattern("64:8") == "w64-d8"
+    assert parse_pattern("w96-d4-s-f1-e4") == "w96-d4-s-f1-e4"
 
 
-@pytest.mark.parametrize("text", ["64", "64:", ":8", "64:-1", "a:b", "6.5:2"])
+@pytest.mark.parametrize(
+    "text", ["64", "64:", ":8", "64:-1", "a:b", "6.5:2", "0:3", "w96-d4-x", "w96-d0-f0"]
+)
 def test_a_text_that_is_no_pattern_is_named(text):
     with pytest.raises(UserError, match=f"--patterns {text}: give window_size:dilation"):
         parse_pattern(text)

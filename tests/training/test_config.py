@@ -2,12 +2,20 @@
 
 import argparse
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 from tiny import tiny_config
 
-from training.config import PRESETS, ExperimentConfig, add_options, make_config
+from attention.pattern import density
+from training.config import (
+    PRESETS,
+    ExperimentConfig,
+    add_options,
+    arm_density,
+    make_config,
+    patterns_of_arm,
+)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -45,12 +53,33 @@ def test_presets_are_valid_and_documented_sizes(preset):
         ({"arms": ("window", "sparse")}, "--arms sparse: choose from baseline, window"),
         ({"arms": ("w0-d4",)}, "--arms w0-d4: .*window_size must be at least 1"),
         ({"arms": ("w9-d9999999999",)}, "-d9999999999: .* at most nine digits"),
+        ({"arms": ("w9-d0-f5",)}, "--arms w9-d0-f5: full_heads must be .* n_heads, which is 2"),
+        ({"arms": ("w9-d0-s",)}, "--arms w9-d0-s: stagger needs a dilation of at least 2, got 0"),
+        ({"full_heads": (1, 3)}, "--full-heads must be .* from 0 to n_heads, which is 2, got 3"),
+        ({"stagger": True, "dilation": 0}, "--stagger needs a dilation of at least 2, got 0"),
         ({"arms": ("window", "window")}, "--arms names an arm twice: window window"),
     ],
 )
 def test_a_configuration_that_cannot_run_is_named(changes, words):
     with pytest.raises(ValueError, match=words):
         tiny_config(**changes)
+
+
+def test_an_arms_name_says_its_heads():
+    config = tiny_config(n_heads=4, d_model=16, layers=4)
+    name = "w9-d3-s-f1-e2"
+    assert config.pattern_of(name) == {
+        "window_size": 9,
+        "dilation": 3,
+        "stagger": True,
+        "full_heads": (1, 4, 1, 4),
+        "sink_tokens": 0,
+    }
+    assert config.pattern_of("w9-d3")["full_heads"] == 0
+    phases = [pattern.first_phase for pattern in patterns_of_arm(asdict(config), "w9-d5-s-f1")]
+    assert phases == [0, 3, 1, 4]
+    kept = arm_density(asdict(config), "w2-d0-e2")
+    assert kept == (density(config.seq_len, 2, 0) + 1) / 2
 
 
 def test_a_replaced_field_is_checked_and_lists_become_tuples():

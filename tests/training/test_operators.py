@@ -16,7 +16,7 @@ from training.operators import attention_used
 from training.trainer import Trainer, parameter_counts
 
 CPU_KERNEL = "aten::_scaled_dot_product_flash_attention_for_cpu"
-SPLIT = "window_attention::near_and_far"
+SPLIT = "window_attention::parts"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

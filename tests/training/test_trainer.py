@@ -59,8 +59,8 @@ def test_val_batches_limits_the_held_out_rows(monkeypatch):
 def test_the_window_arm_gets_its_layers_patterns():
     config = tiny_config(window_size=5, dilation=[3, 1], sink_tokens=2)
     model = build_model(config, "window", VOCABULARY, CPU, 0)
-    assert [(b.mha.window_size, b.mha.dilation) for b in model.layers] == [(5, 3), (5, 1)]
-    assert all(b.mha.sink_tokens == 2 for b in model.layers)
+    assert [b.mha.pattern()[:2] for b in model.layers] == [(5, 3), (5, 1)]
+    assert all(b.mha.pattern().sink_tokens == 2 for b in model.layers)
 
 
 def test_parameters_are_counted_for_the_chosen_arms():

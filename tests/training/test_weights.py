@@ -15,7 +15,7 @@ from machine.files import write_json
 from training.weights import load_window_model, save_window_weights
 
 ARGUMENTS = {"d_model": 8, "n_heads": 2, "layers": 1, "vocab_size": 11, "max_seq_len": 9}
-ARGUMENTS |= {"window_size": 3, "dilation": 2}
+ARGUMENTS |= {"window_size": 3, "dilation": 2, "full_heads": 1, "stagger": True}
 TOKENS = torch.arange(9)[None]
 
 
