@@ -76,7 +76,8 @@ def tell(args):
 
 def show(args, device, records, skipped, path):
     """The tables, and of whole attention the picture."""
-    sizes = f"B{args.batch_size} H{args.heads} D{args.head_dim}"
+    batch = f"B{args.batch_size}" if args.tokens is None else f"{args.tokens:,} tokens"
+    sizes = f"{batch} H{args.heads} D{args.head_dim}"
     title = f"{device_name(device)}, {args.dtype}, {sizes}"
     if not args.patterns:
         title += f", w{args.window_size} d{args.dilation}"

@@ -25,9 +25,16 @@ SPLIT_FROM = {
     ("cuda", torch.float16): 1024,
     ("cuda", torch.float32): 768,
 }
-# Lengths at which flex wins inside torch.compile on CUDA, without and with far keys.
-FLEX_BETWEEN = {False: (512, 2**15), True: (128, 2047)}
+# Lengths up to which flex is the fastest inside torch.compile on CUDA, by what the heads that are
+# not full attend to.  Measured with benchmark_attention.py --patterns on an H100, torch 2.11,
+# bfloat16, D64, forward and backward, flex against split, in ms.  w96 d0, 1 of 8 heads full: 0.338
+# to 0.427 at 4,096 tokens, 0.692 to 0.683 at 16,384, 2.09 to 1.75 at 32,768; no head full: 0.248 to
+# 0.277 at 16,384.  w96 d4: 0.232 to 0.280 at 1,024 (masked 0.284), 0.712 to 0.558 at 2,048;
+# staggered: 0.726 to 0.820 at 2,048, 1.30 to 0.89 at 4,096.  At 256 tokens flex took 0.037 to 0.039
+# ms of all of these, masked 0.040 to 0.069.
+FLEX_TO = {"window": 32_768, "window and full heads": 12_288, "far": 1_536, "staggered": 3_072}
 FLEX_DTYPES = (torch.bfloat16, torch.float16)
+FLEX_HEAD_DIM = 16  # the least that it takes
 
 
 class Plan(NamedTuple):
@@ -37,7 +44,16 @@ class Plan(NamedTuple):
     reason: str
 
 
-def attention_plan(seq_len, pattern, n_heads, dtype=torch.float32, device="cpu", compiled=False):
+def _kind_of(pattern):
+    """What its heads are, a key of FLEX_TO."""
+    if pattern.dilation:
+        return "staggered" if pattern.stagger else "far"
+    return "window and full heads" if pattern.full_heads else "window"
+
+
+def attention_plan(
+    seq_len, pattern, n_heads, dtype=torch.float32, device="cpu", compiled=False, head_dim=64
+):
     """The ``Plan`` of ``auto``: what it picks for a length, a ``Pattern``, a dtype and a device.
 
     device: a torch.device or its type, "cpu" or "cuda"; it need not be there.
@@ -47,10 +63,10 @@ def attention_plan(seq_len, pattern, n_heads, dtype=torch.float32, device="cpu",
     device_type = torch.device(device).type
     if pattern.is_full(seq_len, n_heads):
         return Plan("masked", "the pattern leaves out no pair: full causal attention")
-    least, most = FLEX_BETWEEN[pattern.dilation > 0]
     generated = compiled and device_type == "cuda" and dtype in FLEX_DTYPES
-    if generated and least <= seq_len <= most:
-        return Plan("flex", f"from {least} to {most} tokens flex was measured to be faster")
+    if generated and head_dim >= FLEX_HEAD_DIM and seq_len <= FLEX_TO[_kind_of(pattern)]:
+        most = FLEX_TO[_kind_of(pattern)]
+        return Plan("flex", f"up to {most:,} tokens flex was measured to be faster")
     least = SPLIT_FROM.get((device_type, dtype))
     if least is None:
         return Plan("masked", f"split has no kernel for {str(dtype)[6:]} on {device_type}")
@@ -121,7 +137,7 @@ def window_attention(
     planned = evaluation == "auto"
     if planned:
         compiled = torch.compiler.is_compiling()
-        plan = attention_plan(seq_len, pattern, n_heads, q.dtype, device, compiled)
+        plan = attention_plan(seq_len, pattern, n_heads, q.dtype, device, compiled, q.shape[3])
         evaluation = plan.evaluation
     if evaluation == "flex":
         return flex_over_pattern(q, k, v, pattern)

@@ -44,6 +44,8 @@ def build_parser():
     text = "default: 256 1024 4096 16384, on CUDA 65536 too"
     add("--seq-lens", type=int, nargs="+", metavar="S", help=text)
     add("--batch-size", type=int, default=1, help="sequences" + said)
+    text = "tokens in all: as many sequences of each length as they make, in place of --batch-size"
+    add("--tokens", type=int, metavar="T", help=text)
     add("--heads", type=int, help="default: 16 on CUDA, 4 on a CPU")
     add("--head-dim", type=int, help="default: 64 on CUDA, 32 on a CPU")
     add("--window-size", type=int, default=96, help="near keys before each token" + said)
@@ -97,16 +99,20 @@ def complete(args):
 
 def problems_of(args):
     """What is measured, length by length: cases, or for steps the experiment's configurations."""
-    names = "device", "dtype", "batch_size", "window_size", "dilation"
+    names = "device", "dtype", "window_size", "dilation"
     common = {name: getattr(args, name) for name in names}
+    sizes = [{"seq_len": S, "batch_size": batch_size(args, S)} for S in args.seq_lens]
     if not args.step:
         common |= {"heads": args.heads, "head_dim": args.head_dim}
-        return [Case(seq_len=seq_len, **common) for seq_len in args.seq_lens]
+        return [Case(**size, **common) for size in sizes]
     common |= {"d_model": args.heads * args.head_dim, "n_heads": args.heads}
     common |= {"layers": args.layers, "arms": tuple(args.arms)}
     modes = ["none"] if args.decode else args.compile
     return [
-        make_config("paper", seq_len=seq_len, compile=mode, **common)
-        for seq_len in args.seq_lens
-        for mode in modes
+        make_config("paper", compile=mode, **size, **common) for size in sizes for mode in modes
     ]
+
+
+def batch_size(args, seq_len):
+    """How many sequences of a length there are."""
+    return args.batch_size if args.tokens is None else max(1, args.tokens // seq_len)

@@ -56,8 +56,9 @@ class Case:
 
     def evaluation(self, attends):
         """What ``auto`` comes to where it is compiled."""
+        seq_len = self.planned_for or self.seq_len
         about = self.pattern(attends), self.heads, ALL_DTYPES[self.dtype], self.device
-        return attention_plan(self.planned_for or self.seq_len, *about, compiled=True).evaluation
+        return attention_plan(seq_len, *about, compiled=True, head_dim=self.head_dim).evaluation
 
     def bytes_read(self, attends):
         """The keys and values to which the last query attends, in bytes."""

@@ -56,7 +56,7 @@ def _draw_peer(axis, name, records):
 
 @matplotlib.rc_context(LOOK)
 def plot_shares(records, title):
-    """Time as a share of the best full kernel's over length, a line a pattern, its quartiles a band.
+    """Time as a share of the best full kernel's over length, a line a pattern, quartiles as a band.
 
     Dashed in the pattern's colour: the share of the pairs that it keeps, the limit.
     """

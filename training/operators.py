@@ -56,10 +56,12 @@ def _attention_of_layers(config, arm, device):
         raise ValueError(
             f"--window-attention flex needs CUDA, not {device}: choose split or masked"
         )
-    compiled = config.compile != "none"
+    compiled, head_dim = config.compile != "none", config.d_model // config.n_heads
     for pattern in dict.fromkeys(patterns_of_arm(asdict(config), arm)):
         about = config.seq_len, pattern, config.n_heads, DTYPES[config.dtype], device
-        evaluation = attention_plan(*about, compiled).evaluation if wanted == "auto" else wanted
+        evaluation = (
+            attention_plan(*about, compiled, head_dim).evaluation if wanted == "auto" else wanted
+        )
         options = pattern._asdict() | {"evaluation": wanted}
         yield evaluation, partial(window_attention, **options)
 
