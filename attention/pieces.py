@@ -108,7 +108,8 @@ def _chunks(seq_len, window_size, least_chunk):
     """
     chunk = max(least_chunk, 2 ** math.ceil(math.log2(max(window_size, 1) / 4)))
     back = -(-window_size // chunk) * chunk  # keys before a chunk, whole chunks of them
-    count, rest = divmod(seq_len - back, chunk)
+    # no divmod: torch.compile knows none for lengths that vary
+    count, rest = (seq_len - back) // chunk, (seq_len - back) % chunk
     if count < 1:
         return [_whole_sequence(seq_len)]
     groups = [Pieces(back, 0, count, chunk, chunk, back + chunk, 1)]
