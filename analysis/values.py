@@ -48,7 +48,7 @@ def arm_of_pattern(window_size, dilation):
 
 def pattern_of_arm(arm):
     """(window_size, dilation) of an arm that is named by its pattern, else None."""
-    found = re.fullmatch(r"w([1-9]\d{,8})-d(\d{1,9})", arm)
+    found = re.fullmatch(r"w([1-9][0-9]{,8})-d(0|[1-9][0-9]{,8})", arm)
     return None if found is None else tuple(map(int, found.groups()))
 
 

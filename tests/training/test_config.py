@@ -44,6 +44,7 @@ def test_presets_are_valid_and_documented_sizes(preset):
         ({"compile": "fast"}, "--compile 'fast': choose one of none"),
         ({"arms": ("window", "sparse")}, "--arms sparse: choose from baseline, window"),
         ({"arms": ("w0-d4",)}, "--arms w0-d4: .*window_size must be at least 1"),
+        ({"arms": ("w9-d03",)}, "--arms w9-d03: choose"),
         ({"arms": ("w9-d9999999999",)}, "-d9999999999: .* at most nine digits"),
         ({"arms": ("window", "window")}, "--arms names an arm twice: window window"),
     ],
