@@ -44,6 +44,8 @@ def build_parser():
 
 def read_prompt(argument):
     """The prompt, ``-`` from standard input; UserError where it is empty or no UTF-8."""
+    if argument == "-" and sys.stdin is None:
+        raise UserError("standard input is closed: give the prompt as an argument")
     try:
         text = sys.stdin.buffer.read().decode() if argument == "-" else argument
         text.encode()  # an argument's bytes that are no UTF-8 come as surrogates

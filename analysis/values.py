@@ -48,7 +48,7 @@ def pattern_of_arm(arm):
     ``-s``: stagger; ``-f1``: 1 of full_heads in every layer; ``-e4``: every 4th layer is full.
     """
     found = re.fullmatch(
-        r"w([1-9]\d{,8})-d(\d{1,9})(-s)?(?:-f([1-9]\d{,8}))?(?:-e([1-9]\d{,8}))?", arm
+        r"w([1-9]N)-d(0|[1-9]N)(-s)?(?:-f([1-9]N))?(?:-e([1-9]N))?".replace("N", "[0-9]{,8}"), arm
     )
     if found is None:
         return None

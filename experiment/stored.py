@@ -14,7 +14,7 @@ from experiment.plan import declare, make_plan
 from machine import ranks
 from machine.command import UserError, say
 from machine.describe import describe_code, describe_environment
-from machine.files import json_sha256, utc_now, write_json
+from machine.files import file_sha256, json_sha256, utc_now, write_json
 from training.batches import planned_steps, validation_rows
 from training.config import arm_density
 from training.memory import MEMORY_STEPS
@@ -195,7 +195,11 @@ class StoredExperiment:
         data = self.now["data"]
         arguments |= {"vocab_size": data["vocab_size"], "max_seq_len": self.config.seq_len}
         tokenizer = tokenizer_of(data["path"])
-        tokenizer = tokenizer if tokenizer.is_file() else None
+        found = file_sha256(tokenizer)
+        if found != self.now["identity"]["tokenizer"]:
+            say(f"{tokenizer}: changed since the start, so the weights are kept without it")
+            found = None
+        tokenizer = None if found is None else tokenizer
         save_window_weights(model, arguments, tokenizer, self.folder)
 
     def save_results(self):

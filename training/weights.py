@@ -5,6 +5,7 @@
 <folder>/tokenizer.json              of the data, where there is one
 """
 
+import io
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -27,12 +28,14 @@ def save_window_weights(model, arguments, tokenizer, folder):
     """
     folder = Path(folder)
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
-    atomic_write(folder / WEIGHTS_NAME, lambda file: torch.save(weights, file))
+    content = io.BytesIO()  # torch.save reports a full disk in words of its own
+    torch.save(weights, content)
+    atomic_write(folder / WEIGHTS_NAME, lambda file: file.write(content.getbuffer()))
     about = {"model": "GPTWindowModel", "arguments": arguments}
     about |= {"weights_sha256": file_sha256(folder / WEIGHTS_NAME), "tokenizer_sha256": None}
     if tokenizer is not None:
-        content = Path(tokenizer).read_bytes()
-        atomic_write(folder / TOKENIZER_NAME, lambda file: file.write(content))
+        text = Path(tokenizer).read_bytes()
+        atomic_write(folder / TOKENIZER_NAME, lambda file: file.write(text))
         about["tokenizer_sha256"] = file_sha256(folder / TOKENIZER_NAME)
     write_json(folder / WEIGHTS_CONFIG_NAME, about)
 

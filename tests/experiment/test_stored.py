@@ -262,3 +262,22 @@ def test_a_block_that_another_gpu_began_is_trained_anew_whole(workplace, monkeyp
     assert metadata["split_blocks"] == [] and metadata["mixed"] == []
     indices = [training["index"] for training in in_order(metrics)]
     assert indices == sorted(set(indices))
+
+
+def test_a_tokenizer_that_changed_meanwhile_does_not_go_with_the_weights(
+    workplace, monkeypatch, capsys
+):
+    """It would decode with another one than the data were made with."""
+    finished = experiment_stored.StoredExperiment.finished
+
+    def change_it(stored, *arguments):
+        Path("tokenizer.json").write_text("{}")
+        finished(stored, *arguments)
+
+    Path("tokenizer.json").write_text('{"of": "the data"}')
+    monkeypatch.setattr(experiment_stored.StoredExperiment, "finished", change_it)
+    assert run_main(BLOCK) == 0
+    assert "changed since the start" in capsys.readouterr().err
+    assert (
+        json.loads(Path("output/window_model_config.json").read_text())["tokenizer_sha256"] is None
+    )

@@ -52,6 +52,7 @@ def test_presets_are_valid_and_documented_sizes(preset):
         ({"compile": "fast"}, "--compile 'fast': choose one of none"),
         ({"arms": ("window", "sparse")}, "--arms sparse: choose from baseline, window"),
         ({"arms": ("w0-d4",)}, "--arms w0-d4: .*window_size must be at least 1"),
+        ({"arms": ("w9-d03",)}, "--arms w9-d03: choose"),
         ({"arms": ("w9-d9999999999",)}, "-d9999999999: .* at most nine digits"),
         ({"arms": ("w9-d0-f5",)}, "--arms w9-d0-f5: full_heads must be .* n_heads, which is 2"),
         ({"arms": ("w9-d0-s",)}, "--arms w9-d0-s: stagger needs a dilation of at least 2, got 0"),

@@ -140,3 +140,15 @@ def test_damaged_configs_are_refused(stored, text):
 def test_a_device_that_is_not_there_is_not_blamed_on_the_file(stored):
     with pytest.raises(RuntimeError, match="bogus"):
         load_window_model(stored[0], device="bogus")
+
+
+def test_a_full_disk_is_an_error_of_the_file(tmp_path, monkeypatch):
+    """torch.save itself would raise a RuntimeError of its own."""
+
+    def write_to_a_full_disk(path, write):
+        with open("/dev/full", "wb") as file:
+            write(file)
+
+    monkeypatch.setattr("training.weights.atomic_write", write_to_a_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_window_weights(GPTWindowModel(**ARGUMENTS), ARGUMENTS, None, tmp_path)
