@@ -16,6 +16,9 @@ OUTCOMES = (  # key, words, unit; for every one of them less is better
     ("avg_loss_last_100", "loss, last ≤ 100 steps", "nats"),
     ("val_loss", "validation loss", "nats"),
 )
+PATTERN_NAME = re.compile(
+    "w(NUMBER)-d(0|NUMBER)(-s)?(-f(NUMBER))?(-e(NUMBER))?".replace("NUMBER", "[1-9][0-9]{,8}")
+)
 PRACTICAL_SHARE = 0.01  # a difference below 1 % is called so, significant or not
 
 
@@ -47,12 +50,10 @@ def pattern_of_arm(arm):
 
     ``-s``: stagger; ``-f1``: 1 of full_heads in every layer; ``-e4``: every 4th layer is full.
     """
-    found = re.fullmatch(
-        r"w([1-9]N)-d(0|[1-9]N)(-s)?(?:-f([1-9]N))?(?:-e([1-9]N))?".replace("N", "[0-9]{,8}"), arm
-    )
+    found = PATTERN_NAME.fullmatch(arm)
     if found is None:
         return None
-    window_size, dilation, full_heads, every = (int(n or 0) for n in found.group(1, 2, 4, 5))
+    window_size, dilation, full_heads, every = (int(n or 0) for n in found.group(1, 2, 5, 7))
     return {
         "window_size": window_size,
         "dilation": dilation,

@@ -31,7 +31,9 @@ def plot_scaling(records, title):
         for name in dict.fromkeys(r["peer"] for r in here):
             _draw_peer(axis, name, [r for r in here if r["peer"] == name])
         best = [r for r in here if r["ratio_to_best_full"] == 1]
-        limits = [r["median_ms"] / 1e3 * r["density"] for r in best]
+        kept = {r["seq_len"]: r["density"] for r in here if r["attends"] == PATTERN}
+        best = [r for r in best if r["seq_len"] in kept]
+        limits = [r["median_ms"] / 1e3 * kept[r["seq_len"]] for r in best]
         label = "limit: best full kernel x pairs kept"
         axis.plot([r["seq_len"] for r in best], limits, label=label, **LIMIT)
         axis.set(title=timed, xlabel="sequence length S (tokens)")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import benchmark_attention
+from attention import density
 from benchmarks import attention
 
 TINY = ["--device", "cpu", "--heads", "2", "--head-dim", "8", "--rounds", "2"]
@@ -25,11 +26,20 @@ def saved(tmp_path, name):
 def test_attention_gives_tables_json_and_picture(run, tmp_path, capsys):
     assert run(*TINY, "--peers", "split", "flash") == 0
     captured = capsys.readouterr()
-    assert "float32, B2 H2 D8, w96 d4" in captured.out and "S 32: the pattern" in captured.out
+    assert "float32, B2 H2 D8, w96 d4" in captured.out and "S 32\n" in captured.out
     assert "attention_scaling.png" in captured.err
     content = saved(tmp_path, "attention_benchmark.json")
     assert [r["seq_len"] for r in content["records"]] == [16] * 4 + [32] * 4
     assert content["environment"]["torch"] and content["options"]["peers"] == ["split", "flash"]
+    assert (tmp_path / "plots" / "attention_scaling.png").stat().st_size > 10_000
+
+
+def test_patterns_by_name_are_timed_beside_full_attention(run, tmp_path):
+    assert run(*TINY, "--patterns", "w4-d0-f1", "w4-d3-s", "--tokens", "64") == 0
+    records = saved(tmp_path, "attention_benchmark.json")["records"]
+    of_heads = {(r["peer"], r["seq_len"]): r for r in records}["w4-d0-f1", 32]
+    assert of_heads["batch_size"] == 2 and of_heads["evaluation"] == "masked"
+    assert of_heads["density"] == pytest.approx((1 + density(32, 4, 0)) / 2)
     assert (tmp_path / "plots" / "attention_scaling.png").stat().st_size > 10_000
 
 
@@ -61,7 +71,9 @@ def test_steps_give_a_table_and_json(run, tmp_path, capsys, name):
     ("options", "words"),
     [
         (["--seq-lens", "8", "0"], "--seq-lens must be at least 1, got 0"),
-        (["--window-size", "0"], "window_size must be at least 1, got 0"),
+        (["--window-size", "-1"], "window_size must be at least 0, got -1"),
+        (["--patterns", "w96-d0-f9"], "full_heads must be a whole number from 0 to n_heads"),
+        (["--patterns", "w96-d0-e2"], "--patterns w96-d0-e2: give names of one layer"),
         (["--step", "--dtype", "float16"], "--dtype"),
         (["--peers", "full"], "--peers full: choose of split"),
         (["--decode", "--peers", "split"], "--peers split: choose of window"),
@@ -93,4 +105,4 @@ def test_an_interruption_keeps_and_shows_the_finished_lengths(run, tmp_path, mon
     records = saved(tmp_path, "attention_benchmark.json")["records"]
     assert {r["seq_len"] for r in records} == {16}
     captured = capsys.readouterr()
-    assert "S 16: " in captured.out and "interrupted" in captured.err
+    assert "S 16\n" in captured.out and "interrupted" in captured.err
