@@ -3,12 +3,12 @@
     from attention import may_attend, window_attention, window_mask
 
 Letters used everywhere: B batch, S sequence length, H heads, D head_dim, C d_model (= H * D),
-w window_size, d dilation, N sink_tokens.  Queries, keys and values are (B, S, H, D).
+w window_size, d dilation, N sink_tokens, F full_heads.  Queries, keys and values are (B, S, H, D).
 
 Reading order: pattern (who attends to whom), full and masks (textbook attention over it), then the
-evaluation whose cost follows the attended pairs: split (how it works), parts (near and far),
-pieces, kernels and sinks; choose (which evaluation ``auto`` takes); rotary (positions); cache (one
-new token).
+evaluations whose cost follows the attended pairs: split (how it works), parts, pieces, kernels and
+sinks; flex (a generated kernel); choose (which evaluation ``auto`` takes); rotary (positions);
+cache (one new token).
 ``python -m attention`` draws a small pattern.
 """
 

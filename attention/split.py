@@ -20,6 +20,10 @@ How it works, for window w and dilation d:
    dq, dk and dv; the shares are added (as in ring attention, Liu et al. 2023).
 
 Which kernel serves near and which far: ``kernels.CHOICES``, tried by ``split_kernels`` before use.
+Heads that see the same are a group, and every group goes its own way: full heads are causal
+attention by the far kernel and nothing to merge, heads without far keys are near alone.  With a
+phase p a head's o is w + p.  On CUDA all parts of all groups may run at the same time.
+
 When ``auto`` takes split: ``choose.attention_plan``.  The geometry is in pieces.py, the parts in
 parts.py and sinks.py.  Names: ``first`` is o, or S where no query has far keys; ``late`` are the
 M = S - first queries from there on.  Shapes: q, k, v, out (B, S, H, D); lse (B, H, S).

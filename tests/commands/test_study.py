@@ -142,7 +142,7 @@ def test_ranks_that_train_along_write_nothing(monkeypatch, capsys):
         ("--study patterns --seq-lens 12", "--seq-lens belongs to --study lengths"),
         ("--study lengths --seq-lens 13", "does not divide the 48 tokens"),
         ("--study patterns --patterns 5-3", "window_size:dilation"),
-        ("--study patterns --patterns 0:3", "window_size must be at least 1"),
+        ("--study patterns --patterns 0:3", "--patterns 0:3: give window_size:dilation"),
         ("--study patterns --arms fused window", "name --patterns"),
         ("--study widths", "invalid choice: 'widths'"),
     ],

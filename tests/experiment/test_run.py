@@ -16,7 +16,7 @@ from small_experiment import (
 
 from analysis.metrics import load_experiment, load_metrics
 from analysis.values import in_order
-from attention.pattern import window_mask
+from attention.pattern import Pattern, window_mask
 from experiment.run import run_experiment
 from figures.data import describe_setting
 from machine.command import UserError
@@ -85,10 +85,24 @@ def test_an_experiment_with_every_option_of_the_pattern(workplace, capsys):
     setting = describe_setting(metadata).replace("\N{NO-BREAK SPACE}", " ")
     assert "window_size 5, dilation 3,1, sink_tokens 2" in setting
     model = load_window_model("output/window_model_weights.pt")
-    assert model.position_embeddings is None and model.layers[1].mha.dilation == 1
-    assert [block.mha.sink_tokens for block in model.layers] == [2, 2]
+    assert model.position_embeddings is None
+    patterns = [block.mha.pattern() for block in model.layers]
+    assert patterns == [Pattern(5, 3, 2), Pattern(5, 1, 2)]
     assert run_main(options) == 0  # the stored plan is recognised
     assert "complete: all 3 trainings are done" in capsys.readouterr().err
+
+
+def test_heads_of_different_kinds_are_trained_recorded_and_loaded(workplace, capsys):
+    options = "--full-heads 1,0 --stagger --dilation 3 --positions rotary --nope --runs 1"
+    assert run_main(f"{options} --layers 2 --arms window w5-d3-s-f1 fused") == 0
+    assert "full_heads 1,0, staggered, full heads without positions" in capsys.readouterr().out
+    metrics, metadata = load_experiment("output/experiment_results.npz")
+    assert [len(trainings) for trainings in metrics.values()] == [1, 1, 1]
+    config = metadata["config"]
+    assert (config["full_heads"], config["stagger"], config["nope"]) == ([1, 0], True, True)
+    mha = [block.mha for block in load_window_model("output/window_model_weights.pt").layers]
+    assert [one.pattern().full_heads for one in mha] == [one.without_positions for one in mha]
+    assert mha[0].pattern() == Pattern(5, 3, 0, 1, True)
 
 
 def test_determinism_is_on_for_the_whole_experiment_and_recorded(workplace):
