@@ -99,60 +99,51 @@ def check_inputs(q, k, v):
         )
 
 
-def window_attention(
-    q,
-    k,
-    v,
-    window_size,
-    dilation,
-    evaluation="auto",
-    sink_tokens=0,
-    full_heads=0,
-    stagger=False,
-    first_phase=0,
-):
+def window_attention(q, k, v, window_size, dilation, evaluation="auto", sink_tokens=0, **heads):
     """Causal attention over the sliding-window + dilated pattern of ``may_attend``.
 
     q: (B, S, H, D), any floating dtype.  k, v: the same, or with a divisor of H heads, each of
     which serves H / that many neighbouring heads of q (grouped queries).  Returns (B, S, H, D).
-    full_heads, stagger, first_phase: how the heads differ, see ``Pattern``.
     evaluation: ``dense`` (textbook), ``masked`` (scaled_dot_product_attention with the cached
     mask), ``split`` (cost follows the attended pairs), ``flex`` (one FlexAttention call, to be
     compiled on CUDA) or ``auto`` (see ``attention_plan``); all give the same result within
     rounding.  Inside torch.autocast all compute in its dtype, as scaled_dot_product_attention does.
+    heads: how they differ, of full_heads, stagger and first_phase, see ``pattern.Pattern``.
     Raises ValueError for tensors that do not fit one another, for what is no pattern, an unknown
-    evaluation, or split where PyTorch has no kernels for it.
+    evaluation, or one that is not to be had for these tensors.
     """
     check_inputs(q, k, v)
-    seq_len, n_heads, device = q.shape[1], q.shape[2], q.device
-    pattern = Pattern(window_size, dilation, sink_tokens, full_heads, stagger, first_phase)
+    n_heads, device_type = q.shape[2], q.device.type
+    pattern = Pattern(window_size, dilation, sink_tokens, **heads)
     pattern.check(n_heads)
     if evaluation not in EVALUATIONS:
         known = ", ".join(EVALUATIONS)
         raise ValueError(f"unknown window attention {evaluation!r}: choose one of {known}")
-    if torch.is_autocast_enabled(device.type) and q.dtype != torch.float64:
-        q, k, v = (x.to(torch.get_autocast_dtype(device.type)) for x in (q, k, v))
+    if torch.is_autocast_enabled(device_type) and q.dtype != torch.float64:
+        q, k, v = (x.to(torch.get_autocast_dtype(device_type)) for x in (q, k, v))
     if k.shape[2] < n_heads:
         k, v = (x.repeat_interleave(n_heads // x.shape[2], dim=2) for x in (k, v))
+    return _evaluate(q, k, v, pattern, evaluation)
+
+
+def _evaluate(q, k, v, pattern, evaluation):
+    """Attention over a ``Pattern`` by the evaluation of that name."""
+    _, seq_len, n_heads, head_dim = q.shape
     planned = evaluation == "auto"
     if planned:
-        compiled = torch.compiler.is_compiling()
-        plan = attention_plan(seq_len, pattern, n_heads, q.dtype, device, compiled, q.shape[3])
-        evaluation = plan.evaluation
+        about = q.dtype, q.device, torch.compiler.is_compiling(), head_dim
+        evaluation = attention_plan(seq_len, pattern, n_heads, *about).evaluation
     if evaluation == "flex":
         return flex_over_pattern(q, k, v, pattern)
     if evaluation == "split" and q.numel():
-        head_dim = q.shape[-1]
-        kernels = split_kernels(device, q.dtype, head_dim)
+        kernels = split_kernels(q.device, q.dtype, head_dim)
         if kernels is not None:
             return split_attention(q, k, v, pattern, kernels)
         if not planned:
-            raise ValueError(
-                f"split attention has no kernel for {q.dtype} with head_dim {head_dim} on "
-                f"{device}: choose masked"
-            )
+            asked = f"{q.dtype} with head_dim {head_dim} on {q.device}"
+            raise ValueError(f"split attention has no kernel for {asked}: choose masked")
     if evaluation == "dense":
-        return dense_attention(q, k, v, cached_mask(seq_len, n_heads, device, None, *pattern))
+        return dense_attention(q, k, v, cached_mask(seq_len, n_heads, q.device, None, *pattern))
     if pattern.is_full(seq_len, n_heads):
         return fused_attention(q, k, v)
-    return fused_attention(q, k, v, cached_mask(seq_len, n_heads, device, q.dtype, *pattern))
+    return fused_attention(q, k, v, cached_mask(seq_len, n_heads, q.device, q.dtype, *pattern))

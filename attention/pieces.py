@@ -76,6 +76,7 @@ class Part(NamedTuple):
     kernel: Kernel
     seen: str | int  # see ``kernels.Kernel``
     keys: int  # how many of the first keys are read
+    first: int = 0  # the query from which on the part has any
 
 
 def full_part(seq_len, kernel):
@@ -120,24 +121,25 @@ def _chunks(seq_len, window_size, least_chunk):
     return groups
 
 
-def far_part(queries, keys, dilation, kernel):
-    """Query t against the keys t, t - d, t - 2d ...: a piece for each residue class modulo d.
+def far_part(seq_len, first, dilation, kernel):
+    """Query first + t against the keys t, t - d, t - 2d ...: a piece for each class modulo d.
 
-    ``queries`` and ``keys`` count the tokens there are.  Where d does not divide the queries, some
+    Where d does not divide the queries, some
     classes are one longer: two groups, and nothing is padded.  Where it does, keys that the causal
     mask hides are added up to a multiple that suits the kernel in each class, as far as there are
     any.
     """
     # no divmod: torch.compile knows none for lengths that vary
+    queries = seq_len - first
     length, longer = queries // dilation, queries % dilation
     if not longer:
-        padded = min(-(-length // kernel.multiple) * kernel.multiple, keys // dilation)
+        padded = min(-(-length // kernel.multiple) * kernel.multiple, seq_len // dilation)
         pieces = Pieces(0, 0, dilation, 1, length, padded, dilation)
-        return Part([pieces], kernel, CAUSAL, dilation * padded)
+        return Part([pieces], kernel, CAUSAL, dilation * padded, first)
     groups = [Pieces(0, 0, longer, 1, length + 1, length + 1, dilation)]
     if length:
         groups.append(Pieces(longer, longer, dilation - longer, 1, length, length, dilation))
-    return Part(groups, kernel, CAUSAL, queries)
+    return Part(groups, kernel, CAUSAL, queries, first)
 
 
 def one_token(x):

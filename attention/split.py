@@ -32,7 +32,6 @@ M = S - first queries from there on.  Shapes: q, k, v, out (B, S, H, D); lse (B,
 import functools
 import warnings
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,27 +41,19 @@ from attention.kernels import CHOICES, CUDA_HEAD_DIM, KERNELS
 from attention.masks import cached_mask, constant_of_a_graph
 from attention.parts import backward, empty_results, forward, readable, with_tokens
 from attention.pattern import FULL_HEAD, HeadPattern, Pattern, first_with_far_keys
-from attention.pieces import Part, far_part, foldable, full_part, near_part
+from attention.pieces import far_part, foldable, full_part, near_part
 from attention.sinks import merge_sinks, sink_backward
 
 
-class PartOfHead(NamedTuple):
-    """A part of what a group of like heads sees, for the queries from ``first`` on."""
-
-    part: Part
-    first: int
-
-
 def parts_of_head(seq_len, head, near_kernel, far_kernel):
-    """The parts of a ``HeadPattern``: full; or near, and far where there are far keys."""
+    """The ``Part`` list of a ``HeadPattern``: full; or near, and far where there are far keys."""
     near_kernel, far_kernel = KERNELS[near_kernel], KERNELS[far_kernel]
     if head == FULL_HEAD:
-        return [PartOfHead(full_part(seq_len, far_kernel), 0)]
-    parts = [PartOfHead(near_part(seq_len, head.window_size, near_kernel), 0)]
+        return [full_part(seq_len, far_kernel)]
+    parts = [near_part(seq_len, head.window_size, near_kernel)]
     if head.dilation:
         first = first_with_far_keys(seq_len, *head)
-        far = far_part(seq_len - first, seq_len, head.dilation, far_kernel)
-        parts.append(PartOfHead(far, first))
+        parts.append(far_part(seq_len, first, head.dilation, far_kernel))
     return parts
 
 
@@ -111,27 +102,31 @@ def _parts(
     """All parts, not merged: out (B, M, H, D) and lse (B, H, M) of each."""
     qkv = [readable(x) for x in qkv]
     todo = []
-    for group, part, first in _all_parts(qkv, patterns, near_kernel, far_kernel):
-        q, k, v = qkv[3 * group : 3 * group + 3]
-        todo.append(partial(forward, q[:, first:], k, v, part, scale))
+    for group, part in _all_parts(qkv, patterns, near_kernel, far_kernel):
+        q, k, v = _of_group(qkv, group)
+        todo.append(partial(forward, q[:, part.first :], k, v, part, scale))
     return [x for results in _side_by_side(qkv[0].device, todo) for x in results]
 
 
 def _all_parts(qkv, patterns, near_kernel, far_kernel):
-    """(number of the group, Part, first query) of every part of every group."""
+    """(number of the group, Part) of every part of every group."""
     found = []
     for group in range(len(patterns) // 4):
         head = HeadPattern(*patterns[4 * group : 4 * group + 4])
-        for part, first in parts_of_head(qkv[0].shape[1], head, near_kernel, far_kernel):
-            found.append((group, part, first))
+        parts = parts_of_head(qkv[0].shape[1], head, near_kernel, far_kernel)
+        found += [(group, part) for part in parts]
     return found
+
+
+def _of_group(qkv, group):
+    return qkv[3 * group : 3 * group + 3]
 
 
 @_parts.register_fake
 def _(qkv, patterns, scale, near_kernel, far_kernel):
     results = []
-    for group, _, first in _all_parts(qkv, patterns, near_kernel, far_kernel):
-        results += empty_results(qkv[3 * group][:, first:])
+    for group, part in _all_parts(qkv, patterns, near_kernel, far_kernel):
+        results += empty_results(qkv[3 * group][:, part.first :])
     return results
 
 
@@ -153,10 +148,11 @@ def _parts_backward(
     """
     gradients, qkv, outs = ([readable(x) for x in tensors] for tensors in (gradients, qkv, outs))
     todo = []
-    for group, part, first in _all_parts(qkv, patterns, near_kernel, far_kernel):
-        q, k, v = qkv[3 * group : 3 * group + 3]
-        gradient, late_q, out = (x[:, first:] for x in (gradients[group], q, outs[group]))
-        lse = lses[group][:, :, first:]
+    for group, part in _all_parts(qkv, patterns, near_kernel, far_kernel):
+        q, k, v = _of_group(qkv, group)
+        late = slice(part.first, None)
+        gradient, late_q, out = (x[:, late] for x in (gradients[group], q, outs[group]))
+        lse = lses[group][:, :, late]
         todo.append(partial(backward, gradient, late_q, k, v, out, lse, part, scale))
     return [x for results in _side_by_side(qkv[0].device, todo) for x in results]
 
@@ -164,9 +160,9 @@ def _parts_backward(
 @_parts_backward.register_fake
 def _(gradients, qkv, outs, lses, patterns, scale, near_kernel, far_kernel):
     results = []
-    for group, part, first in _all_parts(qkv, patterns, near_kernel, far_kernel):
-        q, k, v = qkv[3 * group : 3 * group + 3]
-        counts = q.shape[1] - first, part.keys, part.keys
+    for group, part in _all_parts(qkv, patterns, near_kernel, far_kernel):
+        q, k, v = _of_group(qkv, group)
+        counts = q.shape[1] - part.first, part.keys, part.keys
         shapes = [with_tokens(x, n) for x, n in zip((q, k, v), counts, strict=True)]
         results += [q.new_empty(shape) for shape in shapes]
     return results
@@ -201,6 +197,35 @@ def _merge(out, lse, far_out, far_lse, first):
     return out, lse
 
 
+def _merged(head, q, k, v, parts, scale):
+    """A group's out and lse from those of its parts, which the iterator ``parts`` gives."""
+    out, lse = next(parts), next(parts)
+    if head.dilation > 1:
+        first = first_with_far_keys(q.shape[1], *head)
+        out, lse = _merge(out, lse, next(parts), next(parts), first)
+    if head.sink_tokens:
+        with torch.autocast(q.device.type, enabled=False):
+            out, lse = merge_sinks(out, lse, q, k, v, head, scale)
+    return out, lse
+
+
+def _added_up(head, gradient, q, k, v, out, lse, parts, scale):
+    """A group's dq, dk and dv from the shares of its parts, which the iterator ``parts`` gives."""
+    dq, dk, dv = next(parts), next(parts), next(parts)
+    if head.dilation > 1:
+        far_dq, far_dk, far_dv = next(parts), next(parts), next(parts)
+        dq[:, -far_dq.shape[1] :].add_(far_dq)  # += would copy the sums onto themselves
+        dk[:, : far_dk.shape[1]].add_(far_dk)
+        dv[:, : far_dv.shape[1]].add_(far_dv)
+    if head.sink_tokens:
+        with torch.autocast(q.device.type, enabled=False):
+            shares = sink_backward(gradient, q, k, v, out, lse, head, scale)
+        dq.add_(shares[0])
+        dk[:, : head.sink_tokens].add_(shares[1])
+        dv[:, : head.sink_tokens].add_(shares[2])
+    return dq, dk, dv
+
+
 def _all_heads(found, groups):
     """The groups' tensors (B, S, ., D) as one (B, S, H, D), each head at its place."""
     if len(found) == 1:
@@ -225,17 +250,10 @@ class SplitAttention(torch.autograd.Function):
             qkv += foldable(*tensors) if head.dilation > 1 else tensors
         ctx.groups = groups
         ctx.options = [n for head, _ in groups for n in head], scale, near_kernel, far_kernel
-        found = iter(_parts(qkv, *ctx.options))
+        parts = iter(_parts(qkv, *ctx.options))
         outs, lses = [], []
         for number, (head, _) in enumerate(groups):
-            out, lse = next(found), next(found)
-            if head.dilation > 1:
-                first = first_with_far_keys(q.shape[1], *head)
-                out, lse = _merge(out, lse, next(found), next(found), first)
-            if head.sink_tokens:
-                of_group = qkv[3 * number : 3 * number + 3]
-                with torch.autocast(q.device.type, enabled=False):
-                    out, lse = merge_sinks(out, lse, *of_group, head, scale)
+            out, lse = _merged(head, *_of_group(qkv, number), parts, scale)
             outs.append(out)
             lses.append(lse)
         out = _all_heads(outs, groups)
@@ -246,36 +264,21 @@ class SplitAttention(torch.autograd.Function):
     def backward(ctx, gradient):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("split attention has no second derivative: choose masked")
-        groups, scale = ctx.groups, ctx.options[1]
+        groups = ctx.groups
         out, *saved = ctx.saved_tensors
         lses, qkv = saved[: len(groups)], saved[len(groups) :]
-        gradients, outs = [], []
-        for head, heads in groups:
-            of_group = gradient[:, :, heads], out[:, :, heads]
-            if head.dilation:  # cuDNN's plans want all of one layout, see kernels.py
-                of_group = [x.contiguous() for x in of_group]
-            gradients.append(of_group[0])
-            outs.append(of_group[1])
-        found = iter(_parts_backward(gradients, qkv, outs, lses, *ctx.options))
-        dqkv = []
+        gradients = [gradient[:, :, heads] for _, heads in groups]
+        outs = [out[:, :, heads] for _, heads in groups]
         for number, (head, _) in enumerate(groups):
-            dq, dk, dv = next(found), next(found), next(found)
-            if head.dilation > 1:
-                far_dq, far_dk, far_dv = next(found), next(found), next(found)
-                first = dq.shape[1] - far_dq.shape[1]
-                dq[:, first:].add_(far_dq)  # += would copy the sums onto themselves
-                dk[:, : far_dk.shape[1]].add_(far_dk)
-                dv[:, : far_dv.shape[1]].add_(far_dv)
-            if head.sink_tokens:
-                of_group = qkv[3 * number : 3 * number + 3]
-                inputs = gradients[number], *of_group, outs[number], lses[number]
-                with torch.autocast(gradient.device.type, enabled=False):
-                    sink_dq, sink_dk, sink_dv = sink_backward(*inputs, head, scale)
-                dq.add_(sink_dq)
-                dk[:, : head.sink_tokens].add_(sink_dk)
-                dv[:, : head.sink_tokens].add_(sink_dv)
-            dqkv.append((dq, dk, dv))
-        whole = [_all_heads(list(x), groups) for x in zip(*dqkv, strict=True)]
+            if head.dilation:  # cuDNN's plans want all of one layout, see kernels.py
+                gradients[number] = gradients[number].contiguous()
+                outs[number] = outs[number].contiguous()
+        parts = iter(_parts_backward(gradients, qkv, outs, lses, *ctx.options))
+        found = []
+        for number, (head, _) in enumerate(groups):
+            inputs = gradients[number], *_of_group(qkv, number), outs[number], lses[number]
+            found.append(_added_up(head, *inputs, parts, ctx.options[1]))
+        whole = [_all_heads(shares, groups) for shares in zip(*found, strict=True)]
         return *whole, *[None] * (3 + len(Pattern._fields))
 
 
