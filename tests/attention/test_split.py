@@ -80,12 +80,13 @@ def layouts(x):
     yield x[:1].expand_as(x)
 
 
+@pytest.mark.parametrize("options", [{}, {"full_heads": 1, "stagger": True}])
 @pytest.mark.parametrize("sinks", [0, 3])
-def test_split_takes_any_layout(sinks):
+def test_split_takes_any_layout(sinks, options):
     x = torch.randn(1, 200, 2, 8).repeat(2, 1, 1, 1)
-    expected = window_attention(x, x, x, 30, 4, "dense", sinks)
+    expected = window_attention(x, x, x, 30, 4, "dense", sinks, **options)
     for layout in layouts(x):
-        out = window_attention(layout, layout, layout, 30, 4, "split", sinks)
+        out = window_attention(layout, layout, layout, 30, 4, "split", sinks, **options)
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
 
 

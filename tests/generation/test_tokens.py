@@ -14,6 +14,8 @@ from gpt_win import GPTWindowModel
 
 SIZES = {"d_model": 24, "n_heads": 3, "layers": 2, "vocab_size": 50, "max_seq_len": 64}
 
+NOPE = {"positions": "rotary", "nope": True}
+
 
 def build(model_class=GPTModel, seed=0, **changes):
     """A model whose logits differ: the initial weights of 0.01 would leave every key alike."""
@@ -75,6 +77,9 @@ def check_equal(model, prompt, new, monkeypatch):
         (GPTWindowModel, {"window_size": 20, "dilation": 43}),
         (GPTWindowModel, {"window_size": 20, "dilation": 400, "sink_tokens": 100}),
         (GPTWindowModel, {"window_size": [3, 90], "dilation": [0, 1], "sink_tokens": 4}),
+        (GPTWindowModel, {"window_size": 5, "dilation": 0, "full_heads": 1}),
+        (GPTWindowModel, {"window_size": 5, "dilation": 3, "stagger": True, "sink_tokens": 2}),
+        (GPTWindowModel, {"window_size": 0, "full_heads": [2, 1], "stagger": True} | NOPE),
     ],
 )
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 30)])
@@ -105,6 +110,7 @@ def test_any_pattern_equals_recomputation(window, dilation, sinks, length, batch
         (GPTModel, {}),
         (GPTWindowModel, {"window_size": 4, "dilation": 3}),
         (GPTWindowModel, {"window_size": 4, "dilation": 0, "sink_tokens": 3}),
+        (GPTWindowModel, {"window_size": 4, "full_heads": 1, "stagger": True, "nope": True}),
         (GPTWindowModel, {"window_size": [2, 6], "dilation": [5, 1], "sink_tokens": 12}),
     ],
 )
