@@ -2,7 +2,7 @@
 
 from analysis.contrasts import contrasts_of, verdict
 from analysis.significance import ALPHA, LEVEL, non_inferiority, paired_ratio
-from analysis.values import PRACTICAL_SHARE, shared_values
+from analysis.values import PRACTICAL_SHARE, not_trained, shared_values
 from analysis.words import amount, p_value, percent, with_interval
 
 EVERY_PAIR = ("dense", "masked")  # evaluations that compute the left-out pairs too
@@ -120,7 +120,15 @@ def quality_claims(metrics, metadata):
     margin, claims = metadata["plan"]["equivalence_margin"], []
     for arm, reference, key, test in metadata["plan"]["primary"]:
         x, ref = shared_values(metrics, (arm, reference), key)
-        if test != "ratio" and margin is not None and x.size:
+        if test == "ratio" or margin is None or not x.size:
+            continue
+        if idle := not_trained(metrics, metadata, (arm, reference)):
+            claims.append(
+                f"Quality: not trained, so this says nothing about the quality of {arm} against "
+                f"{reference}: {' and '.join(idle)} ended above the loss of always predicting the "
+                f"frequencies of tokens, {metadata['data']['unigram_loss']:.3f} nats."
+            )
+        else:
             found = non_inferiority(x, ref, margin)
             claims.append(
                 f"Quality: {describe_quality(found, arm, reference, ref.mean())} This does not "

@@ -74,6 +74,7 @@ LACKING = {  # what the metadata of earlier files lack, as they would say it
         "gradient_accumulation": 1,
     },
     "plan": {"equivalence_margin": None, "primary": [], "family": FAMILY},
+    "data": {"unigram_loss": None},
     "pattern": {"density": None, "evaluation": None},
     "attention": {},
     "code": None,
@@ -115,7 +116,7 @@ def _checked_metrics(metrics):
 def _completed(metadata):
     """Metadata of any version with the present names, and all that earlier files lack."""
     completed = LACKING | _renamed(metadata)
-    for section in ("config", "plan"):
+    for section in ("config", "plan", "data"):
         completed[section] = LACKING[section] | completed[section]
     return completed
 

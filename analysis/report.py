@@ -75,6 +75,11 @@ def heading(metadata):
         f"batches of {config['batch_size']}",
         f"peak memory: {metadata['memory_measure']}",
     ]
+    if data["unigram_loss"] is not None:
+        lines.append(
+            f"validation loss without a model: {math.log(data['vocab_size']):.3f} nats for equally "
+            f"likely tokens, {data['unigram_loss']:.3f} from their frequencies"
+        )
     lines += _recorded_lines(metadata)
     return [line for long in lines for line in words.wrapped(long)]
 

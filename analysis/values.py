@@ -104,6 +104,15 @@ def ok_values(metrics, arm, key):
     return shared_values(metrics, (arm,), key)[0]
 
 
+def not_trained(metrics, metadata, arms=None):
+    """The arms that end at or above the loss of always predicting the frequencies of tokens."""
+    line = metadata["data"]["unigram_loss"]
+    if line is None:  # of an earlier file
+        return []
+    losses = {arm: ok_values(metrics, arm, "val_loss") for arm in arms or ordered_arms(metrics)}
+    return [arm for arm, values in losses.items() if values.size and values.mean() >= line]
+
+
 def paired_trainings(metrics, arms):
     """For every block that all of ``arms`` ended well, in order, a tuple of their trainings."""
     by_block = []

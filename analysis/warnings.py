@@ -4,7 +4,14 @@ import numpy as np
 
 from analysis.contrasts import contrasts_of
 from analysis.significance import ALPHA
-from analysis.values import in_order, ok_trainings, ok_values, paired_trainings, throttled
+from analysis.values import (
+    in_order,
+    not_trained,
+    ok_trainings,
+    ok_values,
+    paired_trainings,
+    throttled,
+)
 
 NOISY_SHARE = 0.10  # of the mean: pyperf's limit for calling times unstable
 # a step is held up beyond this many medians; more than this share of them are the arm's way,
@@ -70,6 +77,15 @@ def _failure_warnings(metrics):
         )
 
 
+def _untrained_warnings(metrics, metadata):
+    if arms := not_trained(metrics, metadata):
+        yield (
+            f"NOT TRAINED: {', '.join(arms)} ended above the validation loss of always predicting "
+            f"the frequencies of tokens ({metadata['data']['unigram_loss']:.3f} nats): the losses "
+            "say nothing about quality. Train longer (--max-steps, more data)."
+        )
+
+
 def measurement_warnings(metrics):
     """What may have disturbed the measurements of an experiment, a sentence each."""
     cut = (
@@ -88,6 +104,7 @@ def find_warnings(metrics, metadata):
     mixed = "MIXED: trainings that differ were taken together (--allow-mixed)"
     return [
         *(f"{mixed}: {line}" for line in metadata["mixed"]),
+        *_untrained_warnings(metrics, metadata),
         *_failure_warnings(metrics),
         *measurement_warnings(metrics),
     ]

@@ -15,7 +15,7 @@ from machine import ranks
 from machine.command import UserError, say
 from machine.describe import describe_code, describe_environment
 from machine.files import file_sha256, json_sha256, utc_now, write_json
-from training.batches import planned_steps, validation_rows
+from training.batches import planned_steps, unigram_loss, validation_rows
 from training.config import arm_density
 from training.memory import MEMORY_STEPS
 from training.operators import attention_used
@@ -30,6 +30,7 @@ def describe_experiment(config, dataset, device):
     environment, code = describe_environment(device), describe_code()
     identity = identity_of(config, dataset, environment, code)
     used = {arm: attention_used(config, arm, device) for arm in config.arms}
+    val_rows = validation_rows(config, len(dataset.held_out))
     return {
         "schema_version": SCHEMA_VERSION,
         "experiment_id": uuid.uuid4().hex,
@@ -45,8 +46,9 @@ def describe_experiment(config, dataset, device):
             "path": dataset.path,
             "train_rows": len(dataset.train),
             "val_rows": len(dataset.held_out),
-            "val_rows_used": len(validation_rows(config, len(dataset.held_out))),
+            "val_rows_used": len(val_rows),
             "vocab_size": dataset.vocab_size,
+            "unigram_loss": unigram_loss(dataset, val_rows),
         },
         "pattern": {
             "density": arm_density(asdict(config), "window"),

@@ -9,6 +9,7 @@ from analysis.metrics import MetricsError
 from analysis.significance import Interval, mean_interval, paired_ratio
 from analysis.values import (
     OUTCOMES,
+    not_trained,
     ok_trainings,
     ok_values,
     ordered_arms,
@@ -44,6 +45,7 @@ class Experiment:
     setting: str  # device, sizes and revision, for the captions
     partial: str  # "partial: 7/20 trainings", or "" when complete
     margin: float | None  # of equivalence, in nats of validation loss, where declared
+    unigram: float | None  # validation loss of always predicting tokens' frequencies, where known
 
     @property
     def reference(self):
@@ -76,6 +78,8 @@ def partial_mark(metrics, metadata):
     if metadata["status"] == "partial":
         done = len(trainings_of(metrics))
         marks.append(f"partial: {done}/{planned_trainings(metadata)} trainings")
+    if not_trained(metrics, metadata):
+        marks.append("not trained")
     if metadata["mixed"]:
         marks.append("mixed: trainings that differ")
     return "; ".join(marks)
@@ -99,6 +103,7 @@ def prepare(metrics, metadata):
         setting=describe_setting(metadata),
         partial=partial_mark(metrics, metadata),
         margin=metadata["plan"]["equivalence_margin"],
+        unigram=metadata["data"]["unigram_loss"],
     )
 
 

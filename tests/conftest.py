@@ -125,6 +125,7 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
             "val_rows": 6,
             "val_rows_used": 4,
             "vocab_size": 512,
+            "unigram_loss": 15.0,
         },
         "pattern": {"density": 0.385, "evaluation": "split"},
         "attention": {},

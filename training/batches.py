@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 FINAL_LR_SHARE = 0.1
+COUNTED_AT_ONCE = 2**24  # tokens, for memory
 
 
 def learning_rate(step, total_steps, peak, warmup_steps, schedule="cosine"):
@@ -28,6 +29,18 @@ def validation_rows(config, held_out):
     """Indices of the held-out rows that the validation uses: all, or some evenly spread."""
     used = min(held_out, config.val_batches * config.batch_size or held_out)
     return np.linspace(0, held_out - 1, used).round().astype(int)
+
+
+def unigram_loss(dataset, used):
+    """The loss on held-out rows of always predicting the frequencies of tokens, in nats a token.
+
+    used: the rows' indices.  The frequencies are those of the training rows, every token counted
+    once more (Laplace).  A model above this line has not learned that context says anything.
+    """
+    counts = np.ones(dataset.vocab_size)
+    for rows in np.array_split(dataset.train, 1 + dataset.train.size // COUNTED_AT_ONCE):
+        counts += np.bincount(rows.ravel(), minlength=dataset.vocab_size)
+    return float(-np.log(counts / counts.sum())[dataset.held_out[used, 1:]].mean())
 
 
 def batches(rows, batch_size, steps, seed, share=slice(None)):

@@ -6,6 +6,7 @@ from conftest import make_experiment
 
 from analysis.report import format_report
 from analysis.warnings import find_warnings, split_blocks
+from figures.data import partial_mark
 
 
 def test_a_clean_experiment_has_no_warning():
@@ -85,3 +86,20 @@ def test_a_block_is_split_when_two_processes_trained_it(experiment):
     for arm in metrics:
         metrics[arm][3]["process"] = "second"
     assert split_blocks(metrics) == [2]
+
+
+def test_an_arm_above_the_unigram_loss_takes_the_claims_of_quality_with_it():
+    """Its losses say nothing, which report and figures must not keep to themselves."""
+    metrics, metadata = make_experiment(6)
+    report = " ".join(format_report(metrics, metadata).split())
+    assert "NOT TRAINED" not in report and "is not worse than" in report
+    assert partial_mark(metrics, metadata) == ""
+    of_window = np.mean([training["val_loss"] for training in metrics["window"]])
+    metadata["data"]["unigram_loss"] = of_window - 1e-6
+    report = " ".join(format_report(metrics, metadata).split())
+    assert "NOT TRAINED: " in report and "Quality: not trained, so this says nothing" in report
+    assert f"{of_window:.3f} from their frequencies" in report
+    assert "worse than" not in report.split("Quality:")[1].split("Memory")[0]
+    assert partial_mark(metrics, metadata) == "not trained"
+    metadata["data"]["unigram_loss"] = None  # of an earlier file
+    assert "NOT TRAINED" not in format_report(metrics, metadata)

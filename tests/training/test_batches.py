@@ -1,10 +1,14 @@
 """Which rows a step trains on, how fast it learns, and how many steps there are."""
 
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
 from tiny import tiny_config
 
-from training.batches import batches, learning_rate, planned_steps
+from training.batches import batches, learning_rate, planned_steps, unigram_loss
+from training.tokens import Dataset
 
 
 def test_schedule_rises_linearly_then_falls_as_a_cosine_to_a_tenth():
@@ -41,3 +45,16 @@ def test_one_pass_uses_every_row_once_and_the_next_pass_another_order():
 def test_planned_steps_are_one_pass_unless_told():
     assert planned_steps(tiny_config(max_steps=0), 21) == 10
     assert planned_steps(tiny_config(max_steps=50), 21) == 50
+
+
+def test_the_unigram_loss_is_that_of_the_training_rows_frequencies(monkeypatch):
+    monkeypatch.setattr("training.batches.COUNTED_AT_ONCE", 40)  # several parts
+    rng = np.random.default_rng(0)
+    train, held_out = rng.integers(0, 7, (30, 9)), rng.integers(0, 7, (5, 9))
+    counts = Counter(train.ravel().tolist())
+    losses = []
+    for row in (0, 3):
+        for token in held_out[row, 1:]:
+            losses.append(-math.log((counts[token] + 1) / (train.size + 8)))
+    found = unigram_loss(Dataset("made up", train, held_out, 8), [0, 3])
+    assert found == pytest.approx(np.mean(losses))
