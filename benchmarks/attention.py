@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 import torch
 
-from analysis.values import pattern_of_arm
 from benchmarks.peers import ALL_DTYPES, ALL_KEYS, ONE_TOKEN, TRAINING, error_of, work_of
 from benchmarks.timing import Unavailable, add_ratios, peak_mb, side_by_side, timed, timed_in_rounds
 from training.trainer import release_memory
@@ -50,13 +49,13 @@ def _work(name, peer, case, direction):
     needed, free = least_memory(name, case) / 1e9, free_memory(device) / 1e9
     if needed > MEMORY_SHARE * free:
         raise Unavailable(f"needs {needed:,.0f} GB and some room, {free:,.0f} GB are free")
-    work = work_of(peer.make(case), *case.inputs(), direction)
+    work = work_of(peer.make(peer.attends, case), *case.inputs(), direction)
     work()
     if timed(work, device, 1) > LONGEST_SECONDS:
         raise Unavailable(f"takes more than {LONGEST_SECONDS} s a call")
     more = {"attends": peer.attends, "relative_error": error}
     more["density"] = case.density(peer.attends)
-    if pattern_of_arm(peer.attends) and direction != ONE_TOKEN:
+    if name == peer.attends and direction != ONE_TOKEN:
         more["evaluation"] = case.evaluation(peer.attends)
     if direction == TRAINING:  # output and gradients count, inputs do not
         more["peak_memory_mb"] = peak_mb(work, device, torch.cuda.memory_allocated())
