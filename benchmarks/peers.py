@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attention import attended_pairs, window_attention
 from attention.cache import KeyValueCache
 from attention.choose import attention_plan
-from attention.pattern import FULL, layer_density
+from attention.pattern import FULL
 from benchmarks.timing import Unavailable
 from training.config import DTYPES, patterns_of_arm
 
@@ -50,10 +50,6 @@ class Case:
             pattern = pattern._replace(window_size=narrow)
         return pattern
 
-    def density(self, attends):
-        """The share of the causal pairs to which a peer attends."""
-        return layer_density(self.seq_len, self.pattern(attends), self.heads)
-
     def evaluation(self, attends):
         """What ``auto`` comes to where it is compiled."""
         whole = replace(self, seq_len=self.planned_for or self.seq_len, planned_for=0)
@@ -68,11 +64,6 @@ class Case:
         for head in self.pattern(attends).of_heads(self.heads):
             keys += attended_pairs(self.seq_len, *head) - attended_pairs(self.seq_len - 1, *head)
         return keys * a_key
-
-    def checked(self):
-        """The small problem at which peers are checked, of the same size for every length."""
-        sizes = {"batch_size": min(self.batch_size, 2), "seq_len": CHECKED_TOKENS}
-        return replace(self, planned_for=self.seq_len, **sizes)
 
     def inputs(self, seed=0):
         """q, k, v as views of one fused projection, as the models have them, and a gradient."""
@@ -192,12 +183,14 @@ def work_of(attend, qkv, upstream, timed):
 
 
 def error_of(peer, case, timed):
-    """The largest relative error of a peer's results at a case.
+    """The largest relative error of a peer's results at a case cut down to CHECKED_TOKENS.
 
     Results are the output, or the gradients of q, k and v; the truth is textbook attention in
     float64 over the keys that the peer claims.  Raises Unavailable where the error is larger than
     rounding explains.
     """
+    sizes = {"batch_size": min(case.batch_size, 2), "seq_len": CHECKED_TOKENS}
+    case = replace(case, planned_for=case.seq_len, **sizes)
     qkv, upstream = case.inputs(seed=1)
     results = work_of(peer.make(peer.attends, case), qkv, upstream, timed)()
     exact = [x.detach().double().requires_grad_() for x in qkv]

@@ -46,4 +46,5 @@ def draw_peer(axis, name, records, style):
     axis.fill_between(lengths, low, high, color=style.color, alpha=0.2, linewidth=0)
     if records[0]["attends"] != ALL_KEYS:
         kept = [r["density"] for r in records]
-        axis.plot(lengths, kept, color=style.color, linestyle="--", linewidth=1)
+        color = style.color if records[0]["attends"] == name else "black"  # several have the same
+        axis.plot(lengths, kept, color=color, linestyle="--", linewidth=1)

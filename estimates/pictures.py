@@ -149,8 +149,6 @@ def kind_of_head(head):
     """What a head attends to, in words."""
     if head.dilation == 1:
         return "full"
-    if head.dilation == 0:
-        return f"window {head.window_size}"
     phase = f", phase {head.phase}" if head.phase else ""
     return f"w={head.window_size} d={head.dilation}{phase}"
 
