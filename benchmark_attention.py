@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.attention import measure_attention
-from benchmarks.options import build_parser, complete, problems_of, window_arm
+from benchmarks.options import build_parser, complete, problems_of
 from benchmarks.peers import FORWARD, ONE_TOKEN, TRAINING, known_peers
 from benchmarks.picture import plot_scaling
 from benchmarks.steps import measure_decode_steps, measure_steps
@@ -37,7 +37,7 @@ def benchmark_of(args, device):
     directions, name = [FORWARD, TRAINING], "attention_benchmark"
     if args.decode:
         directions, name = [ONE_TOKEN], "decode_benchmark"
-    known = known_peers(window_arm(args), args.patterns, args.decode)
+    known = known_peers(args.pattern, args.patterns, args.decode)
     peers = {peer: known[peer] for peer in args.peers}
     how = {"peers": peers, "directions": directions, "rounds": args.rounds}
     return partial(measure_attention, **how), name
@@ -72,7 +72,7 @@ def show(args, device, records, skipped, path):
     sizes = f"{batch} H{args.heads} D{args.head_dim}"
     title = f"{device_name(device)}, {args.dtype}, {sizes}"
     if not args.patterns:
-        title += f", {window_arm(args)}"
+        title += f", {args.pattern}"
     print(f"{title}, torch {torch.__version__}\n")
     print(results_text(records, skipped), flush=True)
     written = [path] if records else []

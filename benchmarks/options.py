@@ -86,21 +86,17 @@ def complete(args):
         if smallest < limit:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} must be at least {limit}, got {smallest}")
-    for arm in args.patterns or [window_arm(args)]:
+    args.pattern = f"w{args.window_size}-d{args.dilation}"
+    for arm in args.patterns or [args.pattern]:
         if pattern_of_arm(arm) is None or pattern_of_arm(arm)["full_layers"]:
             raise ValueError(f"--patterns {arm}: give names of one layer, as w96-d4-s, w96-d0-f1")
         Case(1, 1, args.heads, 8, args.dtype, args.device).pattern(arm)  # fits the heads
-    known = known_peers(window_arm(args), args.patterns, args.decode)
+    known = known_peers(args.pattern, args.patterns, args.decode)
     args.peers = args.peers or list(known)
     for name in args.peers:
         if name not in known:
             raise ValueError(f"--peers {name}: choose of {', '.join(known)}")
     return device
-
-
-def window_arm(args):
-    """The name of the pattern that --window-size and --dilation mean."""
-    return f"w{args.window_size}-d{args.dilation}"
 
 
 def problems_of(args):
