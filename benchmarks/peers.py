@@ -103,7 +103,7 @@ def known_peers(pattern, arms=(), decode=False):
             "split-compiled": Peer(pattern, "the same compiled", partial(_compiled, "split")),
             "masked": Peer(pattern, "PyTorch's with a mask", partial(_evaluation, "masked")),
             "dense": Peer(pattern, "textbook with a mask", partial(_evaluation, "dense")),
-            "flex": Peer(pattern, "FlexAttention, compiled", partial(_evaluation, "flex")),
+            "flex": Peer(pattern, "FlexAttention, compiled", partial(_compiled, "flex")),
         }
     if arms:
         windows = {arm: Peer(arm, "as its model evaluates it", of_model) for arm in arms}
