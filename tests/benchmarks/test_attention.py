@@ -51,6 +51,12 @@ def test_a_window_that_is_off_by_one_is_not_timed(timed):
     assert "gives other results than textbook attention" in missing["reason"]
 
 
+def test_a_window_longer_than_the_check_hides_no_error():
+    peer = Peer("w500-d4", "", lambda attends, case: fused_attention)
+    records, (missing,) = measure("full", peer, [FORWARD], 1024)
+    assert not records and "gives other results" in missing["reason"]
+
+
 def test_without_a_backward_pass_the_forward_pass_is_still_timed():
     def forward_only(q, k, v):
         if q.requires_grad:
