@@ -30,7 +30,6 @@ examples:
   python analyze_hyperparameters.py                  compare the eight configurations
   python analyze_hyperparameters.py --seq-len 4096   the same at another length
   {EXAMPLE}         one configuration at 512 tokens
-  python analyze_hyperparameters.py 96 0 4096 --full-heads 2 --n-heads 16
   python analyze_hyperparameters.py --arms w96-d4-s w96-d0-f1 w96-d0-e4 --n-heads 8
   python analyze_hyperparameters.py --measured       measured patterns, and what to choose
 
@@ -50,10 +49,7 @@ def build_parser():
     number("--d-model", metavar="C", default=512, help="model width (default: 512)")
     number("--layers", metavar="L", default=8, help="layers (default: 8)")
     number("--n-heads", metavar="H", default=16, help="heads of a layer (default: 16)")
-    number("--full-heads", metavar="F", default=0, help="of them attend to all (default: 0)")
-    text = "the other heads take turns in their far keys"
-    parser.add_argument("--stagger", action="store_true", help=text)
-    text = "compare patterns by their names, as w96-d0-f1"
+    text = "patterns by their names: w96-d4-s, w96-d0-f1"
     parser.add_argument("--arms", nargs="+", metavar="ARM", help=text)
     number("--vocab-size", metavar="V", default=10_000, help="vocabulary (default: 10000)")
     folder = partial(parser.add_argument, type=Path)
@@ -78,14 +74,13 @@ def asked_analyses(arguments):
     names = ("d_model", "layers", "vocab_size", "n_heads", "sink_tokens")
     model = {name: getattr(arguments, name) for name in names}
     model["seq_len"] = max(lengths, default=256)
-    heads = {"full_heads": arguments.full_heads, "stagger": arguments.stagger}
     with checked_options():
         if arguments.arms:
-            if window_size is not None or any(heads.values()):
+            if window_size is not None:
                 raise ValueError("--arms names whole patterns: give no other")
             return analyses_of_arms(arguments.arms, model)
         patterns = CONFIGURATIONS if window_size is None else [(window_size, dilation)]
-        return [PatternAnalysis(*pattern, **model, **heads) for pattern in patterns]
+        return [PatternAnalysis(*pattern, **model) for pattern in patterns]
 
 
 def analyses_of_arms(arms, model):

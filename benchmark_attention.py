@@ -1,7 +1,7 @@
 """Attention, and whole training steps, timed side by side with what a user could take instead.
 
 ``--step`` and ``--decode`` time other things (see ``--help``).  Each prints tables and writes every
-sample as JSON; attention draws time over sequence length too.
+sample as JSON; attention draws it over sequence length too.
 
 Each peer is first checked against textbook attention in float64 over the keys that it claims; those
 that are right are timed in rounds, in each of which every one has its turn in random order.
@@ -16,15 +16,8 @@ import torch
 
 from benchmarks.attention import measure_attention
 from benchmarks.options import build_parser, complete, problems_of
-from benchmarks.peers import (
-    DECODE_PEERS,
-    FORWARD,
-    ONE_TOKEN,
-    PEERS,
-    TRAINING,
-    peers_of_arms,
-)
-from benchmarks.picture import plot_scaling, plot_shares
+from benchmarks.peers import FORWARD, ONE_TOKEN, TRAINING, known_peers
+from benchmarks.picture import plot_scaling
 from benchmarks.steps import measure_decode_steps, measure_steps
 from benchmarks.tables import results_text
 from figures.look import save_figures
@@ -41,12 +34,11 @@ def benchmark_of(args, device):
         if args.decode:
             measure, name = measure_decode_steps, "decode_step_benchmark"
         return partial(measure, device=device, rounds=args.rounds), name
-    known, directions, name = PEERS, [FORWARD, TRAINING], "attention_benchmark"
+    directions, name = [FORWARD, TRAINING], "attention_benchmark"
     if args.decode:
-        known, directions, name = DECODE_PEERS, [ONE_TOKEN], "decode_benchmark"
+        directions, name = [ONE_TOKEN], "decode_benchmark"
+    known = known_peers(args.pattern, args.patterns, args.decode)
     peers = {peer: known[peer] for peer in args.peers}
-    if args.patterns:
-        peers = peers_of_arms(args.patterns, args.decode)
     how = {"peers": peers, "directions": directions, "rounds": args.rounds}
     return partial(measure_attention, **how), name
 
@@ -80,13 +72,13 @@ def show(args, device, records, skipped, path):
     sizes = f"{batch} H{args.heads} D{args.head_dim}"
     title = f"{device_name(device)}, {args.dtype}, {sizes}"
     if not args.patterns:
-        title += f", w{args.window_size} d{args.dilation}"
+        title += f", {args.pattern}"
     print(f"{title}, torch {torch.__version__}\n")
     print(results_text(records, skipped), flush=True)
     written = [path] if records else []
     if records and not (args.step or args.decode):
-        plot = plot_shares if args.patterns else plot_scaling
-        written += save_figures({"attention_scaling": plot(records, title)}, args.plots_dir)
+        figures = {"attention_scaling": plot_scaling(records, title)}
+        written += save_figures(figures, args.plots_dir)
     say("written: " + ", ".join(map(str, written)))
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from analysis.values import pattern_of_arm
+from attention.pattern import layer_density
 from benchmarks.peers import ALL_DTYPES, ALL_KEYS, ONE_TOKEN, TRAINING, error_of, work_of
 from benchmarks.timing import Unavailable, add_ratios, peak_mb, side_by_side, timed, timed_in_rounds
 from training.trainer import release_memory
@@ -46,17 +46,17 @@ def measure_attention(case, peers, directions, rounds):
 def _work(name, peer, case, direction):
     """One call of a peer as a work, and what else its record holds.  Raises Unavailable."""
     device = torch.device(case.device)
-    error = error_of(peer, case.checked(), direction)
+    error = error_of(peer, case, direction)
     needed, free = least_memory(name, case) / 1e9, free_memory(device) / 1e9
     if needed > MEMORY_SHARE * free:
         raise Unavailable(f"needs {needed:,.0f} GB and some room, {free:,.0f} GB are free")
-    work = work_of(peer.make(case), *case.inputs(), direction)
+    work = work_of(peer.make(peer.attends, case), *case.inputs(), direction)
     work()
     if timed(work, device, 1) > LONGEST_SECONDS:
         raise Unavailable(f"takes more than {LONGEST_SECONDS} s a call")
-    more = {"attends": peer.attends, "relative_error": error}
-    more["density"] = case.density(peer.attends)
-    if pattern_of_arm(peer.attends) and direction != ONE_TOKEN:
+    density = layer_density(case.seq_len, case.pattern(peer.attends), case.heads)
+    more = {"attends": peer.attends, "relative_error": error, "density": density}
+    if name == peer.attends and direction != ONE_TOKEN:
         more["evaluation"] = case.evaluation(peer.attends)
     if direction == TRAINING:  # output and gradients count, inputs do not
         more["peak_memory_mb"] = peak_mb(work, device, torch.cuda.memory_allocated())
@@ -87,18 +87,13 @@ def _add_limits_of_memory(records, case, device, rounds):
     Its attention does no more than two operations for every number that it reads, so that none can
     be faster than memory is.
     """
-    bandwidth = copy_bandwidth(device, rounds)
+    count = min(COPY_BYTES[device.type], int(free_memory(device) / 4))
+    source = torch.ones(count, dtype=torch.uint8, device=device)
+    copy = partial(torch.empty_like(source).copy_, source)
+    seconds = timed_in_rounds({"copy": copy}, device, rounds)["copy"]
+    bandwidth = 2 * count / float(np.median(seconds))  # bytes read and written
     for r in records:
         read = case.bytes_read(r["attends"])
         limit = read / bandwidth * 1e3
         r |= {"read_mb": read / 1e6, "limit_ms": limit, "share_of_limit": limit / r["median_ms"]}
         r["copy_gb_per_s"] = bandwidth / 1e9
-
-
-def copy_bandwidth(device, rounds):
-    """How many bytes a second a large copy reads and writes."""
-    count = min(COPY_BYTES[device.type], int(free_memory(device) / 4))
-    source = torch.ones(count, dtype=torch.uint8, device=device)
-    copy = partial(torch.empty_like(source).copy_, source)
-    seconds = timed_in_rounds({"copy": copy}, device, rounds)["copy"]
-    return 2 * count / float(np.median(seconds))

@@ -5,8 +5,7 @@ import argparse
 import numpy as np
 
 from analysis.values import pattern_of_arm
-from attention.pattern import check_pattern
-from benchmarks.peers import ALL_DTYPES, DECODE_PEERS, PEERS, Case
+from benchmarks.peers import ALL_DTYPES, Case, known_peers
 from machine.device import resolve_device
 from training.config import COMPILE_MODES, DEFAULT_ARMS, make_config
 
@@ -35,7 +34,7 @@ def build_parser():
     """The command line, with every default in its help."""
     parser = argparse.ArgumentParser(
         description=DESCRIPTION,
-        epilog=_listed("peers", PEERS) + _listed("peers of --decode", DECODE_PEERS) + EXAMPLES,
+        epilog=_listed("peers") + _listed("peers of --decode", decode=True) + EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add, said = parser.add_argument, " (default: %(default)s)"
@@ -50,8 +49,8 @@ def build_parser():
     add("--head-dim", type=int, help="default: 64 on CUDA, 32 on a CPU")
     add("--window-size", type=int, default=96, help="near keys before each token" + said)
     add("--dilation", type=int, default=4, help="every how many tokens a far key; 0: none" + said)
-    text = "these in place of the peers, by their names, as w96-d4 w96-d0-f1"
-    add("--patterns", nargs="+", metavar="ARM", help=text)
+    text = "these in place of its evaluations, by their names, as w96-d4 w96-d0-f1"
+    add("--patterns", nargs="+", metavar="ARM", default=[], help=text)
     add("--peers", nargs="+", metavar="PEER", help="of those below; default: all, where they run")
     add("--rounds", type=int, default=11, help="how often each is timed" + said)
     add("--output-dir", default="output", help="folder of the JSON file" + said)
@@ -67,7 +66,8 @@ def build_parser():
     return parser
 
 
-def _listed(title, peers):
+def _listed(title, decode=False):
+    peers = known_peers("pattern", decode=decode)
     lines = [f"  {name:16}{peer.attends:12}{peer.description}" for name, peer in peers.items()]
     return "\n".join([f"{title}, and to which keys each attends:", *lines, ""])
 
@@ -80,16 +80,18 @@ def complete(args):
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.seq_lens = sorted(set(args.seq_lens))
-    for name in ("seq_lens", "batch_size", "heads", "head_dim", "rounds", "layers"):
+    least = dict.fromkeys(("seq_lens", "batch_size", "heads", "head_dim", "rounds", "layers"), 1)
+    for name, limit in (least | {"window_size": 1, "dilation": 0}).items():
         smallest = min(np.atleast_1d(getattr(args, name)))
-        if smallest < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {smallest}")
-    check_pattern(args.window_size, args.dilation)
-    for arm in args.patterns or ():
+        if smallest < limit:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at least {limit}, got {smallest}")
+    args.pattern = f"w{args.window_size}-d{args.dilation}"
+    for arm in args.patterns or [args.pattern]:
         if pattern_of_arm(arm) is None or pattern_of_arm(arm)["full_layers"]:
             raise ValueError(f"--patterns {arm}: give names of one layer, as w96-d4-s, w96-d0-f1")
-        Case(1, 1, args.heads, 8, 1, 0, args.dtype, args.device).pattern(arm)  # fits the heads
-    known = DECODE_PEERS if args.decode else PEERS
+        Case(1, 1, args.heads, 8, args.dtype, args.device).pattern(arm)  # fits the heads
+    known = known_peers(args.pattern, args.patterns, args.decode)
     args.peers = args.peers or list(known)
     for name in args.peers:
         if name not in known:
@@ -99,14 +101,14 @@ def complete(args):
 
 def problems_of(args):
     """What is measured, length by length: cases, or for steps the experiment's configurations."""
-    names = "device", "dtype", "window_size", "dilation"
-    common = {name: getattr(args, name) for name in names}
+    common = {"device": args.device, "dtype": args.dtype}
     sizes = [{"seq_len": S, "batch_size": batch_size(args, S)} for S in args.seq_lens]
     if not args.step:
         common |= {"heads": args.heads, "head_dim": args.head_dim}
         return [Case(**size, **common) for size in sizes]
     common |= {"d_model": args.heads * args.head_dim, "n_heads": args.heads}
     common |= {"layers": args.layers, "arms": tuple(args.arms)}
+    common |= {"window_size": args.window_size, "dilation": args.dilation}
     modes = ["none"] if args.decode else args.compile
     return [
         make_config("paper", compile=mode, **size, **common) for size in sizes for mode in modes

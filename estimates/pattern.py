@@ -84,10 +84,9 @@ class PatternAnalysis:
         words = [f"w={self.window_size} d={self.dilation}"]
         words += [f"N={self.sink_tokens}"] * bool(self.sink_tokens)
         words += ["staggered"] * self.stagger
-        if isinstance(self.full_heads, tuple):
-            words.append(f"F={','.join(map(str, self.full_heads))} of {self.n_heads}")
-        elif self.full_heads:
-            words.append(f"F={self.full_heads} of {self.n_heads}")
+        if self.full_heads:
+            counts = ",".join(map(str, np.atleast_1d(self.full_heads)))
+            words.append(f"F={counts} of {self.n_heads}")
         return " ".join(words)
 
     @property

@@ -131,24 +131,17 @@ def draw_cost(axes, a):
 def plot_configuration(a):
     """One PatternAnalysis: its mask and its cost, as a Figure; a mask for each kind of heads."""
     heads = list(a.heads.items())[:MOST_MASKS]
-    figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
-    if len(heads) == 1:
-        *masks, cost = figure.subplots(1, 2, width_ratios=(1.1, 1))
-    else:
-        grid = figure.add_gridspec(2, len(heads), height_ratios=(1.2, 1))
-        masks = [figure.add_subplot(grid[0, n]) for n in range(len(heads))]
-        cost = figure.add_subplot(grid[1, :])
-    for axes, (head, count) in zip(masks, heads, strict=True):
+    figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
+    grid = figure.add_gridspec(2, len(heads), height_ratios=(1.5, 1))
+    for column, (head, count) in enumerate(heads):
+        axes = figure.add_subplot(grid[0, column])
         draw_mask(axes, head, a.seq_len)
         axes.set_title(f"{kind_of_head(head)}\n{count} of {a.heads.total()} heads")
         axes.label_outer()
-    title = f"{a.label}: {a.density:.2%} of the causal pairs"
-    if len(heads) == 1:
-        masks[0].set_title(title)
-    draw_cost(cost, a)
+    draw_cost(figure.add_subplot(grid[1, :]), a)
     linear = Patch(facecolor=LINEAR_COLOR, label="linear layers")
-    text = f"{a.model}. {ESTIMATE}"
-    legend_and_caption(figure, a, text if len(heads) == 1 else f"{title}. {text}", linear)
+    text = f"{a.label}: {a.density:.2%} of the causal pairs. {a.model}. {ESTIMATE}"
+    legend_and_caption(figure, a, text, linear)
     return figure
 
 
@@ -156,9 +149,8 @@ def kind_of_head(head):
     """What a head attends to, in words."""
     if head.dilation == 1:
         return "full"
-    if head.dilation == 0:
-        return f"window {head.window_size}"
-    return f"w={head.window_size} d={head.dilation}, phase {head.phase}"
+    phase = f", phase {head.phase}" if head.phase else ""
+    return f"w={head.window_size} d={head.dilation}{phase}"
 
 
 def draw_measured(axes, content):

@@ -20,19 +20,25 @@ def run_study(config, prepared, arguments, argv):
     prepared: [(a point's name, its configuration, its dataset)].  After a stop the same command
     goes on: a point that is complete is only reported again.
     """
-    if arguments.dry_run:
-        return dry_run_study(prepared, arguments)
     folder = study_folder(config.output_dir, arguments.study)
-    path, experiments, content = folder.with_suffix(".json"), [], None
-    if arguments.restart:
+    path, experiments, content, seconds = folder.with_suffix(".json"), [], None, 0
+    if arguments.restart and not arguments.dry_run:
         ranks.from_first(move_study_aside, folder, path, config.data)
-    for _, here, dataset in announced(prepared):
+    for number, (name, here, dataset) in enumerate(prepared, start=1):
+        say(f"point {number} of {len(prepared)}: {name}")
+        if arguments.dry_run:
+            print(f"{name}:")
+            seconds += dry_run(here, dataset, arguments.restart, arguments.allow_mixed)
+            continue
         results = run_experiment(here, dataset, allow_mixed=arguments.allow_mixed, argv=argv)
         if results is not None:  # on the first rank
             write_report(*results, here.output_dir)
             experiments.append(results)
             content = summarize(arguments.study, experiments)
             write_json(path, content)  # a stop takes none of it
+    if arguments.dry_run:
+        say(f"all {len(prepared)} points: roughly {format_seconds(seconds)}")
+        return DONE
     return ranks.from_first(report_study, content, path, config.plots_dir)
 
 
@@ -41,23 +47,6 @@ def move_study_aside(folder, path, data):
     moved = move_aside(folder, data)
     if moved and path.exists():
         path.rename(moved / path.name)
-
-
-def announced(prepared):
-    """The points of ``prepared``, each told before it begins."""
-    for number, (name, here, dataset) in enumerate(prepared, start=1):
-        say(f"point {number} of {len(prepared)}: {name}")
-        yield name, here, dataset
-
-
-def dry_run_study(prepared, arguments):
-    """Say what would be done at every point, and roughly how long all take."""
-    seconds = 0
-    for name, here, dataset in announced(prepared):
-        print(f"{name}:")
-        seconds += dry_run(here, dataset, arguments.restart, arguments.allow_mixed)
-    say(f"all {len(prepared)} points: roughly {format_seconds(seconds)}")
-    return DONE
 
 
 def report_study(content, path, plots_dir):

@@ -69,9 +69,7 @@ class ExperimentConfig:
         0.02, "largest rise of the validation loss that still counts as no loss of quality, in nats"
     )
     deterministic: bool = _option(
-        False,
-        "use deterministic algorithms (slower); recorded, never on by itself",
-        action=argparse.BooleanOptionalAction,
+        False, "use deterministic algorithms (slower); recorded, never on by itself"
     )
     batch_size: int = _option(8, "sequences in a step, of all ranks together", group="training")
     gradient_accumulation: int = _option(1, "parts of a batch, one after the other, for memory")
@@ -90,35 +88,22 @@ class ExperimentConfig:
     layers: int = _option(8, "decoder blocks")
     positions: str = _option("learned", "learned embeddings, or rotary ones", choices=POSITIONS)
     window_size: int | tuple = _option(
-        96,
-        "near keys before each token; W,W,... gives one for each layer",
-        group="pattern",
-        type=_whole_numbers,
+        96, "near keys before each token; W,W,... gives one for each layer", group="pattern"
     )
     dilation: int | tuple = _option(
         4,
         "every how many tokens a far key; 0: none, 1: full attention; D,D,... gives one for each "
         "layer",
         least=0,
-        type=_whole_numbers,
     )
     sink_tokens: int = _option(0, "first tokens that every later one attends to as well", least=0)
     full_heads: int | tuple = _option(
         0,
-        "how many heads of each layer attend to everything; F,F,... gives one for each layer",
+        "heads of each layer that attend to everything; F,F,... gives one for each layer",
         least=0,
-        type=_whole_numbers,
     )
-    stagger: bool = _option(
-        False,
-        "heads take turns in their far keys",
-        action=argparse.BooleanOptionalAction,
-    )
-    nope: bool = _option(
-        False,
-        "full heads get no positions where the others get rotary ones",
-        action=argparse.BooleanOptionalAction,
-    )
+    stagger: bool = _option(False, "heads take turns in their far keys")
+    nope: bool = _option(False, "full heads get no positions where the others get rotary ones")
     window_attention: str = _option("auto", "how the pattern is evaluated", choices=EVALUATIONS)
     data: str = _option(DEFAULT_PATH, "rows of tokens; prepared when missing", group="files")
     output_dir: str = _option("output", "folder of results, report and weights")
@@ -174,6 +159,11 @@ PRESETS = {
 }
 
 
+ARGPARSE = {kind: {"type": kind} for kind in (int, float, str)}
+ARGPARSE[int | tuple] = {"type": _whole_numbers}
+ARGPARSE[bool] = {"action": argparse.BooleanOptionalAction}
+
+
 def add_options(parser):
     """Add an option for every field of ``ExperimentConfig``, in the groups that the fields name."""
     for item in fields(ExperimentConfig):
@@ -181,9 +171,7 @@ def add_options(parser):
             continue
         if item.metadata["group"]:
             group = parser.add_argument_group(item.metadata["group"])
-        options = dict(item.metadata["argparse"])
-        if item.type in (int, float, str):
-            options["type"] = item.type
+        options = ARGPARSE.get(item.type, {}) | item.metadata["argparse"]
         text = f"{item.metadata['help']} {_default_text(item)}"
         group.add_argument(_flag(item), help=text, **options)
 
@@ -214,18 +202,17 @@ def pattern_options(config, arm):
     config: the fields of an ExperimentConfig, a dict.
     """
     if arm == "window":
-        names = ("window_size", "dilation", "full_heads", "stagger")
-        options = {name: config[name] for name in names}
-    else:
-        options = pattern_of_arm(arm)
-        if options is None:
-            return None
-        every = options.pop("full_layers")
-        if every:
-            of_layers = [options["full_heads"]] * config["layers"]
-            for layer in range(every - 1, config["layers"], every):
-                of_layers[layer] = config["n_heads"]
-            options["full_heads"] = tuple(of_layers)
+        names = ("window_size", "dilation", "full_heads", "stagger", "sink_tokens")
+        return {name: config[name] for name in names}
+    options = pattern_of_arm(arm)
+    if options is None:
+        return None
+    every = options.pop("full_layers")
+    if every:
+        of_layers = [options["full_heads"]] * config["layers"]
+        for layer in range(every - 1, config["layers"], every):
+            of_layers[layer] = config["n_heads"]
+        options["full_heads"] = tuple(of_layers)
     return options | {"sink_tokens": config["sink_tokens"]}
 
 
@@ -239,10 +226,9 @@ def patterns_of_arm(config, arm):
 
 def arm_density(config, arm):
     """The share of the causal pairs that an arm of the window model keeps, of all its heads."""
-    patterns = patterns_of_arm(config, arm)
-    return sum(layer_density(config["seq_len"], p, config["n_heads"]) for p in patterns) / len(
-        patterns
-    )
+    seq_len, n_heads = config["seq_len"], config["n_heads"]
+    kept = [layer_density(seq_len, p, n_heads) for p in patterns_of_arm(config, arm)]
+    return sum(kept) / len(kept)
 
 
 def _check_field(item, value):
@@ -294,15 +280,11 @@ def _check_together(config):
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
     for arm in ("window", *config.arms):
-        if config.pattern_of(arm) is not None:
-            _check_pattern(config, arm)
-
-
-def _check_pattern(config, arm):
-    try:
-        patterns_of_arm(asdict(config), arm)
-    except ValueError as error:
-        if arm == "window":
+        if arm in ARMS and arm != "window":
+            continue
+        try:
+            patterns_of_arm(asdict(config), arm)
+        except ValueError as error:
             name, _, rest = str(error).partition(" ")
-            raise ValueError(f"--{name.replace('_', '-')} {rest}") from None
-        raise ValueError(f"--arms {arm}: {error}") from None
+            option = f"--{name.replace('_', '-')} {rest}"
+            raise ValueError(option if arm == "window" else f"--arms {arm}: {error}") from None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.attention import measure_attention
-from benchmarks.peers import FORWARD, PEERS, TRAINING, Case
+from benchmarks.peers import FORWARD, TRAINING, Case, known_peers
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +15,9 @@ def cpu():
 @pytest.fixture(scope="session")
 def measured():
     """(records, skipped) of two lengths and all kinds of peers."""
-    peers = {name: PEERS[name] for name in ("split", "dense", "flash", "cudnn")}
-    cases = [Case(1, seq_len, 2, 8, 10, 3, "float32", "cpu") for seq_len in (32, 64)]
+    known = known_peers("w10-d3")
+    peers = {name: known[name] for name in ("split", "dense", "flash", "cudnn")}
+    cases = [Case(1, seq_len, 2, 8, "float32", "cpu") for seq_len in (32, 64)]
     (records, skipped), (more, more_skipped) = (
         measure_attention(case, peers, [FORWARD, TRAINING], rounds=3) for case in cases
     )

@@ -8,7 +8,7 @@ import pytest
 from attention import density, fused_attention, window_attention
 from benchmarks import attention
 from benchmarks.attention import measure_attention
-from benchmarks.peers import ALL_KEYS, FORWARD, PATTERN, PEERS, TRAINING, Case, Peer
+from benchmarks.peers import ALL_KEYS, FORWARD, TRAINING, Case, Peer, known_peers
 
 
 def test_every_peer_is_timed_or_skipped(measured):
@@ -30,25 +30,31 @@ def test_ratios_follow_from_the_samples_of_the_same_length_and_direction(measure
         (full,) = (np.median(x["samples_ms"]) for x in same if x["attends"] == ALL_KEYS)
         ratio = full / np.median(r["samples_ms"])
         assert r["ratio_to_best_full"] == pytest.approx(ratio)
-        if r["attends"] == PATTERN:
+        if r["attends"] == "w10-d3":
             assert r["share_of_limit"] == pytest.approx(density(r["seq_len"], 10, 3) * ratio)
         else:
             assert math.isnan(r["share_of_limit"])
 
 
 def measure(name, peer, directions, seq_len=16):
-    case = Case(1, seq_len, 4, 32, 10, 3, "float32", "cpu")
+    case = Case(1, seq_len, 4, 32, "float32", "cpu")
     return measure_attention(case, {name: peer}, directions, rounds=1)
 
 
 @pytest.mark.parametrize("timed", [FORWARD, TRAINING])
 def test_a_window_that_is_off_by_one_is_not_timed(timed):
-    def off_by_one(case):
-        return lambda q, k, v: window_attention(q, k, v, case.window_size + 1, case.dilation)
+    def off_by_one(attends, case):
+        return lambda q, k, v: window_attention(q, k, v, 11, 3)
 
-    records, (missing,) = measure("off by one", Peer(PATTERN, "", off_by_one), [timed])
+    records, (missing,) = measure("off by one", Peer("w10-d3", "", off_by_one), [timed])
     assert not records
     assert "gives other results than textbook attention" in missing["reason"]
+
+
+def test_a_window_longer_than_the_check_hides_no_error():
+    peer = Peer("w500-d4", "", lambda attends, case: fused_attention)
+    records, (missing,) = measure("full", peer, [FORWARD], 1024)
+    assert not records and "gives other results" in missing["reason"]
 
 
 def test_without_a_backward_pass_the_forward_pass_is_still_timed():
@@ -57,7 +63,7 @@ def test_without_a_backward_pass_the_forward_pass_is_still_timed():
             raise NotImplementedError("training is not supported")
         return fused_attention(q, k, v)
 
-    peer = Peer(ALL_KEYS, "", lambda case: forward_only)
+    peer = Peer(ALL_KEYS, "", lambda attends, case: forward_only)
     (record,), (missing,) = measure("mine", peer, [FORWARD, TRAINING])
     assert record["direction"] == FORWARD and missing["direction"] == TRAINING
     assert missing["reason"] == "NotImplementedError: training is not supported"
@@ -65,11 +71,11 @@ def test_without_a_backward_pass_the_forward_pass_is_still_timed():
 
 def test_what_memory_cannot_hold_is_not_tried(monkeypatch):
     monkeypatch.setattr(attention, "free_memory", lambda device: 1e6)
-    records, (missing,) = measure("dense", PEERS["dense"], [FORWARD], 512)
+    records, (missing,) = measure("dense", known_peers("w10-d3")["dense"], [FORWARD], 512)
     assert not records and "GB are free" in missing["reason"]
 
 
 def test_what_takes_too_long_is_not_timed_further(monkeypatch):
     monkeypatch.setattr(attention, "LONGEST_SECONDS", 0)
-    records, (missing,) = measure("flash", PEERS["flash"], [FORWARD])
+    records, (missing,) = measure("flash", known_peers("w10-d3")["flash"], [FORWARD])
     assert not records and missing["reason"] == "takes more than 0 s a call"

@@ -29,16 +29,12 @@ def test_the_picture_has_a_line_for_each_peer_and_the_limit(measured):
     records, _ = measured
     figure = plot_scaling(records, "title")
     for axis, timed in zip(figure.axes, (FORWARD, TRAINING), strict=True):
-        lines = {line.get_label(): line.get_ydata() for line in axis.get_lines()}
-        times = {
-            peer: [
-                r["median_ms"] / 1e3
-                for r in records
-                if (r["peer"], r["direction"]) == (peer, timed)
-            ]
-            for peer in ("split", "flash")
+        here = {
+            (r["peer"], r["seq_len"]): r["median_ms"] for r in records if r["direction"] == timed
         }
-        np.testing.assert_allclose(lines["split (near + far)"], times["split"])
-        limit = np.multiply(times["flash"], [density(n, 10, 3) for n in (32, 64)])
-        np.testing.assert_allclose(lines["limit: best full kernel x pairs kept"], limit)
-        assert len(lines) == 4
+        *drawn, _ = [line.get_ydata() for line in axis.get_lines()]  # the last: full attention
+        limit = [density(n, 10, 3) for n in (32, 64)]
+        split, dense = (
+            [here[name, n] / here["flash", n] for n in (32, 64)] for name in ("split", "dense")
+        )
+        np.testing.assert_allclose(drawn, [split, limit, dense, limit, [1, 1]])

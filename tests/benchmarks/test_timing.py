@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.peers import PEERS, TRAINING, Case, work_of
+from benchmarks.peers import TRAINING, Case, known_peers, work_of
 
 
 def test_every_round_takes_every_work_once_in_random_order(cpu, monkeypatch):
@@ -44,10 +44,11 @@ def test_a_work_that_fails_is_skipped_with_its_reason_and_the_others_are_timed(c
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_a_work_is_recorded_as_a_graph_and_its_tensors_stay():
     device = torch.device("cuda", 0)
-    case = Case(1, 256, 2, 64, 32, 4, "bfloat16", "cuda:0")
+    case = Case(1, 256, 2, 64, "bfloat16", "cuda:0")
     works = {}
     for name in ("split", "cudnn"):
-        work = work_of(PEERS[name].make(case), *case.inputs(), TRAINING)
+        attend = known_peers("w32-d4")[name].make("w32-d4", case)
+        work = work_of(attend, *case.inputs(), TRAINING)
         works[name], how = timing.as_cuda_graph(work, device)
         assert how == "CUDA graph"
         del work

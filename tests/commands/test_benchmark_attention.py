@@ -26,7 +26,7 @@ def saved(tmp_path, name):
 def test_attention_gives_tables_json_and_picture(run, tmp_path, capsys):
     assert run(*TINY, "--peers", "split", "flash") == 0
     captured = capsys.readouterr()
-    assert "float32, B2 H2 D8, w96 d4" in captured.out and "S 32\n" in captured.out
+    assert "float32, B2 H2 D8, w96-d4" in captured.out and "S 32\n" in captured.out
     assert "attention_scaling.png" in captured.err
     content = saved(tmp_path, "attention_benchmark.json")
     assert [r["seq_len"] for r in content["records"]] == [16] * 4 + [32] * 4
@@ -71,7 +71,8 @@ def test_steps_give_a_table_and_json(run, tmp_path, capsys, name):
     ("options", "words"),
     [
         (["--seq-lens", "8", "0"], "--seq-lens must be at least 1, got 0"),
-        (["--window-size", "-1"], "window_size must be at least 0, got -1"),
+        (["--window-size", "-1"], "--window-size must be at least 1, got -1"),
+        (["--dilation", "-1"], "--dilation must be at least 0, got -1"),
         (["--patterns", "w96-d0-f9"], "full_heads must be a whole number from 0 to n_heads"),
         (["--patterns", "w96-d0-e2"], "--patterns w96-d0-e2: give names of one layer"),
         (["--step", "--dtype", "float16"], "--dtype"),

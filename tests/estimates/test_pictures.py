@@ -44,7 +44,8 @@ def test_the_picture_of_a_configuration_draws_its_costs(pattern):
     figure = plot_configuration(a)
     figure.draw_without_rendering()
     mask, cost = figure.axes
-    assert f"{a.label}: {a.density:.2%}" in mask.get_title(loc="left")
+    assert "128 of 128 heads" in mask.get_title(loc="left")
+    assert f"{a.label}: {a.density:.2%}" in figure.get_supxlabel()
     ends = [
         max(bar.get_x() + bar.get_width() for bar in row)
         for row in zip(*cost.containers, strict=True)
