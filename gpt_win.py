@@ -28,7 +28,10 @@ def per_layer(name, value, layers):
 def layer_patterns(
     layers, n_heads, window_size, dilation, sink_tokens=0, full_heads=0, stagger=False
 ):
-    """The ``Pattern`` of every layer; staggered heads go on where those of the last layer ended.
+    """The ``Pattern`` of every layer.
+
+    Staggered heads go on in the next layer: the first window head of layer l, counted from 0, has
+    the phase l (n_heads - full_heads) modulo the dilation.
 
     Raises ValueError for a sequence of another length, for what is no pattern of ``n_heads`` heads,
     and to stagger where no layer has far keys to take turns in.

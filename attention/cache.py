@@ -187,7 +187,9 @@ class KeyValueCache:
             cache.write(new[:, :, of_keys], first)
 
     def attend(self, q):
-        """The last token's attention, q (B, 1, H, D) -> (B, 1, H, D)."""
+        """The last token's attention, q (B, 1, H, D) -> (B, 1, H, D).  ValueError before any."""
+        if self.filled == 0:
+            raise ValueError("the cache is empty: write the keys and values of a token first")
         found = torch.empty_like(q)
         with torch.autocast(q.device.type, enabled=False):
             for heads, _, cache in self.groups:

@@ -63,9 +63,9 @@ def attention_plan(
     device_type = torch.device(device).type
     if pattern.is_full(seq_len, n_heads):
         return Plan("masked", "the pattern leaves out no pair: full causal attention")
+    most = FLEX_TO[_kind_of(pattern)]
     generated = compiled and device_type == "cuda" and dtype in FLEX_DTYPES
-    if generated and head_dim >= FLEX_HEAD_DIM and seq_len <= FLEX_TO[_kind_of(pattern)]:
-        most = FLEX_TO[_kind_of(pattern)]
+    if generated and head_dim >= FLEX_HEAD_DIM and seq_len <= most:
         return Plan("flex", f"up to {most:,} tokens flex was measured to be faster")
     least = SPLIT_FROM.get((device_type, dtype))
     if least is None:
@@ -90,9 +90,10 @@ def check_inputs(q, k, v):
         if x.dtype != q.dtype or x.device != q.device:
             kinds = f"{q.dtype} on {q.device}, {name} {x.dtype} on {x.device}"
             raise ValueError(f"q, k and v must have one dtype and device: q is {kinds}")
-    sizes = [(B, S, D) for B, S, _, D in (q.shape, k.shape, v.shape)]
-    heads, of_keys, of_values = (x.shape[2] for x in (q, k, v))
-    if len(set(sizes)) > 1 or of_keys != of_values or not of_keys or heads % of_keys:
+    B, S, heads, D = q.shape
+    of_keys = k.shape[2]
+    alike = k.shape == v.shape == (B, S, of_keys, D)
+    if not alike or not of_keys or heads % of_keys:
         shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in (("q", q), ("k", k), ("v", v)))
         raise ValueError(
             f"q, k and v must be alike, but for heads of k and v that divide those of q: {shapes}"

@@ -1,4 +1,4 @@
-"""A part of split attention, near or far, forward and backward, by its kernel."""
+"""A part of split attention, full, near or far, forward and backward, by its kernel."""
 
 import torch
 
@@ -8,7 +8,7 @@ from attention.pieces import calls
 def forward(q, k, v, part, scale):
     """The part's attention: out (B, S, H, D) and log-sum-exp (B, H, S) for q (B, S, H, D)."""
     todo = list(calls(part.pieces, q, k, v))
-    if len(todo) == 1:
+    if len(todo) == 1 and todo[0].in_turn:
         return _forward_at_once(q, k, v, todo[0], part, scale)
     out, lse = empty_results(q)
     for pieces in todo:
@@ -33,7 +33,7 @@ def backward(gradient, q, k, v, out, lse, part, scale):
     gradient, out and lse are those of the merged softmax.
     """
     todo = list(calls(part.pieces, gradient, q, k, v, out))
-    if len(todo) == 1:
+    if len(todo) == 1 and todo[0].in_turn:
         found = _gradients(gradient, q, k, v, out, lse, todo[0], part, scale)
         return [_in_order(x, q.shape[0], q.shape[2]) for x in found]
     dq = q.new_empty(q.shape)

@@ -29,6 +29,11 @@ class Pieces(NamedTuple):
     stride: int
     batch: int | None = None  # of one batch; None: of all batches, the pieces being heads
 
+    @property
+    def in_turn(self):
+        """Do the pieces take turns with the tokens, as residue classes do and chunks do not?"""
+        return self.count == 1 or self.hop == 1
+
     def of_queries(self, x):
         """The queries of x (B, S, H, D): (count, H, length, D), or (B, count * H, length, D)."""
         return self._view(x, self.query, self.length)

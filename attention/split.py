@@ -324,7 +324,9 @@ def _problem_with(kernels, device, dtype, head_dim):
     """What speaks against using a (near, far) pair of kernels here, in words, or None."""
     generator = torch.Generator().manual_seed(0)
     quiet = torch.autocast(device.type, enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), quiet:
+    # a caller's checkpointing must not take these tensors for its own
+    unseen = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    with torch.inference_mode(False), torch.enable_grad(), quiet, unseen:
         numbers = torch.randn((4, 1, 76, 2, head_dim), generator=generator, device="cpu")
         numbers = numbers.to(device, dtype)
         pattern = Pattern(20, 7, full_heads=1)
@@ -346,4 +348,4 @@ def _out_and_gradients(attend, numbers):
     *qkv, upstream = numbers
     leaves = [x.requires_grad_() for x in qkv]
     out = attend(*leaves)
-    return out, *torch.autograd.grad(out, leaves, upstream)
+    return out.detach(), *torch.autograd.grad(out, leaves, upstream)

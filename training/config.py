@@ -208,6 +208,8 @@ def pattern_options(config, arm):
     if options is None:
         return None
     every = options.pop("full_layers")
+    if every > config["layers"]:
+        raise ValueError(f"every {every}th layer is full, of {config['layers']}: none would be")
     if every:
         of_layers = [options["full_heads"]] * config["layers"]
         for layer in range(every - 1, config["layers"], every):
@@ -279,12 +281,17 @@ def _check_together(config):
         raise ValueError(f"--arms {' '.join(unknown)}: choose from {known}, {more} ({limits})")
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
+    full_heads = 0
     for arm in ("window", *config.arms):
         if arm in ARMS and arm != "window":
             continue
         try:
-            patterns_of_arm(asdict(config), arm)
+            patterns = patterns_of_arm(asdict(config), arm)
+            full_heads += sum(p.full_heads + (p.dilation == 1) for p in patterns)
         except ValueError as error:
             name, _, rest = str(error).partition(" ")
             option = f"--{name.replace('_', '-')} {rest}"
             raise ValueError(option if arm == "window" else f"--arms {arm}: {error}") from None
+    if config.nope and (config.positions != "rotary" or not full_heads):
+        words = "leaves rotary positions out of full heads, and there are none"
+        raise ValueError(f"--nope {words}: add --positions rotary --full-heads 1, or leave it out")

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attention.choose import attention_plan, window_attention
 from attention.full import FULL_ATTENTION
 from attention.split import split_kernels
+from machine.command import UserError
 from machine.device import is_out_of_memory
 from training.config import ARMS, DTYPES, patterns_of_arm
 from training.trainer import deterministic_algorithms, release_memory
@@ -53,9 +54,7 @@ def _attention_of_layers(config, arm, device):
         return
     wanted = config.window_attention
     if wanted == "flex" and device.type != "cuda":
-        raise ValueError(
-            f"--window-attention flex needs CUDA, not {device}: choose split or masked"
-        )
+        raise UserError(f"--window-attention flex needs CUDA, not {device}: choose split or masked")
     compiled, head_dim = config.compile != "none", config.d_model // config.n_heads
     for pattern in dict.fromkeys(patterns_of_arm(asdict(config), arm)):
         about = config.seq_len, pattern, config.n_heads, DTYPES[config.dtype], device

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 from attention.cache import KeyValueCache
 from attention.choose import window_attention
@@ -11,6 +12,7 @@ from attention.flex import flex_in_graph
 from attention.full import dense_attention
 from attention.masks import TILE, _tiles, cached_mask
 from attention.pattern import HeadPattern, Pattern, causal_pairs, layer_density, window_mask
+from attention.split import _split_kernels
 
 
 @st.composite
@@ -82,6 +84,8 @@ def random_heads(batch, seq_len, n_heads, key_heads, head_dim, seed=0):
 
 @settings(max_examples=60, deadline=None)
 @given(layers(), st.integers(1, 400), st.integers(1, 3), st.integers(1, 20), st.integers(0, 99))
+@example((Pattern(0, 4), 2, 2), 128, 1, 8, 0)  # chunks alone, and no rest
+@example((Pattern(0, 0, 2, 1), 3, 3), 64, 1, 8, 0)
 def test_every_evaluation_equals_dense_in_float64(layer, seq_len, batch, head_dim, seed):
     pattern, n_heads, key_heads = layer
     qkv, upstream = random_heads(batch, seq_len, n_heads, key_heads, head_dim, seed)
@@ -172,6 +176,25 @@ def test_decoding_equals_dense_attention(layer, kernel):
             now = slice(slot, slot + 1)
             cache.write(k[:, now], v[:, now])
             torch.testing.assert_close(cache.attend(q[:, now]), expected[:, now])
+
+
+def test_a_step_before_any_token_is_refused():
+    cache = KeyValueCache((1, 4, 8), 10, Pattern(3, 2))
+    with pytest.raises(ValueError, match="the cache is empty: write"):
+        cache.attend(torch.zeros(1, 1, 4, 8))
+
+
+def test_checkpointing_recomputes_what_the_first_call_did():
+    """The kernels' trial, in a process's first call, must not count as the caller's."""
+    _split_kernels.cache_clear()
+    x = torch.randn(3, 1, 600, 2, 8, requires_grad=True)
+
+    def attend(qkv):
+        return window_attention(*qkv.unbind(0), 5, 3)
+
+    checkpoint(attend, x, use_reentrant=False).sum().backward()
+    expected = torch.autograd.grad(attend(x).sum(), x)[0]
+    torch.testing.assert_close(x.grad, expected)
 
 
 def test_the_cache_of_window_heads_holds_their_window_alone():
