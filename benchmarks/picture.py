@@ -2,11 +2,14 @@
 
 import matplotlib
 import numpy as np
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from benchmarks.peers import ALL_KEYS, FORWARD, TRAINING
 from figures.frame import length_axis, log_axis
-from figures.look import LOOK, WIDTH, arm_styles
+from figures.look import LOOK, WIDTH
+
+MARKERS = "os^DvP<*>X"
 
 
 @matplotlib.rc_context(LOOK)
@@ -17,16 +20,18 @@ def plot_scaling(records, title):
     """
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    styles = arm_styles({r["peer"] for r in records})
+    names = dict.fromkeys(r["peer"] for r in records)
+    looks = zip(sns.color_palette("colorblind"), MARKERS, strict=True)
+    looks = dict(zip(names, looks, strict=False))
     handles = {}
     for axis, timed in zip(axes, (FORWARD, TRAINING), strict=True):
         here = [r for r in records if r["direction"] == timed]
         for name in dict.fromkeys(r["peer"] for r in here):
-            draw_peer(axis, name, [r for r in here if r["peer"] == name], styles[name])
+            draw_peer(axis, name, [r for r in here if r["peer"] == name], *looks[name])
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set(title=timed, xlabel="sequence length S (tokens)")
-        lines, names = axis.get_legend_handles_labels()
-        handles |= dict(zip(names, lines, strict=True))
+        lines, labels = axis.get_legend_handles_labels()
+        handles |= dict(zip(labels, lines, strict=True))
     length_axis(axes[0], sorted({r["seq_len"] for r in records}))
     log_axis(axes[0], "{x:.2g}")
     axes[0].set_ylabel("time as a share of full attention's")
@@ -35,16 +40,16 @@ def plot_scaling(records, title):
     return figure
 
 
-def draw_peer(axis, name, records, style):
+def draw_peer(axis, name, records, color, marker):
     """A peer's medians between their quartiles, and its limit."""
     lengths = [r["seq_len"] for r in records]
     best_full = np.array([r["median_ms"] * r["ratio_to_best_full"] for r in records])
     medians = [r["median_ms"] for r in records] / best_full
-    look = {"color": style.color, "marker": style.marker, "markersize": 4}
-    axis.plot(lengths, medians, label=name, **look)
+    axis.plot(lengths, medians, label=name, color=color, marker=marker, markersize=4)
     low, high = np.transpose([r["quartiles_ms"] for r in records]) / best_full
-    axis.fill_between(lengths, low, high, color=style.color, alpha=0.2, linewidth=0)
+    axis.fill_between(lengths, low, high, color=color, alpha=0.2, linewidth=0)
     if records[0]["attends"] != ALL_KEYS:
         kept = [r["density"] for r in records]
-        color = style.color if records[0]["attends"] == name else "black"  # several have the same
-        axis.plot(lengths, kept, color=color, linestyle="--", linewidth=1)
+        one_of_several = records[0]["attends"] != name
+        look = {"color": "black" if one_of_several else color, "linestyle": "--", "linewidth": 1}
+        axis.plot(lengths, kept, **look)
