@@ -2,7 +2,7 @@
 
 from analysis.contrasts import contrasts_of, verdict
 from analysis.significance import ALPHA, LEVEL, non_inferiority, paired_ratio
-from analysis.values import PRACTICAL_SHARE, not_trained, shared_values
+from analysis.values import PRACTICAL_SHARE, not_trained, ok_values, shared_values
 from analysis.words import amount, p_value, percent, with_interval
 
 EVERY_PAIR = ("dense", "masked")  # evaluations that compute the left-out pairs too
@@ -115,6 +115,14 @@ def describe_quality(claim, arm, reference, loss):
     return text
 
 
+def _trained_on(metrics, metadata, arm):
+    """How much a training of the arm saw, in words."""
+    tokens = ok_values(metrics, arm, "total_tokens").max()
+    rows = tokens / metadata["config"]["seq_len"]
+    passes = rows / metadata["data"]["train_rows"]
+    return f"Trained on {tokens:,.0f} tokens, {passes:.2g} times the data."
+
+
 def quality_claims(metrics, metadata):
     """A claim on the validation loss of the window arm against each full-attention arm."""
     margin, claims = metadata["plan"]["equivalence_margin"], []
@@ -131,8 +139,9 @@ def quality_claims(metrics, metadata):
         else:
             found = non_inferiority(x, ref, margin)
             claims.append(
-                f"Quality: {describe_quality(found, arm, reference, ref.mean())} This does not "
-                "show that it stays so with longer training, other data or a larger model."
+                f"Quality: {describe_quality(found, arm, reference, ref.mean())} "
+                f"{_trained_on(metrics, metadata, arm)} This does not show that it stays so with "
+                "longer training, other data or a larger model."
             )
     return claims
 
