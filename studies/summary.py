@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis.metrics import MetricsError, fitting
 from analysis.significance import mean_interval, non_inferiority, paired_ratio
-from analysis.values import ok_values, ordered_arms, paired_trainings, shared_values
+from analysis.values import not_trained, ok_values, ordered_arms, paired_trainings, shared_values
 from analysis.warnings import measurement_warnings
 from attention.pattern import causal_pairs
 from figures.data import smooth, table
@@ -109,11 +109,14 @@ def _contrast(metrics, metadata, pair):
     losses = shared_values(metrics, pair, "val_loss")
     if not (times.size and losses.size):
         return None
+    quality = asdict(non_inferiority(*losses, metadata["plan"]["equivalence_margin"]))
+    if not_trained(metrics, metadata, pair):  # its losses say nothing
+        quality["verdict"] = "not trained"
     return {
         "time": asdict(paired_ratio(*times)),
         "memory": asdict(paired_ratio(*memory)) if memory.size else None,
         "val_loss": asdict(mean_interval(losses[0] - losses[1])),
-        "quality": asdict(non_inferiority(*losses, metadata["plan"]["equivalence_margin"])),
+        "quality": quality,
     }
 
 

@@ -27,6 +27,16 @@ def test_the_times_agree_with_a_calculation_by_hand(experiment_of):
     assert point["arms"]["fused"]["step_ms"]["mean"] == pytest.approx(1e3 * np.mean(fused) / 60)
 
 
+def test_an_arm_that_was_not_trained_is_never_called_not_worse(experiment_of):
+    metrics, metadata = experiment_of("lengths", seq_len=256)
+    verdicts = []
+    for line in (99.0, 0.1):
+        metadata["data"]["unigram_loss"] = line
+        (point,) = summarize("lengths", [(metrics, metadata)])["points"]
+        verdicts.append(point["contrasts"]["window/fused"]["quality"]["verdict"])
+    assert verdicts[0] != "not trained" and verdicts[1] == "not trained"
+
+
 def test_the_limit_is_that_of_the_flops(lengths):
     linear, per_pair = model_flops(256, 128, 4, 512)
     full = linear + per_pair * causal_pairs(256)
