@@ -93,11 +93,11 @@ class Pattern(NamedTuple):
         The fewest numbers say what they see: a window over everything is a full head, and there is
         no dilation where no far key lies.
         """
-        full, kinds = self.full_heads, self.dilation if self.stagger else 1
+        full, step = self.full_heads, self.dilation if self.stagger else 1
         groups = [(FULL_HEAD, slice(0, full, 1))] if full else []
-        for number in range(min(kinds, n_heads - full)):
+        for number in range(min(step, n_heads - full)):
             head = _least(self.of_window_head(number), seq_len)
-            groups.append((head, slice(full + number, n_heads, kinds)))
+            groups.append((head, slice(full + number, n_heads, step)))
         if all(head == groups[0][0] for head, _ in groups):
             return [(groups[0][0], slice(0, n_heads, 1))]
         return groups

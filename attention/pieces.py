@@ -118,21 +118,20 @@ def _chunks(seq_len, window_size, least_chunk):
     count, rest = (seq_len - back) // chunk, (seq_len - back) % chunk
     if count < 1:
         return [_whole_sequence(seq_len)]
-    groups = [Pieces(back, 0, count, chunk, chunk, back + chunk, 1)]
+    pieces = [Pieces(back, 0, count, chunk, chunk, back + chunk, 1)]
     if back:
-        groups.insert(0, _whole_sequence(back))
+        pieces.insert(0, _whole_sequence(back))
     if rest:
-        groups.append(Pieces(seq_len - rest, seq_len - rest - back, 1, 0, rest, back + rest, 1))
-    return groups
+        pieces.append(Pieces(seq_len - rest, seq_len - rest - back, 1, 0, rest, back + rest, 1))
+    return pieces
 
 
 def far_part(seq_len, first, dilation, kernel):
     """Query first + t against the keys t, t - d, t - 2d ...: a piece for each class modulo d.
 
-    Where d does not divide the queries, some
-    classes are one longer: two groups, and nothing is padded.  Where it does, keys that the causal
-    mask hides are added up to a multiple that suits the kernel in each class, as far as there are
-    any.
+    Where d does not divide the queries, some classes are one longer: two sorts of pieces, and
+    nothing is padded.  Where it does, keys that the causal mask hides are added up to a multiple
+    that suits the kernel in each class, as far as there are any.
     """
     # no divmod: torch.compile knows none for lengths that vary
     queries = seq_len - first
@@ -141,10 +140,10 @@ def far_part(seq_len, first, dilation, kernel):
         padded = min(-(-length // kernel.multiple) * kernel.multiple, seq_len // dilation)
         pieces = Pieces(0, 0, dilation, 1, length, padded, dilation)
         return Part([pieces], kernel, CAUSAL, dilation * padded, first)
-    groups = [Pieces(0, 0, longer, 1, length + 1, length + 1, dilation)]
+    pieces = [Pieces(0, 0, longer, 1, length + 1, length + 1, dilation)]
     if length:
-        groups.append(Pieces(longer, longer, dilation - longer, 1, length, length, dilation))
-    return Part(groups, kernel, CAUSAL, queries, first)
+        pieces.append(Pieces(longer, longer, dilation - longer, 1, length, length, dilation))
+    return Part(pieces, kernel, CAUSAL, queries, first)
 
 
 def one_token(x):
@@ -152,16 +151,16 @@ def one_token(x):
     return x.stride(1) == x.shape[2] * x.stride(2)
 
 
-def calls(groups, *tensors):
-    """The groups as the fewest calls of a kernel: one for all batches where pieces fold to heads.
+def calls(pieces, *tensors):
+    """The pieces as the fewest calls of a kernel: one for all batches where pieces fold to heads.
 
     tensors: those (B, S, H, D) of which views will be taken.
     """
-    for group in groups:
-        if group.count == 1 or (group.hop == 1 and all(map(one_token, tensors))):
-            yield group
+    for some in pieces:
+        if some.count == 1 or (some.hop == 1 and all(map(one_token, tensors))):
+            yield some
         else:
-            yield from (group._replace(batch=batch) for batch in range(tensors[0].shape[0]))
+            yield from (some._replace(batch=batch) for batch in range(tensors[0].shape[0]))
 
 
 def foldable(*tensors):
