@@ -33,6 +33,7 @@ from machine.command import (
 from machine.describe import describe_code
 from machine.device import device_name, resolve_device
 from machine.files import check_writable, file_sha256, remove_leftovers
+from machine.ranks import GOES_ON
 from studies.points import (
     DEFAULTS,
     LENGTHS,
@@ -50,7 +51,6 @@ from training.config import PRESETS, add_options, make_config
 from training.prepare import prepare_data
 from training.tokens import DEFAULT_PATH, load_dataset
 
-GOES_ON = "finished trainings are kept, and the same command, without --restart, goes on from there"
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
 NOT_CONFIG += ("study", "seq_lens", "patterns")
 

@@ -9,7 +9,7 @@ import torch
 
 from attention.kernels import ALL_KEYS, CHOICES, KERNELS
 from attention.pattern import FULL_HEAD, may_attend
-from attention.split import split_kernels
+from attention.split import all_heads, split_kernels
 
 
 def _product(one, other):
@@ -148,6 +148,8 @@ class KeyValueCache:
         """
         B, H, D = shape
         self.n_heads = n_heads or H
+        if self.n_heads % H:
+            raise ValueError(f"{H} heads of keys do not divide {self.n_heads} of queries")
         self.length, self.filled = length, 0
         pattern.check(self.n_heads)
         like_heads = pattern.like_heads(length, self.n_heads)
@@ -158,16 +160,16 @@ class KeyValueCache:
         )
         self.repeats = 1 if together else sharing  # where heads that share see different keys
         sharing //= self.repeats
-        self.groups = []  # (heads of queries, heads of keys, HeadCache)
+        self.groups = []  # (HeadCache, heads of keys, heads of queries)
         for head, heads in like_heads:
             of_keys = slice(heads.start // sharing, heads.stop // sharing, heads.step)
             count = len(range(self.n_heads // sharing)[of_keys])
             cache = HeadCache((B, count, D), length, head, dtype, device)
-            self.groups.append((heads, of_keys, cache))
+            self.groups.append((cache, of_keys, heads))
 
     def stores(self):
         """The tensors that hold keys and values."""
-        return [x for *_, heads in self.groups for x in (heads.near, heads.far, heads.sink)]
+        return [x for cache, *_ in self.groups for x in (cache.near, cache.far, cache.sink)]
 
     def write(self, k, v):
         """Take the keys and values (B, S, H, D) of the first S tokens, or of the one that follows.
@@ -183,18 +185,18 @@ class KeyValueCache:
         new = torch.stack([k, v]).transpose(2, 3)  # (2, B, H, S, D)
         if self.repeats > 1:
             new = new.repeat_interleave(self.repeats, dim=2)
-        for _, of_keys, cache in self.groups:
+        for cache, of_keys, _ in self.groups:
             cache.write(new[:, :, of_keys], first)
 
     def attend(self, q):
         """The last token's attention, q (B, 1, H, D) -> (B, 1, H, D).  ValueError before any."""
         if self.filled == 0:
             raise ValueError("the cache is empty: write the keys and values of a token first")
-        found = torch.empty_like(q)
+        slot, found = self.filled - 1, []
         with torch.autocast(q.device.type, enabled=False):
-            for heads, _, cache in self.groups:
-                found[:, :, heads] = _attend(q[:, :, heads], cache.parts(self.filled - 1))
-        return found
+            for cache, _, heads in self.groups:
+                found.append(_attend(q[:, :, heads], cache.parts(slot)))
+        return all_heads(found, self.groups)
 
 
 def _attend(q, parts):

@@ -7,7 +7,11 @@ import torch
 
 def check_pattern(window_size, dilation, sink_tokens=0):
     """Raise ValueError unless all are whole numbers of at least 0."""
-    numbers = {"window_size": window_size, "dilation": dilation, "sink_tokens": sink_tokens}
+    check_whole(window_size=window_size, dilation=dilation, sink_tokens=sink_tokens)
+
+
+def check_whole(**numbers):
+    """Raise ValueError, with the name, for what is no whole number of at least 0."""
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{name} must be a whole number, got {value!r}")
@@ -69,10 +73,12 @@ class Pattern(NamedTuple):
     def check(self, n_heads):
         """Raise ValueError where this is no pattern for ``n_heads`` heads."""
         check_pattern(self.window_size, self.dilation, self.sink_tokens)
-        whole = isinstance(self.full_heads, int) and not isinstance(self.full_heads, bool)
-        if not whole or not 0 <= self.full_heads <= n_heads:
+        check_whole(full_heads=self.full_heads, first_phase=self.first_phase)
+        if self.full_heads > n_heads:
             wanted = f"must be a whole number from 0 to n_heads, which is {n_heads}"
             raise ValueError(f"full_heads {wanted}, got {self.full_heads!r}")
+        if not isinstance(self.stagger, bool):
+            raise ValueError(f"stagger must be True or False, got {self.stagger!r}")
         if self.stagger and self.dilation < 2:
             found = f"a dilation of at least 2, not {self.dilation}"
             raise ValueError(f"stagger needs far keys: {found}")

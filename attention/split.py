@@ -19,11 +19,11 @@ How it works, for window w and dilation d:
    the *merged* out and lse it finds the weights of the merged softmax, and so its exact share of
    dq, dk and dv; the shares are added (as in ring attention, Liu et al. 2023).
 
-Which kernel serves near and which far: ``kernels.CHOICES``, tried by ``split_kernels`` before use.
 Heads that see the same are a group, and every group goes its own way: full heads are causal
 attention by the far kernel and nothing to merge, heads without far keys are near alone.  With a
 phase p a head's o is w + p.  On CUDA all parts of all groups may run at the same time.
 
+Which kernel serves near and which far: ``kernels.CHOICES``, tried by ``split_kernels`` before use.
 When ``auto`` takes split: ``choose.attention_plan``.  The geometry is in pieces.py, the parts in
 parts.py and sinks.py.  Names: ``first`` is o, or S where no query has far keys; ``late`` are the
 M = S - first queries from there on.  Shapes: q, k, v, out (B, S, H, D); lse (B, H, S).
@@ -168,14 +168,15 @@ def _(gradients, qkv, outs, lses, patterns, scale, near_kernel, far_kernel):
     return results
 
 
-def _merge(out, lse, far_out, far_lse, first):
+def _merge(out, lse, far_out, far_lse):
     """The softmax over the near and the far keys from those of each; returns out and lse.
 
     out (B, S, H, D) and lse (B, H, S): the near part's, which may be overwritten; far_out and
-    far_lse: those of the queries from ``first`` on.  The weight of the far part is the sigmoid of
+    far_lse: those of the late queries.  The weight of the far part is the sigmoid of
     the difference of the log-sum-exps.  Queries without far keys stay out of it: their difference
     would be infinite.
     """
+    first = out.shape[1] - far_out.shape[1]
     late_out, late_lse = out[:, first:], lse[:, :, first:]
     difference = (far_lse - late_lse).transpose(1, 2).unsqueeze(-1)  # (B, M, H, 1)
     merged_lse = torch.logaddexp(late_lse, far_lse)
@@ -201,8 +202,7 @@ def _merged(head, q, k, v, parts, scale):
     """A group's out and lse from those of its parts, which the iterator ``parts`` gives."""
     out, lse = next(parts), next(parts)
     if head.dilation > 1:
-        first = first_with_far_keys(q.shape[1], *head)
-        out, lse = _merge(out, lse, next(parts), next(parts), first)
+        out, lse = _merge(out, lse, next(parts), next(parts))
     if head.sink_tokens:
         with torch.autocast(q.device.type, enabled=False):
             out, lse = merge_sinks(out, lse, q, k, v, head, scale)
@@ -226,13 +226,16 @@ def _added_up(head, gradient, q, k, v, out, lse, parts, scale):
     return dq, dk, dv
 
 
-def _all_heads(found, groups):
-    """The groups' tensors (B, S, ., D) as one (B, S, H, D), each head at its place."""
+def all_heads(found, groups):
+    """The groups' tensors (B, S, ., D) as one (B, S, H, D), each head at its place.
+
+    groups: of each a tuple that ends with the slice of its heads.
+    """
     if len(found) == 1:
         return found[0]
     B, S, _, D = found[0].shape
     whole = found[0].new_empty((B, S, sum(x.shape[2] for x in found), D))
-    for x, (_, heads) in zip(found, groups, strict=True):
+    for x, (*_, heads) in zip(found, groups, strict=True):
         whole[:, :, heads] = x
     return whole
 
@@ -256,7 +259,7 @@ class SplitAttention(torch.autograd.Function):
             out, lse = _merged(head, *_of_group(qkv, number), parts, scale)
             outs.append(out)
             lses.append(lse)
-        out = _all_heads(outs, groups)
+        out = all_heads(outs, groups)
         ctx.save_for_backward(out, *lses, *qkv)
         return out
 
@@ -278,7 +281,7 @@ class SplitAttention(torch.autograd.Function):
         for number, (head, _) in enumerate(groups):
             inputs = gradients[number], *_of_group(qkv, number), outs[number], lses[number]
             found.append(_added_up(head, *inputs, parts, ctx.options[1]))
-        whole = [_all_heads(shares, groups) for shares in zip(*found, strict=True)]
+        whole = [all_heads(shares, groups) for shares in zip(*found, strict=True)]
         return *whole, *[None] * (3 + len(Pattern._fields))
 
 

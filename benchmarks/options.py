@@ -81,11 +81,15 @@ def complete(args):
             setattr(args, name, value)
     args.seq_lens = sorted(set(args.seq_lens))
     least = dict.fromkeys(("seq_lens", "batch_size", "heads", "head_dim", "rounds", "layers"), 1)
+    if args.tokens is not None:
+        least["tokens"] = 1
     for name, limit in (least | {"window_size": 1, "dilation": 0}).items():
         smallest = min(np.atleast_1d(getattr(args, name)))
         if smallest < limit:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} must be at least {limit}, got {smallest}")
+    if args.step and args.patterns:
+        raise ValueError("--patterns is for attention alone: with --step name them with --arms")
     args.pattern = f"w{args.window_size}-d{args.dilation}"
     for arm in args.patterns or [args.pattern]:
         if pattern_of_arm(arm) is None or pattern_of_arm(arm)["full_layers"]:

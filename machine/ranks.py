@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from machine.command import DONE, FAILED, INTERRUPTED, UserError
 from machine.device import is_out_of_memory
 
+GOES_ON = "finished trainings are kept, and the same command, without --restart, goes on from there"
 MEMORY_REMEDY = "lower --batch-size, --seq-len, --d-model or --layers"
 
 
@@ -68,8 +69,7 @@ def ran_out_of_memory(error):
         return False
     if size() > 1:
         print(
-            f"error: rank {rank()}: out of memory: {MEMORY_REMEDY}; finished trainings are kept, "
-            "and the same command, without --restart, goes on from there",
+            f"error: rank {rank()}: out of memory: {MEMORY_REMEDY}; {GOES_ON}",
             file=sys.__stderr__,
         )
         os._exit(FAILED)

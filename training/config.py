@@ -241,6 +241,8 @@ def _check_field(item, value):
         raise ValueError(f"{flag} {value!r}: choose one of {', '.join(choices)}")
     if item.type is float and not 0 < value < math.inf:
         raise ValueError(f"{flag} must be a positive number, got {value}")
+    if item.type is bool and not isinstance(value, bool):
+        raise ValueError(f"{flag} must be True or False, got {value!r}")
     if item.type not in (int, int | tuple):
         return
     several = item.type is not int and isinstance(value, tuple)
@@ -282,9 +284,7 @@ def _check_together(config):
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
     full_heads = 0
-    for arm in ("window", *config.arms):
-        if arm in ARMS and arm != "window":
-            continue
+    for arm in ("window", *(arm for arm in config.arms if arm not in ARMS)):
         try:
             patterns = patterns_of_arm(asdict(config), arm)
             full_heads += sum(p.full_heads + (p.dilation == 1) for p in patterns)

@@ -24,7 +24,7 @@ def attention_used(config, arm, device):
     scaled_dot_product_attention has no fused kernel.
 
     Call it between trainings: it forgets cached masks and compiled code (``release_memory``).
-    Raises ValueError where the window arm is told to use split and there are no kernels for it.
+    Raises ValueError where the window arm is told to use split or flex and there is none here.
     """
     evaluations, kernels, operators = [], None, []
     with deterministic_algorithms(config.deterministic):  # which rule out some kernels

@@ -12,7 +12,7 @@ from attention.pattern import Pattern
 def test_a_step_reads_the_keys_of_its_pattern_and_copies_none():
     cache = KeyValueCache((2, 3, 8), 200, Pattern(9, 4))
     numbers = torch.randn(2, 2, 200, 3, 8)
-    (_, _, heads), *_ = cache.groups
+    (heads, *_), *_ = cache.groups
     cache.write(*numbers[:, :, :150])
     for slot in range(150, 200):
         cache.write(*numbers[:, :, slot : slot + 1])

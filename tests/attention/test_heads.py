@@ -178,7 +178,9 @@ def test_decoding_equals_dense_attention(layer, kernel):
             torch.testing.assert_close(cache.attend(q[:, now]), expected[:, now])
 
 
-def test_a_step_before_any_token_is_refused():
+def test_a_cache_without_tokens_or_for_heads_that_do_not_fit_is_refused():
+    with pytest.raises(ValueError, match="4 heads of keys do not divide 6 of queries"):
+        KeyValueCache((1, 4, 8), 10, Pattern(3, 2), n_heads=6)
     cache = KeyValueCache((1, 4, 8), 10, Pattern(3, 2))
     with pytest.raises(ValueError, match="the cache is empty: write"):
         cache.attend(torch.zeros(1, 1, 4, 8))
@@ -199,7 +201,7 @@ def test_checkpointing_recomputes_what_the_first_call_did():
 
 def test_the_cache_of_window_heads_holds_their_window_alone():
     cache = KeyValueCache((1, 8, 4), 1000, Pattern(9, 0, full_heads=1))
-    places = [heads.near.shape[2:4] for *_, heads in cache.groups]
+    places = [heads.near.shape[2:4] for heads, *_ in cache.groups]
     assert places == [(1, 1000), (7, 10)]
 
 
@@ -215,6 +217,8 @@ def test_the_cache_of_window_heads_holds_their_window_alone():
             {"stagger": True, "dilation": 0},
             "stagger needs far keys: a dilation of at least 2, not 0",
         ),
+        ({"stagger": "yes"}, "stagger must be True or False, got 'yes'"),
+        ({"stagger": True, "first_phase": 1.5}, "first_phase must be a whole number, got 1.5"),
         ({"k": torch.zeros(1, 8, 3, 4)}, r"k and v that divide those of q.*k \(1, 8, 3, 4\)"),
         ({"v": torch.zeros(1, 8, 2, 4)}, r"must be alike.*v \(1, 8, 2, 4\)"),
         ({"q": torch.zeros(1, 7, 4, 4)}, r"must be alike.*q \(1, 7, 4, 4\)"),

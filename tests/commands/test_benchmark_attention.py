@@ -74,6 +74,8 @@ def test_steps_give_a_table_and_json(run, tmp_path, capsys, name):
         (["--window-size", "-1"], "--window-size must be at least 1, got -1"),
         (["--dilation", "-1"], "--dilation must be at least 0, got -1"),
         (["--patterns", "w96-d0-f9"], "full_heads must be a whole number from 0 to n_heads"),
+        (["--step", "--patterns", "w96-d4"], "--patterns is for attention alone"),
+        (["--tokens", "0"], "--tokens must be at least 1, got 0"),
         (["--patterns", "w96-d0-e2"], "--patterns w96-d0-e2: give names of one layer"),
         (["--step", "--dtype", "float16"], "--dtype"),
         (["--peers", "full"], "--peers full: choose of split"),
