@@ -1,5 +1,6 @@
 """The choice among the evaluations, and the one entry to all: ``window_attention``."""
 
+import operator
 from typing import NamedTuple
 
 import torch
@@ -129,7 +130,9 @@ def window_attention(q, k, v, window_size, dilation, evaluation="auto", sink_tok
 
 def _evaluate(q, k, v, pattern, evaluation):
     """Attention over a ``Pattern`` by the evaluation of that name."""
-    _, seq_len, n_heads, head_dim = q.shape
+    # torch.compile(dynamic=True) may have symbols for them, in which no cache can look anything up
+    seq_len, n_heads, head_dim = map(operator.index, q.shape[1:])
+    pattern = Pattern(*map(operator.index, pattern))
     planned = evaluation == "auto"
     if planned:
         about = q.dtype, q.device, torch.compiler.is_compiling(), head_dim
