@@ -132,7 +132,6 @@ def _evaluate(q, k, v, pattern, evaluation):
     """Attention over a ``Pattern`` by the evaluation of that name."""
     # torch.compile(dynamic=True) may have symbols for them, in which no cache can look anything up
     seq_len, n_heads, head_dim = map(operator.index, q.shape[1:])
-    pattern = Pattern(*map(operator.index, pattern))
     planned = evaluation == "auto"
     if planned:
         about = q.dtype, q.device, torch.compiler.is_compiling(), head_dim
