@@ -110,7 +110,7 @@ class ExperimentConfig:
     window_attention: str = _option("auto", "how the pattern is evaluated", choices=EVALUATIONS)
     data: str = _option(DEFAULT_PATH, "rows of tokens; prepared when missing", group="files")
     output_dir: str = _option("output", "folder of results, report and weights")
-    plots_dir: str = _option("plots", "folder of the ten figures")
+    plots_dir: str = _option("plots", "folder of the figures")
     # not chosen but found, see machine/ranks.py
     world_size: int = 1
     backend: str = "none"

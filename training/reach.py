@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from analysis.reach import PASSAGE
 from machine import ranks
 from training.batches import to_device
 
-PASSAGE = 64  # tokens, of which the first is left out: what precedes it does not foretell it
 NEAREST = 128  # tokens from the begin of the first showing to that of the second
 # A dilated pattern attends to some distances and not to others, and 128, 256, ... are all alike to
 # it: the passages' distances are up to 15 tokens shorter in turns, so that they meet it evenly.
@@ -101,6 +101,7 @@ def _measure(model, controls, turns, distances, at_once):
     gains = np.empty((len(controls), len(distances)))
     for i, distance in enumerate(distances):
         shown = _token_losses(model, _shown_before(controls, distance - turns), at_once)
+        # without the passage's first token, of which what precedes it says nothing
         gains[:, i] = (losses - shown)[:, 1 - PASSAGE :].mean(axis=1)
     return gains, losses[:, :-PASSAGE]
 

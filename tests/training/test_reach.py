@@ -8,9 +8,10 @@ import torch
 from tiny import CPU, VOCABULARY, tiny_config, tiny_dataset
 from torch import nn
 
+from analysis.reach import PASSAGE
 from machine import ranks
 from training import train as training_train
-from training.reach import PASSAGE, POSITION_BINS, probed_distances, reach
+from training.reach import POSITION_BINS, probed_distances, reach
 from training.train import train
 
 SURE = 9.0  # logit of the token that a model here predicts; 0 for all others
