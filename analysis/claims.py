@@ -1,6 +1,7 @@
 """What the report claims of an experiment: each claim a sentence, its evidence and its limits."""
 
 from analysis.contrasts import contrasts_of, verdict
+from analysis.reach import reach_claims
 from analysis.significance import ALPHA, LEVEL, non_inferiority, paired_ratio
 from analysis.values import PRACTICAL_SHARE, not_trained, ok_values, shared_values
 from analysis.words import amount, p_value, percent, with_interval
@@ -174,4 +175,5 @@ def decomposition(metrics, metadata):
 def claims_of(metrics, metadata, found):
     """Every claim of the report, the most important first; found: of ``compare``."""
     first, *further = [decomposition(metrics, metadata), *ratio_claims(metrics, metadata, found)]
-    return [first, *further[:1], *quality_claims(metrics, metadata), *further[1:]]
+    quality = [*quality_claims(metrics, metadata), *reach_claims(metrics)]
+    return [first, *further[:1], *quality, *further[1:]]

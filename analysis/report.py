@@ -9,6 +9,7 @@ from analysis import values, words
 from analysis.claims import claims_of
 from analysis.contrasts import compare, contrasts_of
 from analysis.metrics import REPORT_NAME
+from analysis.reach import reach_lines
 from analysis.significance import ALPHA, LEVEL, POWER, drift, slope, two_sample_t
 from analysis.warnings import find_warnings
 from machine.files import atomic_write
@@ -178,6 +179,7 @@ def format_report(metrics, metadata):
     )
     title = "Median ± median absolute deviation (least … most)"
     parts.append([title, *values.outcome_table(metrics, words.median_mad)])
+    parts.append(reach_lines(metrics))
     for arm, reference, meaning in contrasts_of(metrics):
         parts.append(_contrast_lines(found, arm, reference, meaning))
     parts.append(_check_lines(metrics))

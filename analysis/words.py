@@ -8,7 +8,7 @@ from scipy import stats
 from analysis.significance import ALPHA
 
 COLUMNS = 100
-DIGITS = {"s": 2, "MB": 1, "nats": 4, "%": 2, "sd": 2}  # after the point
+DIGITS = {"s": 2, "MB": 1, "nats": 4, "gain": 2, "%": 2, "sd": 2}  # after the point
 
 
 def amount(value, unit, sign=""):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from experiment.progress import format_seconds
 from machine import ranks
 from machine.command import say
+from training.reach import probed_sequences
 from training.trainer import Trainer, release_memory
 
 # for the estimate before the first training; measured times take over after it
@@ -42,8 +43,9 @@ def estimate(stored, dataset, device):
     say(f"a training: {steps:,} steps of {config.batch_size * config.seq_len:,} tokens")
     if config.warmup_steps >= steps:
         say(f"note: its learning rate rises to the end: --warmup-steps {config.warmup_steps}")
-    # a validation batch is a forward pass, a third of a step
-    held_out = stored.metadata["data"]["val_rows_used"] / config.batch_size / 3
+    evaluated = stored.metadata["data"]["val_rows_used"]
+    evaluated += probed_sequences(config.seq_len, config.reach_passages)
+    forward = evaluated / config.batch_size / 3  # in steps, of which it is a third
     seconds = 0
     for arm, trainings in Counter(arm for arm, _ in waiting).items():
         timed = seconds_of_step(config, arm, dataset, device)
@@ -51,7 +53,7 @@ def estimate(stored, dataset, device):
             say(f"{arm} ran out of memory when tried without torch.compile: it may fail")
             continue
         first, step = timed
-        seconds += trainings * (first + step * (steps + 3 + held_out))
+        seconds += trainings * (first + step * (steps + 3 + forward))
         if device.type == "cpu":
             seconds += trainings * (CHILD_SECONDS + 3 * step)  # the process that measures memory
         if config.compile != "none":

@@ -1,12 +1,14 @@
-"""The ten figures by name, one of them drawn, and all of them written."""
+"""The figures by name, one of them drawn, and all of them written."""
 
 from functools import partial
 
 import matplotlib
 
+from analysis.reach import reach_records
 from figures.curves import convergence, per_run, training_curves
 from figures.data import MEMORY, SPEED, VAL_LOSS, prepare
 from figures.look import LOOK, save_figures
+from figures.reach import reach
 from figures.values import distributions, final_losses, metrics_comparison, summary, tradeoff
 
 FIGURES = {
@@ -20,7 +22,9 @@ FIGURES = {
     "8_per_run": per_run,
     "9_summary": summary,
     "10_convergence": convergence,
+    "reach": reach,
 }
+NEEDS = {"reach": reach_records}  # what a figure shows, where not every experiment has it
 
 
 @matplotlib.rc_context(LOOK)
@@ -30,6 +34,7 @@ def draw(name, data):
 
 
 def create_all_plots(metrics, metadata, plots_dir):
-    """Draw and save the ten figures; returns the paths written."""
+    """Draw and save the figures that there is something for; returns the paths written."""
     data = prepare(metrics, metadata)
-    return save_figures({name: draw(name, data) for name in FIGURES}, plots_dir)
+    names = [name for name in FIGURES if name not in NEEDS or NEEDS[name](data.ok)]
+    return save_figures({name: draw(name, data) for name in names}, plots_dir)

@@ -17,9 +17,9 @@ DEFAULTS = {"runs": 3, "schedule": "constant"}
 # 64 batches of preset long are a million tokens: a large corpus holds out more than is trained on
 STUDY_DEFAULTS = {
     ("lengths", "cpu"): {"batch_size": 2, "max_steps": 40},
-    ("lengths", "cuda"): {"max_steps": 300, "val_batches": 64},
+    ("lengths", "cuda"): {"max_steps": 300, "val_batches": 64, "reach_passages": 0},
     ("patterns", "cpu"): {},
-    ("patterns", "cuda"): {"max_steps": 600, "val_batches": 64},
+    ("patterns", "cuda"): {"max_steps": 600, "val_batches": 64, "reach_passages": 0},
 }
 
 

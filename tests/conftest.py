@@ -56,10 +56,30 @@ def make_run(arm, run, position, launch_index, steps=40, seed=0, time_scale=1.0)
         "previous_arm": "",
         "device_before": None,
         "device_after": {"load_average_1min": 0.5},
+        "reach": None,
         "losses": losses,
         "tokens_seen": np.arange(1, steps + 1, dtype=np.int64) * 2048,
         "step_seconds": step_seconds,
     }
+
+
+def add_reach(metrics, reaches):
+    """Give the trainings of ``reaches``, {arm: tokens it copies from}, made-up records of it."""
+    distances = [128, 256, 512, 960]
+    places = np.arange(15.5, 960, 30)
+    for arm, far in reaches.items():
+        for training in metrics[arm]:
+            rng = np.random.default_rng([training["seed"], far])
+            gains = np.where(np.array(distances) <= far, 1.5, 0.01) + rng.normal(0, 0.03, 4)
+            lost = 0.3 * np.clip(places - far, 0, 400) / 400 + rng.normal(0, 0.02, 32)
+            training["reach"] = {
+                "passages": 200,
+                "distances": distances,
+                "gains": gains.tolist(),
+                "gain_errors": rng.uniform(0.01, 0.03, 4).tolist(),
+                "positions": places.tolist(),
+                "position_losses": (2 + np.exp(-places / 60) + lost).tolist(),
+            }
 
 
 def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed=0):

@@ -82,6 +82,9 @@ class ExperimentConfig:
         choices=("cosine", "constant"),
     )
     val_batches: int = _option(0, "held-out batches for the validation loss; 0: all", least=0)
+    reach_passages: int = _option(
+        0, "passages of the probe that tells how far back a model copies from; 0: none", least=0
+    )
     seq_len: int = _option(256, "sequence length, tokens", group="model")
     d_model: int = _option(512, "model width")
     n_heads: int = _option(16, "attention heads")
@@ -107,7 +110,7 @@ class ExperimentConfig:
     window_attention: str = _option("auto", "how the pattern is evaluated", choices=EVALUATIONS)
     data: str = _option(DEFAULT_PATH, "rows of tokens; prepared when missing", group="files")
     output_dir: str = _option("output", "folder of results, report and weights")
-    plots_dir: str = _option("plots", "folder of the ten figures")
+    plots_dir: str = _option("plots", "folder of the figures")
     # not chosen but found, see machine/ranks.py
     world_size: int = 1
     backend: str = "none"
@@ -143,6 +146,7 @@ PRESETS = {
         "dtype": "bfloat16",
         "compile": "reduce-overhead",  # else launching kernels decides a step's time
         "warmup_steps": 50,
+        "reach_passages": 200,
     },
     "laptop": {
         "runs": 6,

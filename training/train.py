@@ -17,7 +17,8 @@ from machine.files import utc_now
 from machine.state import device_state
 from training.batches import learning_rate, planned_steps
 from training.memory import child_peak_memory_mb
-from training.trainer import Trainer, deterministic_algorithms, release_memory
+from training.reach import reach
+from training.trainer import Trainer, autocast, deterministic_algorithms, release_memory
 
 LOSSES_AT_ONCE = 50  # are fetched from a GPU, where they stay until then
 
@@ -58,6 +59,7 @@ def _empty_metrics(seed):
     metrics |= dict.fromkeys(("total_steps", "total_tokens"), 0)
     metrics |= dict.fromkeys(("compile_time", "warmup_time", "eval_time", "wall_time"), 0.0)
     metrics |= {name: np.zeros(0, dtype) for name, dtype in SERIES.items()}
+    metrics["reach"] = None
     return metrics | {"seed": seed, "status": "ok", "message": "", "started_at": utc_now()}
 
 
@@ -92,6 +94,9 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
         release_memory(device)
     started = time.perf_counter()
     metrics["val_loss"] = trainer.evaluate(dataset.held_out)
+    with autocast(config, device):
+        sizes = config.seq_len, config.reach_passages, config.sequences_at_once
+        metrics["reach"] = reach(trainer.model, dataset.held_out, *sizes)
     metrics["eval_time"] = time.perf_counter() - started
     return trainer.model
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import make_experiment
+from conftest import add_reach, make_experiment
 
 import create_model_plots
 from analysis.metrics import save_metrics
@@ -21,6 +21,15 @@ def test_writes_ten_png_and_ten_pdf_and_lists_them(tmp_path, capsys, monkeypatch
     for name in found:
         with open(name, "rb") as file:
             assert file.read(4) == (b"%PDF" if name.endswith("pdf") else b"\x89PNG")
+
+
+def test_the_probe_has_a_figure_where_there_was_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(LOOK, "savefig.dpi", 40)
+    metrics, metadata = make_experiment(2, ("window", "fused"))
+    add_reach(metrics, {"window": 128})  # of one arm alone
+    path, _ = save_metrics(metrics, metadata, tmp_path)
+    assert create_model_plots.main([str(path), str(tmp_path)]) == 0
+    assert {"reach.png", "reach.pdf"} < {path.name for path in tmp_path.iterdir()}
 
 
 def broken_file(tmp_path, kind):

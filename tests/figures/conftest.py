@@ -1,8 +1,10 @@
 """Made-up experiments of every kind, and what a drawn figure holds."""
 
+import itertools
+
 import numpy as np
 import pytest
-from conftest import make_experiment
+from conftest import add_reach, make_experiment
 from scipy import stats
 
 from figures.data import prepare
@@ -43,6 +45,15 @@ def make_many():
     return metrics, metadata
 
 
+def prepare_probed(metrics, metadata):
+    """Every second arm copies from farther than the others; trainings that failed tell nothing."""
+    add_reach(metrics, {arm: (256, 960)[i % 2] for i, arm in enumerate(metrics)})
+    for training in itertools.chain(*metrics.values()):
+        if training["status"] != "ok":
+            training["reach"] = None
+    return prepare(metrics, metadata)
+
+
 EXPERIMENTS = {
     "failed": make_failed,
     "partial": make_partial,
@@ -55,7 +66,7 @@ EXPERIMENTS = {
 
 @pytest.fixture(params=["failed", "partial", "many", "one arm"])
 def any_experiment(request):
-    return prepare(*EXPERIMENTS[request.param]())
+    return prepare_probed(*EXPERIMENTS[request.param]())
 
 
 @pytest.fixture
@@ -64,8 +75,8 @@ def prepared():
 
     def of(*arguments, **options):
         if arguments and arguments[0] in EXPERIMENTS:
-            return prepare(*EXPERIMENTS[arguments[0]]())
-        return prepare(*make_experiment(*arguments, **options))
+            return prepare_probed(*EXPERIMENTS[arguments[0]]())
+        return prepare_probed(*make_experiment(*arguments, **options))
 
     return of
 

@@ -1,4 +1,4 @@
-"""All ten figures, whatever the experiment looks like."""
+"""All figures, whatever the experiment looks like."""
 
 from itertools import combinations
 

@@ -1,0 +1,118 @@
+"""The reach probe: how far back a trained model copies from, and where in a sequence it predicts.
+
+A held-out row ends with a passage of another row.  Where the same passage stands in it once before,
+a model that looks so far back has seen what comes, and its loss falls: that is the gain.  Place,
+passage and the rest of the row are those of the control; only the first showing differs.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from analysis.reach import PASSAGE
+from machine import ranks
+from training.batches import to_device
+
+NEAREST = 128  # tokens from the begin of the first showing to that of the second
+# A dilated pattern attends to some distances and not to others, and 128, 256, ... are all alike to
+# it: the passages' distances are up to 15 tokens shorter in turns, so that they meet it evenly.
+TURNS = 16
+POSITION_BINS = 32
+SEED = 0  # the probe's own, so that every arm in every block reads the same sequences
+
+
+def probed_distances(seq_len):
+    """The distances that fit into ``seq_len`` tokens: 128, 256, ... and the farthest, a list."""
+    farthest = seq_len - PASSAGE
+    distances = []
+    while NEAREST << len(distances) < farthest:
+        distances.append(NEAREST << len(distances))
+    return distances + [farthest] * (farthest >= NEAREST)
+
+
+def probed_sequences(seq_len, passages):
+    """How many sequences the probe computes."""
+    distances = probed_distances(seq_len)
+    return passages * (1 + len(distances)) if distances else 0
+
+
+@torch.no_grad()
+def reach(model, held_out, seq_len, passages, at_once=1):
+    """What a model gains from a passage shown before, by distance, and its loss by position.
+
+    held_out: rows of tokens (N, seq_len + 1 or more) that the model was not trained on; the probe
+    draws rows and passages from them, the same at every call.  at_once: sequences in a batch.
+    Dropout is off; for another precision call it inside torch.autocast.  Several ranks share the
+    passages, and each gets the whole result: a dict of
+
+    passages: their number n; distances: in tokens, (D,); gains: how much lower the loss of the
+    passage's last 63 tokens is than in the control, in nats a token, means over passages (D,);
+    gain_errors: their standard errors (D,); positions: tokens that precede, the middles of
+    POSITION_BINS equal parts of the sequence up to the passage; position_losses: the mean losses
+    there, of the controls, in nats a token.
+
+    None for fewer than 2 passages or rows, and for sequences below 192 tokens.
+    """
+    distances = probed_distances(seq_len)
+    if min(passages, len(held_out)) < 2 or not distances:
+        return None
+    controls, turns = _controls(held_out[:, : seq_len + 1], passages)
+    share = slice(ranks.rank(), None, ranks.size())
+    training = model.training
+    model.eval()
+    gains, losses = _measure(model, controls[share], turns[share], distances, at_once)
+    model.train(training)
+    gains, losses = map(np.concatenate, zip(*ranks.gather((gains, losses)), strict=True))
+    bins = np.array_split(np.arange(seq_len - PASSAGE), POSITION_BINS)
+    return {
+        "passages": passages,
+        "distances": distances,
+        "gains": gains.mean(axis=0).tolist(),
+        "gain_errors": (gains.std(axis=0, ddof=1) / np.sqrt(passages)).tolist(),
+        "positions": [float(part.mean() + 1) for part in bins],
+        "position_losses": [float(losses[:, part].mean()) for part in bins],
+    }
+
+
+def _controls(rows, passages):
+    """Rows that end with a passage of another row, (passages, S + 1), and the turn of each."""
+    generator = np.random.default_rng(SEED)
+    count, width = rows.shape
+    fillers = np.resize(generator.permutation(count), passages)
+    others = (fillers + generator.integers(1, count, passages)) % count
+    first = generator.integers(width - PASSAGE + 1, size=passages)
+    controls = rows[fillers]
+    controls[:, -PASSAGE:] = rows[others[:, None], first[:, None] + np.arange(PASSAGE)]
+    return controls, np.arange(passages) % TURNS
+
+
+def _shown_before(controls, distances):
+    """The controls with their passages at these distances (passages,) before their ends, too."""
+    first = controls.shape[1] - PASSAGE - distances
+    shown = controls.copy()
+    places = first[:, None] + np.arange(PASSAGE)
+    np.put_along_axis(shown, places, controls[:, -PASSAGE:], axis=1)
+    return shown
+
+
+def _measure(model, controls, turns, distances, at_once):
+    """Gains (passages, D), and the controls' losses up to the passage (passages, S - PASSAGE)."""
+    losses = _token_losses(model, controls, at_once)
+    gains = np.empty((len(controls), len(distances)))
+    for i, distance in enumerate(distances):
+        shown = _token_losses(model, _shown_before(controls, distance - turns), at_once)
+        # without the passage's first token, of which what precedes it says nothing
+        gains[:, i] = (losses - shown)[:, 1 - PASSAGE :].mean(axis=1)
+    return gains, losses[:, :-PASSAGE]
+
+
+def _token_losses(model, rows, at_once):
+    """The loss of every token of rows (N, S + 1) but the first, in nats (N, S)."""
+    device = next(model.parameters()).device
+    losses = np.empty((len(rows), rows.shape[1] - 1))
+    for start in range(0, len(rows), at_once):
+        inputs, targets = to_device(rows[start : start + at_once], device)
+        logits = model(inputs).flatten(0, 1).float()
+        found = F.cross_entropy(logits, targets.flatten(), reduction="none")
+        losses[start : start + at_once] = found.view_as(targets).cpu()
+    return losses
