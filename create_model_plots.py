@@ -1,4 +1,4 @@
-"""Ten figures of a saved experiment, each as .png (300 dpi) and .pdf.  Needs no torch.
+"""Eleven figures of a saved experiment, each as .png (300 dpi) and .pdf.  Needs no torch.
 
     python create_model_plots.py [output/experiment_results.npz [plots/]]
 
@@ -24,7 +24,7 @@ def draw(arguments):
 def main(argv=None):
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description="Draw ten figures of a saved experiment, each as .png and .pdf.",
+        description="Draw the eleven figures of a saved experiment, each as .png and .pdf.",
         epilog="example: python create_model_plots.py output/experiment_results.npz plots/",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

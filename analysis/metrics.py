@@ -54,7 +54,11 @@ TEXTS = (
     "process",  # that trained it: two in a block tell of a stop between them
     "previous_arm",  # what this process had trained before, "" for nothing
 )
-RECORDS = ("device_before", "device_after")  # the device's clocks, temperature, ..., or None
+RECORDS = (  # or None
+    "device_before",  # its clocks, temperature, ...
+    "device_after",
+    "curve",  # held-out losses in the course of the training: {"steps": [...], "losses": [...]}
+)
 SERIES = {"losses": np.float32, "tokens_seen": np.int64, "step_seconds": np.float32}
 SINCE_VERSION_2 = {"ended_at": "", "process": "", "previous_arm": "", **dict.fromkeys(RECORDS)}
 RENAMED = {  # what files of versions 1 and 2 call some keys, and their present names
