@@ -79,8 +79,10 @@ def build_parser():
         "--preset",
         default=None,
         choices=tuple(PRESETS),
-        help="paper: the published experiment; long: S 4096 in compiled bfloat16; laptop: small "
-        "and short (default: paper with CUDA, laptop without)",
+        help="paper: the published experiment; long: seven arms at S 4096 in compiled bfloat16, "
+        "one pass over 100M tokens or more (python prepare_data.py --corpus site-packages), "
+        "without the baseline, which takes five times as long; laptop: small and short (default: "
+        "paper with CUDA, laptop without)",
     )
     switch = {"action": "store_true", "default": False}
     parser.add_argument("--dry-run", help="print the plan and a time estimate, no more", **switch)
@@ -100,7 +102,8 @@ def add_study_options(parser):
     study = parser.add_argument_group(
         "study",
         "Many experiments, each in a folder below --output-dir, summed up in one table and in "
-        "pictures. Other defaults: 3 runs, a constant learning rate, preset long with CUDA.",
+        "pictures. Other defaults: 3 runs, a constant learning rate, preset long with CUDA "
+        "(but --arms, --lr and --eval-every of paper).",
     )
     study.add_argument(
         "--study",

@@ -57,6 +57,7 @@ TEXTS = (
 RECORDS = (  # each a dict, or None
     "device_before",  # the device's clocks, temperature, ...
     "device_after",
+    "curve",  # held-out losses in the course of the training: {"steps": [...], "losses": [...]}
     "reach",  # how far back the model copies from: training/reach.py
 )
 SERIES = {"losses": np.float32, "tokens_seen": np.int64, "step_seconds": np.float32}

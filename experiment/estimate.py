@@ -1,17 +1,20 @@
 """Roughly how long an experiment will take."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
 from experiment.progress import format_seconds
 from machine import ranks
 from machine.command import say
+from training.batches import curve_rows
 from training.reach import probed_sequences
 from training.trainer import Trainer, release_memory
 
 # for the estimate before the first training; measured times take over after it
 CHILD_SECONDS = 4  # a fresh process imports torch
 COMPILE_SECONDS = 20
+LONG_TOKENS = 100e6  # of a training of preset long: patterns change places in shorter ones
 
 
 def seconds_of_step(config, arm, dataset, device):
@@ -34,6 +37,30 @@ def seconds_of_step(config, arm, dataset, device):
     return first, step
 
 
+def say_what_is_short(config, steps):
+    """Say where a training is too short for its own settings."""
+    if config.warmup_steps >= steps:
+        say(f"note: its learning rate rises to the end: --warmup-steps {config.warmup_steps}")
+    tokens = steps * config.batch_size * config.seq_len
+    if config.preset == "long" and not config.max_steps and tokens < LONG_TOKENS:
+        say(
+            f"warning: one pass over {config.data} is a training of {tokens / 1e6:,.1f}M tokens, "
+            f"and of fewer than {LONG_TOKENS / 1e6:.0f}M the losses may rank patterns the other "
+            "way round; for more: python prepare_data.py --corpus site-packages"
+        )
+
+
+def evaluated_batches(config, steps, data):
+    """Batches that a training evaluates, in its course, at its end and in the probe.
+
+    data: of the experiment's metadata.
+    """
+    evaluations = math.ceil(steps / config.eval_every) if config.eval_every else 0
+    rows = data["val_rows_used"] + evaluations * len(curve_rows(config, data["val_rows"]))
+    rows += probed_sequences(config.seq_len, config.reach_passages)
+    return rows / config.batch_size
+
+
 def estimate(stored, dataset, device):
     """Say roughly how long what waits will take, from steps timed now; returns the seconds.
 
@@ -41,11 +68,9 @@ def estimate(stored, dataset, device):
     """
     config, steps, waiting = stored.config, stored.metadata["steps"], stored.waiting()
     say(f"a training: {steps:,} steps of {config.batch_size * config.seq_len:,} tokens")
-    if config.warmup_steps >= steps:
-        say(f"note: its learning rate rises to the end: --warmup-steps {config.warmup_steps}")
-    evaluated = stored.metadata["data"]["val_rows_used"]
-    evaluated += probed_sequences(config.seq_len, config.reach_passages)
-    forward = evaluated / config.batch_size / 3  # in steps, of which it is a third
+    say_what_is_short(config, steps)
+    # an evaluated batch is a forward pass, a third of a step
+    forward = evaluated_batches(config, steps, stored.metadata["data"]) / 3
     seconds = 0
     for arm, trainings in Counter(arm for arm, _ in waiting).items():
         timed = seconds_of_step(config, arm, dataset, device)

@@ -12,7 +12,7 @@ from training.tokens import TOKENIZER_NAME
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 # what the plan rests on, and what makes curves of other steps: --allow-mixed mixes none of it
 PLANNED = ("runs", "seed", "arms", "equivalence_margin", "seq_len", "batch_size", "max_steps")
-PLANNED += ("world_size",)
+PLANNED += ("world_size", "eval_every")
 
 
 def tokenizer_of(data):

@@ -1,6 +1,8 @@
 """The figures by name, one of them drawn, and all of them written."""
 
 from functools import partial
+from itertools import product
+from pathlib import Path
 
 import matplotlib
 
@@ -9,6 +11,7 @@ from figures.curves import convergence, per_run, training_curves
 from figures.data import MEMORY, SPEED, VAL_LOSS, prepare
 from figures.look import LOOK, save_figures
 from figures.reach import reach
+from figures.validation import has_curves, validation
 from figures.values import distributions, final_losses, metrics_comparison, summary, tradeoff
 
 FIGURES = {
@@ -22,9 +25,10 @@ FIGURES = {
     "8_per_run": per_run,
     "9_summary": summary,
     "10_convergence": convergence,
+    "11_validation": validation,
     "reach": reach,
 }
-NEEDS = {"reach": reach_records}  # what a figure shows, where not every experiment has it
+NEEDS = {"11_validation": has_curves, "reach": reach_records}  # what not every experiment has
 
 
 @matplotlib.rc_context(LOOK)
@@ -37,4 +41,7 @@ def create_all_plots(metrics, metadata, plots_dir):
     """Draw and save the figures that there is something for; returns the paths written."""
     data = prepare(metrics, metadata)
     names = [name for name in FIGURES if name not in NEEDS or NEEDS[name](data.ok)]
+    others = set(FIGURES) - set(names)
+    for name, kind in product(others, ("png", "pdf")):  # of an earlier experiment
+        (Path(plots_dir) / f"{name}.{kind}").unlink(missing_ok=True)
     return save_figures({name: draw(name, data) for name in names}, plots_dir)

@@ -11,26 +11,29 @@ from figures.data import METRICS, TRAIN_LOSS, smooth, table
 from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
 from figures.look import FAILED
 
+# a loss is smoothed over one of so many parts of a training: enough to tell lines apart
+CURVE_PARTS, CONVERGENCE_PARTS = 100, 30
+SECONDS = "training time (s, timed steps, mean over blocks)"
 
-def draw_mean(ax, data, arm, x, rows, width):
-    """The mean of (R, points) in its pointwise t band."""
+
+def draw_mean(ax, data, arm, x, rows, width=1.2, band=True):
+    """The mean of (R, points), in its pointwise t band if wanted."""
     style, mean = data.styles[arm], rows.mean(axis=0)
     every = max(len(x) // 8, 1)
     first = data.arms.index(arm) * every // len(data.arms)  # markers of two arms do not meet
     marks = {"marker": style.marker, "ms": 4, "markevery": (first, every)}
     ax.plot(x, mean, **style.line, **marks, lw=width, label=arm)
     ax.margins(x=0.02)
-    if len(rows) > 1:
+    if band and len(rows) > 1:
         half = stats.t.ppf((1 + LEVEL) / 2, len(rows) - 1) * stats.sem(rows, axis=0)
-        band = {"color": style.color, "alpha": 0.2, "lw": 0, "label": f"{arm} band"}
-        ax.fill_between(x, mean - half, mean + half, **band)
+        look = {"color": style.color, "alpha": 0.2, "lw": 0, "label": f"{arm} band"}
+        ax.fill_between(x, mean - half, mean + half, **look)
 
 
 def draw_trainings(ax, data, arm, x, rows):
-    """Every training, and before them their mean."""
-    thin = {"lw": 0.3, "alpha": 0.3, "rasterized": True, "zorder": 1}
+    """Every training as a thin line, behind the means of all arms."""
+    thin = {"lw": 0.6, "alpha": 0.5, "rasterized": True, "zorder": 1}
     ax.plot(x, rows.T, color=data.styles[arm].color, **thin, label=f"_{arm} training")
-    draw_mean(ax, data, arm, x, rows, width=1.2)
 
 
 def fit_to_late(ax, include=()):
@@ -43,40 +46,76 @@ def fit_to_late(ax, include=()):
     ax.set_ylim(y.min() - margin, y.max() + margin)
 
 
+def smoothed_losses(trainings, parts):
+    """Training losses (R, points), smoothed over one of so many parts of a training.
+
+    Returns the step in the middle of each point, counted from 0, the losses and the window.
+    """
+    losses = table(trainings, "losses")
+    window = losses.shape[1] // parts | 1  # odd, so that it has a middle
+    smoothed = smooth(losses, window)
+    return np.arange(smoothed.shape[1]) + window // 2, smoothed, window
+
+
 def paired_differences(ax, data, metric):
     """The paired difference of the loss to the reference at each step."""
     for arm in data.arms[1:]:
         blocks = paired_trainings(data.ok, (arm, data.reference))
-        losses = table([training for block in blocks for training in block], "losses")
-        tokens = blocks[0][0]["tokens_seen"][: losses.shape[1]]
+        trainings = [training for block in blocks for training in block]
+        middles, losses, _ = smoothed_losses(trainings, CURVE_PARTS)
+        tokens = blocks[0][0]["tokens_seen"][middles]
         draw_mean(ax, data, arm, tokens, losses[::2] - losses[1::2], width=0.8)
+    difference_axis(ax, data.reference)
+
+
+def difference_axis(ax, reference):
+    """The vertical axis of differences to an arm, and a line where there is none."""
     fit_to_late(ax, include=[0])
     ax.axhline(0, color="black", lw=0.8)
-    ax.set_ylabel(f"difference to {data.reference}\n(nats/token)")
+    ax.set_ylabel(f"difference to {reference}\n(nats/token)")
+
+
+def tokens_axis(ax):
+    """A horizontal axis of the tokens that were trained on."""
+    ax.tick_params(labelbottom=True)
+    ax.set_xlabel("training tokens")
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def draw_unigram(ax, data):
+    """The loss of always predicting tokens' frequencies, where it is not above all that is seen.
+
+    One that is below all makes room for itself: the models have not learned that much.
+    """
+    low, high = ax.get_ylim()
+    if data.unigram is None or data.unigram > high:
+        return
+    ax.set_ylim(min(low, data.unigram - 0.1 * (high - low)), high)
+    ax.axhline(data.unigram, color="black", lw=0.8, ls=":")
+    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
+    ax.annotate("loss of tokens' frequencies", (1, data.unigram), fontsize=7, **place)
 
 
 def training_curves(data):
     """1: training loss over tokens, and its paired difference to the reference."""
     fig, ((top,), (bottom,)) = new_figure(data, 2, 1, 5.4, sharex=True, height_ratios=(3, 2))
     for arm in data.arms:
-        losses = table(data.ok[arm], "losses")
-        tokens = data.ok[arm][0]["tokens_seen"][: losses.shape[1]]
+        middles, losses, window = smoothed_losses(data.ok[arm], CURVE_PARTS)
+        tokens = data.ok[arm][0]["tokens_seen"][middles]
         draw_trainings(top, data, arm, tokens, losses)
+        draw_mean(top, data, arm, tokens, losses)
     top.set_ylabel("training loss (nats/token)")
-    if data.unigram is not None:
-        top.axhline(data.unigram, color="black", lw=0.8, ls=":")
-        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        top.annotate("loss of tokens' frequencies", (1, data.unigram), fontsize=7, **place)
+    fit_to_late(top)
+    draw_unigram(top, data)
     fill_panel(bottom, data, [TRAIN_LOSS], paired_differences)
-    lowest = bottom if bottom.axison else top
-    lowest.tick_params(labelbottom=True)
-    lowest.set_xlabel("training tokens")
-    lowest.xaxis.set_major_locator(MaxNLocator(6))
-    lowest.xaxis.set_major_formatter(EngFormatter(sep=""))
+    tokens_axis(bottom if bottom.axison else top)
     caption = (
-        "Bold = mean over blocks, thin = single trainings; below the mean paired difference, "
-        "vertical range of the last 90 % of the steps. Bands = pointwise 95 % t interval."
+        "Bold = mean over blocks, thin = single trainings; below the mean paired difference. Bands "
+        "= pointwise 95 % t interval. Vertical ranges of the last 90 % of the steps."
     )
+    if window > 1:
+        caption += f" All are centred moving averages of {window} steps."
     return finish(fig, data, caption)
 
 
@@ -84,20 +123,23 @@ def convergence(data):
     """10: smoothed training loss over seconds."""
     fig, ((ax,),) = new_figure(data, 1, 1, 3.7)
     for arm in data.arms:
-        losses = table(data.ok[arm], "losses")
-        window = losses.shape[1] // 30 | 1  # odd, so that it has a middle
-        smoothed = smooth(losses, window)
-        middles = np.arange(smoothed.shape[1]) + window // 2
-        seconds = table(data.ok[arm], "step_seconds").cumsum(axis=1).mean(axis=0)
-        draw_trainings(ax, data, arm, seconds[middles], smoothed)
+        middles, losses, window = smoothed_losses(data.ok[arm], CONVERGENCE_PARTS)
+        seconds = mean_seconds(data.ok[arm])[middles]
+        draw_trainings(ax, data, arm, seconds, losses)
+        draw_mean(ax, data, arm, seconds, losses)
     fit_to_late(ax)
     ax.set_ylabel("training loss, smoothed (nats/token)")
-    ax.set_xlabel("training time (s, timed steps, mean over blocks)")
+    ax.set_xlabel(SECONDS)
     caption = (
         f"Centred moving average of {window} steps: bold = mean over blocks, band = its pointwise "
         "95 % t interval, thin = single trainings; vertical range of the last 90 % of the steps."
     )
     return finish(fig, data, caption)
+
+
+def mean_seconds(trainings):
+    """Seconds of training at the end of each step, the mean of these trainings."""
+    return table(trainings, "step_seconds").cumsum(axis=1).mean(axis=0)
 
 
 def mark_blocks_and_failures(ax, data):

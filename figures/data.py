@@ -92,9 +92,8 @@ def prepare(metrics, metadata):
         ok.setdefault(arm, []).append(training)
     if not ok:
         raise MetricsError("nothing to draw: no training went well (train again, or other options)")
-    arms = ordered_arms(ok)
-    if "baseline" not in arms:
-        arms.sort(key=lambda arm: arm != "fused")  # the reference then, where it was trained
+    # the reference where it was trained: what is left of a difference to it is the pattern
+    arms = sorted(ordered_arms(ok), key=lambda arm: arm != "fused")
     return Experiment(
         arms=arms,
         ok=ok,

@@ -13,11 +13,17 @@ from figures.look import WIDTH
 CAPTION_COLUMNS = 134  # characters of 7 pt in WIDTH
 
 
-def new_figure(data, rows, columns, height, **options):
-    """A figure and its axes (rows, columns), with the mark of a partial experiment."""
+def empty_figure(data, height):
+    """A figure without axes, with the mark of a partial experiment."""
     fig = Figure(figsize=(WIDTH, height), layout="constrained")
     if data.partial:
         fig.suptitle(data.partial, x=0.99, ha="right", color="#B00000", weight="bold", fontsize=9)
+    return fig
+
+
+def new_figure(data, rows, columns, height, **options):
+    """A figure and its axes (rows, columns)."""
+    fig = empty_figure(data, height)
     return fig, fig.subplots(rows, columns, squeeze=False, **options)
 
 

@@ -49,7 +49,7 @@ STYLES = {  # colours of seaborn's "colorblind" palette
     "published": ArmStyle("#CC78BC", "D", (0, (1.5, 1))),
 }
 # of further arms: 6 colours and 7 markers, so that no pair of them comes again before 42 arms
-MORE_COLORS = "#CA9161", "#56B4E9", "#DE8F05", "#949494", "#FBAFE4", "#8C8000"
+MORE_COLORS = "#56B4E9", "#7B3FA0", "#949494", "#8C8000", "#F07CC0", "#6B4423"
 MORE_MARKERS = "vP<>X*h"
 MORE_LINES = (0, (4, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (8, 2, 2, 2)), (0, (2, 2))
 

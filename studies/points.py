@@ -7,19 +7,22 @@ from pathlib import Path
 
 from analysis.values import pattern_of_arm
 from machine.command import UserError
+from training.config import DEFAULT_ARMS
 
 STUDIES = ("lengths", "patterns")
 LENGTHS = {"cpu": (256, 512, 1024, 2048), "cuda": (256, 1024, 4096, 16384)}
 # three windows, each alone and with far keys; the published 96, 4 among them
 PATTERNS = ("w32-d0", "w32-d8", "w96-d0", "w96-d4", "w96-d16", "w256-d0", "w256-d8", "w256-d32")
 # over a preset; a constant learning rate, so that every moment is the end of a training
-DEFAULTS = {"runs": 3, "schedule": "constant"}
+DEFAULTS = {"runs": 3, "schedule": "constant", "arms": DEFAULT_ARMS}
+DEFAULTS |= {"eval_every": 0, "reach_passages": 0}
 # 64 batches of preset long are a million tokens: a large corpus holds out more than is trained on
+SHORT = {"val_batches": 64, "lr": 3e-4}
 STUDY_DEFAULTS = {
     ("lengths", "cpu"): {"batch_size": 2, "max_steps": 40},
-    ("lengths", "cuda"): {"max_steps": 300, "val_batches": 64, "reach_passages": 0},
+    ("lengths", "cuda"): {"max_steps": 300, **SHORT},
     ("patterns", "cpu"): {},
-    ("patterns", "cuda"): {"max_steps": 600, "val_batches": 64, "reach_passages": 0},
+    ("patterns", "cuda"): {"max_steps": 600, **SHORT},
 }
 
 

@@ -29,6 +29,8 @@ def make_run(arm, run, position, launch_index, steps=40, seed=0, time_scale=1.0)
     )
     step_seconds = (time_scale * rng.uniform(0.019, 0.021, steps)).astype(np.float32)
     training_time = float(step_seconds.sum(dtype=np.float64))
+    evaluated = [*range(4, steps, 4), steps]
+    held_out = [float(losses[step - 1] + 0.1 + rng.normal(0, 0.01)) for step in evaluated]
     return {
         "block": run,
         "position": position,
@@ -56,6 +58,7 @@ def make_run(arm, run, position, launch_index, steps=40, seed=0, time_scale=1.0)
         "previous_arm": "",
         "device_before": None,
         "device_after": {"load_average_1min": 0.5},
+        "curve": {"steps": evaluated, "losses": held_out},
         "reach": None,
         "losses": losses,
         "tokens_seen": np.arange(1, steps + 1, dtype=np.int64) * 2048,

@@ -88,10 +88,10 @@ def break_training(monkeypatch, arm, fail):
     """Call ``fail(trainer)`` before the timed steps of one arm, not before the estimate's."""
     timed_steps = training_train.timed_steps
 
-    def maybe(trainer, steps, progress):
+    def maybe(trainer, *arguments):
         if trainer.arm == arm:
             fail(trainer)
-        return timed_steps(trainer, steps, progress)
+        return timed_steps(trainer, *arguments)
 
     monkeypatch.setattr(training_train, "timed_steps", maybe)
 

@@ -7,6 +7,7 @@ import torch
 
 FINAL_LR_SHARE = 0.1
 COUNTED_AT_ONCE = 2**24  # tokens, for memory
+CURVE_TOKENS = 2**16  # of the held-out rows that are evaluated in the course of a training
 
 
 def learning_rate(step, total_steps, peak, warmup_steps, schedule="cosine"):
@@ -27,8 +28,17 @@ def planned_steps(config, train_rows):
 
 def validation_rows(config, held_out):
     """Indices of the held-out rows that the validation uses: all, or some evenly spread."""
-    used = min(held_out, config.val_batches * config.batch_size or held_out)
-    return np.linspace(0, held_out - 1, used).round().astype(int)
+    return _spread(held_out, config.val_batches * config.batch_size or held_out)
+
+
+def curve_rows(config, held_out):
+    """Indices of the held-out rows that are evaluated in the course of every training."""
+    return _spread(held_out, max(1, CURVE_TOKENS // config.seq_len))
+
+
+def _spread(rows, used):
+    """Indices of ``used`` rows of that many, evenly spread, or of all where there are fewer."""
+    return np.linspace(0, rows - 1, min(rows, used)).round().astype(int)
 
 
 def unigram_loss(dataset, used):

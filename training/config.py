@@ -82,6 +82,9 @@ class ExperimentConfig:
         choices=("cosine", "constant"),
     )
     val_batches: int = _option(0, "held-out batches for the validation loss; 0: all", least=0)
+    eval_every: int = _option(
+        0, "steps from one held-out loss during a training to the next; 0: none", least=0
+    )
     reach_passages: int = _option(
         0, "passages of the probe that tells how far back a model copies from; 0: none", least=0
     )
@@ -140,12 +143,19 @@ class ExperimentConfig:
 PRESETS = {
     "paper": {},
     "long": {
+        "runs": 5,
+        # documented, staggered, the window alone; with full heads, of two windows; full layers.
+        # Without the baseline, which takes five times as long and computes what fused does
+        "arms": ("fused", "window", "w96-d4-s", "w96-d0", "w96-d0-f1", "w32-d0-f1", "w96-d0-e4"),
         "seq_len": 4096,
         "batch_size": 4,
         "n_heads": 8,
         "dtype": "bfloat16",
         "compile": "reduce-overhead",  # else launching kernels decides a step's time
+        "positions": "rotary",
+        "lr": 6e-4,
         "warmup_steps": 50,
+        "eval_every": 250,
         "reach_passages": 200,
     },
     "laptop": {
@@ -186,11 +196,11 @@ def _flag(item):
 
 def _default_text(item):
     """A field's default, or one for each preset where they differ."""
-    values = {preset: changes.get(item.name, item.default) for preset, changes in PRESETS.items()}
-    if len(set(values.values())) > 1:
-        return f"(default: {', '.join(f'{preset} {value}' for preset, value in values.items())})"
-    text = " ".join(item.default) if isinstance(item.default, tuple) else item.default
-    return f"(default: {text})"
+    values = [changes.get(item.name, item.default) for changes in PRESETS.values()]
+    texts = [" ".join(value) if isinstance(value, tuple) else str(value) for value in values]
+    if len(set(texts)) > 1:
+        texts = [f"{preset} {text}" for preset, text in zip(PRESETS, texts, strict=True)]
+    return f"(default: {', '.join(dict.fromkeys(texts))})"
 
 
 def make_config(preset="paper", **changes):

@@ -5,6 +5,7 @@ Knows nothing of arms in comparison, orders or files; experiment/ does that.
 
 import math
 import time
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,7 @@ from machine import ranks
 from machine.device import synchronize
 from machine.files import utc_now
 from machine.state import device_state
-from training.batches import learning_rate, planned_steps
+from training.batches import curve_rows, learning_rate, planned_steps, validation_rows
 from training.memory import child_peak_memory_mb
 from training.reach import reach
 from training.trainer import Trainer, autocast, deterministic_algorithms, release_memory
@@ -59,8 +60,8 @@ def _empty_metrics(seed):
     metrics |= dict.fromkeys(("total_steps", "total_tokens"), 0)
     metrics |= dict.fromkeys(("compile_time", "warmup_time", "eval_time", "wall_time"), 0.0)
     metrics |= {name: np.zeros(0, dtype) for name, dtype in SERIES.items()}
-    metrics["reach"] = None
-    return metrics | {"seed": seed, "status": "ok", "message": "", "started_at": utc_now()}
+    metrics |= {"seed": seed, "status": "ok", "message": "", "curve": None, "reach": None}
+    return metrics | {"started_at": utc_now()}
 
 
 def _measure(config, arm, dataset, seed, device, progress, metrics):
@@ -78,11 +79,12 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
     if cuda and not config.records_graphs:  # which take their memory while they are recorded
         torch.cuda.reset_peak_memory_stats(device)
     steps = planned_steps(config, len(dataset.train))
-    losses, step_seconds, seconds = timed_steps(trainer, steps, progress)
-    metrics |= _training_metrics(config, losses, step_seconds, seconds)
+    curve = Curve(trainer, dataset.held_out)
+    losses, meter = timed_steps(trainer, steps, progress, curve)
+    metrics |= _training_metrics(config, losses, meter)
+    metrics |= {"curve": curve.record(), "eval_time": curve.seconds}
     if cuda:
-        peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-        in_mb = [peak / 2**20 for peak in ranks.largest(*peaks)]
+        in_mb = [peak / 2**20 for peak in ranks.largest(*meter.peaks)]
         metrics["peak_memory_mb"], metrics["peak_reserved_mb"] = in_mb
     if not np.isfinite(losses[-1]):
         metrics["status"] = "diverged"
@@ -92,48 +94,121 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
         # evaluation is eager: at long lengths what the replays keep, gradients too, fills a GPU
         trainer.optimizer.zero_grad(set_to_none=True)
         release_memory(device)
+    if config.eval_every:
+        curve.evaluate(steps)  # so that it ends where the training does
     started = time.perf_counter()
-    metrics["val_loss"] = trainer.evaluate(dataset.held_out)
+    rows = validation_rows(config, len(dataset.held_out))
+    metrics["val_loss"] = trainer.evaluate(dataset.held_out[rows])
     with autocast(config, device):
         sizes = config.seq_len, config.reach_passages, config.sequences_at_once
         metrics["reach"] = reach(trainer.model, dataset.held_out, *sizes)
-    metrics["eval_time"] = time.perf_counter() - started
+    seconds = curve.seconds + time.perf_counter() - started
+    metrics |= {"curve": curve.record(), "eval_time": seconds}
     return trainer.model
 
 
-def timed_steps(trainer, steps, progress):
-    """Train ``steps`` steps; the only timed region.
+class Curve:
+    """The held-out loss in the course of a training, of the same few rows in every training.
 
-    Returns the finite losses' array (the last one is not finite where the training diverged), the
-    seconds of every step and of the whole.  ``progress(steps_done, loss)`` is called after every
-    step, with loss None where it has not been fetched from the device.  Losses are those of all
-    ranks' rows, the seconds of the whole the slowest rank's.
+    The model is evaluated eagerly between two steps, and no step can tell: its compiled form and
+    CUDA graphs stay as they are (the last step's gradients lie in the graphs' memory, which nothing
+    else takes, until the next step drops them), no random number is drawn, so that dropout is
+    what it would be, and the ``Meter`` is paused.
+    """
+
+    def __init__(self, trainer, held_out):
+        self.trainer, self.every = trainer, trainer.config.eval_every
+        self.rows = held_out[curve_rows(trainer.config, len(held_out))]  # (N, S + 1)
+        self.steps, self.losses, self.seconds = [], [], 0.0
+
+    def is_due(self, step):
+        """Whether an evaluation follows this step, counted from 1."""
+        return self.every > 0 and step % self.every == 0
+
+    def evaluate(self, step):
+        """Evaluate the model as it is after so many steps."""
+        started = time.perf_counter()
+        self.losses.append(self.trainer.evaluate(self.rows))
+        self.steps.append(step)
+        self.seconds += time.perf_counter() - started
+
+    def record(self):
+        """{"steps": [...], "losses": [...]}, in nats a token; None without any."""
+        return {"steps": self.steps, "losses": self.losses} if self.steps else None
+
+
+class Meter:
+    """What a training's steps take, and they alone: nothing that is done while it is paused.
+
+    seconds: of the whole, the slowest rank's; step_seconds: a list of every step's; peaks: the
+    bytes that were allocated and reserved on CUDA at most.
+    """
+
+    def __init__(self, trainer):
+        self.device, self.graphs = trainer.device, trainer.config.records_graphs
+        self.seconds, self.step_seconds, self.peaks = 0.0, [], (0, 0)
+
+    def start(self):
+        synchronize(self.device)
+        ranks.gather(None)  # when all are here
+        self.started = time.perf_counter()
+        self.marks = [_mark(self.device)]
+
+    def step_ends(self):
+        self.marks.append(_mark(self.device))
+
+    def stop(self):
+        synchronize(self.device)
+        self.seconds += ranks.largest(time.perf_counter() - self.started)[0]
+        self.step_seconds += _seconds_between(self.marks)
+        if self.device.type == "cuda":
+            allocated = torch.cuda.max_memory_allocated(self.device)
+            reserved = torch.cuda.max_memory_reserved(self.device)
+            self.peaks = max(self.peaks[0], allocated), max(self.peaks[1], reserved)
+
+    @contextmanager
+    def paused(self):
+        """What is done inside counts neither as time nor as memory."""
+        self.stop()
+        yield
+        if self.graphs:  # the steps would not use again what the allocator keeps of an evaluation
+            torch.cuda.empty_cache()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.start()
+
+
+def timed_steps(trainer, steps, progress, curve):
+    """Train ``steps`` steps; the only timed region, but for the evaluations of the ``Curve``.
+
+    Returns the finite losses' array (the last one is not finite where the training diverged) and
+    the ``Meter``.  ``progress(steps_done, loss)`` is called after every step, with loss None where
+    it has not been fetched from the device.  Losses are those of all ranks' rows.
     """
     config, device = trainer.config, trainer.device
     at_once = LOSSES_AT_ONCE if device.type == "cuda" else 1
     on_device = torch.empty(steps, device=device)
-    losses = []
-    synchronize(device)
-    ranks.gather(None)  # when all are here
-    started = time.perf_counter()
-    marks = [_mark(device)]
-    for step, batch in enumerate(trainer.batches(steps)):
-        lr = learning_rate(step, steps, config.lr, config.warmup_steps, config.schedule)
-        on_device[step] = trainer.step(batch, lr)
-        marks.append(_mark(device))
-        fetched = None
-        if (step + 1) % at_once == 0 or step + 1 == steps:
-            losses += ranks.mean(on_device[len(losses) : step + 1].tolist())
+    losses, meter = [], Meter(trainer)
+    meter.start()
+    for step, batch in enumerate(trainer.batches(steps), start=1):
+        lr = learning_rate(step - 1, steps, config.lr, config.warmup_steps, config.schedule)
+        on_device[step - 1] = trainer.step(batch, lr)
+        meter.step_ends()
+        is_last, fetched = step == steps, None
+        if step % at_once == 0 or is_last or curve.is_due(step):
+            losses += ranks.mean(on_device[len(losses) : step].tolist())
             fetched = losses[-1]
-        progress(step + 1, fetched)
+        progress(step, fetched)
         if fetched is not None and not np.isfinite(losses[-at_once:]).all():
             break
-    synchronize(device)
-    seconds = ranks.largest(time.perf_counter() - started)[0]
+        if curve.is_due(step) and not is_last:
+            with meter.paused():
+                curve.evaluate(step)
+    meter.stop()
     losses = np.array(losses, dtype=np.float32)
     broken = np.flatnonzero(~np.isfinite(losses))
     done = broken[0] + 1 if broken.size else len(losses)
-    return losses[:done], _seconds_between(marks)[:done], seconds
+    return losses[:done], meter
 
 
 def _mark(device):
@@ -146,26 +221,26 @@ def _mark(device):
 
 
 def _seconds_between(marks):
-    """Seconds between one mark and the next; call after synchronizing."""
+    """Seconds between one mark and the next, a list; call after synchronizing."""
     if isinstance(marks[0], float):
-        return np.diff(marks)
+        return np.diff(marks).tolist()
     return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks)]
 
 
-def _training_metrics(config, losses, step_seconds, seconds):
+def _training_metrics(config, losses, meter):
     """The figures that follow from a training's losses and times."""
     steps = len(losses)
     tokens = steps * config.batch_size * config.seq_len
     metrics = {
         "total_steps": steps,
         "total_tokens": tokens,
-        "training_time": seconds,
+        "training_time": meter.seconds,
         "losses": losses,
         "tokens_seen": np.arange(1, steps + 1, dtype=np.int64) * (tokens // steps),
-        "step_seconds": np.array(step_seconds, dtype=np.float32),
+        "step_seconds": np.array(meter.step_seconds[:steps], dtype=np.float32),
     }
     if np.isfinite(losses).all():
-        metrics["tokens_per_second"] = tokens / seconds
+        metrics["tokens_per_second"] = tokens / meter.seconds
         metrics["final_loss"] = float(losses[-1])
         metrics["avg_loss_last_100"] = float(losses[-100:].mean(dtype=np.float64))
     return metrics

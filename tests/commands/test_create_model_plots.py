@@ -9,14 +9,14 @@ from analysis.metrics import save_metrics
 from figures.look import LOOK
 
 
-def test_writes_ten_png_and_ten_pdf_and_lists_them(tmp_path, capsys, monkeypatch):
+def test_writes_eleven_png_and_eleven_pdf_and_lists_them(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(LOOK, "savefig.dpi", 40)  # speed: resolution is not at stake here
     path, _ = save_metrics(*make_experiment(2, ("window",)), tmp_path)
     assert create_model_plots.main([str(path), str(tmp_path / "new" / "plots")]) == 0
     listed = capsys.readouterr().out.split()
     found = sorted(str(p) for p in (tmp_path / "new" / "plots").iterdir())
-    assert sorted(listed) == found and len(found) == 20
-    for number in range(1, 11):
+    assert sorted(listed) == found and len(found) == 22
+    for number in range(1, 12):
         assert sum(f"/{number}_" in name for name in found) == 2
     for name in found:
         with open(name, "rb") as file:

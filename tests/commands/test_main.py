@@ -156,6 +156,18 @@ def test_presets_give_defaults_and_options_override_them():
     assert config.runs == PRESETS["laptop"]["runs"]
 
 
+def test_studies_with_cuda_are_short_ones_of_preset_long(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for study, steps in (("lengths", 300), ("patterns", 600)):
+        config = config_of(f"--study {study}")
+        assert (config.preset, config.seq_len, config.max_steps) == ("long", 4096, steps)
+        assert config.arms == ("baseline", "window", "fused")
+        assert (config.lr, config.runs, config.eval_every) == (3e-4, 3, 0)
+    chosen = config_of("--study lengths --lr 1e-3 --eval-every 100 --arms fused w96-d0-f1")
+    assert (chosen.lr, chosen.eval_every, chosen.arms) == (1e-3, 100, ("fused", "w96-d0-f1"))
+
+
 def test_the_default_preset_follows_the_device(monkeypatch):
     for available, preset in ((False, "laptop"), (True, "paper")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda value=available: value)

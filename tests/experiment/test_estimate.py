@@ -1,5 +1,6 @@
 """What is told before anything is trained, and the dry run, which trains and writes nothing."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from small_experiment import BLOCK, contents, run_main, stop_at, tiny_config
 
+from experiment.estimate import evaluated_batches, say_what_is_short
 from experiment.plan import make_plan
 from experiment.run import dry_run
 from training.config import make_config
@@ -52,6 +54,31 @@ def test_a_dry_run_says_what_it_would_do_with_what_is_there(
     assert ("(1 of 2)" in said) == (code == 0 and "--restart" not in options)
     assert ("(2 of 2)" in said) == ("--restart" in options)
     assert (contents(workplace), contents("output")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "words"),
+    [
+        ({}, 6103, "training_data.npy is a training of 100.0M tokens, and of fewer than 100M"),
+        ({}, 61, "a training of 1.0M tokens, .* prepare_data.py --corpus site-packages"),
+        ({}, 6104, None),
+        ({"max_steps": 61}, 61, None),  # chosen
+        ({"preset": "paper"}, 61, None),
+    ],
+)
+def test_data_too_small_for_the_long_experiment_are_told_with_the_remedy(
+    changes, steps, words, capsys
+):
+    say_what_is_short(replace(make_config("long"), **changes), steps)
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(words, said) if words else not said
+
+
+def test_the_evaluations_of_a_curve_are_in_the_estimate():
+    data = {"val_rows": 40, "val_rows_used": 9}
+    config = make_config("long", batch_size=4, val_batches=0)
+    assert evaluated_batches(config, 501, data) == (9 + 3 * 16) / 4  # after 250, 500, 501
+    assert evaluated_batches(replace(config, eval_every=0), 501, data) == 9 / 4
 
 
 def test_a_dry_run_takes_the_device_that_a_notebook_leaves_open(workplace, monkeypatch):

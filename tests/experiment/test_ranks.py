@@ -21,7 +21,7 @@ from training.config import make_config
 from training.trainer import UNTIMED_STEPS, Trainer
 
 WORKER = Path(__file__).with_name("torchrun_worker.py")
-SIZES = "--batch-size 4 --max-steps 5 --val-batches 0 --runs 1"
+SIZES = "--batch-size 4 --max-steps 5 --val-batches 0 --eval-every 2 --runs 1"
 TWO_ARMS = f"{SIZES} --arms baseline fused"
 EVERY_ARM = ("baseline", "window", "fused", "published")
 OPTIONS = f"{SIZES} --arms {' '.join(EVERY_ARM)}"
@@ -64,6 +64,8 @@ def assert_close_losses(one, other):
     # sums in another order, in float32: a few units of the last place
     np.testing.assert_allclose(other["losses"], one["losses"], rtol=2e-6)
     assert other["val_loss"] == pytest.approx(one["val_loss"], rel=2e-6)
+    assert other["curve"]["steps"] == one["curve"]["steps"] == [2, 4, 5]
+    assert other["curve"]["losses"] == pytest.approx(one["curve"]["losses"], rel=2e-6)
 
 
 # two ranks

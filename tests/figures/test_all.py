@@ -88,6 +88,20 @@ def test_no_setting_of_a_notebook_changes(prepared):
     assert mpl.rcParams == before and mpl.pyplot.get_fignums() == []
 
 
+def test_a_figure_without_data_is_not_written_and_an_older_one_goes(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOOK, "savefig.dpi", 40)
+    few = {name: FIGURES[name] for name in ("10_convergence", "11_validation")}
+    monkeypatch.setattr("figures.all.FIGURES", few)
+    metrics, metadata = make_experiment(2)
+    files = [f"{name}.{kind}" for name in few for kind in ("pdf", "png")]
+    create_all_plots(metrics, metadata, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    for training in metrics["fused"]:
+        training["curve"] = None
+    create_all_plots(metrics, metadata, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == files[:2]
+
+
 def test_equal_data_give_equal_bytes(tmp_path, monkeypatch):
     monkeypatch.setitem(LOOK, "savefig.dpi", 40)
     monkeypatch.setattr("figures.all.FIGURES", {"9_summary": FIGURES["9_summary"]})

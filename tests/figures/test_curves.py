@@ -1,4 +1,6 @@
-"""Figures 1 and 10 draw what the formulas say."""
+"""Figures 1, 10 and 11 draw what the formulas say."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,3 +55,57 @@ def test_smoothing_is_centred_in_each_training_and_invents_no_ends(prepared, art
     assert line.get_ydata()[50 - half] == pytest.approx(middle.mean())
     edges = band_edges(band, line.get_xdata()[50 - half])
     assert edges == pytest.approx(t_interval(middle))
+
+
+def test_long_curves_are_smoothed_training_by_training(prepared, artists, caption):
+    data = prepared(2, steps=730)
+    losses = losses_of(data, "window")
+    fig = draw("1_training_curves", data)
+    half = 3  # of 7 steps, a hundredth of the training
+    expected = [losses[:, i - half : i + half + 1].mean(axis=1) for i in range(half, 730 - half)]
+    trainings = artists(fig.axes[0], "_window training")
+    np.testing.assert_allclose(np.transpose([t.get_ydata() for t in trainings]), expected)
+    assert trainings[0].get_xdata()[0] == 2048 * (half + 1)
+    assert "moving averages of 7 steps" in caption(fig)
+
+
+@pytest.mark.parametrize(("unigram", "drawn"), [(15.0, False), (3.0, True), (0.5, True)])
+@pytest.mark.parametrize("name", ["1_training_curves", "11_validation"])
+def test_the_loss_of_frequencies_is_drawn_unless_all_lies_below(name, unigram, drawn, prepared):
+    data = replace(prepared("one block"), unigram=unigram)
+    ax = draw(name, data).axes[0]
+    low, high = ax.get_ylim()
+    assert bool(ax.texts) == drawn == (low < unigram < high)
+
+
+def curve_of(data, arm):
+    return np.array([training["curve"]["losses"] for training in data.ok[arm]])
+
+
+def test_held_out_losses_are_drawn_over_tokens_and_seconds(prepared, artists):
+    data = prepared("four blocks")
+    steps = np.arange(4, 41, 4)
+    seconds = [np.cumsum(training["step_seconds"])[steps - 1] for training in data.ok["window"]]
+    axes = draw("11_validation", data).axes
+    for ax, x in zip(axes, (2048 * steps, np.mean(seconds, axis=0)), strict=False):
+        (mean,), trainings = artists(ax, "window"), artists(ax, "_window training")
+        assert mean.get_xdata() == pytest.approx(x, rel=1e-5)
+        assert mean.get_ydata() == pytest.approx(curve_of(data, "window").mean(axis=0))
+        np.testing.assert_allclose([t.get_ydata() for t in trainings], curve_of(data, "window"))
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+
+
+@pytest.mark.parametrize(
+    ("arms", "reference"),
+    [(("baseline", "window", "fused"), "fused"), (("baseline", "window"), "baseline")],
+)
+def test_held_out_differences_are_to_fused_where_it_was_trained(
+    arms, reference, prepared, artists, t_interval
+):
+    data = prepared(4, arms)
+    bottom = draw("11_validation", data).axes[2]
+    differences = curve_of(data, "window") - curve_of(data, reference)
+    (line,), (band,) = artists(bottom, "window"), artists(bottom, "window band")
+    assert line.get_ydata() == pytest.approx(differences.mean(axis=0))
+    assert band_edges(band, 12 * 2048) == pytest.approx(t_interval(differences[:, 2]))
+    assert not artists(bottom, reference) and reference in bottom.get_ylabel()

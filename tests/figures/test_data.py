@@ -59,6 +59,12 @@ def test_known_arms_have_fixed_looks_and_many_arms_all_look_different():
     assert len({(style.color, style.marker) for style in styles.values()}) == 34
 
 
+def test_every_arm_of_the_long_experiment_has_a_colour_and_a_marker_of_its_own():
+    arms = ("fused", "window", "w96-d4-s", "w96-d0", "w96-d0-f1", "w32-d0-f1", "w96-d0-e4")
+    styles = [arm_styles(arms)[arm] for arm in arms]
+    assert len({style.color for style in styles}) == len({style.marker for style in styles}) == 7
+
+
 @pytest.mark.parametrize("reading", [None, {}, {"throttle_reasons": None}])
 def test_a_gpu_at_its_pace_is_not_throttled(reading):
     assert throttled({"device_before": reading, "device_after": reading}) == []

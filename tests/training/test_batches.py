@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from training.batches import batches, learning_rate, planned_steps, unigram_loss
+from training.batches import (
+    CURVE_TOKENS,
+    batches,
+    curve_rows,
+    learning_rate,
+    planned_steps,
+    unigram_loss,
+    validation_rows,
+)
 from training.tokens import Dataset
 
 
@@ -45,6 +53,20 @@ def test_one_pass_uses_every_row_once_and_the_next_pass_another_order():
 def test_planned_steps_are_one_pass_unless_told():
     assert planned_steps(tiny_config(max_steps=0), 21) == 10
     assert planned_steps(tiny_config(max_steps=50), 21) == 50
+
+
+def test_held_out_rows_are_evenly_spread_ends_included():
+    assert validation_rows(tiny_config(val_batches=0), 7).tolist() == list(range(7))
+    assert validation_rows(tiny_config(val_batches=2), 7).tolist() == [0, 2, 4, 6]
+    assert validation_rows(tiny_config(val_batches=9), 7).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(("seq_len", "rows"), [(24, 31), (4096, 16), (2 * CURVE_TOKENS, 1)])
+def test_a_curve_takes_few_tokens_at_least_a_row_and_at_most_all(seq_len, rows):
+    used = curve_rows(tiny_config(seq_len=seq_len), 31)
+    assert len(set(used)) == rows and used[0] == 0
+    if rows > 1:
+        assert used[-1] == 30 and np.ptp(np.diff(used)) <= 1
 
 
 def test_the_unigram_loss_is_that_of_the_training_rows_frequencies(monkeypatch):

@@ -104,7 +104,8 @@ def test_every_field_with_a_help_is_an_option_that_tells_its_default():
     add_options(parser)
     text = " ".join(parser.format_help().split())
     assert "(default: paper 256, long 4096, laptop 1024)" in text
-    assert "(default: baseline window fused)" in text
+    assert "(default: paper baseline window fused, long fused window w96-d4-s" in text
+    assert "(default: cosine)" in text
     options = set(vars(parser.parse_args([])))
     assert options == {item.name for item in fields(ExperimentConfig)} - {
         "preset",

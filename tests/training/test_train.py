@@ -3,6 +3,7 @@
 import math
 import os
 from datetime import datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,6 +49,88 @@ def test_a_training_reports_what_it_did():
     assert isinstance(model, GPTWindowModel)
     started, ended = (datetime.fromisoformat(metrics[f"{k}_at"]) for k in ("started", "ended"))
     assert not started.utcoffset() and started <= ended <= datetime.now(ended.tzinfo)
+
+
+def make_held_out_and_config(**changes):
+    """Curves of four rows of 24 tokens; one pass of eight steps over 16 rows."""
+    return tiny_dataset(), tiny_config(max_steps=8, val_batches=1, **changes)
+
+
+def test_a_curve_has_the_losses_that_shorter_trainings_end_with():
+    dataset, config = make_held_out_and_config(eval_every=3, schedule="constant")
+    metrics, model = train(config, "window", dataset, 7, CPU)
+    assert metrics["curve"]["steps"] == [3, 6, 8]
+    for steps, loss in zip([3, 6, 8], metrics["curve"]["losses"], strict=True):
+        alone = tiny_config(max_steps=steps, schedule="constant")
+        assert loss == train(alone, "window", dataset, 7, CPU)[0]["val_loss"]
+    assert metrics["curve"]["losses"][-1] != metrics["val_loss"]  # of 2 of the 4 rows
+    ends = dataset.held_out[[0, -1]]
+    assert metrics["val_loss"] == Trainer.evaluate(trainer_of(config, model), ends)
+
+
+def trainer_of(config, model):
+    """What ``Trainer.evaluate`` needs of a trainer."""
+    loss = training_trainer.NextTokenLoss(model)
+    return SimpleNamespace(config=config, device=CPU, model=model, eager_loss=loss)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("every", [1, 3, 8, 50])
+def test_no_step_can_tell_that_there_were_evaluations(device, every):
+    results = []
+    for eval_every in (0, every):
+        dataset, config = make_held_out_and_config(eval_every=eval_every, deterministic=True)
+        results.append(train(config, "window", dataset, 7, torch.device(device))[0])
+    without, metrics = results
+    assert without["curve"] is None
+    assert metrics["curve"]["steps"] == sorted({*range(every, 8, every), 8})
+    assert metrics["losses"].tobytes() == without["losses"].tobytes()
+    assert metrics["val_loss"] == without["val_loss"]
+    assert len(metrics["step_seconds"]) == 8
+
+
+def test_every_arm_and_block_is_evaluated_on_the_same_rows(monkeypatch):
+    seen, evaluate = [], Trainer.evaluate
+
+    def noted(trainer, rows):
+        seen.append(rows.tobytes())
+        return evaluate(trainer, rows)
+
+    monkeypatch.setattr(Trainer, "evaluate", noted)
+    for arm, seed in (("window", 7), ("fused", 8)):
+        dataset, config = make_held_out_and_config(eval_every=4)
+        train(config, arm, dataset, seed, CPU)
+    rows_of_curve = dataset.held_out.tobytes()
+    assert seen == 2 * [rows_of_curve, rows_of_curve, dataset.held_out[[0, -1]].tobytes()]
+
+
+def test_evaluations_lie_outside_of_the_clock(monkeypatch):
+    """A clock that evaluations put forward by an hour, and each step by a second."""
+    now = [0.0]
+
+    def advancing(function, seconds):
+        def timed(*arguments):
+            now[0] += seconds
+            return function(*arguments)
+
+        return timed
+
+    monkeypatch.setattr(training_train.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(Trainer, "step", advancing(Trainer.step, 1.0))
+    monkeypatch.setattr(Trainer, "evaluate", advancing(Trainer.evaluate, 3600.0))
+    dataset, config = make_held_out_and_config(eval_every=3)
+    metrics, _ = train(config, "fused", dataset, 7, CPU)
+    assert metrics["training_time"] == 8 and metrics["step_seconds"].tolist() == 8 * [1]
+    assert metrics["eval_time"] == 4 * 3600  # three of the curve and the last
+
+
+@pytest.mark.parametrize(("broken_step", "evaluated"), [(3, None), (4, [3]), (8, [3, 6])])
+def test_a_loss_that_is_not_finite_is_not_evaluated(monkeypatch, broken_step, evaluated):
+    break_step(monkeypatch, broken_step)
+    dataset, config = make_held_out_and_config(eval_every=3)
+    metrics, _ = train(config, "window", dataset, 7, CPU)
+    assert metrics["status"] == "diverged" and metrics["total_steps"] == broken_step
+    assert (metrics["curve"] and metrics["curve"]["steps"]) == evaluated
 
 
 def test_the_model_learns():
@@ -163,8 +246,8 @@ def test_a_training_that_fails_anywhere_has_every_key_and_its_times(monkeypatch,
     assert math.isnan(metrics["training_time"]) == (stage != "evaluate")
 
 
-@pytest.mark.parametrize("broken_step", [1, 4, 6])
-def test_a_loss_that_is_not_finite_ends_the_training(monkeypatch, broken_step):
+def break_step(monkeypatch, broken_step):
+    """Make the loss of one timed step, counted from 1, not a number."""
     step, calls = Trainer.step, []
 
     def break_once(self, batch, lr):
@@ -174,6 +257,11 @@ def test_a_loss_that_is_not_finite_ends_the_training(monkeypatch, broken_step):
         return loss * math.nan if broken else loss
 
     monkeypatch.setattr(Trainer, "step", break_once)
+
+
+@pytest.mark.parametrize("broken_step", [1, 4, 6])
+def test_a_loss_that_is_not_finite_ends_the_training(monkeypatch, broken_step):
+    break_step(monkeypatch, broken_step)
     metrics, model = train(tiny_config(), "window", tiny_dataset(), 7, CPU)
     assert model is None
     assert metrics["status"] == "diverged"
@@ -349,6 +437,24 @@ def test_cuda_graphs_train_the_same_in_the_same_memory(arm):
         assert 0.7 < metrics["peak_memory_mb"] / calls["peak_memory_mb"] < 1.5
     # what stays (a workspace of cuBLAS is 32 MiB on a Hopper GPU) is not more after each training
     assert left[2] - left[1] < 2**20
+
+
+@needs_cuda
+@pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
+def test_cuda_evaluations_leave_graphs_and_memory_as_they_are(mode):
+    sizes = {"seq_len": 1100, "d_model": 128, "batch_size": 4, "max_steps": 12}
+    found = []
+    for every in (0, 5):
+        config = tiny_config(dtype="bfloat16", compile=mode, eval_every=every, **sizes)
+        metrics, model = train(config, "fused", tiny_dataset(24, 1100), 7, torch.device("cuda"))
+        del model
+        release_memory(torch.device("cuda"))
+        found.append(metrics)
+    without, metrics = found
+    assert metrics["curve"]["steps"] == [5, 10, 12]
+    np.testing.assert_allclose(metrics["losses"], without["losses"], rtol=1e-3)
+    for key in ("peak_memory_mb", "peak_reserved_mb"):
+        assert metrics[key] == pytest.approx(without[key], rel=0.02)
 
 
 @needs_cuda

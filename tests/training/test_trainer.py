@@ -49,13 +49,6 @@ def test_validation_is_the_mean_over_held_out_rows_without_dropout():
     assert trainer.model.training
 
 
-def test_val_batches_limits_the_held_out_rows(monkeypatch):
-    trainer = make_trainer(val_batches=1)
-    held_out = tiny_dataset().held_out
-    assert trainer.evaluate(held_out) == make_trainer().evaluate(held_out[[0, -1]])
-    assert trainer.evaluate(held_out) != make_trainer().evaluate(held_out)
-
-
 def test_the_window_arm_gets_its_layers_patterns():
     config = tiny_config(window_size=5, dilation=[3, 1], sink_tokens=2)
     model = build_model(config, "window", VOCABULARY, CPU, 0)
