@@ -151,7 +151,7 @@ def _check_lines(metrics):
     trainings, lines = values.ok_trainings(metrics), []
     if not trainings:
         return []
-    for arm, reference, _ in contrasts_of(metrics)[:3]:
+    for arm, reference, _ in contrasts_of(metrics):
         pairs = values.paired_trainings(metrics, (arm, reference))
         places = [a["position"] - b["position"] for a, b in pairs]
         logs = [math.log(a["training_time"] / b["training_time"]) for a, b in pairs]

@@ -13,6 +13,8 @@ from analysis.claims import describe_change
 from analysis.metrics import load_experiment, save_metrics
 from analysis.report import format_report
 from analysis.significance import Ratio, paired_ratio
+from experiment.plan import declare
+from training.config import make_config
 
 
 def flat(report):
@@ -120,7 +122,46 @@ def test_a_pattern_evaluated_as_a_mask_says_nothing_about_sparsity(experiment):
     metadata["pattern"]["evaluation"] = "masked"
     report = flat(format_report(metrics, metadata))
     assert "The pattern as a mask, which spares no pair" in report
-    assert "window was evaluated as masked, which computes every pair" in report
+    assert "the pattern was evaluated as masked, which computes every pair" in report
+
+
+PATTERNS = ("w96-d4-s", "w96-d0-f1", "w32-d0-f1", "w96-d0-e4")
+
+
+def with_plan(metrics, metadata):
+    """The experiment with what its arms have declared today."""
+    config = make_config(arms=tuple(metrics), equivalence_margin=0.02)
+    metadata["plan"] |= declare(config)
+    return metrics, metadata
+
+
+def test_every_pattern_has_its_claims_under_its_name():
+    metrics, metadata = with_plan(*make_experiment(6, arms=("fused", *PATTERNS)))
+    for training, fused in zip(metrics["w32-d0-f1"], metrics["fused"], strict=True):
+        training["training_time"] = (0.8 + 1e-3 * training["block"]) * fused["training_time"]
+    metadata["attention"] = {"w96-d4-s": {"evaluation": "masked", "kernels": [], "operators": []}}
+    report = flat(format_report(metrics, metadata))
+    assert "Sparsity (w32-d0-f1) made training faster at sequence length 1,024: w32-d0" in report
+    assert "The pattern (w96-d4-s) as a mask, which spares no pair, at" in report
+    assert report.count("the pattern was evaluated as masked, which computes") == 2
+    assert "No decomposition" not in report
+    claims = report[report.index("Claims 1.") : report.index("Mean ±")]
+    for arm in PATTERNS:
+        assert re.search(f"Quality: (whether )?{arm} is [^:]*fused", claims), arm
+        assert f"{arm} against fused (sparsity alone)" in report
+    places = [claims.index(word) for word in ("(w32-d0-f1)", "Quality: ", "Memory (")]
+    assert places == sorted(places) and claims.rindex("Quality: ") < places[2]
+    assert claims.count("Primary, one of 4 such claims") == 4
+    assert claims.count("(Holm, 12 tests)") == 8  # those of time and memory
+
+
+def test_what_was_not_declared_is_not_called_primary():
+    metrics, metadata = make_experiment(6, arms=("fused", "w96-d0"))
+    metadata["plan"] |= {"family": [], "primary": []}
+    report = flat(format_report(metrics, metadata))
+    assert "Quality: " in report and "Not declared before the first training" in report
+    assert "Primary" not in report and "Holm, " not in report
+    assert "Sparsity (" not in report  # one pattern needs no name
 
 
 def test_one_block_is_reported_without_any_test():
