@@ -1,10 +1,19 @@
 """What the report claims of an experiment: each claim a sentence, its evidence and its limits."""
 
+import numpy as np
+
 from analysis.contrasts import contrasts_of, primary_of, verdict
-from analysis.significance import ALPHA, LEVEL, non_inferiority, paired_ratio
-from analysis.values import PRACTICAL_SHARE, not_trained, ok_values, shared_values
+from analysis.significance import ALPHA, LEVEL, mean_interval, non_inferiority, paired_ratio
+from analysis.values import (
+    PRACTICAL_SHARE,
+    not_trained,
+    ok_values,
+    paired_trainings,
+    shared_values,
+)
 from analysis.words import amount, p_value, percent, with_interval
 
+FEWEST_OF_TREND = 5  # steps
 EVERY_PAIR = ("dense", "masked")  # evaluations that compute the left-out pairs too
 
 
@@ -97,6 +106,27 @@ def ratio_claims(metrics, metadata, found, key, what):
     return claims
 
 
+def _trend(metrics, pair, claim):
+    """Whether the paired difference of training losses still changed at the end, in words.
+
+    Its least-squares slope over the last fifth of the steps times their number, block by block.
+    pair: an arm and its reference; claim: the ``QualityClaim`` on them.
+    """
+    pairs = paired_trainings(metrics, pair)
+    fifth = min(training["total_steps"] for both in pairs for training in both) // 5
+    if len(pairs) < 2 or fifth < FEWEST_OF_TREND:
+        return ""
+    last = [[training["losses"][-fifth:] for training in both] for both in pairs]
+    differences = np.diff(np.array(last, dtype=np.float64)[:, ::-1], axis=1)[:, 0]
+    found = mean_interval(fifth * np.polyfit(np.arange(fifth), differences.T, 1)[0])
+    change = with_interval(found.mean, found.low, found.high, "{:+.4f}".format)
+    change = f"{change} nats over the last fifth of the steps"
+    if found.low <= 0 <= found.high:
+        return f"The difference of the training losses changed by {change}: no trend shown. "
+    word = "growing" if found.mean * claim.mean > 0 else "shrinking"
+    return f"The difference of the training losses was still {word} at the end: {change}. "
+
+
 def _declared(plan, claim):
     """Whether a claim of quality was declared before the first training, in words."""
     if claim not in plan["primary"]:
@@ -161,8 +191,9 @@ def quality_claims(metrics, metadata):
             declared = _declared(metadata["plan"], [arm, reference, key, test])
             claims.append(
                 f"Quality: {describe_quality(found, arm, reference, ref.mean(), declared)} "
-                f"{_trained_on(metrics, metadata, arm)} This does not show that it stays so with "
-                "longer training, other data or a larger model."
+                f"{_trained_on(metrics, metadata, arm)} {_trend(metrics, (arm, reference), found)}"
+                "This does not show that it stays so with longer training, other data or a larger "
+                "model."
             )
     return claims
 

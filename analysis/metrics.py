@@ -75,7 +75,7 @@ LACKING = {  # what the metadata of earlier files lack, as they would say it
         "gradient_accumulation": 1,
     },
     "plan": {"equivalence_margin": None, "primary": [], "family": family_of(ARM_ORDER)},
-    "data": {"unigram_loss": None},
+    "data": {"unigram_loss": None, "bigram_loss": None},
     "pattern": {"density": None, "evaluation": None},
     "attention": {},
     "code": None,

@@ -76,10 +76,13 @@ def heading(metadata):
         f"peak memory: {metadata['memory_measure']}",
     ]
     if data["unigram_loss"] is not None:
-        lines.append(
+        without = (
             f"validation loss without a model: {math.log(data['vocab_size']):.3f} nats for equally "
             f"likely tokens, {data['unigram_loss']:.3f} from their frequencies"
         )
+        if data["bigram_loss"] is not None:
+            without += f", {data['bigram_loss']:.3f} from the token before alone"
+        lines.append(without)
     lines += _recorded_lines(metadata)
     return [line for long in lines for line in words.wrapped(long)]
 

@@ -19,6 +19,13 @@ NOISY_SHARE = 0.10  # of the mean: pyperf's limit for calling times unstable
 HELD_UP, HELD_UP_STEPS, HELD_UP_TIME = 1.5, 0.02, 0.015
 
 
+# A loss has risen where its moving mean did by so many nats and so many of its standard errors.
+# Of flat curves 40 % pass 5 of them somewhere, for the rise is the largest among many; 8 none of
+# some thousand simulated with normal noise.
+RISEN, RISEN_ERRORS = 0.1, 8
+FEWEST_MEANT, MEANT_SHARE = 10, 0.05  # steps of the moving mean: so many, or this share of them
+
+
 def split_blocks(metrics):
     """The blocks whose trainings were not all made by one process."""
     processes = {}
@@ -77,6 +84,39 @@ def _failure_warnings(metrics):
         )
 
 
+def risen(losses, first):
+    """The largest rise of a loss above what it had fallen to, from step ``first`` (from 0) on.
+
+    losses: (steps,) in nats, smoothed by a centred moving mean whose standard error is taken from
+    the differences between successive steps.  Returns ((step, loss) of the low, (step, loss) of
+    the high), steps from 1; None where nothing rose beyond the noise, or for few steps.
+    """
+    after = np.asarray(losses, dtype=np.float64)[first:]
+    width = max(FEWEST_MEANT, int(MEANT_SHARE * after.size))
+    if after.size < 3 * width:
+        return None
+    means = np.convolve(after, np.full(width, 1 / width), "valid")
+    rises = means - np.minimum.accumulate(means)
+    high = rises.argmax()
+    error = np.diff(after).std() / np.sqrt(2 * width)
+    if rises[high] <= max(RISEN, RISEN_ERRORS * error):
+        return None
+    low = means[:high].argmin()
+    return tuple(
+        (int(first + place + width // 2 + 1), float(means[place])) for place in (low, high)
+    )
+
+
+def _rise_warnings(metrics, metadata):
+    for arm, training in ok_trainings(metrics):
+        if found := risen(training["losses"], metadata["config"]["warmup_steps"]):
+            (low_step, low), (high_step, high) = found
+            yield (
+                f"{arm}, block {training['block'] + 1}: the loss rose from {low:.2f} (step "
+                f"{low_step:,}) to {high:.2f} (step {high_step:,}) after the warm-up."
+            )
+
+
 def _untrained_warnings(metrics, metadata):
     if arms := not_trained(metrics, metadata):
         yield (
@@ -106,5 +146,6 @@ def find_warnings(metrics, metadata):
         *(f"{mixed}: {line}" for line in metadata["mixed"]),
         *_untrained_warnings(metrics, metadata),
         *_failure_warnings(metrics),
+        *_rise_warnings(metrics, metadata),
         *measurement_warnings(metrics),
     ]

@@ -63,10 +63,10 @@ def training_curves(data):
         tokens = data.ok[arm][0]["tokens_seen"][: losses.shape[1]]
         draw_trainings(top, data, arm, tokens, losses)
     top.set_ylabel("training loss (nats/token)")
-    if data.unigram is not None:
-        top.axhline(data.unigram, color="black", lw=0.8, ls=":")
+    for words, loss in data.without_model.items():
+        top.axhline(loss, color="black", lw=0.8, ls=":")
         place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        top.annotate("loss of tokens' frequencies", (1, data.unigram), fontsize=7, **place)
+        top.annotate(words, (1, loss), fontsize=7, **place)
     fill_panel(bottom, data, [TRAIN_LOSS], paired_differences)
     lowest = bottom if bottom.axison else top
     lowest.tick_params(labelbottom=True)

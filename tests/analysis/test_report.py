@@ -262,6 +262,31 @@ def test_quality_is_a_claim_with_three_answers(center, spread, words, equivalenc
     assert bool(re.search(r"About \d+ blocks would decide it", text)) == ("undecided" in words)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(0.3, "was still growing"), (-0.3, "was still shrinking"), (0.0, "no trend shown")],
+)
+def test_a_difference_that_changes_at_the_end_is_said_so(change, words):
+    metrics, metadata = with_losses(
+        make_experiment(6, arms=("window", "fused"), steps=200), [1] * 6
+    )
+    rng, last, changes = np.random.default_rng(7), np.arange(40), []
+    for training, fused in zip(metrics["window"], metrics["fused"], strict=True):
+        mine = rng.normal(0, 0.1, 200) + np.r_[[0] * 160, change * last / 40]
+        training["losses"] = fused["losses"] + mine.astype(np.float32)
+        difference = training["losses"][160:].astype(float) - fused["losses"][160:]
+        changes.append(40 * stats.linregress(last, difference).slope)
+    text = quality_of(metrics, metadata)
+    low, high = stats.ttest_1samp(changes, 0).confidence_interval(0.95)
+    assert f"{np.mean(changes):+.4f} [{low:+.4f}, {high:+.4f}] nats over the last fifth" in text
+    assert words in text
+
+
+@pytest.mark.parametrize(("blocks", "steps"), [(1, 200), (6, 20)])
+def test_one_block_or_few_steps_show_no_trend_either_way(blocks, steps):
+    assert "last fifth" not in quality_of(*make_experiment(blocks, steps=steps))
+
+
 def test_older_files_declare_no_margin_and_get_no_quality_claim(tmp_path, experiment):
     metrics, metadata = experiment
     for lacking in ("equivalence_margin", "family", "primary"):

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from conftest import make_experiment
 
 from figures.all import draw
+from figures.data import prepare
 
 
 def losses_of(data, arm):
@@ -53,3 +55,13 @@ def test_smoothing_is_centred_in_each_training_and_invents_no_ends(prepared, art
     assert line.get_ydata()[50 - half] == pytest.approx(middle.mean())
     edges = band_edges(band, line.get_xdata()[50 - half])
     assert edges == pytest.approx(t_interval(middle))
+
+
+def test_the_losses_without_a_model_are_lines_of_figure_1():
+    metrics, metadata = make_experiment()
+    for losses in ({}, {"bigram_loss": None}, {"unigram_loss": None}):  # of earlier files
+        metadata["data"] |= losses
+        top = draw("1_training_curves", prepare(metrics, metadata)).axes[0]
+        flat = [line.get_ydata()[0] for line in top.lines if len(set(line.get_ydata())) == 1]
+        expected = [metadata["data"][key] for key in ("unigram_loss", "bigram_loss")]
+        assert flat == [loss for loss in expected if loss is not None]
