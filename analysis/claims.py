@@ -4,6 +4,7 @@ import numpy as np
 
 from analysis.contrasts import contrasts_of, primary_of, verdict
 from analysis.significance import ALPHA, LEVEL, mean_interval, non_inferiority, paired_ratio
+from analysis.spread import unsteady
 from analysis.values import (
     PRACTICAL_SHARE,
     not_trained,
@@ -106,6 +107,17 @@ def ratio_claims(metrics, metadata, found, key, what):
     return claims
 
 
+def _block_by_block(differences, unsteady_arms):
+    """The differences themselves where one of the two arms is one that no mean describes."""
+    if not unsteady_arms:
+        return ""
+    middle, *every = (f"{value:+.4f}" for value in [np.median(differences), *differences])
+    return (
+        f"No mean describes {' and '.join(sorted(unsteady_arms))}: block by block the difference "
+        f"is {', '.join(every)}, the median {middle} nats."
+    )
+
+
 def _trend(metrics, pair, claim):
     """Whether the paired difference of training losses still changed at the end, in words.
 
@@ -122,14 +134,14 @@ def _trend(metrics, pair, claim):
     change = with_interval(found.mean, found.low, found.high, "{:+.4f}".format)
     change = f"{change} nats over the last fifth of the steps"
     if found.low <= 0 <= found.high:
-        return f"The difference of the training losses changed by {change}: no trend shown. "
+        return f"The difference of the training losses changed by {change}: no trend shown."
     word = "growing" if found.mean * claim.mean > 0 else "shrinking"
-    return f"The difference of the training losses was still {word} at the end: {change}. "
+    return f"The difference of the training losses was still {word} at the end: {change}."
 
 
 def _declared(plan, claim):
     """Whether a claim of quality was declared before the first training, in words."""
-    if claim not in plan["primary"]:
+    if list(claim) not in plan["primary"]:
         return "Not declared before the first training, and not adjusted."
     alike = sum(test == claim[3] for *_, test in plan["primary"])
     return f"Primary, one of {alike} such claims, so not adjusted."
@@ -173,29 +185,36 @@ def _trained_on(metrics, metadata, arm):
     return f"Trained on {tokens:,.0f} tokens, {passes:.2g} times the data."
 
 
+def _quality_claim(metrics, metadata, claim):
+    """One claim of ``primary_of``; None where no block has both arms."""
+    arm, reference, key, _ = claim
+    x, ref = shared_values(metrics, (arm, reference), key)
+    if not x.size:
+        return None
+    if idle := not_trained(metrics, metadata, (arm, reference)):
+        return (
+            f"Quality: not trained, so this says nothing about the quality of {arm} against "
+            f"{reference}: {' and '.join(idle)} ended above the loss of always predicting the "
+            f"frequencies of tokens, {metadata['data']['unigram_loss']:.3f} nats."
+        )
+    plan = metadata["plan"]
+    found = non_inferiority(x, ref, plan["equivalence_margin"])
+    sentences = (
+        f"Quality: {describe_quality(found, arm, reference, ref.mean(), _declared(plan, claim))}",
+        _block_by_block(x - ref, {arm, reference} & set(unsteady(metrics))),
+        _trained_on(metrics, metadata, arm),
+        _trend(metrics, (arm, reference), found),
+        "This does not show that it stays so with longer training, other data or a larger model.",
+    )
+    return " ".join(filter(None, sentences))
+
+
 def quality_claims(metrics, metadata):
     """A claim on the validation loss of every pattern against full attention."""
-    margin, claims = metadata["plan"]["equivalence_margin"], []
-    for arm, reference, key, test in primary_of(metrics):
-        x, ref = shared_values(metrics, (arm, reference), key)
-        if test == "ratio" or margin is None or not x.size:
-            continue
-        if idle := not_trained(metrics, metadata, (arm, reference)):
-            claims.append(
-                f"Quality: not trained, so this says nothing about the quality of {arm} against "
-                f"{reference}: {' and '.join(idle)} ended above the loss of always predicting the "
-                f"frequencies of tokens, {metadata['data']['unigram_loss']:.3f} nats."
-            )
-        else:
-            found = non_inferiority(x, ref, margin)
-            declared = _declared(metadata["plan"], [arm, reference, key, test])
-            claims.append(
-                f"Quality: {describe_quality(found, arm, reference, ref.mean(), declared)} "
-                f"{_trained_on(metrics, metadata, arm)} {_trend(metrics, (arm, reference), found)}"
-                "This does not show that it stays so with longer training, other data or a larger "
-                "model."
-            )
-    return claims
+    if metadata["plan"]["equivalence_margin"] is None:
+        return []
+    asked = [claim for claim in primary_of(metrics) if claim[3] == "non-inferiority"]
+    return list(filter(None, (_quality_claim(metrics, metadata, claim) for claim in asked)))
 
 
 def _times_as_fast(slower, faster):

@@ -10,6 +10,7 @@ from analysis.claims import claims_of
 from analysis.contrasts import compare, contrasts_of
 from analysis.metrics import REPORT_NAME
 from analysis.significance import ALPHA, LEVEL, POWER, drift, slope, two_sample_t
+from analysis.spread import loss_lines
 from analysis.warnings import find_warnings
 from machine.files import atomic_write
 
@@ -20,6 +21,7 @@ LEGEND = (
     "adjusted p: Holm's, over the declared family: every contrast's time, memory and validation "
     "loss, where it has a p.",
     f"detectable: the change that these blocks could have detected with {POWER:.0%} power.",
+    "median ratio: of the blocks' ratios, which one block that is far off does not move.",
     "sign-flip: exact permutation test of the log ratios. d_z: paired effect size, mean over "
     "standard deviation of them.",
     "two-sample t-test and Cohen's d: as published; they ignore the pairing.",
@@ -105,7 +107,7 @@ def _contrast_lines(found, arm, reference, meaning):
     """The two tables of a contrast: the paired test, then a robust one and the published ones."""
     interval = f"{LEVEL:.0%} interval"
     paired = [["", "improvement", "ratio", interval, "p", "adjusted p", "detectable"]]
-    further = [["", "sign-flip p", "d_z", "two-sample t", "its p", "Cohen's d"]]
+    further = [["", "median ratio", "sign-flip p", "d_z", "two-sample t", "its p", "Cohen's d"]]
     for key, outcome, _ in values.OUTCOMES:
         if (arm, reference, key) not in found:
             continue
@@ -125,6 +127,7 @@ def _contrast_lines(found, arm, reference, meaning):
         further.append(
             [
                 outcome,
+                f"{np.median(x / ref):.4f}",
                 words.starred(ratio.permutation_p),
                 words.amount(ratio.effect_size, "sd"),
                 words.amount(published["t"], "sd"),
@@ -181,6 +184,7 @@ def format_report(metrics, metadata):
     )
     title = "Median ± median absolute deviation (least … most)"
     parts.append([title, *values.outcome_table(metrics, words.median_mad)])
+    parts.append(loss_lines(metrics))
     for arm, reference, meaning in contrasts_of(metrics):
         parts.append(_contrast_lines(found, arm, reference, meaning))
     parts.append(_check_lines(metrics))

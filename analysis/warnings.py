@@ -4,6 +4,7 @@ import numpy as np
 
 from analysis.contrasts import contrasts_of
 from analysis.significance import ALPHA
+from analysis.spread import unsteady
 from analysis.values import (
     in_order,
     not_trained,
@@ -117,6 +118,14 @@ def _rise_warnings(metrics, metadata):
             )
 
 
+def _spread_warnings(metrics):
+    for arm, found in unsteady(metrics).items():
+        yield (
+            f"{arm}: the validation losses {found}: its mean stands for no training, look at every "
+            "block (table below, figures 1 and 8)."
+        )
+
+
 def _untrained_warnings(metrics, metadata):
     if arms := not_trained(metrics, metadata):
         yield (
@@ -147,5 +156,6 @@ def find_warnings(metrics, metadata):
         *_untrained_warnings(metrics, metadata),
         *_failure_warnings(metrics),
         *_rise_warnings(metrics, metadata),
+        *_spread_warnings(metrics),
         *measurement_warnings(metrics),
     ]

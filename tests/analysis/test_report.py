@@ -47,6 +47,7 @@ def test_figures_recomputed_with_scipy(experiment):
     assert f"{stats.gmean(x) / stats.gmean(ref):.4f}" in line
     assert f"[{low:.4f}, {high:.4f}]" in line
     assert f"{paired.pvalue:.2g}" in line
+    assert f"{np.median(x / ref):.4f}" in more
     assert f"{published.statistic:.2f}" in more and f"{published.pvalue:.2g}*" in more
     assert f"{d:.2f}" in more
     assert f"{logs.mean() / logs.std(ddof=1):.2f}" in more
