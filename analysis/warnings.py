@@ -14,6 +14,12 @@ from analysis.values import (
     throttled,
 )
 
+RECORDED = {  # of a device's state, before and after a training
+    "load_average_1min": "load average",
+    "other_processes": "other processes",
+    "sm_clock_mhz": "clock in MHz",
+    "temperature_c": "degrees Celsius",
+}
 NOISY_SHARE = 0.10  # of the mean: pyperf's limit for calling times unstable
 # a step is held up beyond this many medians; more than this share of them are the arm's way,
 # fewer are told where they cost this share of the training time (effects here are a few percent)
@@ -35,14 +41,31 @@ def split_blocks(metrics):
     return sorted(block for block, names in processes.items() if len(names) > 1)
 
 
+def _recorded(training):
+    """Block, time and what was recorded of the device around a training, in words."""
+    words = [f"{training['training_time']:,.2f} s"]
+    states = [training["device_before"] or {}, training["device_after"] or {}]
+    for key, name in RECORDED.items():
+        values = [state[key] for state in states if state.get(key) is not None]
+        if values:
+            words.append(f"{name} {' then '.join(f'{value:,.4g}' for value in values)}")
+    words += throttled(training)
+    if len(words) == 1:
+        words.append("nothing recorded of the device")
+    return f"block {training['block'] + 1} ({', '.join(words)})"
+
+
 def _time_warnings(metrics):
     for arm in metrics:
         times = ok_values(metrics, arm, "training_time")
         share = times.std(ddof=1) / times.mean() if times.size > 1 else 0.0
         if share >= NOISY_SHARE:
+            ended_well = [training for _, training in ok_trainings({arm: metrics[arm]})]
+            ended_well.sort(key=lambda training: training["training_time"])
             yield (
                 f"{arm}: the training time varies by {share:.0%} (standard deviation) from block "
-                "to block: is another program using the machine?"
+                f"to block, fastest {_recorded(ended_well[0])}, slowest "
+                f"{_recorded(ended_well[-1])}."
             )
 
 

@@ -134,3 +134,18 @@ def test_a_loss_that_rises_after_the_warm_up_is_warned_of_once(seed):
     assert low_step < place < high_step
     for loss, step in ((low, low_step), (high, high_step)):  # the centre of ten steps
         assert loss == pytest.approx(losses[int(step) - 6 : int(step) + 4].mean(), abs=0.01)
+
+
+def test_times_that_vary_are_told_with_what_was_recorded():
+    metrics, metadata = make_experiment(6, seed=1)
+    busy = {"load_average_1min": 17.25, "other_processes": 2, "sm_clock_mhz": None}
+    metrics["window"][3] |= {"training_time": 1.5, "device_before": busy}
+    fast = {"training_time": 0.5, "device_before": None, "device_after": None}
+    metrics["window"][4] |= fast
+    warning = next(line for line in find_warnings(metrics, metadata) if "varies" in line)
+    assert (
+        "fastest block 5 (0.50 s, nothing recorded of the device), slowest block 4 (1.50 s, "
+        in (warning)
+    )
+    assert "load average 17.25 then 0.5, other processes 2)." in warning
+    assert "?" not in warning
