@@ -9,13 +9,22 @@ from analysis import values, words
 from analysis.claims import claims_of
 from analysis.contrasts import compare, contrasts_of
 from analysis.metrics import REPORT_NAME
-from analysis.significance import ALPHA, LEVEL, POWER, drift, slope, two_sample_t
+from analysis.significance import (
+    ALPHA,
+    LEVEL,
+    POWER,
+    TOO_WIDE,
+    WIDEST,
+    drift,
+    slope,
+    two_sample_t,
+)
 from analysis.spread import loss_lines
 from analysis.warnings import find_warnings
 from machine.files import atomic_write
 
 LEGEND = (
-    "improvement: of the mean, positive where the first arm is lower.",
+    "improvement: 1 - ratio, positive where the first arm is lower.",
     f"ratio: first arm over second, geometric mean over blocks, {LEVEL:.0%} interval and p of the "
     "paired t-test on logs.",
     "adjusted p: Holm's, over the declared family: every contrast's time, memory and validation "
@@ -116,7 +125,7 @@ def _contrast_lines(found, arm, reference, meaning):
         paired.append(
             [
                 outcome,
-                words.percent(1 - x.mean() / ref.mean(), "+"),
+                words.percent(1 - ratio.ratio, "+"),
                 f"{ratio.ratio:.4f}",
                 ratio.note or f"[{ratio.low:.4f}, {ratio.high:.4f}]",
                 words.starred(ratio.p),
@@ -148,6 +157,8 @@ def _log_percent(effect):
     """An Interval of a log effect, in words.percent."""
     if effect is None:
         return "unknown (fewer than 3 points, or no spread)"
+    if effect.high - effect.low > math.log(WIDEST):
+        return f"unknown ({TOO_WIDE})"
     shares = np.expm1([effect.mean, effect.low, effect.high])
     return words.with_interval(*shares, lambda share: words.percent(share, "+"))
 
