@@ -1,23 +1,33 @@
 """What the report claims of an experiment: each claim a sentence, its evidence and its limits."""
 
-from analysis.contrasts import contrasts_of, verdict
+import numpy as np
+
+from analysis.contrasts import contrasts_of, primary_of, verdict
 from analysis.reach import reach_claims
-from analysis.significance import ALPHA, LEVEL, non_inferiority, paired_ratio
-from analysis.values import PRACTICAL_SHARE, not_trained, ok_values, shared_values
+from analysis.significance import ALPHA, LEVEL, mean_interval, non_inferiority, paired_ratio
+from analysis.spread import unsteady
+from analysis.values import (
+    PRACTICAL_SHARE,
+    not_trained,
+    ok_values,
+    paired_trainings,
+    shared_values,
+)
 from analysis.words import amount, p_value, percent, with_interval
 
+FEWEST_OF_TREND = 5  # steps
 EVERY_PAIR = ("dense", "masked")  # evaluations that compute the left-out pairs too
 
 
 def not_shown(meaning, evaluation):
-    """What a contrast leaves open, in a sentence; evaluation: of the window arm, or None."""
+    """What a contrast leaves open, in a sentence; evaluation: of its first arm, or None."""
     if "sparsity" not in meaning:
         return "This says nothing about sparsity, for both arms compute every pair."
     if meaning != "sparsity alone":
         return "This does not show that sparsity is the reason, for the kernel differs too."
     if evaluation in EVERY_PAIR:
         return (
-            "This does not show what sparsity can bring, for the window was evaluated as "
+            "This does not show what sparsity can bring, for the pattern was evaluated as "
             f"{evaluation}, which computes every pair."
         )
     return "This does not show that it would be so at another length, pattern, model or device."
@@ -55,42 +65,94 @@ def _evidence(compared, family_size, primary):
     return text + "."
 
 
-def _sparsity_title(ratio, evaluation):
-    """What the control says about sparsity itself: gained, brought nothing, or not shown."""
+def evaluation_of(metadata, arm):
+    """How an arm's attention was evaluated; None where a file does not say."""
+    return metadata["attention"].get(arm, metadata["pattern"])["evaluation"]
+
+
+def _sparsity_title(ratio, evaluation, name):
+    """What the control says about sparsity itself: gained, brought nothing, or not shown.
+
+    name: " (w96-d0)" where several patterns must be told apart, else "".
+    """
     if evaluation in EVERY_PAIR:
-        return "The pattern as a mask, which spares no pair,"
+        return f"The pattern{name} as a mask, which spares no pair,"
     if ratio.low is not None:
         if ratio.high < 1 and 1 - ratio.ratio >= PRACTICAL_SHARE:
-            return "Sparsity made training faster"
+            return f"Sparsity{name} made training faster"
         if ratio.low > 1 and ratio.ratio - 1 >= PRACTICAL_SHARE:
-            return "Sparsity made training slower"
+            return f"Sparsity{name} made training slower"
         if ratio.low > 1 or max(1 - ratio.low, ratio.high - 1) < PRACTICAL_SHARE:
-            return "Sparsity brought no speed worth the name"
-    return "No speed from sparsity is shown"
+            return f"Sparsity{name} brought no speed worth the name"
+    return f"No speed from sparsity{name} is shown"
 
 
-def ratio_claims(metrics, metadata, found):
-    """A claim on the time and one on the memory of every contrast, sparsity's time first."""
-    claims, evaluation = [], metadata["pattern"]["evaluation"]
+def ratio_claims(metrics, metadata, found, key, what):
+    """A claim on the time or the memory (``what``) of every contrast, sparsity's first."""
+    claims, contrasts = [], contrasts_of(metrics)
     family_size = sum(compared.adjusted is not None for compared in found.values())
-    for arm, reference, meaning in contrasts_of(metrics):
-        for key, what in (("training_time", "time"), ("peak_memory_mb", "memory")):
-            if (arm, reference, key) not in found:
-                continue
-            compared, title = found[arm, reference, key], f"{what.capitalize()} ({meaning})"
-            if title == "Time (sparsity alone)":
-                seq_len = metadata["config"]["seq_len"]
-                title = _sparsity_title(compared.ratio, evaluation)
-                title += f" at sequence length {seq_len:,}"
-            change = describe_change(compared.ratio, arm, reference, what)
-            primary = [arm, reference, key, "ratio"] in metadata["plan"]["primary"]
-            evidence = _evidence(compared, family_size, primary)
-            claims.append(f"{title}: {change}{evidence} {not_shown(meaning, evaluation)}")
+    several = sum(meaning == "sparsity alone" for *_, meaning in contrasts) > 1
+    # the sort is stable
+    for arm, reference, meaning in sorted(contrasts, key=lambda c: c[2] != "sparsity alone"):
+        if (arm, reference, key) not in found:
+            continue
+        compared, evaluation = found[arm, reference, key], evaluation_of(metadata, arm)
+        title = f"{what.capitalize()} ({meaning})"
+        if title == "Time (sparsity alone)":
+            title = _sparsity_title(compared.ratio, evaluation, f" ({arm})" * several)
+            title += f" at sequence length {metadata['config']['seq_len']:,}"
+        change = describe_change(compared.ratio, arm, reference, what)
+        primary = [arm, reference, key, "ratio"] in metadata["plan"]["primary"]
+        evidence = _evidence(compared, family_size, primary)
+        claims.append(f"{title}: {change}{evidence} {not_shown(meaning, evaluation)}")
     return claims
 
 
-def describe_quality(claim, arm, reference, loss):
-    """Sentences on a ``QualityClaim`` of an arm; loss: the mean of the reference, in nats."""
+def _block_by_block(differences, unsteady_arms):
+    """The differences themselves where one of the two arms is one that no mean describes."""
+    if not unsteady_arms:
+        return ""
+    middle, *every = (f"{value:+.4f}" for value in [np.median(differences), *differences])
+    return (
+        f"No mean describes {' and '.join(sorted(unsteady_arms))}: block by block the difference "
+        f"is {', '.join(every)}, the median {middle} nats."
+    )
+
+
+def _trend(metrics, pair, claim):
+    """Whether the paired difference of training losses still changed at the end, in words.
+
+    Its least-squares slope over the last fifth of the steps times their number, block by block.
+    pair: an arm and its reference; claim: the ``QualityClaim`` on them.
+    """
+    pairs = paired_trainings(metrics, pair)
+    fifth = min(training["total_steps"] for both in pairs for training in both) // 5
+    if len(pairs) < 2 or fifth < FEWEST_OF_TREND:
+        return ""
+    last = [[training["losses"][-fifth:] for training in both] for both in pairs]
+    differences = np.diff(np.array(last, dtype=np.float64)[:, ::-1], axis=1)[:, 0]
+    found = mean_interval(fifth * np.polyfit(np.arange(fifth), differences.T, 1)[0])
+    change = with_interval(found.mean, found.low, found.high, "{:+.4f}".format)
+    change = f"{change} nats over the last fifth of the steps"
+    if found.low <= 0 <= found.high:
+        return f"The difference of the training losses changed by {change}: no trend shown."
+    word = "growing" if found.mean * claim.mean > 0 else "shrinking"
+    return f"The difference of the training losses was still {word} at the end: {change}."
+
+
+def _declared(plan, claim):
+    """Whether a claim of quality was declared before the first training, in words."""
+    if list(claim) not in plan["primary"]:
+        return "Not declared before the first training, and not adjusted."
+    alike = sum(test == claim[3] for *_, test in plan["primary"])
+    return f"Primary, one of {alike} such claims, so not adjusted."
+
+
+def describe_quality(claim, arm, reference, loss, declared):
+    """Sentences on a ``QualityClaim`` of an arm; loss: the mean of the reference, in nats.
+
+    declared: a sentence on whether the plan declares it.
+    """
     by = f"{claim.margin:g} nats"
     verdicts = {
         "not worse": f"{arm} is not worse than {reference} by the margin of {by}",
@@ -107,7 +169,7 @@ def describe_quality(claim, arm, reference, loss):
     low, high = amount(claim.low, "nats", "+"), amount(claim.high, "nats", "+")
     text += (
         f", at most {high} (one-sided {LEVEL:.0%} bound), p {p_value(claim.p_not_worse)} "
-        f"(non-inferiority, paired t-test, {claim.n} blocks). Primary, so not adjusted. "
+        f"(non-inferiority, paired t-test, {claim.n} blocks). {declared} "
         f"Equivalence within ±{claim.margin:g}: {claim.equivalence}, {1 - 2 * ALPHA:.0%} interval "
         f"[{low}, {high}], p {p_value(claim.p_equivalent)} (two one-sided tests)."
     )
@@ -124,27 +186,36 @@ def _trained_on(metrics, metadata, arm):
     return f"Trained on {tokens:,.0f} tokens, {passes:.2g} times the data."
 
 
+def _quality_claim(metrics, metadata, claim):
+    """One claim of ``primary_of``; None where no block has both arms."""
+    arm, reference, key, _ = claim
+    x, ref = shared_values(metrics, (arm, reference), key)
+    if not x.size:
+        return None
+    if idle := not_trained(metrics, metadata, (arm, reference)):
+        return (
+            f"Quality: not trained, so this says nothing about the quality of {arm} against "
+            f"{reference}: {' and '.join(idle)} ended above the loss of always predicting the "
+            f"frequencies of tokens, {metadata['data']['unigram_loss']:.3f} nats."
+        )
+    plan = metadata["plan"]
+    found = non_inferiority(x, ref, plan["equivalence_margin"])
+    sentences = (
+        f"Quality: {describe_quality(found, arm, reference, ref.mean(), _declared(plan, claim))}",
+        _block_by_block(x - ref, {arm, reference} & set(unsteady(metrics))),
+        _trained_on(metrics, metadata, arm),
+        _trend(metrics, (arm, reference), found),
+        "This does not show that it stays so with longer training, other data or a larger model.",
+    )
+    return " ".join(filter(None, sentences))
+
+
 def quality_claims(metrics, metadata):
-    """A claim on the validation loss of the window arm against each full-attention arm."""
-    margin, claims = metadata["plan"]["equivalence_margin"], []
-    for arm, reference, key, test in metadata["plan"]["primary"]:
-        x, ref = shared_values(metrics, (arm, reference), key)
-        if test == "ratio" or margin is None or not x.size:
-            continue
-        if idle := not_trained(metrics, metadata, (arm, reference)):
-            claims.append(
-                f"Quality: not trained, so this says nothing about the quality of {arm} against "
-                f"{reference}: {' and '.join(idle)} ended above the loss of always predicting the "
-                f"frequencies of tokens, {metadata['data']['unigram_loss']:.3f} nats."
-            )
-        else:
-            found = non_inferiority(x, ref, margin)
-            claims.append(
-                f"Quality: {describe_quality(found, arm, reference, ref.mean())} "
-                f"{_trained_on(metrics, metadata, arm)} This does not show that it stays so with "
-                "longer training, other data or a larger model."
-            )
-    return claims
+    """A claim on the validation loss of every pattern against full attention."""
+    if metadata["plan"]["equivalence_margin"] is None:
+        return []
+    asked = [claim for claim in primary_of(metrics) if claim[3] == "non-inferiority"]
+    return list(filter(None, (_quality_claim(metrics, metadata, claim) for claim in asked)))
 
 
 def _times_as_fast(slower, faster):
@@ -173,7 +244,9 @@ def decomposition(metrics, metadata):
 
 
 def claims_of(metrics, metadata, found):
-    """Every claim of the report, the most important first; found: of ``compare``."""
-    first, *further = [decomposition(metrics, metadata), *ratio_claims(metrics, metadata, found)]
+    """Every claim of the report, those on time first; found: of ``compare``."""
+    first = [decomposition(metrics, metadata)] if "window" in metrics else []
+    times = ratio_claims(metrics, metadata, found, "training_time", "time")
     quality = [*quality_claims(metrics, metadata), *reach_claims(metrics)]
-    return [first, *further[:1], *quality, *further[1:]]
+    memory = ratio_claims(metrics, metadata, found, "peak_memory_mb", "memory")
+    return [*first, *times, *quality, *memory]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis import significance
-from analysis.values import OUTCOMES, shared_values
+from analysis.values import OUTCOMES, ordered_arms, pattern_of_arm, shared_values
 
 SHOWN_SHARE = 5e-5  # a smaller difference would read 0.00 %
 CONTRASTS = (  # arm, reference, what the difference is
@@ -15,17 +15,11 @@ CONTRASTS = (  # arm, reference, what the difference is
     ("baseline", "published", "the mask bookkeeping"),
     ("window", "published", "mask bookkeeping, kernel and sparsity together"),
 )
-FAMILY = tuple(  # every test that Holm's correction is over
-    (arm, reference, key)
-    for arm, reference, _ in CONTRASTS
-    for key in ("training_time", "peak_memory_mb", "val_loss")
+OF_PATTERNS = (  # what an arm named by its pattern is compared with: the first that was trained
+    ("fused", "sparsity alone"),
+    ("baseline", "kernel and sparsity together"),
 )
-PRIMARY = (  # what an experiment is made for, declared in its plan
-    ("window", "fused", "training_time", "ratio"),
-    ("window", "baseline", "training_time", "ratio"),
-    ("window", "fused", "val_loss", "non-inferiority"),
-    ("window", "baseline", "val_loss", "non-inferiority"),
-)
+FAMILY_OUTCOMES = ("training_time", "peak_memory_mb", "val_loss")
 
 
 class Compared(NamedTuple):
@@ -49,9 +43,33 @@ def verdict(ratio):
     return "less" if ratio.ratio < 1 else "more"
 
 
-def contrasts_of(metrics):
-    """(arm, reference, meaning) of every contrast whose arms were trained."""
-    return [c for c in CONTRASTS if c[0] in metrics and c[1] in metrics]
+def contrasts_of(arms):
+    """(arm, reference, meaning) of every contrast among these arms.
+
+    An arm named by its pattern is compared with fused, and with baseline only for want of it.
+    """
+    found = [c for c in CONTRASTS if c[0] in arms and c[1] in arms]
+    with_patterns = [pair for pair in OF_PATTERNS if pair[0] in arms][:1]
+    patterns = [arm for arm in ordered_arms(arms) if pattern_of_arm(arm)]
+    return found + [(arm, *pair) for arm in patterns for pair in with_patterns]
+
+
+def primary_of(arms):
+    """(arm, reference, outcome, test) of what an experiment with these arms is made for."""
+    pairs = [
+        (arm, reference)
+        for arm, reference, meaning in contrasts_of(arms)
+        if "sparsity" in meaning and reference != "published"
+    ]
+    times = [(*pair, "training_time", "ratio") for pair in pairs]
+    return times + [(*pair, "val_loss", "non-inferiority") for pair in pairs]
+
+
+def family_of(arms):
+    """(arm, reference, outcome) of every test that Holm's correction is over."""
+    return [
+        (arm, reference, key) for arm, reference, _ in contrasts_of(arms) for key in FAMILY_OUTCOMES
+    ]
 
 
 def compare(metrics, metadata):

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.contrasts import FAMILY
+from analysis.contrasts import family_of
+from analysis.values import ARM_ORDER
 from machine.command import UserError
 from machine.files import atomic_write, read_file, to_json, write_json
 
@@ -78,8 +79,8 @@ LACKING = {  # what the metadata of earlier files lack, as they would say it
         "world_size": 1,
         "gradient_accumulation": 1,
     },
-    "plan": {"equivalence_margin": None, "primary": [], "family": FAMILY},
-    "data": {"unigram_loss": None},
+    "plan": {"equivalence_margin": None, "primary": [], "family": family_of(ARM_ORDER)},
+    "data": {"unigram_loss": None, "bigram_loss": None},
     "pattern": {"density": None, "evaluation": None},
     "attention": {},
     "code": None,

@@ -10,17 +10,28 @@ from analysis.claims import claims_of
 from analysis.contrasts import compare, contrasts_of
 from analysis.metrics import REPORT_NAME
 from analysis.reach import reach_lines
-from analysis.significance import ALPHA, LEVEL, POWER, drift, slope, two_sample_t
+from analysis.significance import (
+    ALPHA,
+    LEVEL,
+    POWER,
+    TOO_WIDE,
+    WIDEST,
+    drift,
+    slope,
+    two_sample_t,
+)
+from analysis.spread import loss_lines
 from analysis.warnings import find_warnings
 from machine.files import atomic_write
 
 LEGEND = (
-    "improvement: of the mean, positive where the first arm is lower.",
+    "improvement: 1 - ratio, positive where the first arm is lower.",
     f"ratio: first arm over second, geometric mean over blocks, {LEVEL:.0%} interval and p of the "
     "paired t-test on logs.",
     "adjusted p: Holm's, over the declared family: every contrast's time, memory and validation "
     "loss, where it has a p.",
     f"detectable: the change that these blocks could have detected with {POWER:.0%} power.",
+    "median ratio: of the blocks' ratios, which one block that is far off does not move.",
     "sign-flip: exact permutation test of the log ratios. d_z: paired effect size, mean over "
     "standard deviation of them.",
     "two-sample t-test and Cohen's d: as published; they ignore the pairing.",
@@ -77,10 +88,13 @@ def heading(metadata):
         f"peak memory: {metadata['memory_measure']}",
     ]
     if data["unigram_loss"] is not None:
-        lines.append(
+        without = (
             f"validation loss without a model: {math.log(data['vocab_size']):.3f} nats for equally "
             f"likely tokens, {data['unigram_loss']:.3f} from their frequencies"
         )
+        if data["bigram_loss"] is not None:
+            without += f", {data['bigram_loss']:.3f} from the token before alone"
+        lines.append(without)
     lines += _recorded_lines(metadata)
     return [line for long in lines for line in words.wrapped(long)]
 
@@ -103,7 +117,7 @@ def _contrast_lines(found, arm, reference, meaning):
     """The two tables of a contrast: the paired test, then a robust one and the published ones."""
     interval = f"{LEVEL:.0%} interval"
     paired = [["", "improvement", "ratio", interval, "p", "adjusted p", "detectable"]]
-    further = [["", "sign-flip p", "d_z", "two-sample t", "its p", "Cohen's d"]]
+    further = [["", "median ratio", "sign-flip p", "d_z", "two-sample t", "its p", "Cohen's d"]]
     for key, outcome, _ in values.OUTCOMES:
         if (arm, reference, key) not in found:
             continue
@@ -112,7 +126,7 @@ def _contrast_lines(found, arm, reference, meaning):
         paired.append(
             [
                 outcome,
-                words.percent(1 - x.mean() / ref.mean(), "+"),
+                words.percent(1 - ratio.ratio, "+"),
                 f"{ratio.ratio:.4f}",
                 ratio.note or f"[{ratio.low:.4f}, {ratio.high:.4f}]",
                 words.starred(ratio.p),
@@ -123,6 +137,7 @@ def _contrast_lines(found, arm, reference, meaning):
         further.append(
             [
                 outcome,
+                f"{np.median(x / ref):.4f}",
                 words.starred(ratio.permutation_p),
                 words.amount(ratio.effect_size, "sd"),
                 words.amount(published["t"], "sd"),
@@ -143,6 +158,8 @@ def _log_percent(effect):
     """An Interval of a log effect, in words.percent."""
     if effect is None:
         return "unknown (fewer than 3 points, or no spread)"
+    if effect.high - effect.low > math.log(WIDEST):
+        return f"unknown ({TOO_WIDE})"
     shares = np.expm1([effect.mean, effect.low, effect.high])
     return words.with_interval(*shares, lambda share: words.percent(share, "+"))
 
@@ -152,7 +169,7 @@ def _check_lines(metrics):
     trainings, lines = values.ok_trainings(metrics), []
     if not trainings:
         return []
-    for arm, reference, _ in contrasts_of(metrics)[:3]:
+    for arm, reference, _ in contrasts_of(metrics):
         pairs = values.paired_trainings(metrics, (arm, reference))
         places = [a["position"] - b["position"] for a, b in pairs]
         logs = [math.log(a["training_time"] / b["training_time"]) for a, b in pairs]
@@ -179,7 +196,7 @@ def format_report(metrics, metadata):
     )
     title = "Median ± median absolute deviation (least … most)"
     parts.append([title, *values.outcome_table(metrics, words.median_mad)])
-    parts.append(reach_lines(metrics))
+    parts += [loss_lines(metrics), reach_lines(metrics)]
     for arm, reference, meaning in contrasts_of(metrics):
         parts.append(_contrast_lines(found, arm, reference, meaning))
     parts.append(_check_lines(metrics))

@@ -17,8 +17,11 @@ from scipy import optimize, stats
 ALPHA, LEVEL, POWER = 0.05, 0.95, 0.8
 FEWEST_BLOCKS, MOST_BLOCKS = 3, 10_000  # of power; beyond it "more blocks" is no advice
 MOST_FLIPS = 2**14  # of the sign-flip test, which is exact up to 14 blocks
-ROUNDING = 1e-12  # relative size below which a difference is rounding and no spread
-ONE_BLOCK = "one block: no test"
+# Relative size below which a difference is rounding and no spread: losses come in float32, which
+# rounds by 6e-8, and through a few operations.
+ROUNDING = 5e-7
+WIDEST = 10  # an interval from a third to three times the estimate says nothing
+ONE_BLOCK, TOO_WIDE = "one block: no test", "too few blocks: no interval"
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,18 @@ def mean_interval(values, level=LEVEL):
     return Interval(mean, mean - half, mean + half, x.size)
 
 
+def log_interval(values, level=LEVEL):
+    """Geometric mean of positive values and the t interval on their logs, never below zero.
+
+    Without an interval where it would reach over more than a factor of WIDEST.
+    """
+    log = mean_interval(np.log(array(values)), level)
+    mean = math.exp(log.mean)
+    if log.low is None or log.high - log.low > math.log(WIDEST):
+        return Interval(mean, None, None, log.n)
+    return Interval(mean, math.exp(log.low), math.exp(log.high), log.n)
+
+
 def t_power(effect, blocks, alpha):
     """Power of a one-sided paired t-test; ``effect`` is the true mean in sd of the differences.
 
@@ -140,22 +155,22 @@ def paired_ratio(x, reference):
     if min(x.min(), reference.min()) <= 0:
         raise ValueError("a ratio needs positive values")
     log_ratios = np.log(x / reference)
-    log = mean_interval(log_ratios)
-    ratio = math.exp(log.mean)
+    found = log_interval(x / reference)
     if x.size < 2:
-        return Ratio(ratio, note=ONE_BLOCK)
+        return Ratio(found.mean, note=ONE_BLOCK)
     if no_spread(log_ratios, scale=1.0):
-        return Ratio(ratio, n=x.size, note="same in every block")
+        return Ratio(found.mean, n=x.size, note="same in every block")
     deviation = float(log_ratios.std(ddof=1))
     effect = detectable_effect(x.size)
     return Ratio(
-        ratio,
-        math.exp(log.low),
-        math.exp(log.high),
+        found.mean,
+        found.low,
+        found.high,
         float(stats.ttest_1samp(log_ratios, 0.0).pvalue),
         x.size,
+        TOO_WIDE if found.low is None else "",
         permutation_p=sign_flip_p(log_ratios),
-        effect_size=log.mean / deviation,
+        effect_size=float(log_ratios.mean()) / deviation,
         detectable=None if effect is None else math.exp(effect * deviation) - 1,
     )
 

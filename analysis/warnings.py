@@ -4,6 +4,7 @@ import numpy as np
 
 from analysis.contrasts import contrasts_of
 from analysis.significance import ALPHA
+from analysis.spread import unsteady
 from analysis.values import (
     in_order,
     not_trained,
@@ -13,10 +14,23 @@ from analysis.values import (
     throttled,
 )
 
+RECORDED = {  # of a device's state, before and after a training
+    "load_average_1min": "load average",
+    "other_processes": "other processes",
+    "sm_clock_mhz": "clock in MHz",
+    "temperature_c": "degrees Celsius",
+}
 NOISY_SHARE = 0.10  # of the mean: pyperf's limit for calling times unstable
 # a step is held up beyond this many medians; more than this share of them are the arm's way,
 # fewer are told where they cost this share of the training time (effects here are a few percent)
 HELD_UP, HELD_UP_STEPS, HELD_UP_TIME = 1.5, 0.02, 0.015
+
+
+# A loss has risen where its moving mean did by so many nats and so many of its standard errors.
+# Of flat curves 40 % pass 5 of them somewhere, for the rise is the largest among many; 8 none of
+# some thousand simulated with normal noise.
+RISEN, RISEN_ERRORS = 0.1, 8
+FEWEST_MEANT, MEANT_SHARE = 10, 0.05  # steps of the moving mean: so many, or this share of them
 
 
 def split_blocks(metrics):
@@ -27,14 +41,31 @@ def split_blocks(metrics):
     return sorted(block for block, names in processes.items() if len(names) > 1)
 
 
+def _recorded(training):
+    """Block, time and what was recorded of the device around a training, in words."""
+    words = [f"{training['training_time']:,.2f} s"]
+    states = [training["device_before"] or {}, training["device_after"] or {}]
+    for key, name in RECORDED.items():
+        values = [state[key] for state in states if state.get(key) is not None]
+        if values:
+            words.append(f"{name} {' then '.join(f'{value:,.4g}' for value in values)}")
+    words += throttled(training)
+    if len(words) == 1:
+        words.append("nothing recorded of the device")
+    return f"block {training['block'] + 1} ({', '.join(words)})"
+
+
 def _time_warnings(metrics):
     for arm in metrics:
         times = ok_values(metrics, arm, "training_time")
         share = times.std(ddof=1) / times.mean() if times.size > 1 else 0.0
         if share >= NOISY_SHARE:
+            ended_well = [training for _, training in ok_trainings({arm: metrics[arm]})]
+            ended_well.sort(key=lambda training: training["training_time"])
             yield (
                 f"{arm}: the training time varies by {share:.0%} (standard deviation) from block "
-                "to block: is another program using the machine?"
+                f"to block, fastest {_recorded(ended_well[0])}, slowest "
+                f"{_recorded(ended_well[-1])}."
             )
 
 
@@ -77,6 +108,47 @@ def _failure_warnings(metrics):
         )
 
 
+def risen(losses, first):
+    """The largest rise of a loss above what it had fallen to, from step ``first`` (from 0) on.
+
+    losses: (steps,) in nats, smoothed by a centred moving mean whose standard error is taken from
+    the differences between successive steps.  Returns ((step, loss) of the low, (step, loss) of
+    the high), steps from 1; None where nothing rose beyond the noise, or for few steps.
+    """
+    after = np.asarray(losses, dtype=np.float64)[first:]
+    width = max(FEWEST_MEANT, int(MEANT_SHARE * after.size))
+    if after.size < 3 * width:
+        return None
+    means = np.convolve(after, np.full(width, 1 / width), "valid")
+    rises = means - np.minimum.accumulate(means)
+    high = rises.argmax()
+    error = np.diff(after).std() / np.sqrt(2 * width)
+    if rises[high] <= max(RISEN, RISEN_ERRORS * error):
+        return None
+    low = means[:high].argmin()
+    return tuple(
+        (int(first + place + width // 2 + 1), float(means[place])) for place in (low, high)
+    )
+
+
+def _rise_warnings(metrics, metadata):
+    for arm, training in ok_trainings(metrics):
+        if found := risen(training["losses"], metadata["config"]["warmup_steps"]):
+            (low_step, low), (high_step, high) = found
+            yield (
+                f"{arm}, block {training['block'] + 1}: the loss rose from {low:.2f} (step "
+                f"{low_step:,}) to {high:.2f} (step {high_step:,}) after the warm-up."
+            )
+
+
+def _spread_warnings(metrics):
+    for arm, found in unsteady(metrics).items():
+        yield (
+            f"{arm}: the validation losses {found}: its mean stands for no training, look at every "
+            "block (table below, figures 1 and 8)."
+        )
+
+
 def _untrained_warnings(metrics, metadata):
     if arms := not_trained(metrics, metadata):
         yield (
@@ -106,5 +178,7 @@ def find_warnings(metrics, metadata):
         *(f"{mixed}: {line}" for line in metadata["mixed"]),
         *_untrained_warnings(metrics, metadata),
         *_failure_warnings(metrics),
+        *_rise_warnings(metrics, metadata),
+        *_spread_warnings(metrics),
         *measurement_warnings(metrics),
     ]

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from analysis.contrasts import FAMILY, PRIMARY
+from analysis.contrasts import family_of, primary_of
 from analysis.significance import ALPHA
 
 MOST_PERMUTED = 6  # arms whose orders are all dealt: 120 squares
@@ -44,10 +44,9 @@ def make_plan(config):
 
 def declare(config):
     """What is to be tested, fixed in the plan before the first training."""
-    trained = set(config.arms)
     return {
         "alpha": ALPHA,
         "equivalence_margin": config.equivalence_margin,
-        "primary": [list(claim) for claim in PRIMARY if set(claim[:2]) <= trained],
-        "family": [list(test) for test in FAMILY if set(test[:2]) <= trained],
+        "primary": [list(claim) for claim in primary_of(config.arms)],
+        "family": [list(test) for test in family_of(config.arms)],
     }

@@ -15,7 +15,7 @@ from machine import ranks
 from machine.command import UserError, say
 from machine.describe import describe_code, describe_environment
 from machine.files import file_sha256, json_sha256, utc_now, write_json
-from training.batches import planned_steps, unigram_loss, validation_rows
+from training.batches import bigram_loss, planned_steps, unigram_loss, validation_rows
 from training.config import arm_density
 from training.memory import MEMORY_STEPS
 from training.operators import attention_used
@@ -30,7 +30,6 @@ def describe_experiment(config, dataset, device):
     environment, code = describe_environment(device), describe_code()
     identity = identity_of(config, dataset, environment, code)
     used = {arm: attention_used(config, arm, device) for arm in config.arms}
-    val_rows = validation_rows(config, len(dataset.held_out))
     return {
         "schema_version": SCHEMA_VERSION,
         "experiment_id": uuid.uuid4().hex,
@@ -46,9 +45,8 @@ def describe_experiment(config, dataset, device):
             "path": dataset.path,
             "train_rows": len(dataset.train),
             "val_rows": len(dataset.held_out),
-            "val_rows_used": len(val_rows),
+            "val_rows_used": len(validation_rows(config, len(dataset.held_out))),
             "vocab_size": dataset.vocab_size,
-            "unigram_loss": unigram_loss(dataset, val_rows),
         },
         "pattern": {
             "density": arm_density(asdict(config), "window"),
@@ -61,6 +59,12 @@ def describe_experiment(config, dataset, device):
         "processes": [],
         "mixed": [],
     }
+
+
+def losses_without_model(config, dataset):
+    """What counting the training rows predicts of those that the validation uses, nats a token."""
+    used = validation_rows(config, len(dataset.held_out))
+    return {"unigram_loss": unigram_loss(dataset, used), "bigram_loss": bigram_loss(dataset, used)}
 
 
 def memory_measure(config, device):
@@ -91,11 +95,15 @@ class StoredExperiment:
         before = None if anew else files.read_plan(self.folder, self.now)
         if before is not None:
             self._take_up(before, allow_mixed)
-        elif not anew:
+            return
+        if not anew:
             self._refuse_foreign()
+        # counted once, for it reads all the data
+        self.metadata["data"] |= losses_without_model(config, dataset)
 
     def _take_up(self, before, allow_mixed):
         self.metadata = before
+        before["data"].setdefault("bigram_loss", None)  # of an earlier version, gone on with
         self.metrics, self.unusable = files.read_trainings(self.folder, before)
         self.changed = differences(before["identity"], self.now["identity"])
         if self.changed:

@@ -83,18 +83,21 @@ def tokens_axis(ax):
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def draw_unigram(ax, data):
-    """The loss of always predicting tokens' frequencies, where it is not above all that is seen.
+def draw_without_model(ax, data):
+    """The losses that need no model, but for those above all that is seen.
 
-    One that is below all makes room for itself: the models have not learned that much.
+    The highest one below it all makes room for itself: the models have not learned that much.
     """
-    low, high = ax.get_ylim()
-    if data.unigram is None or data.unigram > high:
-        return
-    ax.set_ylim(min(low, data.unigram - 0.1 * (high - low)), high)
-    ax.axhline(data.unigram, color="black", lw=0.8, ls=":")
-    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
-    ax.annotate("loss of tokens' frequencies", (1, data.unigram), fontsize=7, **place)
+    for words, loss in sorted(data.without_model.items(), key=lambda item: -item[1]):
+        low, high = ax.get_ylim()
+        if loss > high:
+            continue
+        ax.set_ylim(min(low, loss - 0.1 * (high - low)), high)
+        ax.axhline(loss, color="black", lw=0.8, ls=":")
+        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
+        ax.annotate(words, (1, loss), fontsize=7, **place)
+        if loss < low:
+            break
 
 
 def training_curves(data):
@@ -107,7 +110,7 @@ def training_curves(data):
         draw_mean(top, data, arm, tokens, losses)
     top.set_ylabel("training loss (nats/token)")
     fit_to_late(top)
-    draw_unigram(top, data)
+    draw_without_model(top, data)
     fill_panel(bottom, data, [TRAIN_LOSS], paired_differences)
     tokens_axis(bottom if bottom.axison else top)
     caption = (

@@ -31,6 +31,10 @@ class Metric(NamedTuple):
 
 METRICS = TIME, MEMORY, TRAIN_LOSS, VAL_LOSS = [Metric(*outcome) for outcome in OUTCOMES]
 LOSSES = TRAIN_LOSS, VAL_LOSS
+WITHOUT_MODEL = {
+    "unigram_loss": "loss of tokens' frequencies",
+    "bigram_loss": "loss of pairs of tokens",
+}
 SPEED = Metric("tokens_per_second", "speed", "tokens/s")
 
 
@@ -45,7 +49,7 @@ class Experiment:
     setting: str  # device, sizes and revision, for the captions
     partial: str  # "partial: 7/20 trainings", or "" when complete
     margin: float | None  # of equivalence, in nats of validation loss, where declared
-    unigram: float | None  # validation loss of always predicting tokens' frequencies, where known
+    without_model: dict  # {words: validation loss without a model, in nats}, where known
 
     @property
     def reference(self):
@@ -102,7 +106,11 @@ def prepare(metrics, metadata):
         setting=describe_setting(metadata),
         partial=partial_mark(metrics, metadata),
         margin=metadata["plan"]["equivalence_margin"],
-        unigram=metadata["data"]["unigram_loss"],
+        without_model={
+            words: metadata["data"][key]
+            for key, words in WITHOUT_MODEL.items()
+            if metadata["data"][key] is not None
+        },
     )
 
 

@@ -8,7 +8,7 @@ from figures.curves import (
     difference_axis,
     draw_mean,
     draw_trainings,
-    draw_unigram,
+    draw_without_model,
     fit_to_late,
     mean_seconds,
     tokens_axis,
@@ -47,7 +47,7 @@ def loss_panel(ax, data, places):
         draw_trainings(ax, data, arm, x, losses)
         draw_mean(ax, data, arm, x, losses, width=1.4, band=False)
     fit_to_late(ax)
-    draw_unigram(ax, data)
+    draw_without_model(ax, data)
 
 
 def difference_panel(ax, data, metric):

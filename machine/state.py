@@ -48,15 +48,20 @@ def driver_version():
 def device_state(device):
     """Clocks, temperature and company of a device now; None where nothing is known.
 
-    For a GPU MHz and degrees Celsius, each None where it does not tell; for a CPU
-    ``load_average_1min``.  Not for inside a timed region.
+    ``load_average_1min`` is that of the host; for a GPU there are MHz and degrees Celsius too,
+    each None where it does not tell.  Not for inside a timed region.
     """
-    if device.type == "cpu":
-        return {"load_average_1min": os.getloadavg()[0]} if hasattr(os, "getloadavg") else None
+    load = {"load_average_1min": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
+    of_gpu = _gpu_state(device) if device.type == "cuda" else {}
+    return load | of_gpu or None
+
+
+def _gpu_state(device):
+    """What NVML tells of a GPU; empty where it tells nothing."""
     nvml = _nvml()
     gpu = _ask("nvmlDeviceGetHandleByUUID", gpu_uuid(device))
     if gpu is None:
-        return None
+        return {}
     bits = _ask("nvmlDeviceGetCurrentClocksEventReasons", gpu)
     reasons = None
     if bits is not None:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 
 from analysis.metrics import MetricsError, fitting
-from analysis.significance import mean_interval, non_inferiority, paired_ratio
+from analysis.significance import log_interval, mean_interval, non_inferiority, paired_ratio
 from analysis.values import not_trained, ok_values, ordered_arms, paired_trainings, shared_values
 from analysis.warnings import measurement_warnings
 from attention.pattern import causal_pairs
@@ -73,13 +73,18 @@ def _point(study, metrics, metadata):
 
 
 def _summary(metrics, arm, steps):
-    """How an arm's trainings ended, and means over those that ended well."""
+    """How an arm's trainings ended, and means of those that did well, geometric but of losses."""
     ended = Counter(training["status"] for training in metrics[arm])
-    values = {"step_ms": 1e3 * ok_values(metrics, arm, "training_time") / steps}
-    for key in ("peak_memory_mb", "val_loss"):
-        values[key] = ok_values(metrics, arm, key)
+    estimates = {
+        "step_ms": (log_interval, 1e3 * ok_values(metrics, arm, "training_time") / steps),
+        "peak_memory_mb": (log_interval, ok_values(metrics, arm, "peak_memory_mb")),
+        "val_loss": (mean_interval, ok_values(metrics, arm, "val_loss")),
+    }
     counts = {status: ended[status] for status in ("ok", NO_ROOM, "diverged")}
-    means = {key: asdict(mean_interval(x)) if x.size else None for key, x in values.items()}
+    means = {
+        key: asdict(interval(values)) if values.size else None
+        for key, (interval, values) in estimates.items()
+    }
     return counts | means
 
 

@@ -9,7 +9,8 @@ from studies.points import point_name
 from studies.summary import NO_ROOM
 
 EXPLANATION = (
-    "[ ]: 95 % t interval over the blocks, paired where two arms are compared. faster: how many "
+    "[ ]: 95 % t interval over the blocks, paired where two arms are compared; on a log scale for "
+    "times and ratios, whose means are geometric, and none beyond a factor of 10. faster: how many "
     "times as fast as the other arm. loss: nats a token, lower is better."
 )
 

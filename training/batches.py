@@ -8,6 +8,10 @@ import torch
 FINAL_LR_SHARE = 0.1
 COUNTED_AT_ONCE = 2**24  # tokens, for memory
 CURVE_TOKENS = 2**16  # of the held-out rows that are evaluated in the course of a training
+# How many tokens' worth the frequencies weigh beside the pairs.  On the default corpus,
+# the last 5 % of its training rows predicted from the others (5.220 nats), it was within 0.01 nats
+# of the best, 200, and on 5 % of the rows drawn at random within 0.02 of the best, 50.
+UNIGRAM_WEIGHT = 100
 
 
 def learning_rate(step, total_steps, peak, warmup_steps, schedule="cosine"):
@@ -41,16 +45,61 @@ def _spread(rows, used):
     return np.linspace(0, rows - 1, min(rows, used)).round().astype(int)
 
 
+def _counts(tokens, vocab_size):
+    """How often each token comes, (V,)."""
+    # bincount takes no unsigned integers of 64 bits
+    return np.bincount(tokens.astype(np.int64).ravel(), minlength=vocab_size)
+
+
+def _parts(rows):
+    """The rows in parts of about COUNTED_AT_ONCE tokens."""
+    return np.array_split(rows, 1 + rows.size // COUNTED_AT_ONCE)
+
+
+def _token_shares(dataset):
+    """The share of each token in the training rows, each counted once more (Laplace), (V,)."""
+    counts = np.ones(dataset.vocab_size)
+    for rows in _parts(dataset.train):
+        counts += _counts(rows, dataset.vocab_size)
+    return counts / counts.sum()
+
+
 def unigram_loss(dataset, used):
     """The loss on held-out rows of always predicting the frequencies of tokens, in nats a token.
 
-    used: the rows' indices.  The frequencies are those of the training rows, every token counted
-    once more (Laplace).  A model above this line has not learned that context says anything.
+    used: the rows' indices.  The frequencies are those of the training rows.  A model above this
+    line has not learned that context says anything.
     """
-    counts = np.ones(dataset.vocab_size)
-    for rows in np.array_split(dataset.train, 1 + dataset.train.size // COUNTED_AT_ONCE):
-        counts += np.bincount(rows.ravel(), minlength=dataset.vocab_size)
-    return float(-np.log(counts / counts.sum())[dataset.held_out[used, 1:]].mean())
+    return float(-np.log(_token_shares(dataset))[dataset.held_out[used, 1:]].mean())
+
+
+def _pair_codes(rows, vocab_size):
+    """A number for each token and the one before it, inside rows (R, S + 1) alone: (R * S,)."""
+    codes = rows[:, :-1].astype(np.int64)
+    codes *= vocab_size
+    codes += rows[:, 1:].astype(np.int64)
+    return codes.ravel()
+
+
+def bigram_loss(dataset, used):
+    """The loss on held-out rows of predicting each token from the one before it, in nats a token.
+
+    used: the rows' indices.  P(b | a) = (c(a, b) + m P(b)) / (c(a) + m), with the counts c of the
+    training rows, P of ``unigram_loss`` and m = UNIGRAM_WEIGHT.  A model above this line has not
+    learned more than pairs of tokens say.  Only the pairs that are asked for are counted, for a
+    table of all would not fit.
+    """
+    codes = _pair_codes(dataset.held_out[used], dataset.vocab_size)
+    pairs, where = np.unique(codes, return_inverse=True)
+    found, contexts = np.zeros(pairs.size), np.zeros(dataset.vocab_size)
+    for rows in _parts(dataset.train):
+        contexts += _counts(rows[:, :-1], dataset.vocab_size)
+        seen = np.sort(_pair_codes(rows, dataset.vocab_size))
+        found += np.searchsorted(seen, pairs, "right") - np.searchsorted(seen, pairs, "left")
+    before, token = np.divmod(pairs, dataset.vocab_size)
+    prior = UNIGRAM_WEIGHT * _token_shares(dataset)[token]
+    loss = -np.log((found + prior) / (contexts[before] + UNIGRAM_WEIGHT))
+    return float(loss[where.ravel()].mean())
 
 
 def batches(rows, batch_size, steps, seed, share=slice(None)):

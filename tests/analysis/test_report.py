@@ -13,6 +13,8 @@ from analysis.claims import describe_change
 from analysis.metrics import load_experiment, save_metrics
 from analysis.report import format_report
 from analysis.significance import Ratio, paired_ratio
+from experiment.plan import declare
+from training.config import make_config
 
 
 def flat(report):
@@ -41,10 +43,11 @@ def test_figures_recomputed_with_scipy(experiment):
     paired = stats.ttest_rel(np.log(x), np.log(ref))
     low, high = np.exp(paired.confidence_interval(0.95))
     d = (x.mean() - ref.mean()) / math.sqrt((x.var(ddof=1) + ref.var(ddof=1)) / 2)
-    assert f"{100 * (ref.mean() - x.mean()) / ref.mean():+.2f} %" in line
+    assert f"{100 * (1 - stats.gmean(x / ref)):+.2f} %" in line
     assert f"{stats.gmean(x) / stats.gmean(ref):.4f}" in line
     assert f"[{low:.4f}, {high:.4f}]" in line
     assert f"{paired.pvalue:.2g}" in line
+    assert f"{np.median(x / ref):.4f}" in more
     assert f"{published.statistic:.2f}" in more and f"{published.pvalue:.2g}*" in more
     assert f"{d:.2f}" in more
     assert f"{logs.mean() / logs.std(ddof=1):.2f}" in more
@@ -53,6 +56,22 @@ def test_figures_recomputed_with_scipy(experiment):
     assert f"{x.mean():.4f} ± {x.std(ddof=1):.4f}" in report
     deviation = stats.median_abs_deviation(x)
     assert f"{np.median(x):.4f} ± {deviation:.4f} ({x.min():.4f} … {x.max():.4f})" in report
+
+
+def test_one_block_far_off_makes_no_two_answers(experiment):
+    """The mean would call window slower, the geometric mean of the pairs faster."""
+    metrics, metadata = with_times(experiment, [0.5, 0.51, 0.5, 3.0])
+    x, ref = (column(metrics, arm, "training_time") for arm in ("window", "fused"))
+    report = format_report(metrics, metadata)
+    line, more = (
+        line
+        for line in lines_of(report, "window against fused (")
+        if line.startswith("training time")
+    )
+    assert x.mean() > ref.mean() and "+21.36 %" in line and "0.7864" in line
+    assert "too few blocks: no interval" in line and "0.5050" in more
+    assert "no difference detected, ratio 0.78" in flat(report)
+    assert "too few blocks: no interval." in flat(report)
 
 
 def test_adjusted_p_is_holms_over_the_declared_family(experiment):
@@ -120,7 +139,46 @@ def test_a_pattern_evaluated_as_a_mask_says_nothing_about_sparsity(experiment):
     metadata["pattern"]["evaluation"] = "masked"
     report = flat(format_report(metrics, metadata))
     assert "The pattern as a mask, which spares no pair" in report
-    assert "window was evaluated as masked, which computes every pair" in report
+    assert "the pattern was evaluated as masked, which computes every pair" in report
+
+
+PATTERNS = ("w96-d4-s", "w96-d0-f1", "w32-d0-f1", "w96-d0-e4")
+
+
+def with_plan(metrics, metadata):
+    """The experiment with what its arms have declared today."""
+    config = make_config(arms=tuple(metrics), equivalence_margin=0.02)
+    metadata["plan"] |= declare(config)
+    return metrics, metadata
+
+
+def test_every_pattern_has_its_claims_under_its_name():
+    metrics, metadata = with_plan(*make_experiment(6, arms=("fused", *PATTERNS)))
+    for training, fused in zip(metrics["w32-d0-f1"], metrics["fused"], strict=True):
+        training["training_time"] = (0.8 + 1e-3 * training["block"]) * fused["training_time"]
+    metadata["attention"] = {"w96-d4-s": {"evaluation": "masked", "kernels": [], "operators": []}}
+    report = flat(format_report(metrics, metadata))
+    assert "Sparsity (w32-d0-f1) made training faster at sequence length 1,024: w32-d0" in report
+    assert "The pattern (w96-d4-s) as a mask, which spares no pair, at" in report
+    assert report.count("the pattern was evaluated as masked, which computes") == 2
+    assert "No decomposition" not in report
+    claims = report[report.index("Claims 1.") : report.index("Mean ±")]
+    for arm in PATTERNS:
+        assert re.search(f"Quality: (whether )?{arm} is [^:]*fused", claims), arm
+        assert f"{arm} against fused (sparsity alone)" in report
+    places = [claims.index(word) for word in ("(w32-d0-f1)", "Quality: ", "Memory (")]
+    assert places == sorted(places) and claims.rindex("Quality: ") < places[2]
+    assert claims.count("Primary, one of 4 such claims") == 4
+    assert claims.count("(Holm, 12 tests)") == 8  # those of time and memory
+
+
+def test_what_was_not_declared_is_not_called_primary():
+    metrics, metadata = make_experiment(6, arms=("fused", "w96-d0"))
+    metadata["plan"] |= {"family": [], "primary": []}
+    report = flat(format_report(metrics, metadata))
+    assert "Quality: " in report and "Not declared before the first training" in report
+    assert "Primary" not in report and "Holm, " not in report
+    assert "Sparsity (" not in report  # one pattern needs no name
 
 
 def test_one_block_is_reported_without_any_test():
@@ -219,6 +277,31 @@ def test_quality_is_a_claim_with_three_answers(center, spread, words, equivalenc
     percent = 100 * e.mean() / column(metrics, "fused", "val_loss").mean()
     assert f"({percent:+.2f} %)" in text
     assert bool(re.search(r"About \d+ blocks would decide it", text)) == ("undecided" in words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(0.3, "was still growing"), (-0.3, "was still shrinking"), (0.0, "no trend shown")],
+)
+def test_a_difference_that_changes_at_the_end_is_said_so(change, words):
+    metrics, metadata = with_losses(
+        make_experiment(6, arms=("window", "fused"), steps=200), [1] * 6
+    )
+    rng, last, changes = np.random.default_rng(7), np.arange(40), []
+    for training, fused in zip(metrics["window"], metrics["fused"], strict=True):
+        mine = rng.normal(0, 0.1, 200) + np.r_[[0] * 160, change * last / 40]
+        training["losses"] = fused["losses"] + mine.astype(np.float32)
+        difference = training["losses"][160:].astype(float) - fused["losses"][160:]
+        changes.append(40 * stats.linregress(last, difference).slope)
+    text = quality_of(metrics, metadata)
+    low, high = stats.ttest_1samp(changes, 0).confidence_interval(0.95)
+    assert f"{np.mean(changes):+.4f} [{low:+.4f}, {high:+.4f}] nats over the last fifth" in text
+    assert words in text
+
+
+@pytest.mark.parametrize(("blocks", "steps"), [(1, 200), (6, 20)])
+def test_one_block_or_few_steps_show_no_trend_either_way(blocks, steps):
+    assert "last fifth" not in quality_of(*make_experiment(blocks, steps=steps))
 
 
 def test_older_files_declare_no_margin_and_get_no_quality_claim(tmp_path, experiment):

@@ -15,6 +15,7 @@ from analysis.significance import (
     detectable_effect,
     drift,
     holm,
+    log_interval,
     mean_interval,
     non_inferiority,
     paired_ratio,
@@ -77,6 +78,37 @@ def test_identical_values_get_a_sentence_and_no_test(x):
     ratio = paired_ratio(x, reference)
     assert ratio.p is ratio.low is None and ratio.note == "same in every block"
     assert two_sample_t(x, reference)["p"] is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_float32_rounds_is_no_difference(seed):
+    rng = np.random.default_rng(seed)
+    exact = rng.uniform(1, 9, 6)
+    reference = exact.astype(np.float32)
+    x = np.nextafter(reference, rng.choice([0, 10], 6).astype(np.float32))
+    assert (x != reference).all()
+    ratio = paired_ratio(x, reference)
+    assert ratio.p is ratio.low is ratio.permutation_p is None
+    claim = non_inferiority(x, reference, 0.02)
+    assert claim.p_not_worse is None and claim.verdict == "not worse"
+    assert paired_ratio(x * (1 + 1e-5 * rng.normal(size=6)), reference).p is not None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_interval_of_positive_values_is_positive_or_missing(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.lognormal(2, rng.uniform(0.1, 2), int(rng.integers(2, 6)))
+    interval = log_interval(values)
+    low, high = np.exp(stats.ttest_1samp(np.log(values), 0).confidence_interval(0.95))
+    assert interval.mean == pytest.approx(stats.gmean(values))
+    if high / low > 10:
+        assert interval.low is interval.high is None
+    else:
+        assert (interval.low, interval.high) == pytest.approx((low, high))
+    ratio = paired_ratio(values, np.ones_like(values))
+    assert (ratio.low, ratio.high) == (interval.low, interval.high)
+    assert ratio.note == ("too few blocks: no interval" if high / low > 10 else "")
+    assert ratio.p == pytest.approx(stats.ttest_1samp(np.log(values), 0).pvalue)
 
 
 @pytest.mark.parametrize("bad", [[], [1.0, math.nan], [[1.0], [2.0]], [1.0, math.inf]])

@@ -1,11 +1,13 @@
 """What a reader must know before the figures."""
 
+import re
+
 import numpy as np
 import pytest
 from conftest import make_experiment
 
 from analysis.report import format_report
-from analysis.warnings import find_warnings, split_blocks
+from analysis.warnings import find_warnings, risen, split_blocks
 from figures.data import partial_mark
 
 
@@ -98,8 +100,49 @@ def test_an_arm_above_the_unigram_loss_takes_the_claims_of_quality_with_it():
     metadata["data"]["unigram_loss"] = of_window - 1e-6
     report = " ".join(format_report(metrics, metadata).split())
     assert "NOT TRAINED: " in report and "Quality: not trained, so this says nothing" in report
-    assert f"{of_window:.3f} from their frequencies" in report
+    assert f"{of_window:.3f} from their frequencies, 14.000 from the token before" in report
     assert "worse than" not in report.split("Quality:")[1].split("Memory")[0]
     assert partial_mark(metrics, metadata) == "not trained"
     metadata["data"]["unigram_loss"] = None  # of an earlier file
     assert "NOT TRAINED" not in format_report(metrics, metadata)
+
+
+@pytest.mark.parametrize("steps", [12, 31, 60, 300, 2000])
+def test_noise_alone_is_no_rise(steps):
+    for seed in range(200):
+        rng = np.random.default_rng([steps, seed])
+        falling = 4 * np.exp(-np.arange(steps) / rng.uniform(1, steps))
+        losses = 5 + rng.choice([0, 1]) * falling + rng.uniform(0.02, 1) * rng.normal(size=steps)
+        losses[rng.integers(steps)] += rng.uniform(0, 5)  # one step alone is no rise either
+        assert risen(losses, 0) is None, (steps, seed)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_loss_that_rises_after_the_warm_up_is_warned_of_once(seed):
+    metrics, metadata = make_experiment(6, steps=100, seed=1)
+    rng = np.random.default_rng(seed)
+    place = int(rng.integers(30, 80))
+    losses = 7 - 0.02 * np.arange(100) + rng.normal(0, 0.05, 100)
+    losses[:8] += 3 * np.arange(8)  # the warm-up, 10 steps, may do so
+    metrics["fused"][1]["losses"] = losses.astype(np.float32)
+    assert find_warnings(metrics, metadata) == []
+    losses[place:] += 1.5
+    metrics["fused"][1]["losses"] = losses.astype(np.float32)
+    (warning,) = find_warnings(metrics, metadata)
+    words = r"fused, block 2: the loss rose from (.*) \(step (\d+)\) to (.*) \(step (\d+)\) after"
+    low, low_step, high, high_step = map(float, re.match(words, warning).groups())
+    assert low_step < place < high_step
+    for loss, step in ((low, low_step), (high, high_step)):  # the centre of ten steps
+        assert loss == pytest.approx(losses[int(step) - 6 : int(step) + 4].mean(), abs=0.01)
+
+
+def test_times_that_vary_are_told_with_what_was_recorded():
+    metrics, metadata = make_experiment(6, seed=1)
+    busy = {"load_average_1min": 17.25, "other_processes": 2, "sm_clock_mhz": None}
+    metrics["window"][3] |= {"training_time": 1.5, "device_before": busy}
+    fast = {"training_time": 0.5, "device_before": None, "device_after": None}
+    metrics["window"][4] |= fast
+    warning = next(line for line in find_warnings(metrics, metadata) if "varies" in line)
+    assert "fastest block 5 (0.50 s, nothing recorded of the device), slowest " in warning
+    assert "slowest block 4 (1.50 s, load average 17.25 then 0.5, other processes 2)." in warning
+    assert "?" not in warning

@@ -58,3 +58,38 @@ def test_only_what_the_arms_can_answer_is_declared():
     for line in declared["primary"] + declared["family"]:
         assert line[:2] == ["window", "fused"]
     assert [line[2] for line in declared["primary"]] == ["training_time", "val_loss"]
+
+
+PATTERNS = ("w96-d4-s", "w32-d0-f1", "w96-d0-e4")
+
+
+@pytest.mark.parametrize(
+    ("others", "reference"),
+    [
+        (("fused",), "fused"),
+        (("baseline", "fused"), "fused"),
+        (("baseline",), "baseline"),
+        (("published",), None),
+    ],
+)
+def test_every_pattern_is_declared_against_one_full_attention(others, reference):
+    declared = declare(make_config(arms=(*PATTERNS, *others), layers=8))
+    mine = [line for line in declared["family"] if line[0] in PATTERNS]
+    outcomes = ("training_time", "peak_memory_mb", "val_loss")
+    asked = [[arm, reference, key] for arm in PATTERNS for key in outcomes]
+    assert sorted(mine) == sorted(asked if reference else [])
+    tests = [["training_time", "ratio"], ["val_loss", "non-inferiority"]]
+    asked = [[arm, reference, *test] for arm in PATTERNS for test in tests]
+    assert sorted(declared["primary"]) == sorted(asked if reference else [])
+
+
+def test_the_declared_tests_of_the_documented_arms_are_as_ever():
+    declared = declare(make_config(arms=("baseline", "window", "fused")))
+    pairs = [["window", "fused"], ["fused", "baseline"], ["window", "baseline"]]
+    keys = ("training_time", "peak_memory_mb", "val_loss")
+    assert declared["family"] == [[*pair, key] for pair in pairs for key in keys]
+    assert declared["primary"] == [
+        [*pair, *test]
+        for test in (["training_time", "ratio"], ["val_loss", "non-inferiority"])
+        for pair in (pairs[0], pairs[2])
+    ]

@@ -28,6 +28,19 @@ RESULTS = Path("output/experiment_results.npz")
 TRAINING = Path("output/runs/000_fused.npz")
 
 
+def test_going_on_counts_no_tokens_again(workplace, monkeypatch):
+    started = stop_at(monkeypatch, 2)
+    assert run_main(BLOCK) == 130 and len(started) == 2
+    _, before = load_experiment(RESULTS)
+    monkeypatch.delattr(experiment_stored, "unigram_loss")
+    monkeypatch.delattr(experiment_stored, "bigram_loss")
+    assert run_main(BLOCK) == 0
+    _, metadata = load_experiment(RESULTS)
+    assert metadata["data"] == before["data"]
+    # the tokens are drawn at random: one says nothing of the next, and the counts overfit little
+    assert 3.5 < metadata["data"]["unigram_loss"] < metadata["data"]["bigram_loss"] + 0.2 < 4.5
+
+
 # stops
 @pytest.mark.parametrize(
     ("signum", "code", "word"),

@@ -34,12 +34,12 @@ def test_training_curves_are_every_training_their_mean_and_its_band(prepared, ar
 def test_the_difference_is_paired_and_beside_a_line_at_zero(prepared, artists, t_interval):
     data = prepared("four blocks")
     bottom = draw("1_training_curves", data).axes[1]
-    differences = losses_of(data, "window")[:, 7] - losses_of(data, "baseline")[:, 7]
+    differences = losses_of(data, "window")[:, 7] - losses_of(data, "fused")[:, 7]
     (band,), (line,) = artists(bottom, "window band"), artists(bottom, "window")
     assert line.get_ydata()[7] == pytest.approx(differences.mean())
     assert band_edges(band, 8 * 2048) == pytest.approx(t_interval(differences))
     assert any(not np.any(line.get_ydata()) for line in bottom.lines)
-    assert not artists(bottom, "baseline")
+    assert not artists(bottom, "fused")
 
 
 def test_smoothing_is_centred_in_each_training_and_invents_no_ends(prepared, artists, t_interval):
@@ -69,13 +69,19 @@ def test_long_curves_are_smoothed_training_by_training(prepared, artists, captio
     assert "moving averages of 7 steps" in caption(fig)
 
 
-@pytest.mark.parametrize(("unigram", "drawn"), [(15.0, False), (3.0, True), (0.5, True)])
+@pytest.mark.parametrize(
+    ("places", "drawn"),  # of the two losses in the range of those seen, from 0 to 1
+    [((2, 1.5), 0), ((1.5, 0.5), 1), ((0.7, 0.3), 2), ((0.5, -0.5), 2), ((-0.5, -1), 1)],
+)
 @pytest.mark.parametrize("name", ["1_training_curves", "11_validation"])
-def test_the_loss_of_frequencies_is_drawn_unless_all_lies_below(name, unigram, drawn, prepared):
-    data = replace(prepared("one block"), unigram=unigram)
-    ax = draw(name, data).axes[0]
+def test_losses_without_a_model_are_drawn_up_to_the_first_below_all(name, places, drawn, prepared):
+    data = replace(prepared("one block"), without_model={})
+    low, high = draw(name, data).axes[0].get_ylim()
+    losses = {f"loss {place}": low + place * (high - low) for place in places}
+    ax = draw(name, replace(data, without_model=losses)).axes[0]
     low, high = ax.get_ylim()
-    assert bool(ax.texts) == drawn == (low < unigram < high)
+    seen = [word for word in losses if low < losses[word] < high]
+    assert [text.get_text() for text in ax.texts] == seen and len(seen) == drawn
 
 
 def curve_of(data, arm):

@@ -33,10 +33,10 @@ def test_losses_by_position_are_paired_differences_to_the_reference(prepared, ar
     data = prepared("four blocks")
     right = draw("reach", data).axes[1]
     losses = {arm: of_arm(data, arm, "position_losses") for arm in data.arms}
-    differences = losses["window"] - losses["baseline"]
+    differences = losses["window"] - losses["fused"]
     np.testing.assert_allclose(lines_at(right, "_window training", artists), differences)
     np.testing.assert_allclose(lines_at(right, "window", artists)[0], differences.mean(axis=0))
-    assert not artists(right, "baseline") and "baseline" in right.get_ylabel()
+    assert not artists(right, "fused") and "fused" in right.get_ylabel()
 
 
 def test_one_arm_shows_its_losses_themselves(prepared, artists):

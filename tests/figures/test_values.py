@@ -22,22 +22,25 @@ def test_final_losses_show_every_training_and_the_interval(
 def test_differences_of_the_losses_are_paired(prepared, artists, interval_of, t_interval):
     data = prepared(5)
     ax = draw("2_final_losses", data).axes[3]
-    difference = data.values("window", VAL_LOSS) - data.values("baseline", VAL_LOSS)
+    difference = data.values("window", VAL_LOSS) - data.values("fused", VAL_LOSS)
     (mean,) = artists(ax, "window mean")
     np.testing.assert_allclose(interval_of(mean), t_interval(difference))
     low, high = t_interval(difference)
     shown = f"{difference.mean():+.4f}\n[{low:+.4f}, {high:+.4f}]"
-    assert ax.texts[0].get_text() == shown.replace("-", "−")
+    assert ax.texts[1].get_text() == shown.replace("-", "−")
 
 
 @pytest.mark.parametrize("index, metric", list(enumerate(METRICS)))
 @pytest.mark.parametrize(
-    "name, row", [("3_metrics_comparison", "window"), ("9_summary", "window / baseline")]
+    "name, row, reference",
+    [("3_metrics_comparison", "window", "fused"), ("9_summary", "window / baseline", "baseline")],
 )
-def test_rows_are_the_paired_ratios(prepared, artists, interval_of, name, row, index, metric):
+def test_rows_are_the_paired_ratios(
+    prepared, artists, interval_of, name, row, reference, index, metric
+):
     data = prepared("four blocks")
     ax = draw(name, data).axes[index]
-    pair = data.values("window", metric), data.values("baseline", metric)
+    pair = data.values("window", metric), data.values(reference, metric)
     expected = paired_ratio(*pair)
     (mean,), (dots,) = artists(ax, f"{row} mean"), artists(ax, row)
     assert mean.lines[0].get_xdata()[0] == pytest.approx(expected.ratio)
@@ -68,8 +71,8 @@ def test_crosses_are_the_means_with_intervals_in_both_directions(prepared, artis
     data = prepared("four blocks")
     (ax,) = draw("4_speedup_quality", data).axes
     (mean,) = artists(ax, "window mean")
-    speedup = paired_ratio(data.values("baseline", TIME), data.values("window", TIME))
-    loss = data.values("window", VAL_LOSS) - data.values("baseline", VAL_LOSS)
+    speedup = paired_ratio(data.values("fused", TIME), data.values("window", TIME))
+    loss = data.values("window", VAL_LOSS) - data.values("fused", VAL_LOSS)
     across, upright = (bar.get_segments()[0] for bar in mean.lines[2])
     expected = [(end, loss.mean()) for end in (speedup.low, speedup.high)]
     np.testing.assert_allclose(across, expected)

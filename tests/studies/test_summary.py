@@ -24,7 +24,10 @@ def test_the_times_agree_with_a_calculation_by_hand(experiment_of):
     expected = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
     time = point["contrasts"]["window/fused"]["time"]
     assert [time["ratio"], time["low"], time["high"]] == pytest.approx(expected)
-    assert point["arms"]["fused"]["step_ms"]["mean"] == pytest.approx(1e3 * np.mean(fused) / 60)
+    step = point["arms"]["fused"]["step_ms"]
+    assert step["mean"] == pytest.approx(1e3 * stats.gmean(fused) / 60)
+    ends = stats.ttest_1samp(np.log(fused), 0).confidence_interval(0.95)
+    assert [step["low"], step["high"]] == pytest.approx(1e3 * np.exp([*ends]) / 60)
 
 
 def test_an_arm_that_was_not_trained_is_never_called_not_worse(experiment_of):

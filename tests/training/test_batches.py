@@ -1,5 +1,6 @@
 """Which rows a step trains on, how fast it learns, and how many steps there are."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -9,7 +10,9 @@ from tiny import tiny_config
 
 from training.batches import (
     CURVE_TOKENS,
+    UNIGRAM_WEIGHT,
     batches,
+    bigram_loss,
     curve_rows,
     learning_rate,
     planned_steps,
@@ -80,3 +83,30 @@ def test_the_unigram_loss_is_that_of_the_training_rows_frequencies(monkeypatch):
             losses.append(-math.log((counts[token] + 1) / (train.size + 8)))
     found = unigram_loss(Dataset("made up", train, held_out, 8), [0, 3])
     assert found == pytest.approx(np.mean(losses))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_bigram_loss_counts_pairs_inside_rows_alone(monkeypatch, seed):
+    monkeypatch.setattr("training.batches.COUNTED_AT_ONCE", 40)  # several parts
+    rng = np.random.default_rng(seed)
+    vocab_size = int(rng.integers(3, 9))
+    dtype = (np.uint16, np.int32, np.uint64, np.int64)[seed]
+    tokens = rng.integers(0, vocab_size - 1, (41, 9)).astype(dtype)
+    train, held_out = tokens[:35], tokens[35:]
+    singles = Counter(int(token) for token in train.ravel())
+    pairs = Counter((int(a), int(b)) for row in train for a, b in itertools.pairwise(row))
+    contexts = Counter(int(a) for row in train for a in row[:-1])
+    losses, used = [], [0, 2, 5]
+    for row in held_out[used]:
+        for a, b in itertools.pairwise(map(int, row)):
+            share = (singles[b] + 1) / (train.size + vocab_size)
+            weight = UNIGRAM_WEIGHT
+            losses.append(-math.log((pairs[a, b] + weight * share) / (contexts[a] + weight)))
+    found = bigram_loss(Dataset("made up", train, held_out, vocab_size), used)
+    assert found == pytest.approx(np.mean(losses), rel=1e-12)
+
+
+def test_the_bigram_loss_needs_no_table_of_the_vocabulary():
+    rows = np.random.default_rng(0).integers(2**24 - 5, 2**24, (20, 17))
+    found = bigram_loss(Dataset("made up", rows[:15], rows[15:], 2**24), np.arange(5))
+    assert math.log(5) < found < math.log(2**24)

@@ -1,0 +1,67 @@
+"""Validation losses block by block: the values themselves, and arms that a mean does not describe.
+
+The loss falls in a sudden step when heads that look far back form, and a training may miss that
+with one seed and not with another: then a mean stands for no training.
+"""
+
+import numpy as np
+
+from analysis.values import ok_values, ordered_arms
+from analysis.words import amount, text_table
+
+MOST_SHOWN = 10  # blocks; with more, least, median and most must do
+FEWEST_BLOCKS = 3
+WIDE, LEAST_SPREAD = 4, 0.05  # times the other arms' standard deviation, and nats
+# Two groups: the largest gap between sorted values over the larger range inside a group.  Of normal
+# values 2.4, 2.2, 1.8 and 2.2 % pass for 3, 4, 5 and 6 blocks, of more below 1 % (200,000 draws).
+GAPS, GAP = {3: 70, 4: 10, 5: 5}, 3
+
+
+def groups(values):
+    """The values (n,) as two sorted arrays where they split into two groups, else None."""
+    values = np.sort(values)
+    if values.size < FEWEST_BLOCKS:
+        return None
+    gaps = np.diff(values)
+    place = gaps.argmax() + 1
+    low, high = values[:place], values[place:]
+    inside = max(np.ptp(low), np.ptp(high))
+    if gaps.max() <= max(LEAST_SPREAD, GAPS.get(values.size, GAP) * inside):
+        return None
+    return low, high
+
+
+def unsteady(metrics):
+    """{arm: what its validation losses do} of the arms whose mean stands for no training."""
+    losses = {arm: ok_values(metrics, arm, "val_loss") for arm in ordered_arms(metrics)}
+    losses = {arm: values for arm, values in losses.items() if values.size >= FEWEST_BLOCKS}
+    found = {}
+    for arm, values in losses.items():
+        others = [other.std(ddof=1) for name, other in losses.items() if name != arm]
+        usual = np.median(others) if others else np.inf
+        spread = values.std(ddof=1)
+        if two := groups(values):
+            ends = [f"{amount(x.min(), 'nats')} to {amount(x.max(), 'nats')}" for x in two]
+            found[arm] = f"lie in two groups, {len(two[0])} from {ends[0]}, {len(two[1])} from "
+            found[arm] += ends[1]
+        elif spread >= max(LEAST_SPREAD, WIDE * usual):
+            found[arm] = (
+                f"vary from block to block by {amount(spread, 'nats')} nats (standard deviation), "
+                f"those of the other arms by {amount(usual, 'nats')} (median)"
+            )
+    return found
+
+
+def loss_lines(metrics):
+    """Every block's validation loss as lines of a table, an arm a row; none for many blocks."""
+    rows = {
+        arm: {t["block"]: t["val_loss"] for t in metrics[arm] if t["status"] == "ok"}
+        for arm in ordered_arms(metrics)
+    }
+    blocks = sorted({block for row in rows.values() for block in row})
+    if not 1 < len(blocks) <= MOST_SHOWN:
+        return []
+    table = [["block", *(str(block + 1) for block in blocks)]]
+    for arm, row in rows.items():
+        table.append([arm, *(amount(row.get(block), "nats") for block in blocks)])
+    return ["Validation loss of every block (nats)", *text_table(table)]
