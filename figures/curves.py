@@ -102,7 +102,7 @@ def draw_without_model(ax, data):
 
 def training_curves(data):
     """1: training loss over tokens, and its paired difference to the reference."""
-    fig, ((top,), (bottom,)) = new_figure(data, 2, 1, 5.4, sharex=True, height_ratios=(3, 2))
+    fig, ((top,), (bottom,)) = new_figure(2, 1, 5.4, sharex=True, height_ratios=(3, 2))
     for arm in data.arms:
         middles, losses, window = smoothed_losses(data.ok[arm], CURVE_PARTS)
         tokens = data.ok[arm][0]["tokens_seen"][middles]
@@ -119,12 +119,12 @@ def training_curves(data):
     )
     if window > 1:
         caption += f" All are centred moving averages of {window} steps."
-    return finish(fig, data, caption)
+    return finish(fig, data, "Training loss", caption)
 
 
 def convergence(data):
     """10: smoothed training loss over seconds."""
-    fig, ((ax,),) = new_figure(data, 1, 1, 3.7)
+    fig, ((ax,),) = new_figure(1, 1, 3.7)
     for arm in data.arms:
         middles, losses, window = smoothed_losses(data.ok[arm], CONVERGENCE_PARTS)
         seconds = mean_seconds(data.ok[arm])[middles]
@@ -137,7 +137,7 @@ def convergence(data):
         f"Centred moving average of {window} steps: bold = mean over blocks, band = its pointwise "
         "95 % t interval, thin = single trainings; vertical range of the last 90 % of the steps."
     )
-    return finish(fig, data, caption)
+    return finish(fig, data, "Training loss over time", caption)
 
 
 def mean_seconds(trainings):
@@ -184,7 +184,7 @@ def values_in_time(ax, data, metric):
 
 def per_run(data):
     """8: every training in the order of time, failed ones too: drift and outliers show here."""
-    fig, axes = new_figure(data, 1 + len(METRICS), 1, 8.4, sharex=True)
+    fig, axes = new_figure(1 + len(METRICS), 1, 8.4, sharex=True)
     wall_times(axes[0, 0], data)
     for ax, metric in zip(axes[1:, 0], METRICS, strict=True):
         fill_panel(ax, data, [metric], values_in_time, compared=False)
@@ -199,4 +199,4 @@ def per_run(data):
     arms = dict.fromkeys([*data.arms, *(arm for arm, _ in data.started)])
     failed = any(training["status"] != "ok" for _, training in data.started)
     extra = [Line2D([], [], label="failed", **FAILED)] if failed else []
-    return finish(fig, data, caption, arms, extra)
+    return finish(fig, data, "All trainings", caption, arms, extra)

@@ -35,6 +35,7 @@ WITHOUT_MODEL = {
     "unigram_loss": "loss of tokens' frequencies",
     "bigram_loss": "loss of pairs of tokens",
 }
+NAMED_ARMS = 3  # in a title; more are counted
 SPEED = Metric("tokens_per_second", "speed", "tokens/s")
 
 
@@ -54,6 +55,15 @@ class Experiment:
     @property
     def reference(self):
         return self.arms[0]
+
+    @property
+    def compared(self):
+        """The arms in words, the reference last."""
+        others = self.arms[1:]
+        if not others:
+            return self.reference
+        named = ", ".join(others) if len(others) <= NAMED_ARMS else f"{len(others)} arms"
+        return f"{named} against {self.reference}"
 
     def values(self, arm, metric):
         return ok_values(self.ok, arm, metric.key)

@@ -13,17 +13,14 @@ from figures.look import WIDTH
 CAPTION_COLUMNS = 134  # characters of 7 pt in WIDTH
 
 
-def empty_figure(data, height):
-    """A figure without axes, with the mark of a partial experiment."""
-    fig = Figure(figsize=(WIDTH, height), layout="constrained")
-    if data.partial:
-        fig.suptitle(data.partial, x=0.99, ha="right", color="#B00000", weight="bold", fontsize=9)
-    return fig
+def empty_figure(height):
+    """A figure without axes."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def new_figure(data, rows, columns, height, **options):
+def new_figure(rows, columns, height, **options):
     """A figure and its axes (rows, columns)."""
-    fig = empty_figure(data, height)
+    fig = empty_figure(height)
     return fig, fig.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -47,13 +44,20 @@ def count_trainings(data):
     return text + (f" Left out: {failed} failed." if failed else "")
 
 
-def finish(fig, data, caption, arms=None, extra=()):
-    """Legend of the arms above, caption below; constrained layout makes room for both."""
+def finish(fig, data, title, caption, arms=None, extra=()):
+    """Title and legend of the arms above, caption below; constrained layout makes room for both.
+
+    The title says what is compared, and marks a partial experiment.
+    """
     styles = {arm: data.styles[arm] for arm in arms or data.arms}
     handles = [Line2D([], [], **s.line, marker=s.marker, label=arm) for arm, s in styles.items()]
     handles += extra
-    columns = min(len(handles), 5)
-    fig.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=3)
+    title = f"{title}: {data.compared}"
+    look = {"ncols": min(len(handles), 5), "handlelength": 3, "alignment": "left"}
+    look |= {"title": title, "title_fontproperties": {"weight": "bold", "size": 9}}
+    legend = fig.legend(handles=handles, loc="outside upper left", **look)
+    if data.partial:
+        legend.get_title().set(text=f"{title} ({data.partial})", color="#B00000")
     caption_below(fig, f"{caption} {count_trainings(data)} {data.setting}")
     return fig
 

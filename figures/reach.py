@@ -53,7 +53,7 @@ def differences_by_position(ax, data):
 
 def reach(data):
     """How far back the models copy from, and where in the sequence they lose."""
-    fig, ((left, right),) = new_figure(data, 1, 2, 3.5)
+    fig, ((left, right),) = new_figure(1, 2, 3.5)
     gains_by_distance(left, data)
     several = len(data.arms) > 1
     by_position = differences_by_position if several else losses_by_position
@@ -71,4 +71,4 @@ def reach(data):
         f"{error:.2g}; dotted: {REACH_GAIN:g}, from which on a model is said to copy. Right: the "
         "same rows up to the passage."
     )
-    return finish(fig, data, caption, found)
+    return finish(fig, data, "Reach", caption, found)

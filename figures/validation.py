@@ -62,7 +62,7 @@ def difference_panel(ax, data, metric):
 
 def validation(data):
     """11: held-out loss over tokens and over seconds, and its paired difference to ``fused``."""
-    fig = empty_figure(data, 5.4)
+    fig = empty_figure(5.4)
     axes = fig.subplot_mosaic("ts;dd", height_ratios=(3, 2))
     axes["s"].sharey(axes["t"])
     loss_panel(axes["s"], data, seconds_at)
@@ -77,4 +77,4 @@ def validation(data):
         "differences with its pointwise 95 % t interval. Vertical ranges of the last 90 % of the "
         "steps."
     )
-    return finish(fig, data, caption)
+    return finish(fig, data, "Held-out loss", caption)

@@ -67,7 +67,7 @@ def difference_rows(ax, data, metric):
 
 def final_losses(data):
     """2: the loss at the end of the training and the held-out loss, block by block."""
-    fig, axes = new_figure(data, 2, 2, 2.2 + 0.5 * len(data.arms), sharey="row")
+    fig, axes = new_figure(2, 2, 2.2 + 0.5 * len(data.arms), sharey="row")
     for (above, below), metric in zip(axes.T, LOSSES, strict=True):
         fill_panel(above, data, [metric], arm_rows, compared=False)
         fill_panel(below, data, [metric], difference_rows)
@@ -75,7 +75,7 @@ def final_losses(data):
         "Dot = one training, outlined = mean over blocks with its 95 % t interval. Below: paired "
         "differences, also in numbers."
     )
-    return finish(fig, data, caption)
+    return finish(fig, data, "Losses", caption)
 
 
 def ratio_rows(ax, data, metric, pairs, names, remarks):
@@ -98,14 +98,14 @@ def relative_rows(ax, data, metric):
 
 def metrics_comparison(data):
     """3: every metric as a ratio to the reference arm, absolute values in text."""
-    fig, axes = new_figure(data, 2, 2, 2.1 + 0.66 * len(data.arms), sharey=True)
+    fig, axes = new_figure(2, 2, 2.1 + 0.66 * len(data.arms), sharey=True)
     for ax, metric in zip(axes.flat, METRICS, strict=True):
         fill_panel(ax, data, [metric], relative_rows, compared=len(data.arms) > 1)
     caption = (
         "Outlined = geometric mean of the paired ratios, whisker and brackets = its 95 % t "
         "interval (on logs), dot = one block. Second line: the arm's mean."
     )
-    return finish(fig, data, caption)
+    return finish(fig, data, "Outcomes", caption)
 
 
 def to_reference(ax, data, x, y):
@@ -127,7 +127,7 @@ def to_reference(ax, data, x, y):
 
 def tradeoff(data, metrics, better):
     """4 to 6: two metrics against each other, both relative to the reference."""
-    fig, ((ax,),) = new_figure(data, 1, 1, 3.9)
+    fig, ((ax,),) = new_figure(1, 1, 3.9)
     fill_panel(ax, data, metrics, to_reference)
     ax.margins(0.1)
     ax.set_title(f"better {better}", loc="right")
@@ -135,7 +135,8 @@ def tradeoff(data, metrics, better):
         f"Dot = one block against its {data.reference}, outlined = mean with its 95 % t intervals "
         "(of a ratio: on logs)."
     )
-    return finish(fig, data, caption)
+    title = " and ".join(metric.name for metric in metrics).capitalize()
+    return finish(fig, data, title, caption)
 
 
 def boxes(ax, data, metric):
@@ -151,14 +152,14 @@ def boxes(ax, data, metric):
 
 def distributions(data):
     """7: the distribution of every metric over the blocks."""
-    fig, axes = new_figure(data, 2, 2, 2.2 + 0.66 * len(data.arms), sharey=True)
+    fig, axes = new_figure(2, 2, 2.2 + 0.66 * len(data.arms), sharey=True)
     for ax, metric in zip(axes.flat, METRICS, strict=True):
         fill_panel(ax, data, [metric], boxes, compared=False)
     caption = (
         "Box = quartiles, black line = median, whiskers = last point within 1.5 box lengths, dot = "
         "one training, outlined = mean over blocks with its 95 % t interval."
     )
-    return finish(fig, data, caption)
+    return finish(fig, data, "Spread", caption)
 
 
 def shown_pairs(data):
@@ -213,7 +214,7 @@ def contrast_rows(ax, data, metric):
 def summary(data):
     """9: what changed overall: ratios with intervals and a verdict in words."""
     height = 1.5 + len(METRICS) * (0.75 + 0.32 * len(shown_pairs(data)))
-    fig, axes = new_figure(data, len(METRICS), 1, height)
+    fig, axes = new_figure(len(METRICS), 1, height)
     for ax, metric in zip(axes[:, 0], METRICS, strict=True):
         fill_panel(ax, data, [metric], contrast_rows)
     caption = (
@@ -226,4 +227,4 @@ def summary(data):
             f" Yellow: margin of ± {data.margin:g} nats of validation loss; not worse = the 90 % t "
             "interval of the paired difference lies below it, worse = above, else undecided."
         )
-    return finish(fig, data, caption)
+    return finish(fig, data, "Contrasts", caption)

@@ -18,9 +18,8 @@ def overlapping(boxes):
 
 def boxes_of(fig):
     """Where the parts of a laid out figure lie: each axes with its labels, legend, caption."""
-    labels = [text for text in (fig._supxlabel, fig._suptitle) if text]
     boxes = {f"axes {i}": ax.get_tightbbox() for i, ax in enumerate(fig.axes)}
-    boxes |= {str(part): part.get_window_extent() for part in [*fig.legends, *labels]}
+    boxes |= {str(part): part.get_window_extent() for part in [*fig.legends, fig._supxlabel]}
     return {name: box.padded(-1) for name, box in boxes.items()}
 
 
@@ -70,8 +69,26 @@ def test_an_arm_looks_the_same_in_every_figure(name, prepared):
 
 def test_a_partial_experiment_carries_a_visible_mark(prepared):
     for name in FIGURES:
-        assert draw(name, prepared("partial")).get_suptitle() == "partial: 7/15 trainings"
-        assert not draw(name, prepared("one block")).get_suptitle()
+        assert "(partial: 7/15 trainings)" in title_of(draw(name, prepared("partial")))
+        assert "partial" not in title_of(draw(name, prepared("one block")))
+
+
+def title_of(fig):
+    return fig.legends[0].get_title().get_text()
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        (("fused", "window", "baseline"), "baseline, window against fused"),
+        (("window",), "window"),
+        (("fused", "window", "w8-d0", "w8-d2", "w9-d2"), "4 arms against fused"),
+    ],
+)
+def test_titles_say_what_is_compared(prepared, arms, words):
+    assert title_of(draw("4_speedup_quality", prepared(2, arms))) == (
+        f"Speed and validation loss: {words}"
+    )
 
 
 @pytest.mark.parametrize("name", ["3_metrics_comparison", "5_memory_quality", "8_per_run"])
