@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from analysis import contrasts
-from analysis.significance import mean_interval, non_inferiority, paired_ratio
+from analysis.significance import log_interval, mean_interval, non_inferiority, paired_ratio
 from analysis.values import PRACTICAL_SHARE, shared_values
 from analysis.words import amount, percent, with_interval
 from figures.data import LOSSES, MEMORY, METRICS, TIME, VAL_LOSS, difference, ratio
@@ -47,9 +47,10 @@ def side_text(ax, y, text):
 
 
 def arm_rows(ax, data, metric):
-    """Each arm's trainings and their mean in a row."""
+    """Each arm's trainings and their mean in a row, of times and memory the geometric one."""
     values = [data.values(arm, metric) for arm in data.arms]
-    draw_rows(ax, data, data.arms, [(x, mean_interval(x)) for x in values])
+    interval = mean_interval if metric in LOSSES else log_interval
+    draw_rows(ax, data, data.arms, [(x, interval(x)) for x in values])
     metric_axis(ax.xaxis, metric)
 
 
@@ -157,7 +158,8 @@ def distributions(data):
         fill_panel(ax, data, [metric], boxes, compared=False)
     caption = (
         "Box = quartiles, black line = median, whiskers = last point within 1.5 box lengths, dot = "
-        "one training, outlined = mean over blocks with its 95 % t interval."
+        "one training, outlined = mean over blocks with its 95 % t interval (times and memory: "
+        "geometric, on logs)."
     )
     return finish(fig, data, "Spread", caption)
 
