@@ -48,8 +48,9 @@ STYLES = {  # colours of seaborn's "colorblind" palette
     "fused": ArmStyle("#029E73", "^", (0, (6, 1.5, 1, 1.5))),
     "published": ArmStyle("#CC78BC", "D", (0, (1.5, 1))),
 }
-# of further arms: 6 colours and 7 markers, so that no pair of them comes again before 42 arms
-MORE_COLORS = "#56B4E9", "#7B3FA0", "#949494", "#8C8000", "#F07CC0", "#6B4423"
+# of further arms: 11 colours and 7 markers, so that no pair of them comes again before 77 arms
+MORE_COLORS = "#56B4E9", "#7B3FA0", "#949494", "#8C8000", "#F07CC0", "#6B4423", "#E3B505"
+MORE_COLORS += "#1F3A93", "#C0392B", "#000000", "#7FBF3F"
 MORE_MARKERS = "vP<>X*h"
 MORE_LINES = (0, (4, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (8, 2, 2, 2)), (0, (2, 2))
 

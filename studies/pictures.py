@@ -1,11 +1,7 @@
 """The figures of the two studies: what the arms take over the length, and patterns' trade-offs."""
 
-from collections import defaultdict
-from itertools import cycle
-
 import matplotlib
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -23,7 +19,6 @@ LENGTH_PANELS = {
     "peak_memory_mb": ("peak memory", "{x:,.0f} MB"),
 }
 LIMIT = {"color": "black", "ls": "--", "lw": 1}
-SHAPES = ("*", "-"), ("s", "--"), ("o", "-"), ("^", "-."), ("D", ":"), ("v", (0, (8, 2)))
 
 
 @matplotlib.rc_context(LOOK)
@@ -122,7 +117,8 @@ def _plot_quality(content):
 def _plot_pareto(content):
     """Speed-up against validation loss, and training loss over the training."""
     kinds = points_of_kinds(content)
-    looks = _looks(ordered_arms({arm for point in content["points"] for arm in point["arms"]}))
+    arms = ordered_arms({arm for point in content["points"] for arm in point["arms"]})
+    looks = {arm: arm_styles(arms)[arm] for arm in arms}
     figure = Figure(figsize=(WIDTH, 1.0 + 2.8 * len(kinds)), layout="constrained")
     rows = figure.subplots(len(kinds), 2, squeeze=False)
     for (kind, (point,)), (left, right) in zip(kinds.items(), rows, strict=True):
@@ -132,7 +128,9 @@ def _plot_pareto(content):
         _curve_panel(right, point["curves"], looks)
         right.set(title=f"{kind} positions, over training", xlabel="tokens seen")
         right.set_ylabel("training loss - fused (nats/token)")
-    handles = [Line2D([], [], label=arm, **look) for arm, look in looks.items()]
+    handles = [
+        Line2D([], [], **look.line, marker=look.marker, label=arm) for arm, look in looks.items()
+    ]
     wide = {"ncols": min(5, len(handles)), "handlelength": 3.2}  # to tell the dashes apart
     figure.legend(handles=handles, loc="outside upper center", **wide)
     _caption(
@@ -155,18 +153,6 @@ def pareto_front(means):
     return sorted(front, key=means.get)
 
 
-def _looks(arms):
-    """{arm: how it looks}: colour by window, marker and line by the rest of the pattern's name."""
-    colors = defaultdict(cycle(["black", *sns.color_palette("colorblind")]).__next__)
-    shapes = defaultdict(cycle(SHAPES).__next__)
-    looks = {}
-    for arm in arms:
-        window, _, rest = arm.partition("-")
-        marker, line = shapes[rest]
-        looks[arm] = {"color": colors[window], "marker": marker, "linestyle": line}
-    return looks
-
-
 def _pareto_panel(ax, point, looks):
     """Every arm with both intervals; the front as rings and a line through them."""
     rows, means = measured_rows(point), {"fused": (1, 0)}
@@ -176,11 +162,12 @@ def _pareto_panel(ax, point, looks):
     _freeze(ax, 0.2, 0.5)
     ax.axhline(0, color="0.6", lw=0.7)
     ax.axvline(1, color="0.6", lw=0.7)
-    ax.plot(1, 0, **looks["fused"])
+    ax.plot(1, 0, **looks["fused"].line, marker=looks["fused"].marker)
     small = {"linestyle": "none", "ms": 5, "elinewidth": 0.8, "capsize": 1.5, "zorder": 3}
     for arm, summary, gain in rows:
         (x, x_ends), (y, y_ends) = map(error_bars, ([gain], [summary["contrast"]["val_loss"]]))
-        ax.errorbar(x, y, y_ends, x_ends, **looks[arm] | small)
+        look = {"color": looks[arm].color, "marker": looks[arm].marker}
+        ax.errorbar(x, y, y_ends, x_ends, **look, **small)
     front = [means[arm] for arm in pareto_front(means)]
     rings = {"marker": "o", "ms": 11, "mfc": "none", "mec": "black"}
     ax.plot(*np.transpose(front), color="black", lw=0.8, ls="--", zorder=2, **rings)
@@ -196,10 +183,10 @@ def _curve_panel(ax, curves, looks):
     """Loss difference over training, a line a pattern."""
     ax.axhline(0, color="black", lw=0.8)
     for arm, curve in curves.items():
-        ax.plot(curve["tokens"], curve["mean"], lw=1.2, **looks[arm] | {"marker": None})
+        ax.plot(curve["tokens"], curve["mean"], lw=1.2, **looks[arm].line)
     _freeze(ax, 0.02, 0.3)
     for arm, curve in curves.items():
         low, high = np.array([curve["low"], curve["high"]], dtype=float)
-        ax.fill_between(curve["tokens"], low, high, color=looks[arm]["color"], alpha=0.12, lw=0)
+        ax.fill_between(curve["tokens"], low, high, color=looks[arm].color, alpha=0.12, lw=0)
     ax.xaxis.set_major_formatter(EngFormatter(sep=" "))
     ax.xaxis.set_major_locator(MaxNLocator(4))
