@@ -62,7 +62,7 @@ def format_study(content):
     """A study's tables as text, a table for each kind of positions."""
     lines = [*wrapped(f"Study of {content['study']}: {setting(content)}"), ""]
     lines += warning_lines(content)
-    rows_of = _length_rows if content["study"] == "lengths" else _pattern_rows
+    rows_of = _length_rows if content["study"] == "lengths" else pattern_rows
     for kind, points in points_of_kinds(content).items():
         rows = rows_of(points)
         table = text_table([list(rows[0]), *(list(row.values()) for row in rows)])
@@ -108,7 +108,7 @@ def _length_rows(points):
     return rows
 
 
-def _pattern_rows(points):
+def pattern_rows(points):
     """A row an arm of the one experiment with this kind of positions, {column: text}."""
     (point,) = points
     rows = []
