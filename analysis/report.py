@@ -56,13 +56,12 @@ def _recorded_lines(metadata):
         configuration = metadata["config_sha256"][:12]
         lines.append(f"code: revision {revision}{dirty}, configuration {configuration}")
     plan = metadata["plan"]
-    kept = f", the last {plan['confirmation']} blocks kept out of the choice of a pattern"
-    kept *= plan["confirmation"] > 0
     if plan["equivalence_margin"]:
+        kept = plan["confirmation"]
         lines.append(
             f"declared before the first block: equivalence margin {plan['equivalence_margin']:g} "
             f"nats of validation loss, alpha {plan['alpha']}, {len(plan['family'])} tests in the "
-            "family" + kept
+            "family" + f", the last {kept} blocks kept out of the choice of a pattern" * bool(kept)
         )
     return lines
 
