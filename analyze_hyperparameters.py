@@ -16,7 +16,7 @@ from analysis.metrics import MetricsError, fitting
 from analysis.values import pattern_of_arm
 from estimates.pattern import CONFIGURATIONS, PatternAnalysis
 from estimates.pictures import plot_comparison, plot_configuration, plot_tradeoff
-from estimates.report import format_report
+from estimates.report import format_report, known_text
 from figures.look import save_figures
 from machine.command import UserError, checked_options, run_command
 from machine.files import atomic_write
@@ -24,6 +24,8 @@ from studies.summary import load_study
 from training.config import pattern_options
 
 DEFAULT_STUDY = Path("output/pattern_study.json")
+# what is known of patterns: a study's .json, or an experiment's .npz
+KNOWN = Path(__file__).resolve().parent / "results" / "h100_pattern_study.json"
 EXAMPLE = "python analyze_hyperparameters.py 96 4 512"
 EPILOG = f"""\
 examples:
@@ -108,6 +110,13 @@ def measured_analyses(arguments):
         return content, analyses_of_arms([arm for arm in arms if pattern_of_arm(arm)], model)
 
 
+def asked_arms(arguments, analyses):
+    """The names of the patterns asked for; none with sinks, which no name tells."""
+    if arguments.sink_tokens:
+        return []
+    return arguments.arms or [f"w{a.window_size}-d{a.dilation}" for a in analyses]
+
+
 def analyze(arguments):
     """Print the report, write it and the figures, and list the files."""
     content = None
@@ -116,6 +125,9 @@ def analyze(arguments):
     else:
         content, analyses = measured_analyses(arguments)
     report = format_report(analyses, content)
+    if content is None:
+        known = load_study(KNOWN)
+        report += "\n" + known_text(known, f"results/{KNOWN.name}", asked_arms(arguments, analyses))
     print(report)
     if len(analyses) > 1 or content is not None:
         name = "hyperparameter_analysis"

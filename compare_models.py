@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from analysis.answers import answer_lines
 from analysis.metrics import RESULTS_NAME
 from analysis.report import write_report
 from analysis.values import in_order
@@ -248,6 +249,7 @@ def report_results(config, metrics, metadata):
         paths += create_all_plots(metrics, metadata, config.plots_dir)
     print(report, flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
+    print("\n".join(answer_lines(metrics, metadata)), flush=True)  # again, where the eye is
     return DONE if len(ended_well) == len(trainings) else TRAININGS_FAILED
 
 

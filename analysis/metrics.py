@@ -79,7 +79,12 @@ LACKING = {  # what the metadata of earlier files lack, as they would say it
         "world_size": 1,
         "gradient_accumulation": 1,
     },
-    "plan": {"equivalence_margin": None, "primary": [], "family": family_of(ARM_ORDER)},
+    "plan": {
+        "equivalence_margin": None,
+        "primary": [],
+        "family": family_of(ARM_ORDER),
+        "confirmation": 0,
+    },
     "data": {"unigram_loss": None, "bigram_loss": None},
     "pattern": {"density": None, "evaluation": None},
     "attention": {},

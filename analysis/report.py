@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis import values, words
+from analysis.answers import answer_lines
 from analysis.claims import claims_of
 from analysis.contrasts import compare, contrasts_of
 from analysis.metrics import REPORT_NAME
@@ -56,10 +57,11 @@ def _recorded_lines(metadata):
         lines.append(f"code: revision {revision}{dirty}, configuration {configuration}")
     plan = metadata["plan"]
     if plan["equivalence_margin"]:
+        kept = plan["confirmation"]
         lines.append(
             f"declared before the first block: equivalence margin {plan['equivalence_margin']:g} "
             f"nats of validation loss, alpha {plan['alpha']}, {len(plan['family'])} tests in the "
-            "family"
+            "family" + f", the last {kept} blocks kept out of the choice of a pattern" * bool(kept)
         )
     return lines
 
@@ -183,13 +185,14 @@ def _check_lines(metrics):
 
 
 def format_report(metrics, metadata):
-    """The whole report as text: the claims, then the means and the tests behind them."""
+    """The whole report as text: the answers, the claims, the means and the tests behind them."""
     found = compare(metrics, metadata)
     claims = ["Claims"]
     for place, claim in enumerate(claims_of(metrics, metadata, found), 1):
         claims += words.wrapped(f"{place}. {claim}", "   ")
     title = "Sliding-window + dilated attention against full attention"
-    parts = [[title, "=" * len(title), *heading(metadata)]]
+    parts = [answer_lines(metrics, metadata)]
+    parts.append([title, "=" * len(title), *heading(metadata)])
     parts += [_warning_lines(metrics, metadata), claims]
     parts.append(
         ["Mean ± standard deviation over the blocks", *values.outcome_table(metrics, words.mean_sd)]

@@ -2,12 +2,14 @@
 
 from matplotlib.ticker import EngFormatter
 
-from analysis.words import text_table
-from studies.tables import format_study
+from analysis.words import text_table, wrapped
+from studies.tables import format_study, pattern_rows, points_of_kinds, setting, use_lines
 
 HOW_TO_MEASURE = """\
 `python compare_models.py --study patterns` measures speed and quality of patterns;
 `python analyze_hyperparameters.py --measured` then shows them here."""
+
+SHORT = 100_000_000  # tokens of a training below which the losses may not last
 
 
 def pairs_table(analyses):
@@ -70,3 +72,32 @@ hold only for an evaluation that skips the pairs it does not need: estimates fro
 
 {measured}
 """
+
+
+def known_text(content, source, arms):
+    """What a study found of the patterns asked for, and what to use by it, as text.
+
+    content: of a study of patterns; source: its file; arms: the patterns, by their names.
+    """
+    lines = wrapped(f"MEASURED, from {source}: {setting(content)}")
+    for kind, points in points_of_kinds(content).items():
+        rows = pattern_rows(points)
+        asked = [row for row in rows if _name(row["pattern"], content["config"]) in arms]
+        lines += [f"{kind} positions", *use_lines(points)]
+        if asked:
+            lines += text_table([list(rows[0]), *(list(row.values()) for row in asked)])
+        else:
+            lines.append("the pattern asked for was not trained there")
+    tokens = content["points"][0]["steps"]
+    tokens *= content["config"]["seq_len"] * content["config"]["batch_size"]
+    text = f"Every training saw {tokens:,} tokens"
+    if tokens < SHORT:
+        text += ": so few that longer ones may rank the patterns the other way round"
+    return "\n".join([*lines, *wrapped(f"{text}.")]) + "\n"
+
+
+def _name(arm, config):
+    """An arm's name by its pattern, of the arm ``window`` too where its heads are alike."""
+    if arm != "window" or config.get("full_heads") or config.get("stagger"):
+        return arm
+    return f"w{config['window_size']}-d{config['dilation']}"

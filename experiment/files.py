@@ -108,6 +108,7 @@ def read_plan(folder, now):
     content = read_file(path, UserError, "restore it, or --restart")
     try:
         metadata = json.loads(content)
+        metadata["plan"].setdefault("confirmation", 0)  # of an earlier version, gone on with
         _check_plan(metadata, now)
     except Exception as error:  # json's, and what the shape of a foreign file makes a check raise
         raise UserError(

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 
 from analysis.contrasts import family_of, primary_of
+from analysis.recommend import fresh_blocks
 from analysis.significance import ALPHA
 
 MOST_PERMUTED = 6  # arms whose orders are all dealt: 120 squares
@@ -49,4 +50,5 @@ def declare(config):
         "equivalence_margin": config.equivalence_margin,
         "primary": [list(claim) for claim in primary_of(config.arms)],
         "family": [list(test) for test in family_of(config.arms)],
+        "confirmation": fresh_blocks(config.arms, config.runs),
     }

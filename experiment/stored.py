@@ -16,7 +16,7 @@ from machine.command import UserError, say
 from machine.describe import describe_code, describe_environment
 from machine.files import file_sha256, json_sha256, utc_now, write_json
 from training.batches import bigram_loss, planned_steps, unigram_loss, validation_rows
-from training.config import arm_density
+from training.config import arm_density, pattern_options
 from training.memory import MEMORY_STEPS
 from training.operators import attention_used
 from training.trainer import parameter_counts
@@ -29,7 +29,7 @@ def describe_experiment(config, dataset, device):
     """The metadata that is known before the first training; every random choice is in ``plan``."""
     environment, code = describe_environment(device), describe_code()
     identity = identity_of(config, dataset, environment, code)
-    used = {arm: attention_used(config, arm, device) for arm in config.arms}
+    used = {arm: _attention_of(config, arm, device) for arm in config.arms}
     return {
         "schema_version": SCHEMA_VERSION,
         "experiment_id": uuid.uuid4().hex,
@@ -59,6 +59,13 @@ def describe_experiment(config, dataset, device):
         "processes": [],
         "mixed": [],
     }
+
+
+def _attention_of(config, arm, device):
+    """How an arm's attention is evaluated, and the share of the causal pairs that it keeps."""
+    values = asdict(config)
+    density = arm_density(values, arm) if pattern_options(values, arm) else 1
+    return attention_used(config, arm, device) | {"density": density}
 
 
 def losses_without_model(config, dataset):

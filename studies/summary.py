@@ -6,10 +6,12 @@ Estimates are dicts with ``mean``, ``low`` and ``high``, see tables.py.
 import json
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
-from analysis.metrics import MetricsError, fitting
+from analysis.metrics import MetricsError, fitting, load_experiment
+from analysis.recommend import patterns_of, recommend
 from analysis.significance import log_interval, mean_interval, non_inferiority, paired_ratio
 from analysis.values import not_trained, ok_values, ordered_arms, paired_trainings, shared_values
 from analysis.warnings import measurement_warnings
@@ -41,7 +43,12 @@ def summarize(study, experiments):
 
 
 def load_study(path):
-    """The content of a study's file; MetricsError names the file and the remedy."""
+    """The content of a study's file; MetricsError names the file and the remedy.
+
+    A saved experiment (.npz) is taken for a study of patterns with one point.
+    """
+    if Path(path).suffix == ".npz":
+        return summarize("patterns", [load_experiment(path)])
     text = read_file(path, MetricsError, "python compare_models.py --study patterns writes it")
     with fitting(path):
         content = json.loads(text)
@@ -59,6 +66,7 @@ def _point(study, metrics, metadata):
         "steps": metadata["steps"],
         "margin": metadata["plan"]["equivalence_margin"],
         "mixed": metadata["mixed"],
+        "recommendation": recommend(metrics, metadata)._asdict(),
         "warnings": measurement_warnings(metrics),
         "arms": {arm: _summary(metrics, arm, metadata["steps"]) for arm in ordered_arms(metrics)},
     }
@@ -96,9 +104,7 @@ def _about_patterns(metrics, metadata, arms):
     config, curves = metadata["config"], {}
     # the loss at a moment is the mean over these last steps
     window = min(metadata["steps"], max(5, metadata["steps"] // 20))
-    for arm in arms:
-        if arm == "fused":
-            continue
+    for arm in patterns_of(arms):
         arms[arm] |= _limits(metadata, arm_density(config, arm))
         arms[arm]["contrast"] = _contrast(metrics, metadata, (arm, "fused"))
         paired = paired_trainings(metrics, (arm, "fused"))

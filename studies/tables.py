@@ -1,9 +1,10 @@
-"""A study in words: its setting, warnings, tables, and the pattern to choose.
+"""A study in words: its setting, warnings, what to use, and tables.
 
 An estimate is a dict with ``mean``, ``low`` and ``high``, the ends of its 95 % t interval, None
 where there is none.
 """
 
+from analysis.recommend import Recommendation, recommendation_text
 from analysis.words import text_table, with_interval, wrapped
 from studies.points import point_name
 from studies.summary import NO_ROOM
@@ -61,46 +62,22 @@ def format_study(content):
     """A study's tables as text, a table for each kind of positions."""
     lines = [*wrapped(f"Study of {content['study']}: {setting(content)}"), ""]
     lines += warning_lines(content)
-    rows_of = _length_rows if content["study"] == "lengths" else _pattern_rows
+    rows_of = _length_rows if content["study"] == "lengths" else pattern_rows
     for kind, points in points_of_kinds(content).items():
         rows = rows_of(points)
         table = text_table([list(rows[0]), *(list(row.values()) for row in rows)])
-        lines += [f"{kind} positions", *table, ""]
-    if content["study"] == "patterns":
-        lines += [*recommend(content), ""]
+        lines += [f"{kind} positions", *use_lines(points), *table, ""]
     return "\n".join(lines + wrapped(EXPLANATION))
 
 
-def recommend(content):
-    """Sentences on which pattern to choose, one for each kind of positions."""
-    return [
-        f"{point['positions']} positions, S {point['seq_len']:,}: {_recommendation(point)}"
-        for point in content["points"]
-    ]
-
-
-def _recommendation(point):
-    """The fastest pattern shown to be faster than fused and not worse, or what is missing."""
-    rows, margin, good, undecided = measured_rows(point), f"{point['margin']:g} nats", [], []
-    for arm, summary, gain in rows:
-        quality = summary["contrast"]["quality"]
-        if quality["verdict"] == "not worse" and gain["low"] is not None and gain["low"] > 1:
-            good.append((arm, summary, gain))
-        if quality["verdict"] == "undecided":
-            needed = quality["runs_needed"] or "too many"
-            undecided.append(f"{arm} (about {needed})")
-    if not good:
-        text = f"no pattern is shown to be both faster than fused and not worse by {margin}."
-        if undecided:
-            text += f" Blocks that would decide whether one is worse: {', '.join(undecided)}."
-        return text
-    arm, summary, gain = max(good, key=lambda row: row[2]["mean"])
-    loss = estimate_text(summary["contrast"]["val_loss"], "{:+.4f}")
-    return (
-        f"{arm} is the fastest of the patterns shown to be faster than fused and not worse by "
-        f"{margin} ({len(good)} of {len(rows)}): {estimate_text(gain, '{:.3f}')} times as fast, "
-        f"validation loss {loss}."
-    )
+def use_lines(points):
+    """What to use at each of these points, as wrapped lines; none of an earlier file's."""
+    lines = []
+    for point in points:
+        if "recommendation" in point:
+            text = recommendation_text(Recommendation(**point["recommendation"]))
+            lines += wrapped(f"Use at S {point['seq_len']:,}: {text}")
+    return lines
 
 
 def warning_lines(content):
@@ -131,7 +108,7 @@ def _length_rows(points):
     return rows
 
 
-def _pattern_rows(points):
+def pattern_rows(points):
     """A row an arm of the one experiment with this kind of positions, {column: text}."""
     (point,) = points
     rows = []

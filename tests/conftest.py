@@ -129,6 +129,7 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
             "seeds": [1000 + r for r in range(runs)],
             "alpha": 0.05,
             "equivalence_margin": 0.02,
+            "confirmation": 0,
             "primary": [
                 [a, b, key, test]
                 for key, test in (("training_time", "ratio"), ("val_loss", "non-inferiority"))

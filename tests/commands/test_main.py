@@ -43,7 +43,9 @@ def test_results_report_weights_and_plots(workplace, monkeypatch, capsys):
     assert contents("output") == RESULTS
     assert len(contents("output/runs")) == 2 * 3 and len(contents("plots")) == 20
     report = Path("output/improved_comparison_results.txt").read_text(encoding="utf-8")
-    assert printed.out == report + "\n"  # stdout is the report and nothing else
+    first = report[: report.index("\n\n")]
+    assert first.startswith("Faster: ") and "\nUse: " in first
+    assert printed.out == f"{report}\n{first}\n"  # stdout is the report and nothing else
     assert "block 2/2" in printed.err and "roughly" in printed.err
 
 

@@ -96,7 +96,7 @@ def test_a_restarted_study_begins_anew_at_every_point(monkeypatch, capsys):
 def test_an_arm_named_by_a_pattern_is_the_window_arm_with_that_pattern(capsys):
     options = "--positions rotary --runs 1"
     assert run_main(f"--study patterns --patterns 5:0 9:2 {options}") == 0
-    assert "rotary positions, S 24: " in capsys.readouterr().out  # what it recommends, or why not
+    assert "Use at S 24: " in capsys.readouterr().out
     (point,) = json.loads(Path("output/pattern_study.json").read_text())["points"]
     assert list(point["arms"]) == ["fused", "w5-d0", "w9-d2"]
     options += " --arms window --window-size 9 --dilation 2 --schedule constant"

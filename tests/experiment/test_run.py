@@ -29,7 +29,10 @@ from training.weights import load_window_model
 def test_every_training_is_what_the_plan_says(workplace):
     metrics, metadata = run_experiment(tiny_config("--runs 2"), argv=["x"])
     assert metadata["status"] == "complete" and metadata["processes"][0]["argv"] == ["x"]
-    assert set(metadata["processes"][0]["attention"]) == {"baseline", "window", "fused"}
+    used = metadata["processes"][0]["attention"]
+    assert set(used) == {"baseline", "window", "fused"}
+    densities = {arm: used[arm]["density"] for arm in used}
+    assert densities == {"baseline": 1, "window": metadata["pattern"]["density"], "fused": 1}
     assert metadata["data"]["val_rows"] == 3 and metadata["data"]["train_rows"] == 57
     for arm, trainings in metrics.items():
         assert [training["status"] for training in trainings] == ["ok", "ok"], arm

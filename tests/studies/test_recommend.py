@@ -1,36 +1,81 @@
-"""The pattern that a study recommends, in its tables and in the analysis of patterns."""
+"""What a study recommends, in its file, its tables and the analysis of patterns."""
+
+import copy
+import json
 
 import pytest
+from conftest import ROOT
 
 import analyze_hyperparameters
+from analysis.recommend import recommend
+from estimates.report import known_text
 from machine.files import write_json
-from studies.tables import measured_rows, recommend
+from studies.summary import load_study, summarize
+from studies.tables import format_study
 
 
-def test_the_fastest_that_is_not_worse_is_recommended(patterns):
-    words = recommend(patterns)
-    assert [line.split(",")[0] for line in words] == ["learned positions", "rotary positions"]
+def test_every_point_says_first_what_to_use(experiment_of):
+    metrics, metadata = experiment_of("patterns", runs=5)
+    metadata["plan"]["confirmation"] = 2
+    content = json.loads(json.dumps(summarize("patterns", [(metrics, metadata)])))
+    found = json.loads(json.dumps(recommend(metrics, metadata)._asdict()))
+    assert content["points"][0]["recommendation"] == found
     # w32-d0 is faster but worse
-    assert all("w96-d16 is the fastest of the patterns shown" in line for line in words)
-    assert all("(2 of 3): " in line for line in words)
+    assert found["use"] == "w96-d16" and found["confirmed"] is True
+    lines = format_study(content).splitlines()
+    place = lines.index("learned positions")
+    words = "Use at S 1,024: w96-d16, chosen from 3 patterns on blocks 1 to 3, confirmed on"
+    assert lines[place + 1].startswith(words)
 
 
-def test_without_a_pattern_to_choose_it_says_how_many_blocks_would_decide(patterns):
-    for point in patterns["points"]:
-        for _, summary, _ in measured_rows(point):
-            summary["contrast"]["quality"] |= {"verdict": "undecided", "runs_needed": 17}
-    words = (
-        "no pattern is shown to be both faster than fused and not worse by 0.02 nats. Blocks that "
-        "would decide whether one is worse: w32-d0 (about 17), w96-d4 ("
+def test_every_length_says_what_to_use(lengths):
+    text = format_study(lengths)
+    for length in ("256", "1,024"):
+        words = (
+            f"Use at S {length}: window, as good as fused and by the mean faster (blocks 1 to 4)"
+        )
+        assert text.count(words) == 2
+
+
+def test_an_earlier_file_is_told_without(lengths, patterns):
+    for content in (lengths, patterns):
+        for point in content["points"]:
+            del point["recommendation"]
+        assert "Use" not in format_study(content)
+
+
+def test_a_saved_experiment_is_a_study_of_one_point():
+    saved = load_study(ROOT / "results/h100_patterns_rotary.npz")
+    (point,) = saved["points"]
+    (same,) = (
+        point
+        for point in load_study(ROOT / "results/h100_pattern_study.json")["points"]
+        if point["positions"] == "rotary"
     )
-    assert all(words in line for line in recommend(patterns))
+    losses = [each["arms"]["w96-d4"]["val_loss"]["mean"] for each in (point, same)]
+    assert losses[0] == pytest.approx(losses[1])
+    assert point["recommendation"]["use"] == same["recommendation"]["use"] == "w32-d0"
 
 
-def test_a_slower_pattern_is_not_recommended(patterns):
+@pytest.mark.parametrize(("steps", "short"), [(60, True), (48_829, False), (48_828, True)])
+def test_what_is_known_says_of_short_trainings_what_they_are(patterns, steps, short):
+    patterns["points"][0]["steps"] = steps
+    patterns["config"] |= {"seq_len": 1024, "batch_size": 2}
+    text = known_text(patterns, "a.json", ["w96-d4"])
+    assert f"Every training saw {steps * 2048:,} tokens" in text
+    assert ("may rank the patterns the other way round" in " ".join(text.split())) is short
+    assert text.count("\nw96-d4 ") == 2 and "\nw32-d0 " not in text
+    assert text.count("Use at S 1,024: w96-d16, chosen from 3") == 2
+
+
+def test_the_window_of_an_experiment_is_known_by_its_pattern(patterns):
     for point in patterns["points"]:
-        for _, summary, _ in measured_rows(point):
-            summary["contrast"]["time"] |= {"ratio": 1.2, "low": 1.1, "high": 1.3}
-    assert all(line.endswith("and not worse by 0.02 nats.") for line in recommend(patterns))
+        point["arms"]["window"] = copy.deepcopy(point["arms"].pop("w96-d4"))
+    patterns["config"] |= {"window_size": 96, "dilation": 4}
+    assert known_text(patterns, "a.json", ["w96-d4"]).count("\nwindow ") == 2
+    patterns["config"]["full_heads"] = 1
+    words = "the pattern asked for was not trained there"
+    assert known_text(patterns, "a.json", ["w96-d4"]).count(words) == 2
 
 
 def test_the_analysis_shows_what_was_measured(patterns, tmp_path, capsys, monkeypatch):
@@ -39,8 +84,7 @@ def test_the_analysis_shows_what_was_measured(patterns, tmp_path, capsys, monkey
     assert analyze_hyperparameters.main(["--measured"]) == 0
     printed = capsys.readouterr().out
     assert "MEASURED\nStudy of patterns: 2-core CPU" in printed
-    assert printed.count("w96-d16 is the fastest of the patterns") == 2
-    assert "1,024" in printed  # the study's length, not that of the analysis
+    assert printed.count("Use at S 1,024: w96-d16, chosen from 3 patterns") == 2
     assert (tmp_path / "plots/sparsity_speedup_tradeoff.png").stat().st_size > 5000
 
 

@@ -1,0 +1,102 @@
+"""The three lines that a report begins with: is it faster, is it as good, what to use."""
+
+from analysis.recommend import patterns_of, recommend, recommendation_text
+from analysis.significance import non_inferiority, paired_ratio
+from analysis.values import (
+    in_order,
+    not_trained,
+    ok_values,
+    paired_trainings,
+    planned_trainings,
+    shared_values,
+)
+from analysis.words import amount, wrapped
+
+FULL_ATTENTION = ("fused", "baseline", "published")  # the best first
+ASKED = ("Faster", "As good", "Use")
+
+
+def answers(metrics, metadata):
+    """Three sentences on an experiment: is it faster, is it as good, and what to use.
+
+    They speak of the recommended pattern, and for want of one of the fastest.
+    """
+    recommended = recommend(metrics, metadata)
+    pair = _spoken_of(metrics, recommended)
+    if any(arm is None for arm in pair):
+        missing = "no window model" if pair[0] is None else "no full attention"
+        first = [f"nothing can be said: {missing} was trained"] * 2
+    elif not paired_trainings(metrics, pair):
+        first = [f"nothing can be said: {' and '.join(pair)} never both ended well in a block"] * 2
+    else:
+        first = [_faster(metrics, pair), _as_good(metrics, metadata, pair)]
+    texts = [*first, recommendation_text(recommended)]
+    marks = _marks(metrics, metadata)
+    return [f"{name}{marks}: {text}" for name, text in zip(ASKED, texts, strict=True)]
+
+
+def answer_lines(metrics, metadata):
+    """The three ``answers`` as lines of a report."""
+    return [line for sentence in answers(metrics, metadata) for line in wrapped(sentence)]
+
+
+def _marks(metrics, metadata):
+    """What every answer is to be read with, in brackets, or nothing."""
+    marks = []
+    if metadata["status"] != "complete":
+        marks.append(f"PARTIAL, {len(in_order(metrics))} of {planned_trainings(metadata)}")
+    marks += ["MIXED"] * bool(metadata["mixed"])
+    return f" ({', '.join(marks)})" if marks else ""
+
+
+def _spoken_of(metrics, recommended):
+    """The pattern that the answers are about and its reference, None for what was not trained."""
+    reference = next((arm for arm in FULL_ATTENTION if arm in metrics), None)
+    if recommended.chosen:
+        return recommended.chosen, reference
+    pairs = {arm: (arm, reference) for arm in patterns_of(metrics)}
+    ratios = {
+        arm: paired_ratio(*shared_values(metrics, pair, "training_time")).ratio
+        for arm, pair in pairs.items()
+        if reference and paired_trainings(metrics, pair)
+    }
+    return min(ratios or pairs, key=ratios.get, default=None), reference
+
+
+def _faster(metrics, pair):
+    """Whether the first of a pair of arms trains faster than the second, and by how much."""
+    found = paired_ratio(*shared_values(metrics, pair, "training_time"))
+    answer = "not shown"
+    if found.low is not None:
+        answer = "yes" if found.high < 1 else "no" if found.low > 1 else answer
+    sign, word = (-1, "less") if found.ratio < 1 else (1, "more")
+    text = f"{100 * sign * (found.ratio - 1):.1f} %"
+    if found.low is not None:
+        ends = sorted(100 * sign * (end - 1) for end in (found.low, found.high))
+        text += f" [{ends[0]:.1f}, {ends[1]:.1f}]"
+    evidence = found.note or f"{found.n} blocks"
+    return f"{answer}: {pair[0]} takes {text} {word} training time than {pair[1]} ({evidence})"
+
+
+def _as_good(metrics, metadata, pair):
+    """Whether the loss of the first of a pair of arms is shown not to be worse, and by how much."""
+    if not_trained(metrics, metadata, pair):
+        return "not trained: says nothing about quality"
+    margin = metadata["plan"]["equivalence_margin"]
+    losses = shared_values(metrics, pair, "val_loss")
+    if margin is None or not losses.size:
+        return "not tested: no margin for the loss was declared"
+    found = non_inferiority(*losses, margin)
+    arm, reference = pair
+    answer = {
+        "not worse": f"yes: {arm} is not worse than {reference} by {margin:g} nats",
+        "worse": f"no: {arm} is worse than {reference} by more than {margin:g} nats",
+        "undecided": f"undecided, by the margin of {margin:g} nats: {arm} against {reference}",
+    }[found.verdict]
+    bound, end = ("least", found.low) if found.verdict == "worse" else ("most", found.high)
+    text = f"{amount(found.mean, 'nats', '+')} nats"
+    if end is not None:
+        text += f", at {bound} {amount(end, 'nats', '+')}"
+    tokens = ok_values(metrics, arm, "total_tokens").max()
+    blocks = "1 block" if found.n == 1 else f"{found.n} blocks"
+    return f"{answer}: {text} ({blocks}, {tokens:,.0f} tokens each)"

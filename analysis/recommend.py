@@ -1,0 +1,168 @@
+"""What to use: the fastest pattern that is as good as fused, and whether fresh blocks confirm it.
+
+The best of many looks better than it is, for its luck was chosen with it.  So an experiment with
+several patterns keeps its last blocks out of the choice and asks them afterwards.
+"""
+
+from typing import NamedTuple
+
+from analysis.significance import non_inferiority, paired_ratio
+from analysis.values import (
+    not_trained,
+    ordered_arms,
+    paired_trainings,
+    pattern_of_arm,
+    shared_values,
+)
+from analysis.words import amount
+
+TIED = 0.01  # share by which ratios of times may differ for the sparser pattern to be taken
+FRESH, FEWEST_BLOCKS = 2, 4  # blocks kept out of the choice, and those it takes for that
+
+
+class Recommendation(NamedTuple):
+    """What to use, and how it was found; blocks are numbered from 1."""
+
+    use: str | None = None  # an arm; None: nothing can be said
+    note: str = ""  # why nothing can be said
+    patterns: tuple = ()  # the arms that were chosen from
+    blocks: tuple = ()  # that the choice was made on
+    chosen: str | None = None  # the best pattern on them; None: none is good enough
+    fresh: tuple = ()  # blocks that the choice did not see
+    differences: tuple = ()  # on these: validation loss of chosen - fused, in nats
+    time_ratio: float | None = None  # on these: chosen / fused, geometric mean
+    confirmed: bool | None = None  # by these; None: there are none, or not all are trained
+
+
+def patterns_of(arms):
+    """The arms of the window model, those named by a pattern too, in their fixed order."""
+    return tuple(arm for arm in ordered_arms(arms) if arm == "window" or pattern_of_arm(arm))
+
+
+def fresh_blocks(arms, blocks):
+    """How many of the last blocks an experiment keeps out of the choice among its patterns."""
+    to_choose = "fused" in arms and len(patterns_of(arms)) > 1
+    return FRESH if to_choose and blocks >= FEWEST_BLOCKS else 0
+
+
+def recommend(metrics, metadata):
+    """The ``Recommendation`` of an experiment, among its patterns and fused."""
+    plan = metadata["plan"]
+    first_fresh = len(plan["orders"]) - plan["confirmation"]
+    seen = _in_blocks(metrics, range(first_fresh))
+    blocks = tuple(t["block"] + 1 for t in seen.get("fused", ()) if t["status"] == "ok")
+    found = Recommendation(patterns=patterns_of(metrics), blocks=blocks)
+    if note := _nothing_to_say(seen, metadata, found):
+        return found._replace(note=note)
+    ratios = good_patterns(seen, metadata, found.patterns)
+    if not ratios:
+        return found._replace(use="fused")
+    chosen = choose(ratios, metadata)
+    found = found._replace(use=chosen, chosen=chosen)
+    return _confirm(found, metrics, metadata, range(first_fresh, len(plan["orders"])))
+
+
+def _in_blocks(metrics, blocks):
+    """The trainings of these blocks, counted from 0, alone."""
+    return {arm: [t for t in mine if t["block"] in blocks] for arm, mine in metrics.items()}
+
+
+def _nothing_to_say(metrics, metadata, found):
+    """Why nothing can be recommended, in a few words, else ""."""
+    if not found.patterns:
+        return "no window model was trained"
+    if "fused" not in metrics:
+        return "fused, the best full attention, was not trained"
+    if not any(paired_trainings(metrics, (arm, "fused")) for arm in found.patterns):
+        return "no pattern and fused both ended well in a block"
+    if metadata["plan"]["equivalence_margin"] is None:
+        return "no margin for the loss was declared"
+    idle = not_trained(metrics, metadata)
+    return "not trained" if "fused" in idle or set(found.patterns) <= set(idle) else ""
+
+
+def good_patterns(metrics, metadata, patterns):
+    """{pattern: its time over that of fused} of those shown not to be worse and faster by the mean.
+
+    One that failed in a block is none of them.
+    """
+    idle, ratios = not_trained(metrics, metadata), {}
+    for arm in patterns:
+        losses = shared_values(metrics, (arm, "fused"), "val_loss")
+        failed = any(training["status"] != "ok" for training in metrics[arm])
+        if failed or arm in idle or not losses.size:
+            continue
+        ratio = _time_ratio(metrics, arm)
+        margin = metadata["plan"]["equivalence_margin"]
+        if ratio < 1 and non_inferiority(*losses, margin).verdict == "not worse":
+            ratios[arm] = ratio
+    return ratios
+
+
+def _time_ratio(metrics, arm):
+    return paired_ratio(*shared_values(metrics, (arm, "fused"), "training_time")).ratio
+
+
+def choose(ratios, metadata):
+    """The pattern of {pattern: time ratio} with the least; of those tied, that of fewest pairs."""
+    limit = min(ratios.values()) * (1 + TIED)
+    used = metadata["attention"]  # of an earlier file: without densities
+    density = {arm: used.get(arm, {}).get("density", 1) for arm in ratios}
+    tied = [arm for arm, ratio in ratios.items() if ratio <= limit]
+    return min(tied, key=lambda arm: (density[arm], ratios[arm]))
+
+
+def _confirm(found, metrics, metadata, fresh):
+    """The recommendation with what the fresh blocks, counted from 0, say of what was chosen."""
+    found = found._replace(fresh=tuple(block + 1 for block in fresh))
+    asked, margin = _in_blocks(metrics, fresh), metadata["plan"]["equivalence_margin"]
+    pairs = paired_trainings(asked, (found.chosen, "fused"))
+    failed = any(training["status"] != "ok" for training in asked[found.chosen])
+    if failed:
+        return found._replace(use="fused", confirmed=False)
+    if not fresh or len(pairs) < len(fresh):
+        return found
+    differences = tuple(chosen["val_loss"] - fused["val_loss"] for chosen, fused in pairs)
+    ratio = _time_ratio(asked, found.chosen)
+    confirmed = ratio < 1 and all(difference < margin for difference in differences)
+    return found._replace(
+        use=found.chosen if confirmed else "fused",
+        differences=differences,
+        time_ratio=ratio,
+        confirmed=confirmed,
+    )
+
+
+def recommendation_text(found):
+    """A ``Recommendation`` in a sentence: what to use, chosen from what, and whether confirmed."""
+    if found.use is None:
+        return f"nothing can be said: {found.note}"
+    several, blocks = len(found.patterns) > 1, _blocks_text(found.blocks)
+    if found.chosen is None:
+        which = f"none of {len(found.patterns)} patterns" if several else found.patterns[0]
+        not_shown = "is" if several else "is not"
+        return f"fused: {which} {not_shown} shown to be as good and faster ({blocks})"
+    if not several:
+        return f"{found.chosen}, as good as fused and by the mean faster ({blocks})"
+    text = f"{found.chosen}, chosen from {len(found.patterns)} patterns on {blocks}, "
+    if found.confirmed is None:
+        return f"{text}not confirmed on fresh seeds"
+    where = f"confirmed on {_blocks_text(found.fresh)} ({_fresh_numbers(found)})"
+    return text + where if found.confirmed else f"fused: {text}was not {where}"
+
+
+def _fresh_numbers(found):
+    if not found.differences:
+        return "a training failed"
+    losses = ", ".join(amount(difference, "nats", "+") for difference in found.differences)
+    return f"{losses} nats, {found.time_ratio:.3f} times the time of fused"
+
+
+def _blocks_text(blocks):
+    """Blocks, at least one, in a few words: "blocks 1 to 3", "2 of blocks 1 to 3"."""
+    first, last, count = blocks[0], blocks[-1], len(blocks)
+    if count == 1:
+        return f"block {first}"
+    if last - first == 1:
+        return f"blocks {first} and {last}"
+    return f"{count} of " * (last - first >= count) + f"blocks {first} to {last}"
