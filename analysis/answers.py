@@ -5,10 +5,10 @@ from analysis.significance import non_inferiority, paired_ratio
 from analysis.values import (
     in_order,
     not_trained,
-    ok_values,
     paired_trainings,
     planned_trainings,
     shared_values,
+    tokens_of,
 )
 from analysis.words import amount, wrapped
 
@@ -97,6 +97,6 @@ def _as_good(metrics, metadata, pair):
     text = f"{amount(found.mean, 'nats', '+')} nats"
     if end is not None:
         text += f", at {bound} {amount(end, 'nats', '+')}"
-    tokens = ok_values(metrics, arm, "total_tokens").max()
+    tokens = tokens_of(metrics, arm)
     blocks = "1 block" if found.n == 1 else f"{found.n} blocks"
     return f"{answer}: {text} ({blocks}, {tokens:,.0f} tokens each)"

@@ -9,9 +9,9 @@ from analysis.spread import unsteady
 from analysis.values import (
     PRACTICAL_SHARE,
     not_trained,
-    ok_values,
     paired_trainings,
     shared_values,
+    tokens_of,
 )
 from analysis.words import amount, p_value, percent, with_interval
 
@@ -180,7 +180,7 @@ def describe_quality(claim, arm, reference, loss, declared):
 
 def _trained_on(metrics, metadata, arm):
     """How much a training of the arm saw, in words."""
-    tokens = ok_values(metrics, arm, "total_tokens").max()
+    tokens = tokens_of(metrics, arm)
     rows = tokens / metadata["config"]["seq_len"]
     passes = rows / metadata["data"]["train_rows"]
     return f"Trained on {tokens:,.0f} tokens, {passes:.2g} times the data."

@@ -8,16 +8,20 @@ from typing import NamedTuple
 
 from analysis.significance import non_inferiority, paired_ratio
 from analysis.values import (
+    LONG_TOKENS,
     not_trained,
     ordered_arms,
     paired_trainings,
     pattern_of_arm,
     shared_values,
+    tokens_of,
 )
 from analysis.words import amount
 
 TIED = 0.01  # share by which ratios of times may differ for the sparser pattern to be taken
 FRESH, FEWEST_BLOCKS = 2, 4  # blocks kept out of the choice, and those it takes for that
+
+AFTER_LONGER = "; longer training may rank patterns the other way round"
 
 
 class Recommendation(NamedTuple):
@@ -32,6 +36,7 @@ class Recommendation(NamedTuple):
     differences: tuple = ()  # on these: validation loss of chosen - fused, in nats
     time_ratio: float | None = None  # on these: chosen / fused, geometric mean
     confirmed: bool | None = None  # by these; None: there are none, or not all are trained
+    tokens: int | None = None  # that a training of it saw
 
 
 def patterns_of(arms):
@@ -58,7 +63,7 @@ def recommend(metrics, metadata):
     if not ratios:
         return found._replace(use="fused")
     chosen = choose(ratios, metadata)
-    found = found._replace(use=chosen, chosen=chosen)
+    found = found._replace(use=chosen, chosen=chosen, tokens=tokens_of(metrics, chosen))
     return _confirm(found, metrics, metadata, range(first_fresh, len(plan["orders"])))
 
 
@@ -82,7 +87,7 @@ def _nothing_to_say(metrics, metadata, found):
 
 
 def good_patterns(metrics, metadata, patterns):
-    """{pattern: its time over that of fused} of those shown not to be worse and faster by the mean.
+    """{pattern: its time over that of fused} of those shown not to be worse, and to be faster.
 
     One that failed in a block is none of them.
     """
@@ -94,13 +99,14 @@ def good_patterns(metrics, metadata, patterns):
             continue
         ratio = _time_ratio(metrics, arm)
         margin = metadata["plan"]["equivalence_margin"]
-        if ratio < 1 and non_inferiority(*losses, margin).verdict == "not worse":
-            ratios[arm] = ratio
+        faster = ratio.high is not None and ratio.high < 1
+        if faster and non_inferiority(*losses, margin).verdict == "not worse":
+            ratios[arm] = ratio.ratio
     return ratios
 
 
 def _time_ratio(metrics, arm):
-    return paired_ratio(*shared_values(metrics, (arm, "fused"), "training_time")).ratio
+    return paired_ratio(*shared_values(metrics, (arm, "fused"), "training_time"))
 
 
 def choose(ratios, metadata):
@@ -123,7 +129,7 @@ def _confirm(found, metrics, metadata, fresh):
     if not fresh or len(pairs) < len(fresh):
         return found
     differences = tuple(chosen["val_loss"] - fused["val_loss"] for chosen, fused in pairs)
-    ratio = _time_ratio(asked, found.chosen)
+    ratio = _time_ratio(asked, found.chosen).ratio
     confirmed = ratio < 1 and all(difference < margin for difference in differences)
     return found._replace(
         use=found.chosen if confirmed else "fused",
@@ -137,13 +143,22 @@ def recommendation_text(found):
     """A ``Recommendation`` in a sentence: what to use, chosen from what, and whether confirmed."""
     if found.use is None:
         return f"nothing can be said: {found.note}"
-    several, blocks = len(found.patterns) > 1, _blocks_text(found.blocks)
     if found.chosen is None:
-        which = f"none of {len(found.patterns)} patterns" if several else found.patterns[0]
-        not_shown = "is" if several else "is not"
-        return f"fused: {which} {not_shown} shown to be as good and faster ({blocks})"
-    if not several:
-        return f"{found.chosen}, as good as fused and by the mean faster ({blocks})"
+        which = found.patterns[0] + " is not"
+        if len(found.patterns) > 1:
+            which = f"none of {len(found.patterns)} patterns is"
+        return f"fused: {which} shown to be as good and faster ({_blocks_text(found.blocks)})"
+    text = _chosen_text(found)
+    if found.use == found.chosen and (found.tokens or LONG_TOKENS) < LONG_TOKENS:
+        text += AFTER_LONGER
+    return text
+
+
+def _chosen_text(found):
+    """How the pattern that was chosen was found, and whether it is confirmed, in a sentence."""
+    blocks = _blocks_text(found.blocks)
+    if len(found.patterns) == 1:
+        return f"{found.chosen}, as good as fused and faster ({blocks})"
     text = f"{found.chosen}, chosen from {len(found.patterns)} patterns on {blocks}, "
     if found.confirmed is None:
         return f"{text}not confirmed on fresh seeds"

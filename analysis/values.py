@@ -19,6 +19,7 @@ OUTCOMES = (  # key, words, unit; for every one of them less is better
 PATTERN_NAME = re.compile(
     "w(NUMBER)-d(0|NUMBER)(-s)?(-f(NUMBER))?(-e(NUMBER))?".replace("NUMBER", "[1-9][0-9]{,8}")
 )
+LONG_TOKENS = 100_000_000  # of a training; after a shorter one patterns may change places
 PRACTICAL_SHARE = 0.01  # a difference below 1 % is called so, significant or not
 
 
@@ -102,6 +103,11 @@ def throttled(training):
 def ok_values(metrics, arm, key):
     """The finite values of ``key`` over the arm's trainings that ended well, as an array (n,)."""
     return shared_values(metrics, (arm,), key)[0]
+
+
+def tokens_of(metrics, arm):
+    """How many tokens a training of the arm saw."""
+    return int(ok_values(metrics, arm, "total_tokens").max())
 
 
 def not_trained(metrics, metadata, arms=None):

@@ -2,14 +2,13 @@
 
 from matplotlib.ticker import EngFormatter
 
+from analysis.values import LONG_TOKENS
 from analysis.words import text_table, wrapped
 from studies.tables import format_study, pattern_rows, points_of_kinds, setting, use_lines
 
 HOW_TO_MEASURE = """\
 `python compare_models.py --study patterns` measures speed and quality of patterns;
 `python analyze_hyperparameters.py --measured` then shows them here."""
-
-SHORT = 100_000_000  # tokens of a training below which the losses may not last
 
 
 def pairs_table(analyses):
@@ -91,7 +90,7 @@ def known_text(content, source, arms):
     tokens = content["points"][0]["steps"]
     tokens *= content["config"]["seq_len"] * content["config"]["batch_size"]
     text = f"Every training saw {tokens:,} tokens"
-    if tokens < SHORT:
+    if tokens < LONG_TOKENS:
         text += ": so few that longer ones may rank the patterns the other way round"
     return "\n".join([*lines, *wrapped(f"{text}.")]) + "\n"
 

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 
+from analysis.values import LONG_TOKENS
 from experiment.progress import format_seconds
 from machine import ranks
 from machine.command import say
@@ -14,7 +15,6 @@ from training.trainer import Trainer, release_memory
 # for the estimate before the first training; measured times take over after it
 CHILD_SECONDS = 4  # a fresh process imports torch
 COMPILE_SECONDS = 20
-LONG_TOKENS = 100e6  # of a training of preset long: patterns change places in shorter ones
 
 
 def seconds_of_step(config, arm, dataset, device):
