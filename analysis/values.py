@@ -19,7 +19,13 @@ OUTCOMES = (  # key, words, unit; for every one of them less is better
 PATTERN_NAME = re.compile(
     "w(NUMBER)-d(0|NUMBER)(-s)?(-f(NUMBER))?(-e(NUMBER))?".replace("NUMBER", "[1-9][0-9]{,8}")
 )
+SMOKE_MARK = "smoke test: says nothing about time or quality"
 PRACTICAL_SHARE = 0.01  # a difference below 1 % is called so, significant or not
+
+
+def is_smoke_test(metadata):
+    """Whether an experiment only shows that everything works."""
+    return metadata["config"]["preset"] == "smoke"
 
 
 def pattern_text(config):
