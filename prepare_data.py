@@ -46,7 +46,7 @@ def build_parser():
         (
             "--output",
             DEFAULT_PATH,
-            "file to write; X.npy gets its tokenizer beside it, X.tokenizer.json",
+            "file to write, X.npy, with X.tokenizer.json beside it",
         ),
     ):
         shown = f"{text} (default: {default})"

@@ -79,7 +79,7 @@ def describe_setting(metadata):
 
 
 def partial_mark(metrics, metadata):
-    """What must be seen on every figure: that trainings are missing, say nothing, or of several kinds."""
+    """What must be seen on every figure: that trainings are missing or differ, or a smoke test."""
     marks = [SMOKE_MARK] if is_smoke_test(metadata) else []
     if metadata["status"] == "partial":
         done = len(trainings_of(metrics))

@@ -31,8 +31,8 @@ def _walk(folder, suffixes, skipped, unreadable):
     """Text files below ``folder``, also packed as .gz, sorted by their relative paths.
 
     Hidden folders, those called as in ``skipped`` and links to folders are not entered; tokenizers
-    of data and weights are no text.  A folder that cannot be read is added to ``unreadable``, in words;
-    UserError for ``folder`` itself.
+    of data and weights are no text.  A folder that cannot be read is added to ``unreadable``, in
+    words; UserError for ``folder`` itself.
     """
 
     def note(error):
