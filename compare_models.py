@@ -49,8 +49,8 @@ from studies.points import (
 )
 from studies.run import run_study
 from training.config import PRESETS, add_options, make_config
-from training.prepare import prepare_data
-from training.tokens import DEFAULT_PATH, load_dataset
+from training.prepare import PRESET_DATA, prepare_data
+from training.tokens import load_dataset
 
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
 NOT_CONFIG += ("study", "seq_lens", "patterns")
@@ -82,8 +82,9 @@ def build_parser():
         choices=tuple(PRESETS),
         help="paper: the published experiment; long: seven arms at S 4096 in compiled bfloat16, "
         "one pass over 100M tokens or more (python prepare_data.py --corpus site-packages), "
-        "without the baseline, which takes five times as long; laptop: small and short (default: "
-        "paper with CUDA, laptop without)",
+        "without the baseline, which takes five times as long; laptop: small, in minutes; smoke: "
+        "everything in half a minute, which says nothing about time or quality (default: paper "
+        "with CUDA, laptop without)",
     )
     switch = {"action": "store_true", "default": False}
     parser.add_argument("--dry-run", help="print the plan and a time estimate, no more", **switch)
@@ -179,14 +180,14 @@ def prepare_point(point, config, study):
 
 
 def ensure_data(path):
-    """Prepare the default corpus where the default file is missing, and say so.
+    """Prepare a preset's data file where it is missing, from the standard library, and say so.
 
     A file that the user named is never made up: load_dataset says that it is missing.
     """
-    if os.path.lexists(path) or path != DEFAULT_PATH:
+    if os.path.lexists(path) or path not in PRESET_DATA:
         return
     say(f"{path} is missing: preparing it from the Python standard library's own source")
-    summary, _ = prepare_data(output=path)
+    summary, _ = prepare_data(output=path, **PRESET_DATA[path])
     say(summary)
 
 

@@ -1,4 +1,4 @@
-"""Training data: text into rows of tokens (``training_data.npy``), and the tokenizer beside them.
+"""Training data: text into rows of tokens (``X.npy``), and their tokenizer (``X.tokenizer.json``).
 
 The data is one stream of tokens, every document followed by an end-of-text token, cut into rows of
 ``seq_len + 1``: inputs are ``row[:-1]``, targets ``row[1:]``.  The last 5 % of the rows are held
@@ -12,7 +12,7 @@ import sys
 from machine.command import run_command, say
 from training.corpus import CORPORA, TEXT_SUFFIXES
 from training.prepare import prepare_data
-from training.tokens import DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, TOKENIZER_NAME
+from training.tokens import DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE
 
 NAMED_AT_MOST = 10  # files of one kind left out that are named
 
@@ -43,7 +43,11 @@ def build_parser():
     for option, default, text in (
         ("--seq-len", DEFAULT_SEQ_LEN, "tokens that a row predicts"),
         ("--vocab-size", DEFAULT_VOCAB_SIZE, "tokens to learn, at most"),
-        ("--output", DEFAULT_PATH, f"file to write, with {TOKENIZER_NAME} beside it"),
+        (
+            "--output",
+            DEFAULT_PATH,
+            "file to write, X.npy, with X.tokenizer.json beside it",
+        ),
     ):
         shown = f"{text} (default: {default})"
         parser.add_argument(option, type=type(default), default=default, help=shown)
@@ -62,6 +66,7 @@ def prepare(options):
         if len(files) > NAMED_AT_MOST:
             say(f"prepare_data.py: left out, {kind}: and {len(files) - NAMED_AT_MOST:,} more")
     print(summary)
+    print(f"to train on it: python main.py --data {options.output}")
 
 
 def main(argv=None):

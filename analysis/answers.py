@@ -3,6 +3,7 @@
 from analysis.recommend import patterns_of, recommend, recommendation_text
 from analysis.significance import non_inferiority, paired_ratio
 from analysis.values import (
+    SMOKE_MARK,
     in_order,
     not_trained,
     paired_trainings,
@@ -46,6 +47,7 @@ def _marks(metrics, metadata):
     if metadata["status"] != "complete":
         marks.append(f"PARTIAL, {len(in_order(metrics))} of {planned_trainings(metadata)}")
     marks += ["MIXED"] * bool(metadata["mixed"])
+    marks += [SMOKE_MARK] * (metadata["config"]["preset"] == "smoke")
     return f" ({', '.join(marks)})" if marks else ""
 
 

@@ -243,10 +243,20 @@ def decomposition(metrics, metadata):
     )
 
 
+def _caveats_once(claims):
+    """What several neighbours say at their end that they do not show, after the last alone."""
+    kept = []
+    for claim, following in zip(claims, [*claims[1:], ""], strict=True):
+        start = claim.rfind(" This does not show")
+        said_again = start > 0 and following.endswith(claim[start:])
+        kept.append(claim[:start] if said_again else claim)
+    return kept
+
+
 def claims_of(metrics, metadata, found):
     """Every claim of the report, those on time first; found: of ``compare``."""
     first = [decomposition(metrics, metadata)] if "window" in metrics else []
     times = ratio_claims(metrics, metadata, found, "training_time", "time")
     quality = [*quality_claims(metrics, metadata), *reach_claims(metrics)]
     memory = ratio_claims(metrics, metadata, found, "peak_memory_mb", "memory")
-    return [*first, *times, *quality, *memory]
+    return _caveats_once([*first, *times, *quality, *memory])

@@ -20,7 +20,13 @@ PATTERN_NAME = re.compile(
     "w(NUMBER)-d(0|NUMBER)(-s)?(-f(NUMBER))?(-e(NUMBER))?".replace("NUMBER", "[1-9][0-9]{,8}")
 )
 LONG_TOKENS = 100_000_000  # of a training; after a shorter one patterns may change places
+SMOKE_MARK = "smoke test: says nothing about time or quality"
 PRACTICAL_SHARE = 0.01  # a difference below 1 % is called so, significant or not
+
+
+def is_smoke_test(metadata):
+    """Whether an experiment only shows that everything works."""
+    return metadata["config"]["preset"] == "smoke"
 
 
 def pattern_text(config):

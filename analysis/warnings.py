@@ -6,7 +6,9 @@ from analysis.contrasts import contrasts_of
 from analysis.significance import ALPHA
 from analysis.spread import unsteady
 from analysis.values import (
+    SMOKE_MARK,
     in_order,
+    is_smoke_test,
     not_trained,
     ok_trainings,
     ok_values,
@@ -175,6 +177,7 @@ def find_warnings(metrics, metadata):
     """What a reader must know before the figures, a sentence each."""
     mixed = "MIXED: trainings that differ were taken together (--allow-mixed)"
     return [
+        *([SMOKE_MARK] if is_smoke_test(metadata) else []),
         *(f"{mixed}: {line}" for line in metadata["mixed"]),
         *_untrained_warnings(metrics, metadata),
         *_failure_warnings(metrics),

@@ -2,22 +2,16 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
 from machine.files import file_sha256
-from training.tokens import TOKENIZER_NAME
+from training.tokens import find_tokenizer
 
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 # what the plan rests on, and what makes curves of other steps: --allow-mixed mixes none of it
 PLANNED = ("runs", "seed", "arms", "equivalence_margin", "seq_len", "batch_size", "max_steps")
 PLANNED += ("world_size", "eval_every")
-
-
-def tokenizer_of(data):
-    """Where the tokenizer of a file of tokens lies, if there is one: beside it."""
-    return Path(data).resolve().parent / TOKENIZER_NAME
 
 
 def plain_config(config):
@@ -44,7 +38,7 @@ def identity_of(config, dataset, environment, code):
         "config": identity_of_config(config),
         "code": code["sources_sha256"],
         "data": file_sha256(dataset.path),
-        "tokenizer": file_sha256(tokenizer_of(dataset.path)),
+        "tokenizer": file_sha256(find_tokenizer(dataset.path)),
         "device": device,
     }
 

@@ -9,7 +9,7 @@ from analysis.metrics import SCHEMA_VERSION, SUITE_VERSION, save_metrics
 from analysis.values import in_order, trainings_of
 from analysis.warnings import find_warnings, split_blocks
 from experiment import files
-from experiment.identity import PLANNED, differences, identity_of, plain_config, tokenizer_of
+from experiment.identity import PLANNED, differences, identity_of, plain_config
 from experiment.plan import declare, make_plan
 from machine import ranks
 from machine.command import UserError, say
@@ -19,6 +19,7 @@ from training.batches import bigram_loss, planned_steps, unigram_loss, validatio
 from training.config import arm_density, pattern_options
 from training.memory import MEMORY_STEPS
 from training.operators import attention_used
+from training.tokens import find_tokenizer
 from training.trainer import parameter_counts
 from training.weights import save_window_weights
 
@@ -211,7 +212,7 @@ class StoredExperiment:
         arguments |= self.config.pattern_of("window")
         data = self.now["data"]
         arguments |= {"vocab_size": data["vocab_size"], "max_seq_len": self.config.seq_len}
-        tokenizer = tokenizer_of(data["path"])
+        tokenizer = find_tokenizer(data["path"])
         found = file_sha256(tokenizer)
         if found != self.now["identity"]["tokenizer"]:
             say(f"{tokenizer}: changed since the start, so the weights are kept without it")

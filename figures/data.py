@@ -9,6 +9,8 @@ from analysis.metrics import MetricsError
 from analysis.significance import Interval, mean_interval, paired_ratio
 from analysis.values import (
     OUTCOMES,
+    SMOKE_MARK,
+    is_smoke_test,
     not_trained,
     ok_trainings,
     ok_values,
@@ -87,8 +89,8 @@ def describe_setting(metadata):
 
 
 def partial_mark(metrics, metadata):
-    """What must be seen on every figure: that trainings are missing, or of several kinds."""
-    marks = []
+    """What must be seen on every figure: that trainings are missing or differ, or a smoke test."""
+    marks = [SMOKE_MARK] if is_smoke_test(metadata) else []
     if metadata["status"] == "partial":
         done = len(trainings_of(metrics))
         marks.append(f"partial: {done}/{planned_trainings(metadata)} trainings")

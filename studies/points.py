@@ -19,7 +19,7 @@ DEFAULTS |= {"eval_every": 0, "reach_passages": 0}
 # 64 batches of preset long are a million tokens: a large corpus holds out more than is trained on
 SHORT = {"val_batches": 64, "lr": 3e-4}
 STUDY_DEFAULTS = {
-    ("lengths", "cpu"): {"batch_size": 2, "max_steps": 40},
+    ("lengths", "cpu"): {"batch_size": 4, "max_steps": 40, "warmup_steps": 4},
     ("lengths", "cuda"): {"max_steps": 300, **SHORT},
     ("patterns", "cpu"): {},
     ("patterns", "cuda"): {"max_steps": 600, **SHORT},

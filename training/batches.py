@@ -36,8 +36,12 @@ def validation_rows(config, held_out):
 
 
 def curve_rows(config, held_out):
-    """Indices of the held-out rows that are evaluated in the course of every training."""
-    return _spread(held_out, max(1, CURVE_TOKENS // config.seq_len))
+    """Indices of the held-out rows that are evaluated in the course of every training.
+
+    They are no more than the validation at its end uses.
+    """
+    validated = len(validation_rows(config, held_out))
+    return _spread(held_out, min(validated, max(1, CURVE_TOKENS // config.seq_len)))
 
 
 def _spread(rows, used):

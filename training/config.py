@@ -11,7 +11,7 @@ from attention.choose import EVALUATIONS
 from attention.pattern import layer_density
 from attention.rotary import POSITIONS
 from gpt_win import layer_patterns
-from training.tokens import DEFAULT_PATH
+from training.tokens import DEFAULT_PATH, LAPTOP_PATH, SMOKE_PATH
 
 # arm -> its full attention; None: the window model, as for arms that name a pattern (w64-d8)
 ARMS = {"baseline": "dense", "window": None, "fused": "fused", "published": "published"}
@@ -160,15 +160,33 @@ PRESETS = {
     },
     "laptop": {
         "runs": 6,
-        "seq_len": 1024,
-        "batch_size": 1,
+        "seq_len": 512,
+        "batch_size": 2,
         "d_model": 128,
         "n_heads": 4,
         "layers": 2,
-        "max_steps": 60,
-        "lr": 1e-3,
-        "warmup_steps": 10,
-        "val_batches": 8,
+        "max_steps": 400,
+        "lr": 5e-3,
+        "warmup_steps": 40,
+        "val_batches": 16,
+        "eval_every": 50,
+        "reach_passages": 16,
+        "data": LAPTOP_PATH,
+    },
+    "smoke": {  # everything once, as fast as it goes; its results are marked
+        "runs": 2,
+        "seq_len": 512,
+        "batch_size": 1,
+        "d_model": 32,
+        "n_heads": 2,
+        "layers": 1,
+        "max_steps": 40,
+        "lr": 1e-2,
+        "warmup_steps": 4,
+        "val_batches": 4,
+        "eval_every": 10,
+        "reach_passages": 4,
+        "data": SMOKE_PATH,
     },
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from machine.command import UserError
-from training.tokens import TOKENIZER_NAME
+from training.tokens import is_tokenizer
 
 CORPORA = ("stdlib", "site-packages")
 SUFFIXES = """
@@ -31,8 +31,8 @@ def _walk(folder, suffixes, skipped, unreadable):
     """Text files below ``folder``, also packed as .gz, sorted by their relative paths.
 
     Hidden folders, those called as in ``skipped`` and links to folders are not entered; tokenizers
-    of earlier data are no text.  A folder that cannot be read is added to ``unreadable``, in words;
-    UserError for ``folder`` itself.
+    of data and weights are no text.  A folder that cannot be read is added to ``unreadable``, in
+    words; UserError for ``folder`` itself.
     """
 
     def note(error):
@@ -47,7 +47,7 @@ def _walk(folder, suffixes, skipped, unreadable):
             path = Path(root, name)
             is_text = Path(name.lower().removesuffix(".gz")).suffix in suffixes
             # reading a pipe would wait for ever
-            if is_text and name != TOKENIZER_NAME and os.path.isfile(path):
+            if is_text and not is_tokenizer(name) and os.path.isfile(path):
                 found.append(path)
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 

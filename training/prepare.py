@@ -2,6 +2,7 @@
 
 import glob
 import re
+import sysconfig
 from itertools import islice
 from pathlib import Path
 
@@ -12,12 +13,26 @@ from tqdm import tqdm
 from machine.command import UserError
 from machine.files import atomic_write, remove_leftovers
 from training.corpus import read_corpus
-from training.tokens import DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE, TOKENIZER_NAME
+from training.tokens import (
+    DEFAULT_PATH,
+    DEFAULT_SEQ_LEN,
+    DEFAULT_VOCAB_SIZE,
+    LAPTOP_PATH,
+    SMOKE_PATH,
+    tokenizer_path,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARACTERS = 2**16  # of a document, encoded on one core
 PIECES_AT_ONCE = 64  # shared out to the cores; need about 100 bytes a character
 SAMPLE_CHARACTERS = 2**24  # the tokenizer learns from as many: more than the default corpus has
+# The data files of presets, which main.py makes where they are missing: options of prepare_data.
+# Of 10,000 words the output layer would take most of a small model's time.
+PRESET_DATA = {
+    DEFAULT_PATH: {},
+    LAPTOP_PATH: {"vocab_size": 1024},
+    SMOKE_PATH: {"vocab_size": 512, "paths": [Path(sysconfig.get_path("stdlib"), "asyncio")]},
+}
 
 
 def pieces_of(documents, description):
@@ -123,7 +138,7 @@ def prepare_data(
     output=DEFAULT_PATH,
     corpus=None,
 ):
-    """Write text as rows of tokens, and the tokenizer as ``tokenizer.json`` beside them.
+    """Write text as rows of tokens, X.npy, and their tokenizer beside them, X.tokenizer.json.
 
     paths: text files, and folders walked for text; without any, ``corpus`` (None: "stdlib", the
     Python standard library's source; "site-packages": that and the installed packages').
@@ -134,7 +149,8 @@ def prepare_data(
     """
     output = Path(output)
     _check_options(paths, seq_len, vocab_size, output, corpus)
-    remove_leftovers(output.parent, [glob.escape(output.name), TOKENIZER_NAME])
+    beside = tokenizer_path(output)
+    remove_leftovers(output.parent, [glob.escape(path.name) for path in (output, beside)])
     documents, left_out = read_corpus(paths, corpus)
     if not documents:
         places = ", ".join(map(str, paths)) or "the default corpus"
@@ -147,12 +163,12 @@ def prepare_data(
         np.save(file, rows)
         file.flush()
         # only once the rows have found room on the disk is an older tokenizer replaced
-        atomic_write(output.parent / TOKENIZER_NAME, lambda file: file.write(text))
+        atomic_write(beside, lambda file: file.write(text))
 
     atomic_write(output, write_both)
     summary = (
         f"{output}: {len(documents):,} documents, {rows.size:,} tokens, {len(rows):,} rows of "
-        f"{seq_len + 1:,}, vocabulary {tokenizer.get_vocab_size():,} ({TOKENIZER_NAME} beside it)"
+        f"{seq_len + 1:,}, vocabulary {tokenizer.get_vocab_size():,} ({beside.name} beside it)"
         f"{_counted(left_out)}"
     )
     return summary, left_out

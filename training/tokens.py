@@ -10,7 +10,8 @@ from machine.command import UserError
 
 HELD_OUT_SHARE = 0.05
 DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE = "training_data.npy", 256, 10_000
-TOKENIZER_NAME = "tokenizer.json"  # beside the data
+LAPTOP_PATH, SMOKE_PATH = "training_data_1024.npy", "training_data_smoke.npy"  # of presets
+TOKENIZER_NAME = "tokenizer.json"  # beside weights, and beside data of earlier versions
 LARGEST_TOKEN = 2**24 - 1  # of a user's array; more is padding or an id gone wrong
 
 
@@ -25,6 +26,25 @@ class Dataset:
     train: np.ndarray
     held_out: np.ndarray
     vocab_size: int
+
+
+def tokenizer_path(data):
+    """Where the tokenizer of a file of tokens is written: X.npy has X.tokenizer.json beside it."""
+    return Path(data).with_suffix(f".{TOKENIZER_NAME}")
+
+
+def find_tokenizer(data):
+    """Where the tokenizer of a file of tokens lies, if there is one: X.tokenizer.json beside it.
+
+    Without that file it is tokenizer.json in the folder, as data of earlier versions has it.
+    """
+    own = tokenizer_path(Path(data).resolve())
+    return own if own.exists() else own.with_name(TOKENIZER_NAME)
+
+
+def is_tokenizer(name):
+    """Whether a file of this name is the tokenizer of data or of weights."""
+    return name == TOKENIZER_NAME or name.endswith(f".{TOKENIZER_NAME}")
 
 
 def _open_rows(path):
