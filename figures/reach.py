@@ -48,12 +48,12 @@ def differences_by_position(ax, data):
             rows = [np.subtract(a["position_losses"], b["position_losses"]) for a, b in probed]
             draw_blocks(ax, data, arm, probed[0][0]["positions"], np.array(rows))
     ax.axhline(0, color="black", lw=0.8)
-    ax.set_ylabel(f"loss minus that of {data.reference} (nats/token)")
+    ax.set_ylabel(f"loss minus that\nof {data.reference} (nats/token)")
 
 
 def reach(data):
     """How far back the models copy from, and where in the sequence they lose."""
-    fig, ((left, right),) = new_figure(1, 2, 3.5)
+    fig, ((left, right),) = new_figure(1, 2, 3.9)
     gains_by_distance(left, data)
     several = len(data.arms) > 1
     by_position = differences_by_position if several else losses_by_position
