@@ -1,5 +1,6 @@
 """The three lines that a report begins with: is it faster, is it as good, what to use."""
 
+from analysis.claims import bound_text
 from analysis.recommend import patterns_of, recommend, recommendation_text
 from analysis.significance import non_inferiority, paired_ratio
 from analysis.values import (
@@ -11,7 +12,7 @@ from analysis.values import (
     shared_values,
     tokens_of,
 )
-from analysis.words import amount, wrapped
+from analysis.words import amount, blocks_text, wrapped
 
 FULL_ATTENTION = ("fused", "baseline", "published")  # the best first
 ASKED = ("Faster", "As good", "Use")
@@ -76,7 +77,9 @@ def _faster(metrics, pair):
     if found.low is not None:
         ends = sorted(100 * sign * (end - 1) for end in (found.low, found.high))
         text += f" [{ends[0]:.1f}, {ends[1]:.1f}]"
-    evidence = found.note or f"{found.n} blocks"
+    evidence = found.note or blocks_text(found.n)
+    if pair[1] != "fused":
+        evidence += "; the kernel differs too, so sparsity need not be the reason"
     return f"{answer}: {pair[0]} takes {text} {word} training time than {pair[1]} ({evidence})"
 
 
@@ -95,10 +98,6 @@ def _as_good(metrics, metadata, pair):
         "worse": f"no: {arm} is worse than {reference} by more than {margin:g} nats",
         "undecided": f"undecided, by the margin of {margin:g} nats: {arm} against {reference}",
     }[found.verdict]
-    bound, end = ("least", found.low) if found.verdict == "worse" else ("most", found.high)
-    text = f"{amount(found.mean, 'nats', '+')} nats"
-    if end is not None:
-        text += f", at {bound} {amount(end, 'nats', '+')}"
-    tokens = tokens_of(metrics, arm)
-    blocks = "1 block" if found.n == 1 else f"{found.n} blocks"
-    return f"{answer}: {text} ({blocks}, {tokens:,.0f} tokens each)"
+    text = f"{amount(found.mean, 'nats', '+')} nats{bound_text(found)}"
+    trained = f"{blocks_text(found.n)}, {tokens_of(metrics, arm):,} tokens each"
+    return f"{answer}: {text} ({trained})"

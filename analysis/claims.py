@@ -13,7 +13,7 @@ from analysis.values import (
     shared_values,
     tokens_of,
 )
-from analysis.words import amount, p_value, percent, with_interval
+from analysis.words import amount, blocks_text, p_value, percent, with_interval
 
 FEWEST_OF_TREND = 5  # steps
 EVERY_PAIR = ("dense", "masked")  # evaluations that compute the left-out pairs too
@@ -119,11 +119,11 @@ def _block_by_block(differences, unsteady_arms):
     )
 
 
-def _trend(metrics, pair, claim):
-    """Whether the paired difference of training losses still changed at the end, in words.
+def _trend(metrics, pair):
+    """Which arm of a pair the training losses still moved in favour of at the end, in words.
 
-    Its least-squares slope over the last fifth of the steps times their number, block by block.
-    pair: an arm and its reference; claim: the ``QualityClaim`` on them.
+    The least-squares slope of their difference over the last fifth of the steps times their
+    number, block by block.
     """
     pairs = paired_trainings(metrics, pair)
     fifth = min(training["total_steps"] for both in pairs for training in both) // 5
@@ -133,11 +133,11 @@ def _trend(metrics, pair, claim):
     differences = np.diff(np.array(last, dtype=np.float64)[:, ::-1], axis=1)[:, 0]
     found = mean_interval(fifth * np.polyfit(np.arange(fifth), differences.T, 1)[0])
     change = with_interval(found.mean, found.low, found.high, "{:+.4f}".format)
-    change = f"{change} nats over the last fifth of the steps"
+    change = f"their difference changed by {change} nats over the last fifth of the steps"
     if found.low <= 0 <= found.high:
-        return f"The difference of the training losses changed by {change}: no trend shown."
-    word = "growing" if found.mean * claim.mean > 0 else "shrinking"
-    return f"The difference of the training losses was still {word} at the end: {change}."
+        return f"The training losses show no trend at the end: {change}."
+    favoured = pair[0] if found.mean < 0 else pair[1]
+    return f"The training losses still moved in favour of {favoured} at the end: {change}."
 
 
 def _declared(plan, claim):
@@ -145,7 +145,16 @@ def _declared(plan, claim):
     if list(claim) not in plan["primary"]:
         return "Not declared before the first training, and not adjusted."
     alike = sum(test == claim[3] for *_, test in plan["primary"])
-    return f"Primary, one of {alike} such claims, so not adjusted."
+    return "Primary" + f", one of {alike} such claims, not adjusted for that" * (alike > 1) + "."
+
+
+def bound_text(claim):
+    """The one-sided bound of a ``QualityClaim`` in nats, in words, the lower one of what is worse.
+
+    Nothing where there is none.
+    """
+    bound, end = ("least", claim.low) if claim.verdict == "worse" else ("most", claim.high)
+    return "" if end is None else f", at {bound} {amount(end, 'nats', '+')}"
 
 
 def describe_quality(claim, arm, reference, loss, declared):
@@ -168,7 +177,7 @@ def describe_quality(claim, arm, reference, loss, declared):
         return f"{text} ({claim.note})."
     low, high = amount(claim.low, "nats", "+"), amount(claim.high, "nats", "+")
     text += (
-        f", at most {high} (one-sided {LEVEL:.0%} bound), p {p_value(claim.p_not_worse)} "
+        f"{bound_text(claim)} (one-sided {LEVEL:.0%} bound), p {p_value(claim.p_not_worse)} "
         f"(non-inferiority, paired t-test, {claim.n} blocks). {declared} "
         f"Equivalence within ±{claim.margin:g}: {claim.equivalence}, {1 - 2 * ALPHA:.0%} interval "
         f"[{low}, {high}], p {p_value(claim.p_equivalent)} (two one-sided tests)."
@@ -183,7 +192,7 @@ def _trained_on(metrics, metadata, arm):
     tokens = tokens_of(metrics, arm)
     rows = tokens / metadata["config"]["seq_len"]
     passes = rows / metadata["data"]["train_rows"]
-    return f"Trained on {tokens:,.0f} tokens, {passes:.2g} times the data."
+    return f"Trained on {tokens:,} tokens, {passes:,.2f} times the data."
 
 
 def _quality_claim(metrics, metadata, claim):
@@ -204,7 +213,7 @@ def _quality_claim(metrics, metadata, claim):
         f"Quality: {describe_quality(found, arm, reference, ref.mean(), _declared(plan, claim))}",
         _block_by_block(x - ref, {arm, reference} & set(unsteady(metrics))),
         _trained_on(metrics, metadata, arm),
-        _trend(metrics, (arm, reference), found),
+        _trend(metrics, (arm, reference)),
         "This does not show that it stays so with longer training, other data or a larger model.",
     )
     return " ".join(filter(None, sentences))
@@ -224,23 +233,28 @@ def _times_as_fast(slower, faster):
 
 
 def decomposition(metrics, metadata):
-    """baseline / window = (baseline / fused) x (fused / window), over the blocks of all three."""
+    """baseline / window = (baseline / fused) x (fused / window), over the blocks of all three.
+
+    A list of one claim, of none where there is nothing to explain.
+    """
     arms = ("baseline", "window", "fused")
+    if not {"baseline", "window"} <= set(metrics):
+        return []
     baseline, window, fused = shared_values(metrics, arms, "training_time")
     if not baseline.size:
-        return (
+        return [
             "No decomposition: it needs blocks in which baseline, window and fused all ended well. "
             "Without the control fused, a gain of window over baseline may come from the kernel "
             "and not from sparsity."
-        )
+        ]
     name = "mask" if metadata["pattern"]["evaluation"] in EVERY_PAIR else "sparsity"
-    return (
+    return [
         f"Where the speed comes from: window is {_times_as_fast(baseline, window)} times as "
         f"fast as baseline = kernel {_times_as_fast(baseline, fused)} (fused against baseline) x "
         f"{name} {_times_as_fast(fused, window)} (window against fused; below 1: slower), "
-        f"geometric means over the {baseline.size} blocks that all three finished; the tests of "
+        f"geometric means over {blocks_text(baseline.size)} that all three finished; the tests of "
         "each are below."
-    )
+    ]
 
 
 def _caveats_once(claims):
@@ -255,8 +269,7 @@ def _caveats_once(claims):
 
 def claims_of(metrics, metadata, found):
     """Every claim of the report, those on time first; found: of ``compare``."""
-    first = [decomposition(metrics, metadata)] if "window" in metrics else []
     times = ratio_claims(metrics, metadata, found, "training_time", "time")
     quality = [*quality_claims(metrics, metadata), *reach_claims(metrics)]
     memory = ratio_claims(metrics, metadata, found, "peak_memory_mb", "memory")
-    return _caveats_once([*first, *times, *quality, *memory])
+    return _caveats_once([*decomposition(metrics, metadata), *times, *quality, *memory])

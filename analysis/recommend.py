@@ -1,4 +1,4 @@
-"""What to use: the fastest pattern that is as good as fused, and whether fresh blocks confirm it.
+"""What to use: the fastest pattern shown to be as good as fused and faster, and its confirmation.
 
 The best of many looks better than it is, for its luck was chosen with it.  So an experiment with
 several patterns keeps its last blocks out of the choice and asks them afterwards.

@@ -99,7 +99,7 @@ def _failure_warnings(metrics):
     if failed > 1:
         yield f"{failed} trainings failed: with more than one, take no comparison as valid."
     blocks = [len(paired_trainings(metrics, arms)) for *arms, _ in contrasts_of(metrics)]
-    fewest = min(blocks, default=0)
+    fewest = min(filter(None, blocks), default=0)
     if fewest == 1:
         yield "One block: no spread, no test. Use --runs 6 or more for both."
     least = 2 / 2**fewest  # of the two-sided sign-flip test
@@ -146,8 +146,8 @@ def _rise_warnings(metrics, metadata):
 def _spread_warnings(metrics):
     for arm, found in unsteady(metrics).items():
         yield (
-            f"{arm}: the validation losses {found}: its mean stands for no training, look at every "
-            "block (table below, figures 1 and 8)."
+            f"{arm}: the validation losses {found}: its mean may stand for no training, look at "
+            "every block (figures 1 and 8)."
         )
 
 

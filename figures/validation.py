@@ -61,7 +61,7 @@ def difference_panel(ax, data, metric):
 
 
 def validation(data):
-    """11: held-out loss over tokens and over seconds, and its paired difference to ``fused``."""
+    """11: held-out loss over tokens and seconds, and its paired difference to the reference."""
     fig = empty_figure(5.4)
     axes = fig.subplot_mosaic("ts;dd", height_ratios=(3, 2))
     axes["s"].sharey(axes["t"])

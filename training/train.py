@@ -28,8 +28,9 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
     """Train one arm from ``seed`` and measure it; returns ``(metrics, model)``.
 
     dataset: has ``train`` and ``held_out`` rows (N, S + 1) and ``vocab_size``.  The metrics are
-    the keys of metrics_utils.NUMBERS, TEXTS and SERIES without the place in the experiment, and
-    ``device_before`` and ``device_after`` (see ``machine.state``; not in any of the times).
+    the keys of analysis.metrics, NUMBERS, TEXTS, RECORDS and SERIES, without the place in the
+    experiment; the device's states (see ``machine.state``) are not in any of the times.
+
     A loss that is not finite or memory that runs out ends the training with ``status`` diverged or
     out_of_memory (model None then) and a ``message``.
 

@@ -210,6 +210,8 @@ def test_an_arm_that_never_fits_does_not_take_the_claim_on_sparsity_with_it(expe
     assert "No decomposition: it needs blocks in which baseline, window and fused" in text
     assert "Sparsity made training faster at sequence length 1,024: window took" in text
     assert "window against baseline: no block in which both ended well" in text
+    without = {arm: metrics[arm] for arm in ("window", "fused")}
+    assert "decomposition" not in format_report(without, metadata)
     everyone = {arm: [t | failed for t in trainings] for arm, trainings in metrics.items()}
     assert "12 trainings failed" in format_report(everyone, metadata)
 
@@ -276,7 +278,9 @@ def test_quality_is_a_claim_with_three_answers(center, spread, words, equivalenc
     low, high = stats.ttest_1samp(e, 0).confidence_interval(0.9)
     direction = "lower" if e.mean() < 0 else "higher"
     assert f"validation loss {abs(e.mean()):.4f} nats {direction}" in text
-    assert f"at most {high:+.4f}" in text and f"[{low:+.4f}, {high:+.4f}]" in text
+    is_worse = words.startswith("window is worse")
+    bound = f"at least {low:+.4f}" if is_worse else f"at most {high:+.4f}"
+    assert bound in text and f"[{low:+.4f}, {high:+.4f}]" in text
     percent = 100 * e.mean() / column(metrics, "fused", "val_loss").mean()
     assert f"({percent:+.2f} %)" in text
     assert bool(re.search(r"About \d+ blocks would decide it", text)) == ("undecided" in words)
@@ -284,11 +288,12 @@ def test_quality_is_a_claim_with_three_answers(center, spread, words, equivalenc
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(0.3, "was still growing"), (-0.3, "was still shrinking"), (0.0, "no trend shown")],
+    [(0.3, "in favour of fused"), (-0.3, "in favour of window"), (0.0, "show no trend")],
 )
-def test_a_difference_that_changes_at_the_end_is_said_so(change, words):
+@pytest.mark.parametrize("worse", [1, -1])
+def test_a_difference_that_changes_at_the_end_is_said_so(change, words, worse):
     metrics, metadata = with_losses(
-        make_experiment(6, arms=("window", "fused"), steps=200), [1] * 6
+        make_experiment(6, arms=("window", "fused"), steps=200), [worse] * 6
     )
     rng, last, changes = np.random.default_rng(7), np.arange(40), []
     for training, fused in zip(metrics["window"], metrics["fused"], strict=True):

@@ -42,7 +42,7 @@ def test_an_arm_without_a_mean_has_its_blocks_in_warning_table_and_claim():
     losses = [1.944, 1.640, 1.660, 1.652]
     metrics, metadata = with_losses(losses)
     assert list(unsteady(metrics)) == ["w96-d4"]
-    (warning,) = (line for line in find_warnings(metrics, metadata) if "stands for" in line)
+    (warning,) = (line for line in find_warnings(metrics, metadata) if "stand for" in line)
     assert warning.startswith(
         "w96-d4: the validation losses lie in two groups, 3 from 1.6400 to 1.6600, "
         "1 from 1.9440 to 1.9440"

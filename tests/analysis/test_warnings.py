@@ -22,6 +22,15 @@ def test_few_blocks_are_warned_that_the_exact_test_cannot_reach_its_level():
     assert "exact test" not in " ".join(find_warnings(*make_experiment(6)))
 
 
+def test_an_arm_that_always_failed_does_not_hide_that_the_others_have_few_blocks():
+    metrics, metadata = make_experiment(4)
+    for training in metrics["baseline"]:
+        training["status"] = "out_of_memory"
+    assert "4 blocks: the exact test cannot go below p 0.125" in " ".join(
+        find_warnings(metrics, metadata)
+    )
+
+
 def test_few_pairs_are_warned_of_also_where_every_arm_has_many_blocks():
     metrics, metadata = make_experiment(7)
     for i, arm in enumerate(metrics):
