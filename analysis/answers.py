@@ -1,14 +1,13 @@
 """The three lines that a report begins with: is it faster, is it as good, what to use."""
 
 from analysis.claims import bound_text
+from analysis.contrasts import time_ratio
 from analysis.recommend import patterns_of, recommend, recommendation_text
-from analysis.significance import non_inferiority, paired_ratio
+from analysis.significance import non_inferiority
 from analysis.values import (
-    SMOKE_MARK,
-    in_order,
     not_trained,
     paired_trainings,
-    planned_trainings,
+    reading_marks,
     shared_values,
     tokens_of,
 )
@@ -33,7 +32,8 @@ def answers(metrics, metadata):
     else:
         first = [_faster(metrics, pair), _as_good(metrics, metadata, pair)]
     texts = [*first, recommendation_text(recommended)]
-    marks = _marks(metrics, metadata)
+    marks = "; ".join(reading_marks(metrics, metadata))
+    marks = f" ({marks})" if marks else ""
     return [f"{name}{marks}: {text}" for name, text in zip(ASKED, texts, strict=True)]
 
 
@@ -42,33 +42,22 @@ def answer_lines(metrics, metadata):
     return [line for sentence in answers(metrics, metadata) for line in wrapped(sentence)]
 
 
-def _marks(metrics, metadata):
-    """What every answer is to be read with, in brackets, or nothing."""
-    marks = []
-    if metadata["status"] != "complete":
-        marks.append(f"PARTIAL, {len(in_order(metrics))} of {planned_trainings(metadata)}")
-    marks += ["MIXED"] * bool(metadata["mixed"])
-    marks += [SMOKE_MARK] * (metadata["config"]["preset"] == "smoke")
-    return f" ({', '.join(marks)})" if marks else ""
-
-
 def _spoken_of(metrics, recommended):
     """The pattern that the answers are about and its reference, None for what was not trained."""
     reference = next((arm for arm in FULL_ATTENTION if arm in metrics), None)
-    if recommended.chosen:
-        return recommended.chosen, reference
-    pairs = {arm: (arm, reference) for arm in patterns_of(metrics)}
+    pairs = [(arm, reference) for arm in patterns_of(metrics)]
     ratios = {
-        arm: paired_ratio(*shared_values(metrics, pair, "training_time")).ratio
-        for arm, pair in pairs.items()
-        if reference and paired_trainings(metrics, pair)
+        pair[0]: time_ratio(metrics, pair).ratio
+        for pair in pairs
+        if paired_trainings(metrics, pair)
     }
-    return min(ratios or pairs, key=ratios.get, default=None), reference
+    fastest = min(ratios or dict(pairs), key=ratios.get, default=None)
+    return recommended.chosen or fastest, reference
 
 
 def _faster(metrics, pair):
     """Whether the first of a pair of arms trains faster than the second, and by how much."""
-    found = paired_ratio(*shared_values(metrics, pair, "training_time"))
+    found = time_ratio(metrics, pair)
     answer = "not shown"
     if found.low is not None:
         answer = "yes" if found.high < 1 else "no" if found.low > 1 else answer

@@ -1,5 +1,7 @@
 """What the report claims of an experiment: each claim a sentence, its evidence and its limits."""
 
+import re
+
 import numpy as np
 
 from analysis.contrasts import contrasts_of, primary_of, verdict
@@ -8,6 +10,7 @@ from analysis.significance import ALPHA, LEVEL, mean_interval, non_inferiority, 
 from analysis.spread import unsteady
 from analysis.values import (
     PRACTICAL_SHARE,
+    loss_differences,
     not_trained,
     paired_trainings,
     shared_values,
@@ -65,11 +68,6 @@ def _evidence(compared, family_size, primary):
     return text + "."
 
 
-def evaluation_of(metadata, arm):
-    """How an arm's attention was evaluated; None where a file does not say."""
-    return metadata["attention"].get(arm, metadata["pattern"])["evaluation"]
-
-
 def _sparsity_title(ratio, evaluation, name):
     """What the control says about sparsity itself: gained, brought nothing, or not shown.
 
@@ -96,7 +94,9 @@ def ratio_claims(metrics, metadata, found, key, what):
     for arm, reference, meaning in sorted(contrasts, key=lambda c: c[2] != "sparsity alone"):
         if (arm, reference, key) not in found:
             continue
-        compared, evaluation = found[arm, reference, key], evaluation_of(metadata, arm)
+        compared = found[arm, reference, key]
+        # None where a file does not say
+        evaluation = metadata["attention"].get(arm, metadata["pattern"])["evaluation"]
         title = f"{what.capitalize()} ({meaning})"
         if title == "Time (sparsity alone)":
             title = _sparsity_title(compared.ratio, evaluation, f" ({arm})" * several)
@@ -125,13 +125,12 @@ def _trend(metrics, pair):
     The least-squares slope of their difference over the last fifth of the steps times their
     number, block by block.
     """
-    pairs = paired_trainings(metrics, pair)
-    fifth = min(training["total_steps"] for both in pairs for training in both) // 5
-    if len(pairs) < 2 or fifth < FEWEST_OF_TREND:
+    differences = loss_differences(paired_trainings(metrics, pair))
+    fifth = differences.shape[1] // 5
+    if len(differences) < 2 or fifth < FEWEST_OF_TREND:
         return ""
-    last = [[training["losses"][-fifth:] for training in both] for both in pairs]
-    differences = np.diff(np.array(last, dtype=np.float64)[:, ::-1], axis=1)[:, 0]
-    found = mean_interval(fifth * np.polyfit(np.arange(fifth), differences.T, 1)[0])
+    slopes = np.polyfit(np.arange(fifth), differences[:, -fifth:].T, 1)[0]
+    found = mean_interval(fifth * slopes)
     change = with_interval(found.mean, found.low, found.high, "{:+.4f}".format)
     change = f"their difference changed by {change} nats over the last fifth of the steps"
     if found.low <= 0 <= found.high:
@@ -212,8 +211,8 @@ def _quality_claim(metrics, metadata, claim):
     sentences = (
         f"Quality: {describe_quality(found, arm, reference, ref.mean(), _declared(plan, claim))}",
         _block_by_block(x - ref, {arm, reference} & set(unsteady(metrics))),
-        _trained_on(metrics, metadata, arm),
         _trend(metrics, (arm, reference)),
+        _trained_on(metrics, metadata, arm),
         "This does not show that it stays so with longer training, other data or a larger model.",
     )
     return " ".join(filter(None, sentences))
@@ -258,12 +257,12 @@ def decomposition(metrics, metadata):
 
 
 def _caveats_once(claims):
-    """What several neighbours say at their end that they do not show, after the last alone."""
+    """What several neighbours say at their end, trained on and not shown, after the last alone."""
     kept = []
     for claim, following in zip(claims, [*claims[1:], ""], strict=True):
-        start = claim.rfind(" This does not show")
-        said_again = start > 0 and following.endswith(claim[start:])
-        kept.append(claim[:start] if said_again else claim)
+        text, *end = re.split("( Trained on .*| This does not show .*)", claim, maxsplit=1)
+        said_again = end and following.endswith(end[0])
+        kept.append(text if said_again else claim)
     return kept
 
 

@@ -31,6 +31,11 @@ class Compared(NamedTuple):
     adjusted: float | None  # Holm's p over the declared family; None: not in it, or no test
 
 
+def time_ratio(metrics, pair):
+    """The ``Ratio`` of the training times of an arm and its reference."""
+    return significance.paired_ratio(*shared_values(metrics, pair, "training_time"))
+
+
 def verdict(ratio):
     """What a ``Ratio`` says: "same", "undetected" (no difference detected), "less" or "more".
 

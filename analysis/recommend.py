@@ -6,7 +6,8 @@ several patterns keeps its last blocks out of the choice and asks them afterward
 
 from typing import NamedTuple
 
-from analysis.significance import non_inferiority, paired_ratio
+from analysis.contrasts import time_ratio
+from analysis.significance import non_inferiority
 from analysis.values import (
     LONG_TOKENS,
     not_trained,
@@ -93,20 +94,19 @@ def good_patterns(metrics, metadata, patterns):
     """
     idle, ratios = not_trained(metrics, metadata), {}
     for arm in patterns:
-        losses = shared_values(metrics, (arm, "fused"), "val_loss")
-        failed = any(training["status"] != "ok" for training in metrics[arm])
-        if failed or arm in idle or not losses.size:
+        pair = arm, "fused"
+        losses = shared_values(metrics, pair, "val_loss")
+        if _failed(metrics[arm]) or arm in idle or not losses.size:
             continue
-        ratio = _time_ratio(metrics, arm)
-        margin = metadata["plan"]["equivalence_margin"]
-        faster = ratio.high is not None and ratio.high < 1
-        if faster and non_inferiority(*losses, margin).verdict == "not worse":
+        ratio = time_ratio(metrics, pair)
+        quality = non_inferiority(*losses, metadata["plan"]["equivalence_margin"])
+        if ratio.high is not None and ratio.high < 1 and quality.verdict == "not worse":
             ratios[arm] = ratio.ratio
     return ratios
 
 
-def _time_ratio(metrics, arm):
-    return paired_ratio(*shared_values(metrics, (arm, "fused"), "training_time"))
+def _failed(trainings):
+    return any(training["status"] != "ok" for training in trainings)
 
 
 def choose(ratios, metadata):
@@ -121,15 +121,15 @@ def choose(ratios, metadata):
 def _confirm(found, metrics, metadata, fresh):
     """The recommendation with what the fresh blocks, counted from 0, say of what was chosen."""
     found = found._replace(fresh=tuple(block + 1 for block in fresh))
-    asked, margin = _in_blocks(metrics, fresh), metadata["plan"]["equivalence_margin"]
-    pairs = paired_trainings(asked, (found.chosen, "fused"))
-    failed = any(training["status"] != "ok" for training in asked[found.chosen])
-    if failed:
+    asked, pair = _in_blocks(metrics, fresh), (found.chosen, "fused")
+    pairs = paired_trainings(asked, pair)
+    if _failed(asked[found.chosen]):
         return found._replace(use="fused", confirmed=False)
     if not fresh or len(pairs) < len(fresh):
         return found
     differences = tuple(chosen["val_loss"] - fused["val_loss"] for chosen, fused in pairs)
-    ratio = _time_ratio(asked, found.chosen).ratio
+    ratio = time_ratio(asked, pair).ratio
+    margin = metadata["plan"]["equivalence_margin"]
     confirmed = ratio < 1 and all(difference < margin for difference in differences)
     return found._replace(
         use=found.chosen if confirmed else "fused",

@@ -102,11 +102,8 @@ def heading(metadata):
 
 
 def _warning_lines(metrics, metadata):
-    lines, trainings = [], values.trainings_of(metrics)
-    if metadata["status"] != "complete":
-        planned = values.planned_trainings(metadata)
-        lines.append(f"PARTIAL: {len(trainings)} of {planned} trainings.")
-    for arm, training in trainings:
+    lines = []
+    for arm, training in values.trainings_of(metrics):
         if training["status"] != "ok":
             place = f"{arm}, block {training['block'] + 1}"
             lines.append(f"{place}: {training['status']}: {training['message']}")
@@ -149,17 +146,12 @@ def _contrast_lines(found, arm, reference, meaning):
         )
     if len(paired) == 1:
         return [f"{arm} against {reference}: no block in which both ended well."]
-    return [
-        f"{arm} against {reference} ({meaning})",
-        *words.text_table(paired),
-        *words.text_table(further),
-    ]
+    lines = [f"{arm} against {reference} ({meaning})", *words.text_table(paired)]
+    return lines if x.size == 1 else lines + words.text_table(further)
 
 
 def _log_percent(effect):
     """An Interval of a log effect, in words.percent."""
-    if effect is None:
-        return "unknown (fewer than 3 points, or no spread)"
     if effect.high - effect.low > math.log(WIDEST):
         return f"unknown ({TOO_WIDE})"
     shares = np.expm1([effect.mean, effect.low, effect.high])
@@ -168,18 +160,21 @@ def _log_percent(effect):
 
 def _check_lines(metrics):
     """Position and drift of the training times: estimates, not verdicts."""
-    trainings, lines = values.ok_trainings(metrics), []
-    if not trainings:
+    trainings, effects = values.ok_trainings(metrics), {}
+    if len(trainings) < 3:
         return []
     for arm, reference, _ in contrasts_of(metrics):
         pairs = values.paired_trainings(metrics, (arm, reference))
         places = [a["position"] - b["position"] for a, b in pairs]
         logs = [math.log(a["training_time"] / b["training_time"]) for a, b in pairs]
-        later = _log_percent(slope(places, logs))
-        lines.append(f"position, {arm} against {reference}: one place later {later}.")
+        name = f"position, {arm} against {reference}: one place later"
+        effects[name] = slope(places, logs)
     seconds = [training["training_time"] for _, training in trainings]
     found = drift(seconds, [arm for arm, _ in trainings], [t["index"] for _, t in trainings])
-    lines.append(f"drift: from one training to the next {_log_percent(found)}.")
+    effects["drift: from one training to the next"] = found
+    lines = [f"{name} {_log_percent(effect)}." for name, effect in effects.items() if effect]
+    if len(lines) < len(effects):
+        lines.append("what is not named here is unknown: fewer than 3 points, or no spread.")
     title = f"Order and drift (training time; estimates with their {LEVEL:.0%} intervals)"
     return [title, *(part for line in lines for part in words.wrapped(f"  {line}", "    "))]
 
@@ -197,8 +192,9 @@ def format_report(metrics, metadata):
     parts.append(
         ["Mean ± standard deviation over the blocks", *values.outcome_table(metrics, words.mean_sd)]
     )
-    title = "Median ± median absolute deviation (least … most)"
-    parts.append([title, *values.outcome_table(metrics, words.median_mad)])
+    if max(map(len, metrics.values())) > 1:
+        title = "Median ± median absolute deviation (least … most)"
+        parts.append([title, *values.outcome_table(metrics, words.median_mad)])
     parts += [loss_lines(metrics), reach_lines(metrics)]
     for arm, reference, meaning in contrasts_of(metrics):
         parts.append(_contrast_lines(found, arm, reference, meaning))

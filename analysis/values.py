@@ -97,6 +97,15 @@ def planned_trainings(metadata):
     return len(metadata["plan"]["orders"]) * len(metadata["config"]["arms"])
 
 
+def reading_marks(metrics, metadata):
+    """What all that is said of an experiment is to be read with, a few words each."""
+    marks = [SMOKE_MARK] if is_smoke_test(metadata) else []
+    if metadata["status"] != "complete":
+        done = len(trainings_of(metrics))
+        marks.append(f"partial: {done}/{planned_trainings(metadata)} trainings")
+    return marks + ["mixed: trainings that differ"] * bool(metadata["mixed"])
+
+
 def throttled(training):
     """The reasons for which the device slowed itself down before or after a training."""
     reasons = set()
@@ -139,6 +148,24 @@ def shared_values(metrics, arms, key):
     rows = [[t[key] for t in trainings] for trainings in paired_trainings(metrics, arms)]
     values = np.array(rows, dtype=np.float64).reshape(-1, len(arms))
     return values[np.isfinite(values).all(axis=1)].T
+
+
+def table(trainings, key):
+    """A series of all these trainings, (R, steps), up to the shortest."""
+    steps = min(training["total_steps"] for training in trainings)
+    return np.stack([training[key][:steps] for training in trainings]).astype(np.float64)
+
+
+def loss_differences(pairs):
+    """Training loss of the first minus that of the second of each pair, (blocks, steps)."""
+    losses, of_reference = (table(trainings, "losses") for trainings in zip(*pairs, strict=True))
+    return losses - of_reference
+
+
+def smooth(losses, window):
+    """Centred moving average of each row; only full windows, so the ends get shorter."""
+    kernel = np.full(window, 1 / window)
+    return np.stack([np.convolve(row, kernel, mode="valid") for row in losses])
 
 
 def outcome_table(metrics, cell):

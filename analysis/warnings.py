@@ -13,6 +13,7 @@ from analysis.values import (
     ok_trainings,
     ok_values,
     paired_trainings,
+    smooth,
     throttled,
 )
 
@@ -26,8 +27,6 @@ NOISY_SHARE = 0.10  # of the mean: pyperf's limit for calling times unstable
 # a step is held up beyond this many medians; more than this share of them are the arm's way,
 # fewer are told where they cost this share of the training time (effects here are a few percent)
 HELD_UP, HELD_UP_STEPS, HELD_UP_TIME = 1.5, 0.02, 0.015
-
-
 # A loss has risen where its moving mean did by so many nats and so many of its standard errors.
 # Of flat curves 40 % pass 5 of them somewhere, for the rise is the largest among many; 8 none of
 # some thousand simulated with normal noise.
@@ -121,7 +120,7 @@ def risen(losses, first):
     width = max(FEWEST_MEANT, int(MEANT_SHARE * after.size))
     if after.size < 3 * width:
         return None
-    means = np.convolve(after, np.full(width, 1 / width), "valid")
+    (means,) = smooth([after], width)
     rises = means - np.minimum.accumulate(means)
     high = rises.argmax()
     error = np.diff(after).std() / np.sqrt(2 * width)

@@ -2,6 +2,7 @@
 
 from matplotlib.ticker import EngFormatter
 
+from analysis.recommend import AFTER_LONGER
 from analysis.values import LONG_TOKENS
 from analysis.words import text_table, wrapped
 from studies.tables import format_study, pattern_rows, points_of_kinds, setting, use_lines
@@ -89,10 +90,8 @@ def known_text(content, source, arms):
             lines.append("the pattern asked for was not trained there")
     tokens = content["points"][0]["steps"]
     tokens *= content["config"]["seq_len"] * content["config"]["batch_size"]
-    text = f"Every training saw {tokens:,} tokens"
-    if tokens < LONG_TOKENS:
-        text += ": so few that longer ones may rank the patterns the other way round"
-    return "\n".join([*lines, *wrapped(f"{text}.")]) + "\n"
+    text = f"Every training saw {tokens:,} tokens" + AFTER_LONGER * (tokens < LONG_TOKENS)
+    return "\n".join([*lines, *wrapped(text)]) + "\n"
 
 
 def _name(arm, config):

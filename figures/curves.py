@@ -6,8 +6,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
 from analysis.significance import LEVEL
-from analysis.values import paired_trainings
-from figures.data import METRICS, TRAIN_LOSS, smooth, table
+from analysis.values import loss_differences, paired_trainings, smooth, table
+from figures.data import METRICS, TRAIN_LOSS
 from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
 from figures.look import FAILED
 
@@ -16,13 +16,13 @@ CURVE_PARTS, CONVERGENCE_PARTS = 100, 30
 SECONDS = "training time (s, timed steps, mean over blocks)"
 
 
-def draw_mean(ax, data, arm, x, rows, width=1.2, band=True):
+def draw_mean(ax, data, arm, x, rows, band=True):
     """The mean of (R, points), in its pointwise t band if wanted."""
     style, mean = data.styles[arm], rows.mean(axis=0)
     every = max(len(x) // 8, 1)
     first = data.arms.index(arm) * every // len(data.arms)  # markers of two arms do not meet
     marks = {"marker": style.marker, "ms": 4, "markevery": (first, every)}
-    ax.plot(x, mean, **style.line, **marks, lw=width, label=arm)
+    ax.plot(x, mean, **style.line, **marks, lw=1.2, label=arm)
     ax.margins(x=0.02)
     if band and len(rows) > 1:
         half = stats.t.ppf((1 + LEVEL) / 2, len(rows) - 1) * stats.sem(rows, axis=0)
@@ -30,10 +30,11 @@ def draw_mean(ax, data, arm, x, rows, width=1.2, band=True):
         ax.fill_between(x, mean - half, mean + half, **look)
 
 
-def draw_trainings(ax, data, arm, x, rows):
-    """Every training as a thin line, behind the means of all arms."""
+def draw_blocks(ax, data, arm, x, rows, band=True):
+    """Every training of (R, points) as a thin line, behind the means of all arms, and the mean."""
     thin = {"lw": 0.6, "alpha": 0.5, "rasterized": True, "zorder": 1}
     ax.plot(x, rows.T, color=data.styles[arm].color, **thin, label=f"_{arm} training")
+    draw_mean(ax, data, arm, x, rows, band)
 
 
 def fit_to_late(ax, include=()):
@@ -46,25 +47,32 @@ def fit_to_late(ax, include=()):
     ax.set_ylim(y.min() - margin, y.max() + margin)
 
 
-def smoothed_losses(trainings, parts):
-    """Training losses (R, points), smoothed over one of so many parts of a training.
+def tokens_seen(trainings):
+    """Tokens trained on at the end of each step."""
+    return trainings[0]["tokens_seen"]
+
+
+def mean_seconds(trainings):
+    """Seconds of training at the end of each step, the mean of these trainings."""
+    return table(trainings, "step_seconds").cumsum(axis=1).mean(axis=0)
+
+
+def smoothed(losses, parts):
+    """Losses (R, steps), smoothed over one of so many parts of a training.
 
     Returns the step in the middle of each point, counted from 0, the losses and the window.
     """
-    losses = table(trainings, "losses")
     window = losses.shape[1] // parts | 1  # odd, so that it has a middle
-    smoothed = smooth(losses, window)
-    return np.arange(smoothed.shape[1]) + window // 2, smoothed, window
+    losses = smooth(losses, window)
+    return np.arange(losses.shape[1]) + window // 2, losses, window
 
 
 def paired_differences(ax, data, metric):
     """The paired difference of the loss to the reference at each step."""
     for arm in data.arms[1:]:
         blocks = paired_trainings(data.ok, (arm, data.reference))
-        trainings = [training for block in blocks for training in block]
-        middles, losses, _ = smoothed_losses(trainings, CURVE_PARTS)
-        tokens = blocks[0][0]["tokens_seen"][middles]
-        draw_mean(ax, data, arm, tokens, losses[::2] - losses[1::2], width=0.8)
+        middles, differences, _ = smoothed(loss_differences(blocks), CURVE_PARTS)
+        draw_mean(ax, data, arm, tokens_seen(blocks[0])[middles], differences)
     difference_axis(ax, data.reference)
 
 
@@ -104,10 +112,8 @@ def training_curves(data):
     """1: training loss over tokens, and its paired difference to the reference."""
     fig, ((top,), (bottom,)) = new_figure(2, 1, 5.4, sharex=True, height_ratios=(3, 2))
     for arm in data.arms:
-        middles, losses, window = smoothed_losses(data.ok[arm], CURVE_PARTS)
-        tokens = data.ok[arm][0]["tokens_seen"][middles]
-        draw_trainings(top, data, arm, tokens, losses)
-        draw_mean(top, data, arm, tokens, losses)
+        middles, losses, window = smoothed(table(data.ok[arm], "losses"), CURVE_PARTS)
+        draw_blocks(top, data, arm, tokens_seen(data.ok[arm])[middles], losses)
     top.set_ylabel("training loss (nats/token)")
     fit_to_late(top)
     draw_without_model(top, data)
@@ -126,10 +132,8 @@ def convergence(data):
     """10: smoothed training loss over seconds."""
     fig, ((ax,),) = new_figure(1, 1, 3.7)
     for arm in data.arms:
-        middles, losses, window = smoothed_losses(data.ok[arm], CONVERGENCE_PARTS)
-        seconds = mean_seconds(data.ok[arm])[middles]
-        draw_trainings(ax, data, arm, seconds, losses)
-        draw_mean(ax, data, arm, seconds, losses)
+        middles, losses, window = smoothed(table(data.ok[arm], "losses"), CONVERGENCE_PARTS)
+        draw_blocks(ax, data, arm, mean_seconds(data.ok[arm])[middles], losses)
     fit_to_late(ax)
     ax.set_ylabel("training loss, smoothed (nats/token)")
     ax.set_xlabel(SECONDS)
@@ -138,11 +142,6 @@ def convergence(data):
         "95 % t interval, thin = single trainings; vertical range of the last 90 % of the steps."
     )
     return finish(fig, data, "Training loss over time", caption)
-
-
-def mean_seconds(trainings):
-    """Seconds of training at the end of each step, the mean of these trainings."""
-    return table(trainings, "step_seconds").cumsum(axis=1).mean(axis=0)
 
 
 def mark_blocks_and_failures(ax, data):

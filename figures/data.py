@@ -9,14 +9,12 @@ from analysis.metrics import MetricsError
 from analysis.significance import Interval, mean_interval, paired_ratio
 from analysis.values import (
     OUTCOMES,
-    SMOKE_MARK,
-    is_smoke_test,
     not_trained,
     ok_trainings,
     ok_values,
     ordered_arms,
     pattern_text,
-    planned_trainings,
+    reading_marks,
     shared_values,
     trainings_of,
 )
@@ -89,16 +87,9 @@ def describe_setting(metadata):
 
 
 def partial_mark(metrics, metadata):
-    """What must be seen on every figure: that trainings are missing or differ, or a smoke test."""
-    marks = [SMOKE_MARK] if is_smoke_test(metadata) else []
-    if metadata["status"] == "partial":
-        done = len(trainings_of(metrics))
-        marks.append(f"partial: {done}/{planned_trainings(metadata)} trainings")
-    if not_trained(metrics, metadata):
-        marks.append("not trained")
-    if metadata["mixed"]:
-        marks.append("mixed: trainings that differ")
-    return "; ".join(marks)
+    """What must be seen on every figure, or ""."""
+    idle = ["not trained"] if not_trained(metrics, metadata) else []
+    return "; ".join(reading_marks(metrics, metadata) + idle)
 
 
 def prepare(metrics, metadata):
@@ -140,15 +131,3 @@ def difference(data, arm, metric):
     """Every block's difference arm - reference of a metric, and their mean, an ``Interval``."""
     values, reference_values = shared_values(data.ok, (arm, data.reference), metric.key)
     return values - reference_values, mean_interval(values - reference_values)
-
-
-def table(trainings, key):
-    """A series of all these trainings, (R, steps), up to the shortest."""
-    steps = min(training["total_steps"] for training in trainings)
-    return np.stack([training[key][:steps] for training in trainings]).astype(np.float64)
-
-
-def smooth(losses, window):
-    """Centred moving average of each row; only full windows, so the ends get shorter."""
-    kernel = np.full(window, 1 / window)
-    return np.stack([np.convolve(row, kernel, mode="valid") for row in losses])

@@ -44,14 +44,17 @@ def count_trainings(data):
     return text + (f" Left out: {failed} failed." if failed else "")
 
 
+def handles_of(styles):
+    """What a legend shows of {arm: ArmStyle}, a list."""
+    return [Line2D([], [], **s.line, marker=s.marker, label=arm) for arm, s in styles.items()]
+
+
 def finish(fig, data, title, caption, arms=None, extra=()):
     """Title and legend of the arms above, caption below; constrained layout makes room for both.
 
     The title says what is compared, and marks a partial experiment.
     """
-    styles = {arm: data.styles[arm] for arm in arms or data.arms}
-    handles = [Line2D([], [], **s.line, marker=s.marker, label=arm) for arm, s in styles.items()]
-    handles += extra
+    handles = [*handles_of({arm: data.styles[arm] for arm in arms or data.arms}), *extra]
     title = f"{title}: {data.compared}"
     look = {"ncols": min(len(handles), 5), "handlelength": 3, "alignment": "left"}
     look |= {"title": title, "title_fontproperties": {"weight": "bold", "size": 9}}

@@ -56,10 +56,11 @@ MORE_LINES = (0, (4, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (8, 2, 2, 2)), (0, (2, 2)
 
 
 def arm_styles(arms):
-    """{arm: ArmStyle}; arms this suite does not know get further styles in order of name."""
+    """{arm: ArmStyle} of these; arms this suite does not know get further styles by name."""
     more = sorted(set(arms) - set(STYLES))
     looks = zip(more, cycle(MORE_COLORS), cycle(MORE_MARKERS), cycle(MORE_LINES), strict=False)
-    return STYLES | {arm: ArmStyle(*look) for arm, *look in looks}
+    styles = STYLES | {arm: ArmStyle(*look) for arm, *look in looks}
+    return {arm: styles[arm] for arm in arms}
 
 
 @matplotlib.rc_context(LOOK)

@@ -7,22 +7,15 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.reach import PASSAGE, REACH_GAIN, gains_of, reach_records
 from analysis.values import paired_trainings
+from figures.curves import draw_blocks
 from figures.frame import fill_panel, finish, length_axis, new_figure
-
-
-def draw_blocks(ax, data, arm, x, rows):
-    """Every row of (blocks, points) as a thin line, and their mean."""
-    style = data.styles[arm]
-    ax.plot(x, rows.T, color=style.color, lw=0.6, alpha=0.5, zorder=1, label=f"_{arm} training")
-    marks = {"marker": style.marker, "ms": 4, "markevery": max(len(x) // 8, 1)}
-    ax.plot(x, rows.mean(axis=0), **style.line, **marks, lw=1.3, label=arm)
 
 
 def gains_by_distance(ax, data):
     """The gain on the second showing over the distance to the first."""
     for arm, records in reach_records(data.ok).items():
         distances, gains = gains_of(records)
-        draw_blocks(ax, data, arm, distances, gains)
+        draw_blocks(ax, data, arm, distances, gains, band=False)
     apart = [one for one, next_one in pairwise(distances) if next_one > 1.2 * one]
     length_axis(ax, [*apart, distances[-1]])
     ax.axhline(0, color="black", lw=0.8)
@@ -35,7 +28,7 @@ def losses_by_position(ax, data):
     """The loss over the position in the sequence."""
     for arm, records in reach_records(data.ok).items():
         rows = np.array([record["position_losses"] for record in records])
-        draw_blocks(ax, data, arm, records[0]["positions"], rows)
+        draw_blocks(ax, data, arm, records[0]["positions"], rows, band=False)
     ax.set_ylabel("loss (nats/token)")
 
 
@@ -46,7 +39,8 @@ def differences_by_position(ax, data):
         probed = [(a["reach"], b["reach"]) for a, b in pairs if a["reach"] and b["reach"]]
         if probed:
             rows = [np.subtract(a["position_losses"], b["position_losses"]) for a, b in probed]
-            draw_blocks(ax, data, arm, probed[0][0]["positions"], np.array(rows))
+            x = probed[0][0]["positions"]
+            draw_blocks(ax, data, arm, x, np.array(rows), band=False)
     ax.axhline(0, color="black", lw=0.8)
     ax.set_ylabel(f"loss minus that\nof {data.reference} (nats/token)")
 

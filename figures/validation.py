@@ -6,12 +6,13 @@ from analysis.values import paired_trainings
 from figures.curves import (
     SECONDS,
     difference_axis,
+    draw_blocks,
     draw_mean,
-    draw_trainings,
     draw_without_model,
     fit_to_late,
     mean_seconds,
     tokens_axis,
+    tokens_seen,
 )
 from figures.data import VAL_LOSS
 from figures.frame import empty_figure, fill_panel, finish
@@ -29,23 +30,11 @@ def curves_of(trainings):
     return np.array(trainings[0]["curve"]["steps"][:points]), np.array(losses, dtype=float)
 
 
-def tokens_at(trainings, steps):
-    """Tokens trained on after so many steps."""
-    return trainings[0]["tokens_seen"][steps - 1]
-
-
-def seconds_at(trainings, steps):
-    """Seconds of training after so many steps, the mean of these trainings."""
-    return mean_seconds(trainings)[steps - 1]
-
-
 def loss_panel(ax, data, places):
-    """Every training's held-out loss and the means; places: of trainings and steps on x."""
+    """Every training's held-out loss and the means; places: x at every step of trainings."""
     for arm in data.arms:
         steps, losses = curves_of(data.ok[arm])
-        x = places(data.ok[arm], steps)
-        draw_trainings(ax, data, arm, x, losses)
-        draw_mean(ax, data, arm, x, losses, width=1.4, band=False)
+        draw_blocks(ax, data, arm, places(data.ok[arm])[steps - 1], losses, band=False)
     fit_to_late(ax)
     draw_without_model(ax, data)
 
@@ -55,7 +44,8 @@ def difference_panel(ax, data, metric):
     for arm in data.arms[1:]:
         blocks = paired_trainings(data.ok, (arm, data.reference))
         steps, losses = curves_of([training for block in blocks for training in block])
-        draw_mean(ax, data, arm, tokens_at(blocks[0], steps), losses[::2] - losses[1::2])
+        tokens = tokens_seen(blocks[0])[steps - 1]
+        draw_mean(ax, data, arm, tokens, losses[::2] - losses[1::2])
     difference_axis(ax, data.reference)
     tokens_axis(ax)
 
@@ -65,9 +55,9 @@ def validation(data):
     fig = empty_figure(5.4)
     axes = fig.subplot_mosaic("ts;dd", height_ratios=(3, 2))
     axes["s"].sharey(axes["t"])
-    loss_panel(axes["s"], data, seconds_at)
+    loss_panel(axes["s"], data, mean_seconds)
     axes["s"].set_xlabel(SECONDS)
-    loss_panel(axes["t"], data, tokens_at)
+    loss_panel(axes["t"], data, tokens_seen)
     axes["t"].set_ylabel("held-out loss (nats/token)")
     tokens_axis(axes["t"])
     fill_panel(axes["d"], data, [VAL_LOSS], difference_panel)

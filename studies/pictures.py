@@ -2,13 +2,12 @@
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.values import ordered_arms
-from figures.frame import caption_below, length_axis, log_axis
-from figures.look import FAILED, LOOK, MARGIN, STYLES, WIDTH, arm_styles
+from figures.frame import caption_below, handles_of, length_axis, log_axis, new_figure
+from figures.look import FAILED, LOOK, MARGIN, STYLES, arm_styles
 from studies.summary import NO_ROOM
 from studies.tables import measured_rows, points_of_kinds, setting
 
@@ -47,9 +46,8 @@ def _plot_scaling(content):
     """Step time and peak memory over the length, log-log, a row a kind of positions."""
     kinds, arms = points_of_kinds(content), content["points"][0]["arms"]
     lengths = sorted({point["seq_len"] for point in content["points"]})
-    styles = {arm: arm_styles(arms)[arm] for arm in arms}
-    figure = Figure(figsize=(WIDTH, 0.9 + 2.2 * len(kinds)), layout="constrained")
-    rows = figure.subplots(len(kinds), len(LENGTH_PANELS), squeeze=False, sharex=True, sharey="col")
+    styles, sizes = arm_styles(arms), (len(kinds), len(LENGTH_PANELS), 0.9 + 2.2 * len(kinds))
+    figure, rows = new_figure(*sizes, sharex=True, sharey="col")
     for column, (key, (name, unit)) in zip(rows.T, LENGTH_PANELS.items(), strict=True):
         for ax, points in zip(column, kinds.values(), strict=True):
             _scaling_panel(ax, points, key, styles)
@@ -60,7 +58,7 @@ def _plot_scaling(content):
         column[-1].set_xlabel(LENGTH)
     for ax, kind in zip(rows[:, 0], kinds, strict=True):
         ax.set_ylabel(f"{kind} positions")
-    handles = [Line2D([], [], **s.line, marker=s.marker, label=arm) for arm, s in styles.items()]
+    handles = handles_of(styles)
     handles.append(Line2D([], [], **LIMIT, label="fused at the FLOP limit"))
     if any(arm[NO_ROOM] for point in content["points"] for arm in point["arms"].values()):
         handles.append(Line2D([], [], **FAILED, label="out of memory"))
@@ -98,8 +96,7 @@ def _line_with_bars(ax, estimates, style):
 def _plot_quality(content):
     """Validation loss of window minus fused over the length, with its interval and the margin."""
     kinds, margin = points_of_kinds(content), content["config"]["equivalence_margin"]
-    figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
-    axes = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    figure, (axes,) = new_figure(1, len(kinds), 3.0, sharey=True)
     for ax, (kind, points) in zip(axes, kinds.items(), strict=True):
         ax.axhspan(-margin, margin, **MARGIN)
         ax.axhline(0, color="black", lw=0.8)
@@ -118,9 +115,8 @@ def _plot_pareto(content):
     """Speed-up against validation loss, and training loss over the training."""
     kinds = points_of_kinds(content)
     arms = ordered_arms({arm for point in content["points"] for arm in point["arms"]})
-    looks = {arm: arm_styles(arms)[arm] for arm in arms}
-    figure = Figure(figsize=(WIDTH, 1.0 + 2.8 * len(kinds)), layout="constrained")
-    rows = figure.subplots(len(kinds), 2, squeeze=False)
+    looks = arm_styles(arms)
+    figure, rows = new_figure(len(kinds), 2, 1.0 + 2.8 * len(kinds))
     for (kind, (point,)), (left, right) in zip(kinds.items(), rows, strict=True):
         _pareto_panel(left, point, looks)
         left.set(title=f"{kind} positions", xlabel="times as fast as fused")
@@ -128,9 +124,7 @@ def _plot_pareto(content):
         _curve_panel(right, point["curves"], looks)
         right.set(title=f"{kind} positions, over training", xlabel="tokens seen")
         right.set_ylabel("training loss - fused (nats/token)")
-    handles = [
-        Line2D([], [], **look.line, marker=look.marker, label=arm) for arm, look in looks.items()
-    ]
+    handles = handles_of(looks)
     wide = {"ncols": min(5, len(handles)), "handlelength": 3.2}  # to tell the dashes apart
     figure.legend(handles=handles, loc="outside upper center", **wide)
     _caption(

@@ -13,10 +13,17 @@ import numpy as np
 from analysis.metrics import MetricsError, fitting, load_experiment
 from analysis.recommend import patterns_of, recommend
 from analysis.significance import log_interval, mean_interval, non_inferiority, paired_ratio
-from analysis.values import not_trained, ok_values, ordered_arms, paired_trainings, shared_values
+from analysis.values import (
+    loss_differences,
+    not_trained,
+    ok_values,
+    ordered_arms,
+    paired_trainings,
+    shared_values,
+    smooth,
+)
 from analysis.warnings import measurement_warnings
 from attention.pattern import causal_pairs
-from figures.data import smooth, table
 from gpt import model_flops
 from machine.files import read_file, utc_now
 from studies.points import STUDIES
@@ -145,8 +152,7 @@ def _limits(metadata, kept):
 
 def _curve(paired, window):
     """Training loss minus that of fused over the tokens seen, with the t interval over blocks."""
-    losses, of_fused = (table(trainings, "losses") for trainings in zip(*paired, strict=True))
-    differences = smooth(losses - of_fused, window)  # (blocks, steps - window + 1)
+    differences = smooth(loss_differences(paired), window)  # (blocks, steps - window + 1)
     last = differences.shape[1] - 1
     chosen = np.unique(np.linspace(0, last, CURVE_POINTS).round().astype(int))
     intervals = [mean_interval(differences[:, step]) for step in chosen]

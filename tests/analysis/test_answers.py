@@ -129,7 +129,7 @@ def test_what_is_partial_or_mixed_is_marked_in_every_answer():
     metrics["window"].pop()
     metadata |= {"status": "partial", "mixed": ["config.lr: 0.1 before, 0.2 now"]}
     for name, answer in zip(("Faster", "As good", "Use"), answers(metrics, metadata), strict=True):
-        assert answer.startswith(f"{name} (PARTIAL, 7 of 8, MIXED): ")
+        assert answer.startswith(f"{name} (partial: 7/8 trainings; mixed: trainings that differ): ")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.npz")), ids=lambda p: p.stem)
