@@ -1,6 +1,6 @@
 """The three lines that a report begins with: is it faster, is it as good, what to use."""
 
-from analysis.claims import bound_text
+from analysis.claims import bound_text, verdict_text
 from analysis.contrasts import time_ratio
 from analysis.recommend import patterns_of, recommend, recommendation_text
 from analysis.significance import non_inferiority
@@ -24,12 +24,8 @@ def answers(metrics, metadata):
     """
     recommended = recommend(metrics, metadata)
     pair = _spoken_of(metrics, recommended)
-    if any(arm is None for arm in pair):
-        missing = "no window model" if pair[0] is None else "no full attention"
-        first = [f"nothing can be said: {missing} was trained"] * 2
-    elif not paired_trainings(metrics, pair):
-        first = [f"nothing can be said: {' and '.join(pair)} never both ended well in a block"] * 2
-    else:
+    first = [f"nothing can be said: {recommended.note}"] * 2
+    if pair:
         first = [_faster(metrics, pair), _as_good(metrics, metadata, pair)]
     texts = [*first, recommendation_text(recommended)]
     marks = "; ".join(reading_marks(metrics, metadata))
@@ -43,16 +39,13 @@ def answer_lines(metrics, metadata):
 
 
 def _spoken_of(metrics, recommended):
-    """The pattern that the answers are about and its reference, None for what was not trained."""
+    """The pattern that the answers are about and its reference, None where no block has both."""
     reference = next((arm for arm in FULL_ATTENTION if arm in metrics), None)
+    if recommended.chosen:
+        return recommended.chosen, reference
     pairs = [(arm, reference) for arm in patterns_of(metrics)]
-    ratios = {
-        pair[0]: time_ratio(metrics, pair).ratio
-        for pair in pairs
-        if paired_trainings(metrics, pair)
-    }
-    fastest = min(ratios or dict(pairs), key=ratios.get, default=None)
-    return recommended.chosen or fastest, reference
+    pairs = [pair for pair in pairs if paired_trainings(metrics, pair)]
+    return min(pairs, key=lambda pair: time_ratio(metrics, pair).ratio, default=None)
 
 
 def _faster(metrics, pair):
@@ -81,12 +74,7 @@ def _as_good(metrics, metadata, pair):
     if margin is None or not losses.size:
         return "not tested: no margin for the loss was declared"
     found = non_inferiority(*losses, margin)
-    arm, reference = pair
-    answer = {
-        "not worse": f"yes: {arm} is not worse than {reference} by {margin:g} nats",
-        "worse": f"no: {arm} is worse than {reference} by more than {margin:g} nats",
-        "undecided": f"undecided, by the margin of {margin:g} nats: {arm} against {reference}",
-    }[found.verdict]
+    answer = {"not worse": "yes", "worse": "no", "undecided": "not shown"}[found.verdict]
     text = f"{amount(found.mean, 'nats', '+')} nats{bound_text(found)}"
-    trained = f"{blocks_text(found.n)}, {tokens_of(metrics, arm):,} tokens each"
-    return f"{answer}: {text} ({trained})"
+    trained = f"{blocks_text(found.n)}, {tokens_of(metrics, pair[0]):,} tokens each"
+    return f"{answer}: {verdict_text(found, *pair)}: {text} ({trained})"

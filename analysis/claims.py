@@ -156,20 +156,25 @@ def bound_text(claim):
     return "" if end is None else f", at {bound} {amount(end, 'nats', '+')}"
 
 
+def verdict_text(claim, arm, reference):
+    """The verdict of a ``QualityClaim`` of an arm in words."""
+    nats = f"{claim.margin:g} nats"
+    return {
+        "not worse": f"{arm} is not worse than {reference} by {nats}",
+        "worse": f"{arm} is worse than {reference} by more than {nats}",
+        "undecided": f"whether {arm} is worse than {reference} by {nats} is undecided",
+    }[claim.verdict]
+
+
 def describe_quality(claim, arm, reference, loss, declared):
     """Sentences on a ``QualityClaim`` of an arm; loss: the mean of the reference, in nats.
 
     declared: a sentence on whether the plan declares it.
     """
-    by = f"{claim.margin:g} nats"
-    verdicts = {
-        "not worse": f"{arm} is not worse than {reference} by the margin of {by}",
-        "worse": f"{arm} is worse than {reference} by more than the margin of {by}",
-        "undecided": f"whether {arm} is worse than {reference} by {by} is undecided",
-    }
     direction = "lower" if claim.mean < 0 else "higher"
+    size = amount(abs(claim.mean), "nats")
     text = (
-        f"{verdicts[claim.verdict]}: validation loss {amount(abs(claim.mean), 'nats')} nats "
+        f"{verdict_text(claim, arm, reference)}: validation loss {size} nats "
         f"{direction} ({percent(claim.mean / loss, '+')})"
     )
     if claim.high is None:

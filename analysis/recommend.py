@@ -17,7 +17,7 @@ from analysis.values import (
     shared_values,
     tokens_of,
 )
-from analysis.words import amount
+from analysis.words import amount, blocks_text
 
 TIED = 0.01  # share by which ratios of times may differ for the sparser pattern to be taken
 FRESH, FEWEST_BLOCKS = 2, 4  # blocks kept out of the choice, and those it takes for that
@@ -147,7 +147,7 @@ def recommendation_text(found):
         which = found.patterns[0] + " is not"
         if len(found.patterns) > 1:
             which = f"none of {len(found.patterns)} patterns is"
-        return f"fused: {which} shown to be as good and faster ({_blocks_text(found.blocks)})"
+        return f"fused: {which} shown to be as good and faster ({blocks_text(len(found.blocks))})"
     text = _chosen_text(found)
     if found.use == found.chosen and (found.tokens or LONG_TOKENS) < LONG_TOKENS:
         text += AFTER_LONGER
@@ -156,13 +156,13 @@ def recommendation_text(found):
 
 def _chosen_text(found):
     """How the pattern that was chosen was found, and whether it is confirmed, in a sentence."""
-    blocks = _blocks_text(found.blocks)
+    blocks = blocks_text(len(found.blocks))
     if len(found.patterns) == 1:
         return f"{found.chosen}, as good as fused and faster ({blocks})"
     text = f"{found.chosen}, chosen from {len(found.patterns)} patterns on {blocks}, "
     if found.confirmed is None:
         return f"{text}not confirmed on fresh seeds"
-    where = f"confirmed on {_blocks_text(found.fresh)} ({_fresh_numbers(found)})"
+    where = f"confirmed on {len(found.fresh)} fresh ones ({_fresh_numbers(found)})"
     return text + where if found.confirmed else f"fused: {text}was not {where}"
 
 
@@ -171,13 +171,3 @@ def _fresh_numbers(found):
         return "a training failed"
     losses = ", ".join(amount(difference, "nats", "+") for difference in found.differences)
     return f"{losses} nats, {found.time_ratio:.3f} times the time of fused"
-
-
-def _blocks_text(blocks):
-    """Blocks, at least one, in a few words: "blocks 1 to 3", "2 of blocks 1 to 3"."""
-    first, last, count = blocks[0], blocks[-1], len(blocks)
-    if count == 1:
-        return f"block {first}"
-    if last - first == 1:
-        return f"blocks {first} and {last}"
-    return f"{count} of " * (last - first >= count) + f"blocks {first} to {last}"

@@ -101,12 +101,12 @@ def mean_interval(values, level=LEVEL):
     return Interval(mean, mean - half, mean + half, x.size)
 
 
-def log_interval(values, level=LEVEL):
+def log_interval(values):
     """Geometric mean of positive values and the t interval on their logs, never below zero.
 
     Without an interval where it would reach over more than a factor of WIDEST.
     """
-    log = mean_interval(np.log(array(values)), level)
+    log = mean_interval(np.log(array(values)))
     mean = math.exp(log.mean)
     if log.low is None or log.high - log.low > math.log(WIDEST):
         return Interval(mean, None, None, log.n)

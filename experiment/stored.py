@@ -69,12 +69,6 @@ def _attention_of(config, arm, device):
     return attention_used(config, arm, device) | {"density": density}
 
 
-def losses_without_model(config, dataset):
-    """What counting the training rows predicts of those that the validation uses, nats a token."""
-    used = validation_rows(config, len(dataset.held_out))
-    return {"unigram_loss": unigram_loss(dataset, used), "bigram_loss": bigram_loss(dataset, used)}
-
-
 def memory_measure(config, device):
     """What the figures of memory are, in words."""
     several = config.world_size > 1
@@ -106,12 +100,13 @@ class StoredExperiment:
             return
         if not anew:
             self._refuse_foreign()
+        used = validation_rows(config, len(dataset.held_out))
         # counted once, for it reads all the data
-        self.metadata["data"] |= losses_without_model(config, dataset)
+        for name, loss in (("unigram_loss", unigram_loss), ("bigram_loss", bigram_loss)):
+            self.metadata["data"][name] = loss(dataset, used)
 
     def _take_up(self, before, allow_mixed):
         self.metadata = before
-        before["data"].setdefault("bigram_loss", None)  # of an earlier version, gone on with
         self.metrics, self.unusable = files.read_trainings(self.folder, before)
         self.changed = differences(before["identity"], self.now["identity"])
         if self.changed:

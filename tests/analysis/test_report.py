@@ -263,9 +263,9 @@ def quality_of(metrics, metadata):
 @pytest.mark.parametrize(
     ("center", "spread", "words", "equivalence"),
     [
-        (0.0, 0.005, "window is not worse than fused by the margin of 0.02 nats", "equivalent"),
-        (-0.2, 0.005, "window is not worse than fused by the margin of 0.02 nats", "different"),
-        (0.2, 0.005, "window is worse than fused by more than the margin", "different"),
+        (0.0, 0.005, "window is not worse than fused by 0.02 nats", "equivalent"),
+        (-0.2, 0.005, "window is not worse than fused by 0.02 nats", "different"),
+        (0.2, 0.005, "window is worse than fused by more than 0.02", "different"),
         (0.01, 0.2, "whether window is worse than fused by 0.02 nats is undecided", "undecided"),
     ],
 )

@@ -24,14 +24,14 @@ def test_every_point_says_first_what_to_use(experiment_of):
     assert found["use"] == "w96-d16" and found["confirmed"] is True
     lines = format_study(content).splitlines()
     place = lines.index("learned positions")
-    words = "Use at S 1,024: w96-d16, chosen from 3 patterns on blocks 1 to 3, confirmed on"
+    words = "Use at S 1,024: w96-d16, chosen from 3 patterns on 3 blocks, confirmed on"
     assert lines[place + 1].startswith(words)
 
 
 def test_every_length_says_what_to_use(lengths):
     text = format_study(lengths)
     for length in ("256", "1,024"):
-        words = f"Use at S {length}: window, as good as fused and faster (blocks 1 to 4)"
+        words = f"Use at S {length}: window, as good as fused and faster (4 blocks)"
         assert text.count(words) == 2
 
 
