@@ -165,11 +165,11 @@ PRESETS = {
         "d_model": 128,
         "n_heads": 4,
         "layers": 2,
-        "max_steps": 400,
+        "max_steps": 360,
         "lr": 5e-3,
-        "warmup_steps": 40,
+        "warmup_steps": 36,
         "val_batches": 16,
-        "eval_every": 50,
+        "eval_every": 60,
         "reach_passages": 16,
         "data": LAPTOP_PATH,
     },
@@ -187,6 +187,8 @@ PRESETS = {
         "eval_every": 10,
         "reach_passages": 4,
         "data": SMOKE_PATH,
+        "output_dir": "smoke/output",  # not where an experiment is to go
+        "plots_dir": "smoke/plots",
     },
 }
 

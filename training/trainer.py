@@ -58,7 +58,7 @@ def check_compiler(config, device):
     try:
         compiled = torch.compile(_marked)(torch.zeros((), device=device)).item()
     except Exception as error:  # of the compiler's dozens
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).strip().splitlines()[:2])
         raise UserError(f"{asked} does not work here ({reason}): mend that, {remedy}") from None
     if not compiled:
         raise UserError(f"{asked} is turned off (TORCHDYNAMO_DISABLE?): turn it on, {remedy}")
