@@ -88,7 +88,7 @@ def test_loss_is_in_nats():
     ],
 )
 def test_a_compiler_that_does_not_compile_is_one_line(monkeypatch, setting, words):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("no compiler at all\nand a long story")
 
     torch.compiler.reset()
