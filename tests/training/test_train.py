@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -53,7 +54,7 @@ def test_a_training_reports_what_it_did():
 
 def make_held_out_and_config(**changes):
     """Curves of four rows of 24 tokens; one pass of eight steps over 16 rows."""
-    return tiny_dataset(), tiny_config(max_steps=8, val_batches=1, **changes)
+    return tiny_dataset(), tiny_config(max_steps=8, val_batches=0, **changes)
 
 
 def test_a_curve_has_the_losses_that_shorter_trainings_end_with():
@@ -63,9 +64,16 @@ def test_a_curve_has_the_losses_that_shorter_trainings_end_with():
     for steps, loss in zip([3, 6, 8], metrics["curve"]["losses"], strict=True):
         alone = tiny_config(max_steps=steps, schedule="constant")
         assert loss == train(alone, "window", dataset, 7, CPU)[0]["val_loss"]
-    assert metrics["curve"]["losses"][-1] != metrics["val_loss"]  # of 2 of the 4 rows
-    ends = dataset.held_out[[0, -1]]
-    assert metrics["val_loss"] == Trainer.evaluate(trainer_of(config, model), ends)
+    assert metrics["curve"]["losses"][-1] == metrics["val_loss"]  # of all four rows
+    held_out = dataset.held_out
+    assert metrics["val_loss"] == Trainer.evaluate(trainer_of(config, model), held_out)
+
+
+def test_a_curve_has_no_more_rows_than_the_validation_at_its_end():
+    dataset, config = make_held_out_and_config(eval_every=8)
+    metrics, model = train(replace(config, val_batches=1), "window", dataset, 7, CPU)
+    ends = Trainer.evaluate(trainer_of(config, model), dataset.held_out[[0, -1]])  # of the 4 rows
+    assert metrics["curve"]["losses"] == [ends] == [metrics["val_loss"]]
 
 
 def trainer_of(config, model):
@@ -101,7 +109,7 @@ def test_every_arm_and_block_is_evaluated_on_the_same_rows(monkeypatch):
         dataset, config = make_held_out_and_config(eval_every=4)
         train(config, arm, dataset, seed, CPU)
     rows_of_curve = dataset.held_out.tobytes()
-    assert seen == 2 * [rows_of_curve, rows_of_curve, dataset.held_out[[0, -1]].tobytes()]
+    assert seen == 2 * 3 * [rows_of_curve]
 
 
 def test_evaluations_lie_outside_of_the_clock(monkeypatch):
