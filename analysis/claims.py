@@ -1,6 +1,7 @@
 """What the report claims of an experiment: each claim a sentence, its evidence and its limits."""
 
 import re
+from itertools import zip_longest
 
 import numpy as np
 
@@ -264,7 +265,7 @@ def decomposition(metrics, metadata):
 def _caveats_once(claims):
     """What several neighbours say at their end, trained on and not shown, after the last alone."""
     kept = []
-    for claim, following in zip(claims, [*claims[1:], ""], strict=True):
+    for claim, following in zip_longest(claims, claims[1:], fillvalue=""):
         text, *end = re.split("( Trained on .*| This does not show .*)", claim, maxsplit=1)
         said_again = end and following.endswith(end[0])
         kept.append(text if said_again else claim)

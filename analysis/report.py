@@ -183,7 +183,8 @@ def format_report(metrics, metadata):
     """The whole report as text: the answers, the claims, the means and the tests behind them."""
     found = compare(metrics, metadata)
     claims = ["Claims"]
-    for place, claim in enumerate(claims_of(metrics, metadata, found), 1):
+    said = claims_of(metrics, metadata, found) or ["none: no block has two arms to compare"]
+    for place, claim in enumerate(said, 1):
         claims += words.wrapped(f"{place}. {claim}", "   ")
     title = "Sliding-window + dilated attention against full attention"
     parts = [answer_lines(metrics, metadata)]

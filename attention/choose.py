@@ -121,7 +121,8 @@ def window_attention(q, k, v, window_size, dilation, evaluation="auto", sink_tok
     if evaluation not in EVALUATIONS:
         known = ", ".join(EVALUATIONS)
         raise ValueError(f"unknown window attention {evaluation!r}: choose one of {known}")
-    if torch.is_autocast_enabled(device_type) and q.dtype != torch.float64:
+    autocasts = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    if autocasts and q.dtype != torch.float64:
         q, k, v = (x.to(torch.get_autocast_dtype(device_type)) for x in (q, k, v))
     if k.shape[2] < n_heads:
         k, v = (x.repeat_interleave(n_heads // x.shape[2], dim=2) for x in (k, v))
@@ -133,7 +134,13 @@ def _evaluate(q, k, v, pattern, evaluation):
     # torch.compile(dynamic=True) may have symbols for them, in which no cache can look anything up
     seq_len, n_heads, head_dim = map(operator.index, q.shape[1:])
     planned = evaluation == "auto"
-    if planned:
+    # torch.compile resolves transforms itself
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    if transformed and planned:
+        evaluation = "masked"
+    elif transformed and evaluation == "split":
+        raise ValueError("split attention has no torch.func transforms: choose masked or dense")
+    elif planned:
         about = q.dtype, q.device, torch.compiler.is_compiling(), head_dim
         evaluation = attention_plan(seq_len, pattern, n_heads, *about).evaluation
     if evaluation == "flex":

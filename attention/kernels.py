@@ -4,7 +4,6 @@ The operators may change with PyTorch's version: ``split.split_kernels`` tries t
 Shapes: N batch or pieces of it, H heads, D head_dim.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from attention.kept import kept
 from attention.masks import as_bias
 from attention.pattern import may_attend
 
@@ -40,18 +40,18 @@ class Kernel(NamedTuple):
 
 def _window_bias(q, k, window_size):
     """What is added to the scores of q (N, H, length, D) and k: 0, or minus infinity."""
-    # kept on a CPU only: what is first made while a CUDA graph is recorded dies with the graph
-    build = _cpu_window_bias if q.device.type == "cpu" else _build_window_bias
+    # on CUDA made anew: a recorded graph must own what it reads
+    build = _kept_bias if q.device.type == "cpu" else _build_bias
     return build(q.shape[2], k.shape[2], window_size, q.dtype, q.device)
 
 
-def _build_window_bias(length, keys, window_size, dtype, device):
+def _build_bias(length, keys, window_size, dtype, device):
     query = torch.arange(keys - length, keys, device=device)[:, None]
     key = torch.arange(-(-keys // 8) * 8, device=device)[None, :]  # CUDA reads 16 bytes at a time
     return as_bias(may_attend(query, key, window_size, 0), dtype)[:, :keys]
 
 
-_cpu_window_bias = functools.lru_cache(maxsize=32)(_build_window_bias)
+_kept_bias = kept(32)(_build_bias)
 
 
 def _cpu_mask(q, k, seen):

@@ -3,38 +3,22 @@
 Each is built once and shared by layers and steps.
 """
 
-import functools
-
 import torch
 
+from attention.kept import constant_of_a_graph, kept
 from attention.pattern import Pattern, window_mask
 
 
-def constant_of_a_graph(function):
-    """``torch.compiler.assume_constant_result``, which would load the compiler to set one mark.
-
-    Dynamo may not trace into a cache: it takes the function's result as a constant of its graph.
-    Loading the compiler costs seconds, also for those who compile nothing.
-    """
-    function._dynamo_marked_constant = True
-    return function
-
-
 @constant_of_a_graph
+@kept(16)
 def cached_mask(seq_len, n_heads, device, bias_dtype, *pattern):
     """Who attends to whom, built once for its arguments, (S, S) or (H, S, S); do not write to it.
 
     pattern: the values of a ``Pattern``.  bias_dtype: None for a mask, True = may attend; else its
     ``as_bias``, which scaled_dot_product_attention would make from the mask again in every call.
     """
-    return _mask_cache(seq_len, n_heads, device, bias_dtype, *pattern)
-
-
-@functools.lru_cache(maxsize=16)
-def _mask_cache(seq_len, n_heads, device, bias_dtype, *pattern):
-    with torch.inference_mode(False):  # autograd takes no tensors that were made in it
-        mask = _heads_mask(seq_len, n_heads, Pattern(*pattern), device)
-        return mask if bias_dtype is None else as_bias(mask, bias_dtype)
+    mask = _heads_mask(seq_len, n_heads, Pattern(*pattern), device)
+    return mask if bias_dtype is None else as_bias(mask, bias_dtype)
 
 
 def _heads_mask(seq_len, n_heads, pattern, device):
@@ -59,25 +43,18 @@ TILE = 128  # queries and keys of a tile
 
 
 @constant_of_a_graph
+@kept(16)
 def cached_tiles(seq_len, n_heads, device, *pattern):
     """Which tiles of TILE queries by TILE keys a ``Pattern`` fills, in the lists of FlexAttention.
 
     Four lists, each (counts (1, H, tiles), numbers (1, H, tiles, tiles)) in int32: the partly full
     tiles of every row of tiles, the full ones, then both for every column.
     """
-    return _tile_cache(seq_len, n_heads, device, *pattern)
-
-
-@functools.lru_cache(maxsize=16)
-def _tile_cache(seq_len, n_heads, device, *pattern):
-    pattern = Pattern(*pattern)
-    with torch.inference_mode(False):
-        kinds = {head: _tiles(seq_len, head, device) for head in pattern.of_heads(n_heads)}
-        touched, full = (
-            torch.stack([kinds[head][n] for head in pattern.of_heads(n_heads)]) for n in range(2)
-        )
-        partial = touched & ~full
-        return [_as_list(x) for x in (partial, full, partial.mT, full.mT)]
+    heads = Pattern(*pattern).of_heads(n_heads)
+    kinds = {head: _tiles(seq_len, head, device) for head in heads}
+    touched, full = (torch.stack([kinds[head][n] for head in heads]) for n in range(2))
+    partial = touched & ~full
+    return [_as_list(x) for x in (partial, full, partial.mT, full.mT)]
 
 
 def _tiles(seq_len, head, device):
@@ -107,5 +84,5 @@ def _as_list(tiles):
 
 def clear_mask_cache():
     """Forget all of them, so that one model's masks never count as another's memory."""
-    _mask_cache.cache_clear()
-    _tile_cache.cache_clear()
+    cached_mask.cache_clear()
+    cached_tiles.cache_clear()

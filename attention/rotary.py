@@ -4,11 +4,9 @@ The score of a rotated query and a rotated key depends on their distance alone. 
 S sequence length, H heads, D head_dim.
 """
 
-import functools
-
 import torch
 
-from attention.masks import constant_of_a_graph
+from attention.kept import constant_of_a_graph, kept
 
 POSITIONS = ("learned", "rotary")
 BASE = 10_000.0
@@ -40,17 +38,11 @@ def rotate(x, first_position=0):
     return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1).to(x.dtype)
 
 
-# as with the masks, a constant of the compiled graph
 @constant_of_a_graph
+@kept(8)
 def cached_rotations(positions, head_dim, device, dtype):
     """cos and sin of every position's angles, (positions, D/2) each; shared, do not write."""
-    return _rotations(positions, head_dim, device, dtype)
-
-
-@functools.lru_cache(maxsize=8)
-def _rotations(positions, head_dim, device, dtype):
-    with torch.inference_mode(False):  # autograd takes no tensors that were made in it
-        plane = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
-        position = torch.arange(positions, dtype=torch.float64, device="cpu")
-        angles = position[:, None] * BASE ** (-plane / head_dim)
-        return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+    plane = torch.arange(0, head_dim, 2, dtype=torch.float64)
+    position = torch.arange(positions, dtype=torch.float64)
+    angles = position[:, None] * BASE ** (-plane / head_dim)
+    return angles.cos().to(device, dtype), angles.sin().to(device, dtype)

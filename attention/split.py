@@ -37,8 +37,9 @@ import torch
 import torch.nn.functional as F
 
 from attention.full import dense_attention
+from attention.kept import constant_of_a_graph, kept, recording
 from attention.kernels import CHOICES, CUDA_HEAD_DIM, KERNELS
-from attention.masks import cached_mask, constant_of_a_graph
+from attention.masks import cached_mask
 from attention.parts import backward, empty_results, forward, readable, with_tokens
 from attention.pattern import FULL_HEAD, HeadPattern, Pattern, first_with_far_keys
 from attention.pieces import far_part, foldable, full_part, near_part
@@ -308,7 +309,7 @@ def split_kernels(device, dtype, head_dim):
     return _split_kernels(device, dtype, head_dim, torch.are_deterministic_algorithms_enabled())
 
 
-@functools.cache
+@kept(None)
 def _split_kernels(device, dtype, head_dim, deterministic):
     problem = f"no kernel is known for {dtype} on {device.type}"
     for kernels in CHOICES.get((device.type, dtype), []):
@@ -325,21 +326,18 @@ def _split_kernels(device, dtype, head_dim, deterministic):
 
 def _problem_with(kernels, device, dtype, head_dim):
     """What speaks against using a (near, far) pair of kernels here, in words, or None."""
+    if recording():
+        return None  # into a CUDA graph, where nothing can be compared
     generator = torch.Generator().manual_seed(0)
-    quiet = torch.autocast(device.type, enabled=False)
-    # a caller's checkpointing must not take these tensors for its own
-    unseen = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
-    with torch.inference_mode(False), torch.enable_grad(), quiet, unseen:
-        numbers = torch.randn((4, 1, 76, 2, head_dim), generator=generator, device="cpu")
-        numbers = numbers.to(device, dtype)
-        pattern = Pattern(20, 7, full_heads=1)
-        mask = cached_mask(76, 2, device, None, *pattern)
-        try:
-            split = partial(split_attention, pattern=pattern, kernels=kernels)
-            found = _out_and_gradients(split, numbers)
-        except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
-            return str(error).strip().splitlines()[0]
-        exact = _out_and_gradients(lambda *qkv: dense_attention(*qkv, mask), numbers.double())
+    numbers = torch.randn((4, 1, 76, 2, head_dim), generator=generator).to(device, dtype)
+    pattern = Pattern(20, 7, full_heads=1)
+    mask = cached_mask(76, 2, device, None, *pattern)
+    try:
+        split = partial(split_attention, pattern=pattern, kernels=kernels)
+        found = _out_and_gradients(split, numbers)
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+        return str(error).strip().splitlines()[0]
+    exact = _out_and_gradients(lambda *qkv: dense_attention(*qkv, mask), numbers.double())
     largest = 10 * torch.finfo(dtype).eps
     for value, reference in zip(found, exact, strict=True):
         if not (value - reference).norm() <= largest * reference.norm():

@@ -1,18 +1,17 @@
 """The picture of the attention benchmark: a share of full attention's time over length."""
 
-import matplotlib
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from benchmarks.peers import ALL_KEYS, FORWARD, TRAINING
 from figures.frame import length_axis, log_axis
-from figures.look import LOOK, WIDTH
+from figures.look import OUR_LOOK, WIDTH
 
 MARKERS = "os^DvP<*>X"
 
 
-@matplotlib.rc_context(LOOK)
+@OUR_LOOK
 def plot_scaling(records, title):
     """Time as a share of the best full kernel's over length, a line a peer, quartiles as a band.
 

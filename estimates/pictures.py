@@ -1,6 +1,5 @@
 """The estimates of patterns as figures; ``a`` is a PatternAnalysis."""
 
-import matplotlib
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -10,7 +9,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from attention.pattern import may_attend
 from figures.frame import caption_below
-from figures.look import LOOK, WIDTH, arm_styles
+from figures.look import OUR_LOOK, WIDTH, arm_styles
 from studies.pictures import error_bars
 from studies.tables import measured_rows
 
@@ -86,7 +85,7 @@ def legend_and_caption(figure, a, text, *more):
     caption_below(figure, text)
 
 
-@matplotlib.rc_context(LOOK)
+@OUR_LOOK
 def plot_comparison(analyses):
     """The masks of several configurations in one grid, as a Figure."""
     columns = min(4, len(analyses))
@@ -127,7 +126,7 @@ def draw_cost(axes, a):
     axes.set_title(f"Estimate: {speedups}")
 
 
-@matplotlib.rc_context(LOOK)
+@OUR_LOOK
 def plot_configuration(a):
     """One PatternAnalysis: its mask and its cost, as a Figure; a mask for each kind of heads."""
     heads = list(a.heads.items())[:MOST_MASKS]
@@ -166,7 +165,7 @@ def draw_measured(axes, content):
     return handles
 
 
-@matplotlib.rc_context(LOOK)
+@OUR_LOOK
 def plot_tradeoff(analyses, content=None):
     """Sparsity against the estimated speed-up of the whole step, on Amdahl's curve, as a Figure.
 

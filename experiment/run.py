@@ -13,7 +13,7 @@ from machine.command import say
 from machine.device import resolve_device
 from training.tokens import load_dataset
 from training.train import train
-from training.trainer import deterministic_algorithms, release_memory
+from training.trainer import check_compiler, deterministic_algorithms, release_memory
 
 
 def run_experiment(config, dataset=None, restart=False, allow_mixed=False, argv=None):
@@ -34,6 +34,7 @@ def run_experiment(config, dataset=None, restart=False, allow_mixed=False, argv=
         stored = ranks.from_first(StoredExperiment, config, dataset, device, allow_mixed)
         announce(stored, dataset, device)
         if stored.waiting():
+            ranks.on_every(check_compiler, config, device)
             stored.begin(argv)
             train_waiting(stored, dataset, device)
         return stored.save_results() if ranks.is_first() else None

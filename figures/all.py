@@ -4,12 +4,10 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import matplotlib
-
 from analysis.reach import reach_records
 from figures.curves import convergence, per_run, training_curves
 from figures.data import MEMORY, SPEED, VAL_LOSS, prepare
-from figures.look import LOOK, save_figures
+from figures.look import OUR_LOOK, save_figures
 from figures.reach import reach
 from figures.validation import has_curves, validation
 from figures.values import distributions, final_losses, metrics_comparison, summary, tradeoff
@@ -31,7 +29,7 @@ FIGURES = {
 NEEDS = {"11_validation": has_curves, "reach": reach_records}  # what not every experiment has
 
 
-@matplotlib.rc_context(LOOK)
+@OUR_LOOK
 def draw(name, data):
     """The figure of this name, a matplotlib Figure; ``data`` is an ``Experiment``."""
     return FIGURES[name](data)

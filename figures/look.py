@@ -5,7 +5,7 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 
-import matplotlib
+import matplotlib.style
 import seaborn as sns
 
 from machine.files import atomic_write
@@ -25,6 +25,8 @@ LOOK = {
     "text.parse_math": False,  # a $ in the name of an arm or a device is a $
     "savefig.dpi": 300,
 }
+# inside of it a user's matplotlibrc changes nothing
+OUR_LOOK = matplotlib.style.context(["default", LOOK])
 FAILED = {"marker": "X", "ms": 6, "color": "black", "ls": "none", "zorder": 6}
 MARGIN = {"facecolor": "#F5DC8C", "edgecolor": "none", "zorder": 0.5}
 
@@ -63,7 +65,7 @@ def arm_styles(arms):
     return {arm: styles[arm] for arm in arms}
 
 
-@matplotlib.rc_context(LOOK)
+@OUR_LOOK
 def save_figures(figures, plots_dir):
     """Write {name: Figure} as .png and .pdf, without dates, each whole or not at all: the paths."""
     paths = []

@@ -29,22 +29,26 @@ VARIABLES += ("TORCHDYNAMO_DISABLE", "TORCHINDUCTOR_FREEZING", "TORCH_ALLOW_TF32
 def describe_code(folder=FOLDER):
     """Which code a result belongs to, as a JSON-like dict.
 
-    ``revision`` and ``dirty`` (files that git knows differ from the revision) are None outside a
-    checkout; ``sources_sha256`` is known everywhere.
+    ``revision`` and ``dirty`` (files below the folder that git knows differ from the revision) are
+    None where git does not know the folder's own files: outside a checkout, or in a copy that lies
+    in somebody else's.  ``sources_sha256`` is known everywhere.
     """
     try:
+        _git(folder, "ls-files", "--error-unmatch", "gpt.py")
         revision = _git(folder, "rev-parse", "HEAD")
         # results and figures are untracked
-        dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+        dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no", "."))
     except (OSError, subprocess.SubprocessError):
         revision = dirty = None
     return {"revision": revision, "dirty": dirty, "sources_sha256": _sources_sha256(folder)}
 
 
 def _git(folder, *words):
+    """What git says of the checkout around a folder, whatever repository the environment names."""
     command = ["git", "-C", folder, *words]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=10)
-    return done.stdout.decode(errors="replace").strip()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    how = {"capture_output": True, "check": True, "timeout": 10, "env": environment}
+    return subprocess.run(command, **how).stdout.decode(errors="replace").strip()
 
 
 def _sources_sha256(folder):

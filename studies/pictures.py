@@ -1,13 +1,12 @@
 """The figures of the two studies: what the arms take over the length, and patterns' trade-offs."""
 
-import matplotlib
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.values import ordered_arms
 from figures.frame import caption_below, handles_of, length_axis, log_axis, new_figure
-from figures.look import FAILED, LOOK, MARGIN, STYLES, arm_styles
+from figures.look import FAILED, MARGIN, OUR_LOOK, STYLES, arm_styles
 from studies.summary import NO_ROOM
 from studies.tables import measured_rows, points_of_kinds, setting
 
@@ -20,7 +19,7 @@ LENGTH_PANELS = {
 LIMIT = {"color": "black", "ls": "--", "lw": 1}
 
 
-@matplotlib.rc_context(LOOK)
+@OUR_LOOK
 def plot_study(content):
     """The study's figures: {file name without suffix: Figure}."""
     if content["study"] == "patterns":

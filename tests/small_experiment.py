@@ -14,6 +14,7 @@ from training import train as training_train
 
 TINY = "--seq-len 24 --d-model 16 --n-heads 2 --layers 1 --batch-size 2 --max-steps 4 --device cpu"
 TINY += " --window-size 5 --dilation 3 --warmup-steps 2 --val-batches 1 --lr 1e-2"
+TINY += " --data training_data.npy --eval-every 0 --reach-passages 0"
 BLOCK = "--runs 1 --arms window fused"
 RESULTS = [
     "experiment_results.json",

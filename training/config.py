@@ -187,6 +187,8 @@ PRESETS = {
         "eval_every": 10,
         "reach_passages": 4,
         "data": SMOKE_PATH,
+        "output_dir": "smoke/output",  # not where an experiment is to go
+        "plots_dir": "smoke/plots",
     },
 }
 

@@ -14,6 +14,7 @@ from attention.masks import clear_mask_cache
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
 from machine import ranks
+from machine.command import UserError
 from machine.device import synchronize
 from training.batches import batches, to_device
 from training.config import ARMS, DTYPES
@@ -43,6 +44,24 @@ def parameter_counts(config, vocab_size):
     with torch.device("meta"):  # shapes alone
         models = {arm: _new_model(config, arm, vocab_size) for arm in config.arms}
     return {arm: sum(p.numel() for p in model.parameters()) for arm, model in models.items()}
+
+
+def _marked(x):
+    return x + int(torch.compiler.is_compiling())
+
+
+def check_compiler(config, device):
+    """Raise UserError where torch.compile does not work, or is turned off and would run eagerly."""
+    if config.compile == "none":
+        return
+    asked, remedy = f"--compile {config.compile}: torch.compile", "or choose --compile none"
+    try:
+        compiled = torch.compile(_marked)(torch.zeros((), device=device)).item()
+    except Exception as error:  # of the compiler's dozens
+        reason = " ".join(str(error).strip().splitlines()[:2])
+        raise UserError(f"{asked} does not work here ({reason}): mend that, {remedy}") from None
+    if not compiled:
+        raise UserError(f"{asked} is turned off (TORCHDYNAMO_DISABLE?): turn it on, {remedy}")
 
 
 class NextTokenLoss(nn.Module):

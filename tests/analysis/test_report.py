@@ -216,6 +216,14 @@ def test_an_arm_that_never_fits_does_not_take_the_claim_on_sparsity_with_it(expe
     assert "12 trainings failed" in format_report(everyone, metadata)
 
 
+@pytest.mark.parametrize("arms", [("fused",), ("w96-d4", "fused")])
+def test_where_nothing_can_be_compared_nothing_is_claimed(arms):
+    metrics, metadata = make_experiment(2, arms=arms)
+    for training in metrics[arms[0]] * (len(arms) > 1):
+        training["status"] = "diverged"
+    assert "1. none: no block has two arms to compare" in format_report(metrics, metadata)
+
+
 @pytest.mark.parametrize(
     ("ratio", "words"),
     [

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from attention.choose import attention_plan, window_attention
 from attention.full import FULL_ATTENTION
+from attention.kept import constant_of_a_graph
 from attention.kernels import KERNELS
-from attention.masks import clear_mask_cache, constant_of_a_graph
+from attention.masks import clear_mask_cache
 from attention.pattern import Pattern
 from attention.split import _split_kernels
 

@@ -134,7 +134,7 @@ def test_compiled_as_one_graph():
 
 
 def test_tables_made_without_gradients_serve_a_training():
-    attention_rotary._rotations.cache_clear()
+    attention_rotary.cached_rotations.cache_clear()
     x = torch.randn(1, 9, 2, 4)
     with torch.inference_mode():
         expected = rotate(x)

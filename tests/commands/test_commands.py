@@ -19,7 +19,7 @@ import prepare_data
 import train_model
 
 SMALL = "--runs 1 --max-steps 2 --seq-len 32 --d-model 16 --n-heads 2 --layers 1 --batch-size 2"
-SMALL += " --window-size 8 --device cpu"
+SMALL += " --window-size 8 --device cpu --eval-every 0 --data training_data.npy"
 
 
 def run(command, folder, **environment):
@@ -41,6 +41,8 @@ def experiment(tmp_path_factory):
     text = "".join(f"def f{i}(x):\n    return x * {i} + {i % 7}\n\n" for i in range(600))
     (folder / "source.py").write_text(text)
     prepared = run("prepare_data.py source.py --seq-len 32 --vocab-size 300", folder)
+    # as data of earlier versions has it
+    (folder / "training_data.tokenizer.json").rename(folder / "tokenizer.json")
     trained = run(f"main.py {SMALL}", folder)
     return folder, prepared, trained
 
@@ -67,6 +69,25 @@ def test_generate_goes_on_from_a_prompt(experiment):
     done = run("generate.py def --tokens 5 --device cpu", folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("def") and "tokens/s" in done.stderr
+
+
+def test_smoke_goes_through_everything_and_says_that_it_shows_nothing(tmp_path):
+    done = run(
+        "main.py --preset smoke --device cpu --runs 1 --arms window fused",
+        tmp_path,
+        OMP_NUM_THREADS="1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "training_data_smoke.npy",
+        "training_data_smoke.tokenizer.json",
+        "smoke",
+    }
+    assert done.stderr.count("block 1/1 ") == 2
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
+    assert warnings[0] == "warning: smoke test: says nothing about time or quality"
+    drawn = {path.stem for path in (tmp_path / "smoke" / "plots").glob("*.png")}
+    assert {"11_validation", "reach"} < drawn and len(drawn) >= 10
 
 
 def test_plots_again_without_torch(experiment):

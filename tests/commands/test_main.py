@@ -19,7 +19,9 @@ from small_experiment import (
 import compare_models
 from compare_models import build_parser, config_from
 from figures.all import create_all_plots
+from training import prepare
 from training.config import PRESETS
+from training.tokens import load_dataset
 
 
 @pytest.fixture
@@ -53,6 +55,23 @@ def test_nothing_but_failures_still_ends_with_a_report(workplace, monkeypatch, c
     break_training(monkeypatch, "window", run_out_of_memory)
     assert run_main("--runs 1 --arms window") == 3
     assert "out_of_memory" in capsys.readouterr().out and contents("plots") == []
+
+
+def test_a_presets_own_data_file_is_prepared_where_it_is_missing(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "read_corpus", lambda *_: (["def f(x): return x * 7\n" * 400], {}))
+    monkeypatch.setitem(prepare.PRESET_DATA, "training_data_1024.npy", {"vocab_size": 263})
+    data = config_of("--preset laptop --device cpu").data
+    compare_models.ensure_data(data)
+    assert load_dataset(data).vocab_size == 263
+    assert "training_data_1024.npy is missing" in capsys.readouterr().err
+    assert "training_data_1024.tokenizer.json" in contents(workplace)
+
+
+def test_a_data_file_that_is_there_is_never_prepared_anew(workplace):
+    Path("training_data_1024.npy").write_text("a user's")
+    compare_models.ensure_data("training_data_1024.npy")
+    assert contents(workplace) == ["training_data.npy", "training_data_1024.npy"]
+    assert Path("training_data_1024.npy").read_text() == "a user's"
 
 
 def test_data_in_the_output_folder_keeps_its_tokenizer(workplace):
@@ -140,7 +159,7 @@ def test_help_is_complete_and_grouped():
         assert f"--{option} " in text or f"--{option}\n" in text, option
     for group in ("experiment:", "training:", "model:", "pattern:", "files:"):
         assert f"\n{group}\n" in text
-    assert "paper 256, long 4096, laptop 1024" in " ".join(text.split())
+    assert "paper 256, long 4096, laptop 512, smoke 512" in " ".join(text.split())
 
 
 def test_a_value_for_each_layer_is_read_from_the_command_line():

@@ -16,7 +16,7 @@ CONTENTS = {
     "binary.txt": b"\0",
     "torn.gz": gzip.compress(b"text")[:-9],
     "training_data.npy": b"an earlier file",
-    "tokenizer.json": b"an earlier file",
+    "training_data.tokenizer.json": b"an earlier file",
 }
 
 
@@ -53,9 +53,10 @@ def test_it_tells_what_was_written_and_names_what_could_not_be_read(here, capsys
     printed = capsys.readouterr()
     assert "1 documents" in printed.out and "rows of 10" in printed.out
     assert "; files left out: 1 binary, 1 unreadable" in printed.out
+    assert printed.out.endswith("to train on it: python main.py --data new/data.npy\n")
     assert printed.err.startswith("prepare_data.py: left out, unreadable: folder/torn.txt.gz (")
     assert printed.err.count("\n") == 1
-    assert sorted(os.listdir("new")) == ["data.npy", "tokenizer.json"]
+    assert sorted(os.listdir("new")) == ["data.npy", "data.tokenizer.json"]
     assert main([*command, "--debug"]) == 0
     named = capsys.readouterr().err
     assert "left out, binary: folder/nul.txt (it has NUL bytes)\n" in named

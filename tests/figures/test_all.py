@@ -8,7 +8,7 @@ from conftest import make_experiment
 from matplotlib.text import Text
 
 from figures.all import FIGURES, create_all_plots, draw
-from figures.look import LOOK
+from figures.look import LOOK, save_figures
 
 
 def overlapping(boxes):
@@ -71,6 +71,17 @@ def test_a_partial_experiment_carries_a_visible_mark(prepared):
     for name in FIGURES:
         assert "(partial: 7/15 trainings)" in title_of(draw(name, prepared("partial")))
         assert "partial" not in title_of(draw(name, prepared("one block")))
+
+
+def test_a_users_own_settings_change_nothing(prepared, tmp_path):
+    """Such as a matplotlibrc has; LaTeX need not be installed."""
+    data, pictures = prepared("one block"), []
+    settings = {"text.usetex": True, "font.size": 30, "lines.linewidth": 9, "axes.grid": False}
+    for users in ({}, settings | {"figure.facecolor": "black"}):
+        with mpl.rc_context(users):
+            path, _ = save_figures({"curves": draw("1_training_curves", data)}, tmp_path)
+        pictures.append(path.read_bytes())
+    assert pictures[0] == pictures[1]
 
 
 def title_of(fig):

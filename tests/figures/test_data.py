@@ -48,6 +48,14 @@ def test_a_file_of_unlike_trainings_is_marked():
     assert data.partial == "mixed: trainings that differ"
 
 
+def test_a_smoke_test_is_marked_beside_everything_else():
+    metrics, metadata = make_experiment(1)
+    metadata["config"]["preset"] = "smoke"
+    data = prepare(metrics, metadata | {"mixed": ["code"]})
+    smoke = "smoke test: says nothing about time or quality"
+    assert data.partial == f"{smoke}; mixed: trainings that differ"
+
+
 def test_smoothing_a_straight_line_changes_nothing_and_leaves_no_lag():
     line = np.arange(50.0)[None]
     np.testing.assert_allclose(smooth(line, 7), line[:, 3:-3])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -106,6 +107,19 @@ def test_a_changed_checkout_is_dirty(checkout):
 def test_outside_a_checkout_only_the_sources_are_known(folder):
     code = describe_code(folder)
     assert code == {"revision": None, "dirty": None, "sources_sha256": code["sources_sha256"]}
+
+
+def test_a_copy_in_a_foreign_checkout_has_no_revision(checkout, tmp_path, monkeypatch):
+    copy = checkout / "vendor" / "suite"
+    shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "vendor"))
+    assert describe_code(copy)["revision"] is describe_code(copy)["dirty"] is None
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    code = describe_code(checkout)
+    monkeypatch.delenv("GIT_DIR")
+    assert code == describe_code(checkout) and code["revision"]
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.TimeoutExpired("git", 10)])

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, replace
 import pytest
 from tiny import tiny_config
 
+from attention.choose import attention_plan
 from attention.pattern import density
 from training.config import (
     PRESETS,
@@ -16,14 +17,29 @@ from training.config import (
     make_config,
     patterns_of_arm,
 )
+from training.prepare import PRESET_DATA
+from training.trainer import parameter_counts
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_valid_and_documented_sizes(preset):
     config = make_config(preset)
     expected = {"paper": (256, "float32", "none"), "long": (4096, "bfloat16", "reduce-overhead")}
-    expected["laptop"] = (1024, "float32", "none")
+    expected |= dict.fromkeys(("laptop", "smoke"), (512, "float32", "none"))
     assert (config.seq_len, config.dtype, config.compile) == expected[preset]
+    # a warm-up that ends long before the training does
+    assert not config.max_steps or config.warmup_steps <= config.max_steps / 10
+    assert config.data in PRESET_DATA and parameter_counts(config, 1024).keys() == set(config.arms)
+
+
+def test_small_presets_have_data_of_a_small_vocabulary_and_a_sparse_pattern():
+    assert make_config("laptop").data == "training_data_1024.npy"
+    assert PRESET_DATA["training_data_1024.npy"] == {"vocab_size": 1024}
+    for preset in ("laptop", "smoke"):
+        config = make_config(preset)
+        (pattern, *_) = patterns_of_arm(asdict(config), "window")
+        assert attention_plan(config.seq_len, pattern, config.n_heads).evaluation == "split"
+        assert arm_density(asdict(config), "window") < 0.52
 
 
 @pytest.mark.parametrize(
@@ -103,7 +119,7 @@ def test_every_field_with_a_help_is_an_option_that_tells_its_default():
     parser = argparse.ArgumentParser()
     add_options(parser)
     text = " ".join(parser.format_help().split())
-    assert "(default: paper 256, long 4096, laptop 1024)" in text
+    assert "(default: paper 256, long 4096, laptop 512, smoke 512)" in text
     assert "(default: paper baseline window fused, long fused window w96-d4-s" in text
     assert "(default: cosine)" in text
     options = set(vars(parser.parse_args([])))

@@ -46,7 +46,7 @@ def test_documents_are_the_files_below_a_folder_sorted_by_their_paths(folder):
 def test_what_is_hidden_blank_linked_or_not_named_as_text_is_no_document(folder):
     write(folder, {".hidden/x.txt": "hidden", "a/.git/y.py": "hidden", "z.exe": "MZ"})
     write(folder, {"empty.txt": "", "blank.txt": " \n\n", "other.bin.gz": gzip.compress(b"text")})
-    write(folder, {"a/tokenizer.json": "of earlier data"})
+    write(folder, {"a/tokenizer.json": "of earlier data", "b.tokenizer.json": "of data"})
     for name, target in (("a/up", folder), ("itself.txt", "itself.txt"), ("no.txt", "nowhere")):
         (folder / name).symlink_to(target)
     os.mkfifo(folder / "pipe.txt")

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from machine.command import UserError
 from training import prepare
 from training.prepare import END_OF_TEXT, encode, prepare_data, sample, train_tokenizer
-from training.tokens import load_dataset
+from training.tokens import find_tokenizer, load_dataset
 
 EARLIER = b"an earlier file"
 TEXTS = [
@@ -42,7 +42,7 @@ def documents_in(tokens, tokenizer):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """A folder with data.npy and tokenizer.json of the TEXTS in ``texts``, and the summary."""
+    """A folder with data.npy and data.tokenizer.json of the TEXTS in ``texts``, and the summary."""
     folder = tmp_path_factory.mktemp("prepared")
     texts = write_texts(folder / "texts")
     summary, _ = prepare_data([texts], seq_len=1, vocab_size=280, output=folder / "data.npy")
@@ -50,13 +50,13 @@ def prepared(tmp_path_factory):
 
 
 def contents(folder):
-    return [(folder / name).read_bytes() for name in ("data.npy", "tokenizer.json")]
+    return [(folder / name).read_bytes() for name in ("data.npy", "data.tokenizer.json")]
 
 
 def test_the_file_holds_the_documents_whole_in_order_and_separated(prepared):
     folder, _ = prepared
     tokens = np.load(folder / "data.npy", allow_pickle=False).reshape(-1)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(folder / "data.tokenizer.json"))
     *documents, rest = documents_in(tokens, tokenizer)
     # rows of two tokens drop one token at most: the separator after the last document
     assert (documents if rest == "" else [*documents, rest]) == TEXTS
@@ -70,7 +70,7 @@ def test_the_summary_tells_what_the_file_holds(prepared):
     assert load_dataset(folder / "data.npy").vocab_size == 280
     assert summary == (
         f"{folder / 'data.npy'}: 3 documents, {rows.size:,} tokens, {len(rows):,} rows of 2, "
-        "vocabulary 280 (tokenizer.json beside it)"
+        "vocabulary 280 (data.tokenizer.json beside it)"
     )
 
 
@@ -161,19 +161,34 @@ def fail(file, *arguments):
 @pytest.mark.parametrize("place, name", [(prepare, "encode"), (np, "save"), (os, "replace")])
 def test_a_failure_leaves_the_earlier_files_and_no_half_ones(tmp_path, monkeypatch, place, name):
     texts = write_texts(tmp_path / "texts")
-    for earlier in ("data.npy", "tokenizer.json"):
+    for earlier in ("data.npy", "data.tokenizer.json"):
         (tmp_path / earlier).write_bytes(EARLIER)
     monkeypatch.setattr(place, name, fail)
     with pytest.raises(OSError, match="No space left"):
         prepare_data([texts], 9, 300, tmp_path / "data.npy")
-    assert sorted(os.listdir(tmp_path)) == ["data.npy", "texts", "tokenizer.json"]
+    assert sorted(os.listdir(tmp_path)) == ["data.npy", "data.tokenizer.json", "texts"]
     assert contents(tmp_path) == [EARLIER, EARLIER]
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     texts = write_texts(tmp_path / "texts")
     output, other = tmp_path / "[data].npy", tmp_path / ".d.npy.other.tmp"
-    for name in (".[data].npy.killed.tmp", ".tokenizer.json.killed.tmp", other.name):
+    for name in (".[data].npy.killed.tmp", ".[data].tokenizer.json.killed.tmp", other.name):
         (tmp_path / name).write_bytes(b"half")
     prepare_data([texts], 9, 300, output)
-    assert set(os.listdir(tmp_path)) == {"texts", output.name, "tokenizer.json", other.name}
+    beside = "[data].tokenizer.json"
+    assert set(os.listdir(tmp_path)) == {"texts", output.name, beside, other.name}
+
+
+def test_two_corpora_in_one_folder_keep_their_own_tokenizers(prepared, tmp_path):
+    folder, _ = prepared
+    earlier = contents(folder)
+    words = np.random.default_rng().permutation(list("abcdefgh") * 99)
+    (tmp_path / "other.txt").write_text("".join(words))
+    prepare_data([tmp_path / "other.txt"], 1, 270, folder / "other.npy")
+    assert contents(folder) == earlier
+    for name in ("data", "other"):
+        tokenizer = Tokenizer.from_file(str(find_tokenizer(folder / f"{name}.npy")))
+        size = load_dataset(folder / f"{name}.npy").vocab_size
+        assert tokenizer.get_vocab_size() == size
+    assert find_tokenizer(folder / "data.npy") != find_tokenizer(folder / "other.npy")

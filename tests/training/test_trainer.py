@@ -7,7 +7,14 @@ import pytest
 import torch
 from tiny import CPU, DEVICES, VOCABULARY, tiny_config, tiny_dataset
 
-from training.trainer import NextTokenLoss, Trainer, build_model, parameter_counts
+from machine.command import UserError
+from training.trainer import (
+    NextTokenLoss,
+    Trainer,
+    build_model,
+    check_compiler,
+    parameter_counts,
+)
 
 
 def make_trainer(arm="window", device=CPU, **changes):
@@ -70,3 +77,26 @@ def test_loss_is_in_nats():
     logits = torch.zeros(1, 4, 8)
     targets = torch.zeros(1, 4, dtype=torch.int64)
     assert NextTokenLoss(lambda _: logits)(None, targets).item() == pytest.approx(math.log(8))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"disable": True}, "is turned off"),
+        ({"suppress_errors": True}, "is turned off"),
+        ({}, r"does not work here \(.*no compiler at all"),
+    ],
+)
+def test_a_compiler_that_does_not_compile_is_one_line(monkeypatch, setting, words):
+    def broken(*_, **__):
+        raise RuntimeError("no compiler at all\nand a long story")
+
+    torch.compiler.reset()
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
+    with (
+        torch._dynamo.config.patch(setting),
+        pytest.raises(UserError, match=words) as raised,
+    ):
+        check_compiler(tiny_config(compile="default"), CPU)
+    assert "\n" not in str(raised.value) and str(raised.value).endswith("choose --compile none")
+    check_compiler(tiny_config(), CPU)

@@ -1,0 +1,67 @@
+"""What is made once for its arguments and kept: masks, tables, which kernels work."""
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+
+def constant_of_a_graph(function):
+    """``torch.compiler.assume_constant_result``, which would load the compiler to set one mark.
+
+    Dynamo may not trace into a cache: it takes the function's result as a constant of its graph.
+    Loading the compiler costs seconds, also for those who compile nothing.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+def recording():
+    """Whether a CUDA graph is being recorded."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+class _Recording(Exception):
+    """A CUDA graph is being recorded."""
+
+
+def kept(most):
+    """A decorator: the function's ``most`` latest results are kept, none of them from a mode.
+
+    The first caller may be inside of autocast, inference_mode, checkpointing, fake tensors, a
+    functorch transform or another default device, and what was made there would be wrong for all
+    others.  Such modes belong to a thread, so that the function runs on one of its own.  What is
+    made while a CUDA graph is recorded lies in the graph's memory: it is not kept.
+    """
+
+    def decorate(function):
+        @functools.lru_cache(most)
+        def made(*arguments):
+            if recording():
+                raise _Recording
+            return _aside(function, arguments)
+
+        @functools.wraps(function)
+        def found(*arguments):
+            try:
+                return made(*arguments)
+            except _Recording:
+                return function(*arguments)
+
+        found.cache_clear, found.cache_info = made.cache_clear, made.cache_info
+        return found
+
+    return decorate
+
+
+def _aside(function, arguments):
+    """What the function returns on a thread of its own, on the caller's CUDA streams."""
+    devices = {x for x in arguments if isinstance(x, torch.device) and x.type == "cuda"}
+    stream = torch.cuda.current_stream(devices.pop()) if devices else None
+
+    def on_stream():
+        with torch.cuda.stream(stream):
+            return function(*arguments)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(on_stream).result()
