@@ -175,6 +175,7 @@ PRESETS = {
     },
     "smoke": {  # everything once, as fast as it goes; its results are marked
         "runs": 2,
+        "arms": ("window", "fused"),
         "seq_len": 512,
         "batch_size": 1,
         "d_model": 32,
