@@ -22,6 +22,7 @@ from machine.command import UserError, checked_options, run_command
 from machine.files import atomic_write
 from studies.summary import load_study
 from training.config import pattern_options
+from training.tokens import DEFAULT_SEQ_LEN
 
 DEFAULT_STUDY = Path("output/pattern_study.json")
 # what is known of patterns: a study's .json, or an experiment's .npz
@@ -75,7 +76,7 @@ def asked_analyses(arguments):
         raise UserError(f"seq_len is given twice, as {lengths}: give one of the two")
     names = ("d_model", "layers", "vocab_size", "n_heads", "sink_tokens")
     model = {name: getattr(arguments, name) for name in names}
-    model["seq_len"] = max(lengths, default=256)
+    model["seq_len"] = max(lengths, default=DEFAULT_SEQ_LEN)
     with checked_options():
         if arguments.arms:
             if window_size is not None:
@@ -129,18 +130,19 @@ def analyze(arguments):
         known = load_study(KNOWN)
         report += "\n" + known_text(known, f"results/{KNOWN.name}", asked_arms(arguments, analyses))
     print(report)
+    which = "" if analyses[0].seq_len == DEFAULT_SEQ_LEN else f"_len{analyses[0].seq_len}"
     if len(analyses) > 1 or content is not None:
-        name = "hyperparameter_analysis"
+        which += "_measured" * (content is not None)
+        name = f"hyperparameter_analysis{which}"
         figures = {
-            "hyperparameter_comparison": plot_comparison(analyses),
-            "sparsity_speedup_tradeoff": plot_tradeoff(analyses, content),
+            f"hyperparameter_comparison{which}": plot_comparison(analyses),
+            f"sparsity_speedup_tradeoff{which}": plot_tradeoff(analyses, content),
         }
     else:
         (a,) = analyses
-        more = f"_n{a.sink_tokens}" if a.sink_tokens else ""
-        more += f"_f{a.full_heads}" if a.full_heads else ""
-        more += "_s" if a.stagger else ""
-        name = f"config_w{a.window_size}_d{a.dilation}{more}"
+        (arm,) = arguments.arms or [f"w{a.window_size}-d{a.dilation}"]
+        sinks = f"_n{a.sink_tokens}" if a.sink_tokens else ""
+        name = f"config_{arm.replace('-', '_')}{sinks}{which}"
         figures = {name: plot_configuration(a)}
     path = arguments.output_dir / f"{name}.txt"
     atomic_write(path, lambda file: file.write(report.encode()))

@@ -2,6 +2,7 @@
 
 import matplotlib
 import pytest
+from conftest import ROOT
 
 import analyze_hyperparameters
 from figures.look import LOOK
@@ -35,8 +36,20 @@ def test_a_long_sequence_is_counted_and_drawn_without_its_pairs(tmp_path, capsys
     assert run("96 4 1048576 --sink-tokens 4", tmp_path) == 0
     assert "549,756,338,176" in capsys.readouterr().out  # S (S + 1) / 2
     written = sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert written == ["config_w96_d4_n4.pdf", "config_w96_d4_n4.png"]
-    assert (tmp_path / "output" / "config_w96_d4_n4.txt").is_file()
+    name = "config_w96_d4_n4_len1048576"
+    assert written == [f"{name}.pdf", f"{name}.png"]
+    assert (tmp_path / "output" / f"{name}.txt").is_file()
+
+
+def test_every_configuration_has_files_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(analyze_hyperparameters, "save_figures", lambda figures, _: list(figures))
+    asked = "64 8", "64 8 512", "64 8 --sink-tokens 2", "--arms w64-d8-s", "--arms w64-d0-f1"
+    asked += "--arms w64-d0-e4 --n-heads 8", "", "--seq-len 512"
+    asked += (f"--measured {ROOT / 'results' / 'h100_pattern_study.json'}",)
+    for arguments in asked:
+        assert run(arguments, tmp_path) == 0
+    names = {path.name for path in (tmp_path / "output").iterdir()}
+    assert len(names) == len(asked) and "config_w64_d8.txt" in names
 
 
 @pytest.mark.parametrize(
