@@ -17,13 +17,12 @@ import torch
 from benchmarks.attention import measure_attention
 from benchmarks.options import build_parser, complete, problems_of
 from benchmarks.peers import FORWARD, ONE_TOKEN, TRAINING, known_peers
-from benchmarks.picture import plot_scaling
+from benchmarks.picture import plot_benchmark
 from benchmarks.steps import measure_decode_steps, measure_steps
-from benchmarks.tables import results_text
+from benchmarks.tables import benchmark_text
 from figures.look import save_figures
 from machine.command import checked_options, run_command, say
 from machine.describe import describe_environment
-from machine.device import device_name
 from machine.files import check_writable, write_json
 
 
@@ -53,33 +52,20 @@ def tell(args):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     measure, name = benchmark_of(args, device)
-    about = {"options": vars(args), "environment": describe_environment(device)}
+    content = {"options": vars(args), "environment": describe_environment(device)}
+    content |= {"records": [], "skipped": []}
     path = Path(args.output_dir) / f"{name}.json"
-    records, skipped = [], []
     try:
         for problem in problems:
             timed, failed = measure(problem)
-            records += timed
-            skipped += failed
-            write_json(path, {**about, "records": records, "skipped": skipped})
+            content["records"] += timed
+            content["skipped"] += failed
+            write_json(path, content)
     finally:  # what was measured before an interruption is shown too
-        show(args, device, records, skipped, path)
-
-
-def show(args, device, records, skipped, path):
-    """The tables, and of whole attention the picture."""
-    batch = f"B{args.batch_size}" if args.tokens is None else f"{args.tokens:,} tokens"
-    sizes = f"{batch} H{args.heads} D{args.head_dim}"
-    title = f"{device_name(device)}, {args.dtype}, {sizes}"
-    if not args.patterns:
-        title += f", {args.pattern}"
-    print(f"{title}, torch {torch.__version__}\n")
-    print(results_text(records, skipped), flush=True)
-    written = [path] if records else []
-    if records and not (args.step or args.decode):
-        figures = {"attention_scaling": plot_scaling(records, title)}
-        written += save_figures(figures, args.plots_dir)
-    say("written: " + ", ".join(map(str, written)))
+        print(benchmark_text(content), flush=True)
+        written = [path] if content["records"] else []
+        written += save_figures(plot_benchmark(content), args.plots_dir)
+        say("written: " + ", ".join(map(str, written)))
 
 
 def main(argv=None):

@@ -1,4 +1,4 @@
-"""The figures of a saved experiment, each as .png (300 dpi) and .pdf.  Needs no torch.
+"""The figures of a saved experiment, each as .png (300 dpi) and .pdf.  Needs no torch for one.
 
     python create_model_plots.py [output/experiment_results.npz [plots/]]
 
@@ -7,24 +7,47 @@ pyplot: nothing stays open, and no backend or style of a notebook changes.
 """
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 from analysis.metrics import fitting, load_experiment
 from figures.all import create_all_plots
-from machine.command import checked_options, run_command
+from figures.look import save_figures
+from machine.command import UserError, checked_options, run_command
+from metrics_utils import saved_kind
+
+
+def create_plots(path, plots_dir):
+    """Draw the figures of a result file; returns the paths written."""
+    kind = saved_kind(path)
+    if kind == "experiment":
+        return create_all_plots(*load_experiment(path), plots_dir)
+    if kind == "study":  # it and a benchmark need torch
+        from studies.pictures import plot_study
+        from studies.summary import load_study
+
+        return save_figures(plot_study(load_study(path)), plots_dir)
+    from benchmarks.picture import plot_benchmark
+
+    figures = plot_benchmark(json.loads(Path(path).read_bytes()))
+    if not figures:
+        raise UserError(f"{path}: steps have no figure: python metrics_utils.py {path} prints them")
+    return save_figures(figures, plots_dir)
 
 
 def draw(arguments):
-    """Load a saved experiment, draw its figures and list the files."""
+    """Draw the figures of a result file and list the files."""
     with checked_options(), fitting(arguments.results):
-        paths = create_all_plots(*load_experiment(arguments.results), arguments.plots_dir)
+        paths = create_plots(arguments.results, arguments.plots_dir)
     print(*paths, sep="\n")
 
 
 def main(argv=None):
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description="Draw the figures of a saved experiment, each as .png and .pdf.",
+        description="Draw the figures of a saved experiment, or of a study or a benchmark, each as "
+        ".png and .pdf.",
         epilog="example: python create_model_plots.py output/experiment_results.npz plots/",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -1,23 +1,60 @@
 """The report of saved metrics (analysis/metrics.py) again, and how to read, write and sum them up.
 
-python metrics_utils.py [output/experiment_results.json]     needs no torch
+python metrics_utils.py [output/experiment_results.json]     needs no torch for an experiment
 """
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
-from analysis.metrics import RESULTS_NAME, fitting, load_experiment, load_metrics, save_metrics
+from analysis.metrics import (
+    RESULTS_NAME,
+    MetricsError,
+    fitting,
+    load_experiment,
+    load_metrics,
+    save_metrics,
+)
 from analysis.report import format_report
 from analysis.values import print_metrics_summary
 from machine.command import run_command
+from machine.files import read_file
 
 __all__ = ["load_experiment", "load_metrics", "main", "print_metrics_summary", "save_metrics"]
 
+KINDS = {"study": "study", "benchmark": "records"}  # of a .json: a key that no other kind has
+
+
+def saved_kind(path):
+    """What a result file holds: "experiment", or of a .json perhaps "study" or "benchmark"."""
+    if Path(path).suffix != ".json":
+        return "experiment"
+    with fitting(path):
+        content = json.loads(read_file(path, MetricsError, "python main.py writes one"))
+        kinds = (kind for kind, key in KINDS.items() if key in content)
+        return next(kinds, "experiment")
+
+
+def text_of(path):
+    """The report of a saved experiment, or the tables of a study or a benchmark."""
+    kind = saved_kind(path)
+    if kind == "experiment":
+        return format_report(*load_experiment(path))
+    if kind == "study":  # it and a benchmark need torch
+        from studies.summary import load_study
+        from studies.tables import format_study
+
+        return format_study(load_study(path))
+    from benchmarks.tables import benchmark_text
+
+    return benchmark_text(json.loads(Path(path).read_bytes()))
+
 
 def print_report(arguments):
-    """Load a saved experiment and print its report."""
+    """Load a result file and print what it says."""
     with fitting(arguments.results):
-        report = format_report(*load_experiment(arguments.results))
+        report = text_of(arguments.results)
     print(report)
 
 
@@ -25,7 +62,8 @@ def main(argv=None):
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="metrics_utils.py",
-        description="Print the report of a saved experiment again.",
+        description="Print the report of a saved experiment again, or the tables of a study or a "
+        "benchmark.",
         epilog="example: python metrics_utils.py results/h100_paper_10_runs.npz",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -5,10 +5,17 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from benchmarks.peers import ALL_KEYS, FORWARD, TRAINING
+from benchmarks.tables import title_of
 from figures.frame import length_axis, log_axis
 from figures.look import OUR_LOOK, WIDTH
 
 MARKERS = "os^DvP<*>X"
+
+
+def plot_benchmark(content):
+    """The figures of a benchmark's content, {file name without suffix: Figure}: of attention."""
+    records = [r for r in content["records"] if r["direction"] in (FORWARD, TRAINING)]
+    return {"attention_scaling": plot_scaling(records, title_of(content))} if records else {}
 
 
 @OUR_LOOK

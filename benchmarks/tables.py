@@ -37,6 +37,24 @@ NOTES = {
 }
 
 
+def title_of(content):
+    """Device, precision, sizes and pattern of a benchmark's content."""
+    options, environment = content["options"], content["environment"]
+    tokens, heads, head_dim = (options[key] for key in ("tokens", "heads", "head_dim"))
+    batch = f"B{options['batch_size']}" if tokens is None else f"{tokens:,} tokens"
+    sizes = f"{batch} H{heads} D{head_dim}"
+    title = f"{environment['device_name']}, {options['dtype']}, {sizes}"
+    if not options["patterns"]:
+        title += f", w{options['window_size']}-d{options['dilation']}"
+    return title
+
+
+def benchmark_text(content):
+    """Everything that a benchmark's content says, as text."""
+    title = f"{title_of(content)}, torch {content['environment']['torch']}"
+    return f"{title}\n\n{results_text(content['records'], content['skipped'])}"
+
+
 def results_text(records, skipped):
     """A table for each length, the meaning of the columns, and what was skipped."""
     lines, shown = [], set()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import add_reach, make_experiment
+from conftest import ROOT, add_reach, make_experiment
 
 import create_model_plots
 from analysis.metrics import save_metrics
@@ -30,6 +30,25 @@ def test_the_probe_has_a_figure_where_there_was_one(tmp_path, monkeypatch, capsy
     path, _ = save_metrics(metrics, metadata, tmp_path)
     assert create_model_plots.main([str(path), str(tmp_path)]) == 0
     assert {"reach.png", "reach.pdf"} < {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("h100_length_study", ["length_quality.png", "length_scaling.png"]),
+        ("h100_pattern_study", ["pattern_pareto.png"]),
+        ("h100_attention_heads_long", ["attention_scaling.png"]),
+        ("h100_step_heads", []),
+    ],
+)
+def test_studies_and_benchmarks_are_drawn_from_their_files(
+    tmp_path, monkeypatch, capsys, name, figures
+):
+    monkeypatch.setitem(LOOK, "savefig.dpi", 40)
+    code = create_model_plots.main([str(ROOT / "results" / f"{name}.json"), str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == figures
+    assert code == (0 if figures else 2)
+    assert figures or "steps have no figure: python metrics_utils.py" in capsys.readouterr().err
 
 
 def broken_file(tmp_path, kind):

@@ -19,6 +19,12 @@ def test_the_report_is_printed_again_from_either_file(tmp_path, experiment, caps
         assert capsys.readouterr() == (report + "\n", "")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "results").iterdir()), ids=lambda path: path.name)
+def test_every_committed_result_can_be_read_again(path, capsys):
+    assert main([str(path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 5
+
+
 def test_it_needs_no_torch_and_a_reader_who_stops_early_gets_no_traceback(tmp_path, experiment):
     path = save_metrics(*experiment, tmp_path)[1]
     (tmp_path / "torch.py").write_text("raise ImportError('not needed')")
