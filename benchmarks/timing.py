@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from machine.command import bar
 from machine.device import is_out_of_memory, synchronize
 
 SAMPLE_SECONDS = 0.02  # a call is repeated inside a sample until that lasts so long
@@ -29,7 +29,7 @@ def side_by_side(kind, makers, about, device, rounds, graphs=True):
     graphs: record the works as CUDA graphs.  Returns (records, skipped) for JSON.
     """
     works, records, skipped = {}, {}, []
-    for name in tqdm(makers, f"S {about['seq_len']:,}", leave=False, disable=None):
+    for name in bar(makers, f"S {about['seq_len']:,}"):
         record = {kind: name, **about}
         try:
             work, more = makers[name]()

@@ -102,8 +102,9 @@ def draw_without_model(ax, data):
             continue
         ax.set_ylim(min(low, loss - 0.1 * (high - low)), high)
         ax.axhline(loss, color="black", lw=0.8, ls=":")
-        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
-        ax.annotate(words, (1, loss), fontsize=7, **place)
+        low_half = loss < sum(ax.get_ylim()) / 2
+        place = {"xycoords": ("axes fraction", "data"), "ha": "right"}
+        ax.annotate(words, (1, loss), fontsize=7, va="bottom" if low_half else "top", **place)
         if loss < low:
             break
 

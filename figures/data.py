@@ -50,6 +50,7 @@ class Experiment:
     setting: str  # device, sizes and revision, for the captions
     partial: str  # "partial: 7/20 trainings", or "" when complete
     margin: float | None  # of equivalence, in nats of validation loss, where declared
+    idle: list  # the arms that are not trained, so that their losses say nothing of quality
     without_model: dict  # {words: validation loss without a model, in nats}, where known
 
     @property
@@ -109,6 +110,7 @@ def prepare(metrics, metadata):
         setting=describe_setting(metadata),
         partial=partial_mark(metrics, metadata),
         margin=metadata["plan"]["equivalence_margin"],
+        idle=not_trained(ok, metadata),
         without_model={
             words: metadata["data"][key]
             for key, words in WITHOUT_MODEL.items()

@@ -185,6 +185,8 @@ def ratio_verdict(found):
 def verdict_on(data, arm, base, metric):
     """The verdict on a contrast; on the validation loss that on the margin, where declared."""
     values = shared_values(data.ok, (arm, base), metric.key)
+    if metric is VAL_LOSS and {arm, base} & set(data.idle):
+        return "not trained: says nothing"
     if metric is VAL_LOSS and data.margin and values.shape[1] > 1:
         words = non_inferiority(*values, data.margin).verdict
         return f"{words} (margin {data.margin:g} nats)" if words == "not worse" else words

@@ -51,6 +51,12 @@ def say(text):
         tqdm.write(text, file=sys.stderr)
 
 
+def bar(*arguments, **options):
+    """A bar of tqdm's that is gone when it is full; none where stderr is no terminal, or closed."""
+    nowhere = True if sys.stderr is None else None
+    return tqdm(*arguments, **options, leave=False, disable=nowhere)
+
+
 def run_command(parser, story, argv=None, kept=""):
     """Parse ``argv``, tell the ``story(arguments)`` and return the exit code.
 

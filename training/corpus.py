@@ -6,9 +6,7 @@ import sysconfig
 import zlib
 from pathlib import Path
 
-from tqdm import tqdm
-
-from machine.command import UserError
+from machine.command import UserError, bar
 from training.tokens import is_tokenizer
 
 CORPORA = ("stdlib", "site-packages")
@@ -101,7 +99,7 @@ def read_corpus(paths, corpus):
     library, files = _find_files(paths, corpus, left_out["unreadable"])
     named, may_repeat = set(map(Path, paths)), set(library)
     documents, seen = [], set()
-    for path in tqdm(library + files, "reading", disable=None, leave=False):
+    for path in bar(library + files, "reading"):
         try:
             text = _read_text(path, "replace" if path in named else "strict")
         except _NoText as error:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
 
-from machine.command import UserError
+from machine.command import UserError, bar
 from machine.files import atomic_write, remove_leftovers
 from training.corpus import read_corpus
 from training.tokens import (
@@ -45,7 +44,7 @@ def pieces_of(documents, description):
     up_to_a_blank = re.compile(rf"(?s:.{{1,{PIECE_CHARACTERS}}})(?<=\S)(?=[ \t\r\n])")
     characters = sum(map(len, documents))
     about = {"desc": description, "total": characters, "unit": "", "unit_scale": True}
-    with tqdm(**about, disable=None, leave=False) as bar:
+    with bar(**about) as progress:
         for document in documents:
             end = 0
             while end < len(document):
@@ -54,7 +53,7 @@ def pieces_of(documents, description):
                     found = up_to_a_blank.match(document, start)
                     end = found.end() if found else start + PIECE_CHARACTERS
                 yield document[start:end], end == len(document)
-                bar.update(end - start)
+                progress.update(end - start)
 
 
 def sample(documents):

@@ -64,6 +64,7 @@ def test_a_dry_run_says_what_it_would_do_with_what_is_there(
         ({}, 6104, None),
         ({"max_steps": 61}, 61, None),  # chosen
         ({"preset": "paper"}, 61, None),
+        ({"device": "cpu"}, 6104, "made for CUDA"),
     ],
 )
 def test_data_too_small_for_the_long_experiment_are_told_with_the_remedy(

@@ -5,7 +5,7 @@ from conftest import make_experiment
 
 from analysis.significance import Ratio
 from figures.all import draw
-from figures.data import VAL_LOSS, prepare
+from figures.data import TIME, VAL_LOSS, prepare
 from figures.values import ratio_verdict, shown_pairs, verdict_on
 
 
@@ -93,3 +93,11 @@ def test_one_percent_is_shaded_for_time_and_memory_alone(prepared, artists):
 )
 def test_contrasts_follow_the_arms(arms, expected, prepared):
     assert shown_pairs(prepared(2, arms)) == expected
+
+
+def test_untrained_arms_get_no_verdict_on_their_loss():
+    metrics, metadata = make_experiment(4)
+    metadata["data"]["unigram_loss"] = 1.0
+    data = prepare(metrics, metadata)
+    assert verdict_on(data, "window", "fused", VAL_LOSS) == "not trained: says nothing"
+    assert "not trained" not in verdict_on(data, "window", "fused", TIME)

@@ -83,7 +83,7 @@ def test_the_analysis_shows_what_was_measured(patterns, tmp_path, capsys, monkey
     printed = capsys.readouterr().out
     assert "MEASURED\nStudy of patterns: 2-core CPU" in printed
     assert printed.count("Use at S 1,024: w96-d16, chosen from 3 patterns") == 2
-    assert (tmp_path / "plots/sparsity_speedup_tradeoff.png").stat().st_size > 5000
+    assert (tmp_path / "plots/sparsity_speedup_tradeoff_len1024_measured.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(
