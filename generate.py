@@ -107,6 +107,9 @@ def go_on(args):
         raise UserError(f"{args.weights}: not all weights are finite: the training diverged")
     tokenizer = load_tokenizer(args.weights, len(model.word_embeddings.weight))
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    if max(ids, default=0) >= len(model.word_embeddings.weight):
+        words = "the tokenizer beside it has tokens that the model does not know"
+        raise UserError(f"{args.weights}: {words}: it is not that of the training data")
     room = room_for(model, len(ids), args.tokens)
     top_k, top_p = args.top_k or None, args.top_p if args.top_p < 1 else None
     generator = torch.Generator(device).manual_seed(args.seed)

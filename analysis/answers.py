@@ -71,7 +71,9 @@ def _as_good(metrics, metadata, pair):
         return "not trained: says nothing about quality"
     margin = metadata["plan"]["equivalence_margin"]
     losses = shared_values(metrics, pair, "val_loss")
-    if margin is None or not losses.size:
+    if not losses.size:
+        return "not tested: no block has the validation losses of both"
+    if margin is None:
         return "not tested: no margin for the loss was declared"
     found = non_inferiority(*losses, margin)
     answer = {"not worse": "yes", "worse": "no", "undecided": "not shown"}[found.verdict]

@@ -31,6 +31,7 @@ class Recommendation(NamedTuple):
     use: str | None = None  # an arm; None: nothing can be said
     note: str = ""  # why nothing can be said
     patterns: tuple = ()  # the arms that were chosen from
+    failed: tuple = ()  # of them, those with a failed training, and so not to be chosen
     blocks: tuple = ()  # that the choice was made on
     chosen: str | None = None  # the best pattern on them; None: none is good enough
     fresh: tuple = ()  # blocks that the choice did not see
@@ -57,7 +58,9 @@ def recommend(metrics, metadata):
     first_fresh = len(plan["orders"]) - plan["confirmation"]
     seen = _in_blocks(metrics, range(first_fresh))
     blocks = tuple(t["block"] + 1 for t in seen.get("fused", ()) if t["status"] == "ok")
-    found = Recommendation(patterns=patterns_of(metrics), blocks=blocks)
+    patterns = patterns_of(metrics)
+    failed = tuple(arm for arm in patterns if _failed(seen[arm]))
+    found = Recommendation(patterns=patterns, failed=failed, blocks=blocks)
     if note := _nothing_to_say(seen, metadata, found):
         return found._replace(note=note)
     ratios = good_patterns(seen, metadata, found.patterns)
@@ -147,7 +150,9 @@ def recommendation_text(found):
         which = found.patterns[0] + " is not"
         if len(found.patterns) > 1:
             which = f"none of {len(found.patterns)} patterns is"
-        return f"fused: {which} shown to be as good and faster ({blocks_text(len(found.blocks))})"
+        text = f"fused: {which} shown to be as good and faster ({blocks_text(len(found.blocks))})"
+        failed = ", ".join(found.failed)
+        return text + f"; a training of {failed} failed" * bool(failed)
     text = _chosen_text(found)
     if found.use == found.chosen and (found.tokens or LONG_TOKENS) < LONG_TOKENS:
         text += AFTER_LONGER

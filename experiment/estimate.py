@@ -41,6 +41,8 @@ def say_what_is_short(config, steps):
     """Say where a training is too short for its own settings."""
     if config.warmup_steps >= steps:
         say(f"note: its learning rate rises to the end: --warmup-steps {config.warmup_steps}")
+    if config.reach_passages and not probed_sequences(config.seq_len, config.reach_passages):
+        say("note: no probe of how far the models copy from: it takes 192 tokens, 2 passages")
     if config.preset == "long" and config.device == "cpu":
         say("warning: preset long is made for CUDA: here one training takes days")
     tokens = steps * config.batch_size * config.seq_len

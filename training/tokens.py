@@ -57,7 +57,10 @@ def _open_rows(path):
     except Exception as error:  # numpy raises a dozen kinds over damage
         reason = str(error).split("\n")[0]
         words = f"{path}: unreadable, truncated, pickled or no .npy file ({reason})"
-        raise UserError(f"{words}: write it again with python prepare_data.py") from None
+        raise UserError(
+            f"{words}: write it again with python prepare_data.py, or remove "
+            "it where main.py made it"
+        ) from None
     if rows.ndim != 2 or rows.shape[1] < 2 or rows.dtype.kind not in "iu":
         remedy = "save rows of at least 2 tokens as an array of integers (rows, seq_len + 1)"
         raise UserError(f"{path}: holds {rows.dtype} in the shape {rows.shape}: {remedy}")

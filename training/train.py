@@ -99,12 +99,17 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
         curve.evaluate(steps)  # so that it ends where the training does
     started = time.perf_counter()
     rows = validation_rows(config, len(dataset.held_out))
-    metrics["val_loss"] = trainer.evaluate(dataset.held_out[rows])
+    val_loss = trainer.evaluate(dataset.held_out[rows])
+    if not math.isfinite(val_loss):  # which the last step's own loss cannot show
+        metrics["status"] = "diverged"
+        metrics["message"] = f"the validation loss is {val_loss}: the last step broke the weights"
+        metrics["curve"] = None
+        return None
     with autocast(config, device):
         sizes = config.seq_len, config.reach_passages, config.sequences_at_once
         metrics["reach"] = reach(trainer.model, dataset.held_out, *sizes)
     seconds = curve.seconds + time.perf_counter() - started
-    metrics |= {"curve": curve.record(), "eval_time": seconds}
+    metrics |= {"val_loss": val_loss, "curve": curve.record(), "eval_time": seconds}
     return trainer.model
 
 

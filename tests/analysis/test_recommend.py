@@ -139,6 +139,13 @@ def test_one_pattern_is_not_chosen():
     assert recommendation_text(found) == words
 
 
+def test_that_a_training_failed_is_the_reason():
+    metrics, metadata = made([GOOD], [FAST], patterns=("window",), confirmation=0)
+    metrics["window"][1]["status"] = "diverged"
+    text = recommendation_text(recommend(metrics, metadata))
+    assert text.endswith("(5 blocks); a training of window failed")
+
+
 def test_of_equally_fast_patterns_the_sparser_is_taken():
     for density, chosen in ((0.1, "w96-d0"), (0.9, "w32-d0")):
         nearly = tuple(1.009 * factor for factor in FAST)

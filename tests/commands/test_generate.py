@@ -227,3 +227,13 @@ def test_a_full_disk_and_a_full_memory_are_one_clear_line(folder, capsys, error,
     with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)):
         patch.setattr(generate, "write_tokens", fail)
         run(capsys, "def", "--debug")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_one_line(tmp_path, capsys):
+    save(tmp_path)
+    save_tokenizer(tmp_path / "tokenizer.json", 400)
+    about = json.loads((tmp_path / "window_model_config.json").read_text())
+    del about["tokenizer_sha256"]  # as weights of earlier versions
+    (tmp_path / "window_model_config.json").write_text(json.dumps(about))
+    code = generate.main([TEXT, "--weights", str(tmp_path / "window_model_weights.pt")])
+    assert code == 2 and "tokens that the model does not know" in capsys.readouterr().err

@@ -245,6 +245,15 @@ def test_a_training_that_fails_anywhere_has_every_key_and_its_times(monkeypatch,
     assert math.isnan(metrics["training_time"]) == (stage != "evaluate")
 
 
+def test_a_last_step_that_breaks_the_weights_is_a_training_that_diverged():
+    dataset = tiny_dataset()
+    config = tiny_config(max_steps=1, warmup_steps=0, lr=1e38, eval_every=1, reach_passages=2)
+    metrics, model = train(config, "window", dataset, 7, CPU)
+    assert model is None and metrics["status"] == "diverged" and metrics["curve"] is None
+    assert "the validation loss is nan: the last step broke the weights" in metrics["message"]
+    assert math.isnan(metrics["val_loss"]) and math.isfinite(metrics["final_loss"])
+
+
 def break_step(monkeypatch, broken_step):
     """Make the loss of one timed step, counted from 1, not a number."""
     step, calls = Trainer.step, []
