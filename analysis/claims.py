@@ -23,10 +23,13 @@ FEWEST_OF_TREND = 5  # steps
 EVERY_PAIR = ("dense", "masked")  # evaluations that compute the left-out pairs too
 
 
-def not_shown(meaning, evaluation):
-    """What a contrast leaves open, in a sentence; evaluation: of its first arm, or None."""
+def not_shown(meaning, used):
+    """What a contrast leaves open, in a sentence; used: evaluation and density of its first arm."""
+    evaluation = used["evaluation"]
     if "sparsity" not in meaning:
         return "This says nothing about sparsity, for both arms compute every pair."
+    if used.get("density") == 1:
+        return "This says nothing about sparsity, for the pattern leaves out no pair here."
     if meaning != "sparsity alone":
         return "This does not show that sparsity is the reason, for the kernel differs too."
     if evaluation in EVERY_PAIR:
@@ -69,12 +72,14 @@ def _evidence(compared, family_size, primary):
     return text + "."
 
 
-def _sparsity_title(ratio, evaluation, name):
+def _sparsity_title(ratio, used, name):
     """What the control says about sparsity itself: gained, brought nothing, or not shown.
 
     name: " (w96-d0)" where several patterns must be told apart, else "".
     """
-    if evaluation in EVERY_PAIR:
+    if used.get("density") == 1:
+        return f"The pattern{name}, which leaves out no pair here,"
+    if used["evaluation"] in EVERY_PAIR:
         return f"The pattern{name} as a mask, which spares no pair,"
     if ratio.low is not None:
         if ratio.high < 1 and 1 - ratio.ratio >= PRACTICAL_SHARE:
@@ -96,16 +101,15 @@ def ratio_claims(metrics, metadata, found, key, what):
         if (arm, reference, key) not in found:
             continue
         compared = found[arm, reference, key]
-        # None where a file does not say
-        evaluation = metadata["attention"].get(arm, metadata["pattern"])["evaluation"]
+        used = metadata["attention"].get(arm, metadata["pattern"])  # of an earlier file: None
         title = f"{what.capitalize()} ({meaning})"
         if title == "Time (sparsity alone)":
-            title = _sparsity_title(compared.ratio, evaluation, f" ({arm})" * several)
+            title = _sparsity_title(compared.ratio, used, f" ({arm})" * several)
             title += f" at sequence length {metadata['config']['seq_len']:,}"
         change = describe_change(compared.ratio, arm, reference, what)
         primary = [arm, reference, key, "ratio"] in metadata["plan"]["primary"]
         evidence = _evidence(compared, family_size, primary)
-        claims.append(f"{title}: {change}{evidence} {not_shown(meaning, evaluation)}")
+        claims.append(f"{title}: {change}{evidence} {not_shown(meaning, used)}")
     return claims
 
 

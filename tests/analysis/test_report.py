@@ -353,3 +353,15 @@ def test_position_and_drift_are_estimated():
     text = flat(format_report(metrics, metadata))
     drift = re.search(r"from one training to the next \+(\d\.\d+) % \[", text)
     assert float(drift[1]) == pytest.approx(1, abs=0.1)
+
+
+def test_a_pattern_that_leaves_out_no_pair_says_nothing_about_sparsity():
+    metrics, metadata = make_experiment(4)
+    metadata["attention"]["window"] = {"evaluation": "masked", "density": 1.0} | dict.fromkeys(
+        ("kernels", "operators"), []
+    )
+    text = flat(format_report(metrics, metadata))
+    assert (
+        "The pattern, which leaves out no pair here, at sequence length 1,024: window took" in text
+    )
+    assert "This says nothing about sparsity, for the pattern leaves out no pair here." in text
