@@ -231,4 +231,5 @@ def summary(data):
             f" Yellow: margin of ± {data.margin:g} nats of validation loss; not worse = the 90 % t "
             "interval of the paired difference lies below it, worse = above, else undecided."
         )
-    return finish(fig, data, "Contrasts", caption)
+    arms = dict.fromkeys(arm for arm, _ in shown_pairs(data)) or data.arms
+    return finish(fig, data, "Contrasts", caption, arms)
