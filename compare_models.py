@@ -59,7 +59,7 @@ NOT_CONFIG += ("study", "seq_lens", "patterns")
 def build_parser():
     """The command line, derived from the fields of ExperimentConfig."""
     parser = argparse.ArgumentParser(
-        prog="main.py",
+        prog="compare_models.py" if sys.argv[0].endswith("compare_models.py") else "main.py",
         description="Train a GPT with full attention and with sliding-window + dilated attention, "
         "many times in balanced random order, and report what the sparsity buys in time, memory "
         "and quality. Prepares its data when there is none.",

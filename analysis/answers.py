@@ -5,8 +5,12 @@ from analysis.contrasts import time_ratio
 from analysis.recommend import patterns_of, recommend, recommendation_text
 from analysis.significance import non_inferiority
 from analysis.values import (
+    SMOKE_MARK,
+    is_smoke_test,
     not_trained,
+    ok_trainings,
     paired_trainings,
+    planned_trainings,
     reading_marks,
     shared_values,
     tokens_of,
@@ -34,7 +38,10 @@ def answers(metrics, metadata):
 
 
 def answer_lines(metrics, metadata):
-    """The three ``answers`` as lines of a report."""
+    """The three ``answers`` as lines of a report; of a smoke test what it is for."""
+    if is_smoke_test(metadata):
+        ran = f"{len(ok_trainings(metrics))} of {planned_trainings(metadata)} trainings ended well"
+        return [f"{SMOKE_MARK.capitalize()}; {ran}"]
     return [line for sentence in answers(metrics, metadata) for line in wrapped(sentence)]
 
 

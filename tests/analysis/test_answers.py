@@ -141,3 +141,12 @@ def test_every_experiment_kept_is_answered_first_in_a_few_lines(path):
     assert [line for line in lines if line[0] != " "] == [
         line for line in lines if line.startswith(("Faster: ", "As good: ", "Use: "))
     ]
+
+
+def test_a_smoke_test_says_how_many_trainings_ended_well():
+    metrics, metadata = made()
+    metadata["config"]["preset"] = "smoke"
+    metrics["window"][0]["status"] = "diverged"
+    assert answer_lines(metrics, metadata) == [
+        "Smoke test: says nothing about time or quality; 7 of 8 trainings ended well"
+    ]
