@@ -5,6 +5,7 @@ python metrics_utils.py [output/experiment_results.json]     needs no torch for 
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -23,17 +24,16 @@ from machine.files import read_file
 
 __all__ = ["load_experiment", "load_metrics", "main", "print_metrics_summary", "save_metrics"]
 
-KINDS = {"study": "study", "benchmark": "records"}  # of a .json: a key that no other kind has
+KINDS = {b"study": "study", b"options": "benchmark"}  # of a .json, by its first key
 
 
 def saved_kind(path):
     """What a result file holds: "experiment", or of a .json perhaps "study" or "benchmark"."""
     if Path(path).suffix != ".json":
         return "experiment"
-    with fitting(path):
-        content = json.loads(read_file(path, MetricsError, "python main.py writes one"))
-        kinds = (kind for kind, key in KINDS.items() if key in content)
-        return next(kinds, "experiment")
+    content = read_file(path, MetricsError, "python main.py writes one")
+    first = re.match(rb'\s*{\s*"(\w+)"', content)  # parsed once, by whoever reads that kind
+    return KINDS.get(first and first[1], "experiment")
 
 
 def text_of(path):

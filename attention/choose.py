@@ -133,16 +133,15 @@ def _evaluate(q, k, v, pattern, evaluation):
     """Attention over a ``Pattern`` by the evaluation of that name."""
     # torch.compile(dynamic=True) may have symbols for them, in which no cache can look anything up
     seq_len, n_heads, head_dim = map(operator.index, q.shape[1:])
-    planned = evaluation == "auto"
+    planned, compiled = evaluation == "auto", torch.compiler.is_compiling()
     # torch.compile resolves transforms itself
-    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    if transformed and planned:
-        evaluation = "masked"
-    elif transformed and evaluation == "split":
+    transformed = not compiled and torch._C._are_functorch_transforms_active()
+    if transformed and evaluation == "split":
         raise ValueError("split attention has no torch.func transforms: choose masked or dense")
-    elif planned:
-        about = q.dtype, q.device, torch.compiler.is_compiling(), head_dim
-        evaluation = attention_plan(seq_len, pattern, n_heads, *about).evaluation
+    if planned:
+        about = q.dtype, q.device, compiled, head_dim
+        plan = attention_plan(seq_len, pattern, n_heads, *about)
+        evaluation = "masked" if transformed else plan.evaluation
     if evaluation == "flex":
         return flex_over_pattern(q, k, v, pattern)
     if evaluation == "split" and q.numel():

@@ -208,12 +208,11 @@ class StoredExperiment:
         data = self.now["data"]
         arguments |= {"vocab_size": data["vocab_size"], "max_seq_len": self.config.seq_len}
         tokenizer = find_tokenizer(data["path"])
-        found = file_sha256(tokenizer)
-        if found != self.now["identity"]["tokenizer"]:
+        found, known = file_sha256(tokenizer), self.now["identity"]["tokenizer"]
+        if found != known:
             say(f"{tokenizer}: changed since the start, so the weights are kept without it")
-            found = None
-        tokenizer = None if found is None else tokenizer
-        save_window_weights(model, arguments, tokenizer, self.folder)
+        kept = tokenizer if found and found == known else None
+        save_window_weights(model, arguments, kept, self.folder)
 
     def save_results(self):
         """Write ``experiment_results`` anew from the trainings; returns what is in it."""

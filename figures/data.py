@@ -1,5 +1,6 @@
 """A saved experiment prepared for drawing, and the estimates that figures show."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,6 +94,12 @@ def partial_mark(metrics, metadata):
     return "; ".join(reading_marks(metrics, metadata) + idle)
 
 
+def losses_without_model(about):
+    """{words: validation loss without a model, in nats}, where known; about: of the data."""
+    known = {words: about[key] for key, words in WITHOUT_MODEL.items() if about[key] is not None}
+    return {"loss of equally likely tokens": math.log(about["vocab_size"])} | known
+
+
 def prepare(metrics, metadata):
     """The ``Experiment`` of loaded metrics; MetricsError when no training went well."""
     ok = {}
@@ -111,11 +118,7 @@ def prepare(metrics, metadata):
         partial=partial_mark(metrics, metadata),
         margin=metadata["plan"]["equivalence_margin"],
         idle=not_trained(ok, metadata),
-        without_model={
-            words: metadata["data"][key]
-            for key, words in WITHOUT_MODEL.items()
-            if metadata["data"][key] is not None
-        },
+        without_model=losses_without_model(metadata["data"]),
     )
 
 

@@ -1,12 +1,14 @@
 """An experiment prepared for drawing: who is compared, the words on it, and estimates."""
 
+import math
+
 import numpy as np
 import pytest
 from conftest import make_experiment
 
 from analysis.metrics import MetricsError
 from analysis.values import smooth, throttled
-from figures.data import TIME, describe_setting, prepare, ratio
+from figures.data import TIME, describe_setting, losses_without_model, prepare, ratio
 from figures.look import STYLES, arm_styles
 
 
@@ -76,3 +78,12 @@ def test_every_arm_of_the_long_experiment_has_a_colour_and_a_marker_of_its_own()
 @pytest.mark.parametrize("reading", [None, {}, {"throttle_reasons": None}])
 def test_a_gpu_at_its_pace_is_not_throttled(reading):
     assert throttled({"device_before": reading, "device_after": reading}) == []
+
+
+def test_the_losses_without_a_model_are_those_of_the_data():
+    _, metadata = make_experiment(2)
+    about = metadata["data"] | {"unigram_loss": 5.5, "bigram_loss": None}
+    assert losses_without_model(about) == {
+        "loss of equally likely tokens": pytest.approx(math.log(about["vocab_size"])),
+        "loss of tokens' frequencies": 5.5,
+    }
