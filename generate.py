@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from tokenizers.decoders import DecodeStream
 
-from generation.sampling import check_count, check_sampling
+from attention.pattern import whole
+from generation.sampling import check_sampling
 from machine.command import FAILED, UserError, checked_options, run_command, say
 from machine.device import device_name, is_out_of_memory, resolve_device
 from training.prepare import END_OF_TEXT
@@ -95,8 +96,8 @@ def write_tokens(stream, tokenizer):
 def go_on(args):
     """Print the prompt and what follows, and how fast that was."""
     with checked_options():
-        check_count("--tokens", args.tokens, 0)
-        check_count("--top-k", args.top_k, 0)
+        whole("--tokens", args.tokens)
+        whole("--top-k", args.top_k)
         check_sampling(args.temperature, None, args.top_p)
         if not -(2**63) <= args.seed < 2**64:
             raise ValueError(f"--seed must fit into 64 bits, got {args.seed}")

@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 
 from attention.cache import KeyValueCache
 from attention.full import FULL_ATTENTION
-from attention.pattern import FULL
+from attention.pattern import FULL, whole
 from attention.rotary import check_positions, rotate
 from embedding import CustomEmbedding
 from generation.tokens import generate, stream
@@ -29,13 +29,13 @@ class CustomMHA(nn.Module):
 
     def __init__(self, d_model, n_heads, attention="fused", positions="learned"):
         super().__init__()
-        if n_heads < 1 or d_model % n_heads:
+        self.n_heads = whole("n_heads", n_heads, 1)
+        if d_model % n_heads:
             raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
         if attention not in self.attentions:
             known = ", ".join(self.attentions)
             raise ValueError(f"unknown attention {attention!r}: choose one of {known}")
         check_positions(positions, d_model // n_heads)
-        self.n_heads = n_heads
         self.attention = attention
         self.positions = positions
         self.qkv = nn.Parameter(0.01 * torch.randn(3 * d_model, d_model))
@@ -105,8 +105,9 @@ class GPTModel(nn.Module):
     ``positions="rotary"`` has rotary positions (see attention/rotary.py) in place of the position
     embeddings.
     ``make_block(layer)`` takes the place of the full-attention block where a subclass hands one in.
-    Raises ValueError where d_model is not divisible by n_heads, for an unknown attention or
-    positions, and in ``forward`` for a sequence longer than max_seq_len.
+    Raises ValueError for sizes that are not whole or below 1, where d_model is not divisible by
+    n_heads, for an unknown attention or positions, and in ``forward`` for tokens of another rank
+    or a sequence longer than max_seq_len.
     """
 
     def __init__(
@@ -122,13 +123,16 @@ class GPTModel(nn.Module):
         make_block=None,
     ):
         super().__init__()
+        self.max_seq_len = whole("max_seq_len", max_seq_len, 1)
+        sizes = {"d_model": d_model, "layers": layers, "vocab_size": vocab_size}
+        for name, value in sizes.items():
+            whole(name, value, 1)
         if make_block is None:
             options = d_model, n_heads, attention, dropout, positions
 
             def make_block(layer):
                 return TransformerDecoderBlock(*options)
 
-        self.max_seq_len = max_seq_len
         self.word_embeddings = CustomEmbedding(vocab_size, d_model)
         learned = positions == "learned"
         self.position_embeddings = CustomEmbedding(max_seq_len, d_model) if learned else None
@@ -136,6 +140,8 @@ class GPTModel(nn.Module):
         self.fc_out = CustomLinear(d_model, vocab_size)
 
     def forward(self, tokens):
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens must be (B, S), got {tuple(tokens.shape)}")
         seq_len = tokens.shape[1]
         if seq_len > self.max_seq_len:
             raise ValueError(

@@ -41,10 +41,10 @@ def layer_patterns(
     of_full_heads = per_layer("full_heads", full_heads, layers)
     patterns = []
     for layer, (w, d, F) in enumerate(zip(window_sizes, dilations, of_full_heads, strict=True)):
-        pattern = Pattern(w, d, sink_tokens, F)
-        pattern.check(n_heads)
+        pattern = Pattern(w, d, sink_tokens, F).checked(n_heads)
         if stagger and d > 1:
-            pattern = pattern._replace(stagger=True, first_phase=layer * (n_heads - F) % d)
+            phase = layer * (n_heads - pattern.full_heads) % pattern.dilation
+            pattern = pattern._replace(stagger=True, first_phase=phase)
         patterns.append(pattern)
     if stagger and not any(pattern.stagger for pattern in patterns):
         raise ValueError(f"stagger needs a dilation of at least 2, got {dilation}")
@@ -73,10 +73,9 @@ class CustomWindowMHA(CustomMHA):
         **heads,
     ):
         super().__init__(d_model, n_heads, attention, positions)
-        pattern = Pattern(window_size, dilation, **heads)
-        pattern.check(n_heads)
+        pattern = Pattern(window_size, dilation, **heads).checked(n_heads)
         self.heads = pattern._asdict()
-        full_heads = n_heads if dilation == 1 else pattern.full_heads
+        full_heads = self.n_heads if dilation == 1 else pattern.full_heads
         self.without_positions = full_heads if nope else 0
 
     def pattern(self):

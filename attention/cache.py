@@ -8,7 +8,7 @@ Shapes: B batch, H heads, D head_dim, n keys of a part.
 import torch
 
 from attention.kernels import ALL_KEYS, CHOICES, KERNELS
-from attention.pattern import FULL_HEAD, may_attend
+from attention.pattern import FULL_HEAD, may_attend, whole
 from attention.split import all_heads, split_kernels
 
 
@@ -146,13 +146,14 @@ class KeyValueCache:
 
         n_heads: how many heads the queries have, a multiple of H, where they are more.
         """
-        B, H, D = shape
-        self.n_heads = n_heads or H
+        B, H, D = self.shape = shape
+        self.dtype, self.device = dtype, torch.empty(0, device=device).device
+        self.n_heads = H if n_heads is None else n_heads
+        pattern = pattern.checked(self.n_heads)
         if self.n_heads % H:
             raise ValueError(f"{H} heads of keys do not divide {self.n_heads} of queries")
-        self.length, self.filled = length, 0
-        pattern.check(self.n_heads)
-        like_heads = pattern.like_heads(length, self.n_heads)
+        self.length, self.filled = whole("length", length), 0
+        like_heads = pattern.like_heads(self.length, self.n_heads)
         sharing = self.n_heads // H  # how many heads of queries share one of keys
         together = all(
             heads.step == 1 and heads.start % sharing == heads.stop % sharing == 0
@@ -164,12 +165,21 @@ class KeyValueCache:
         for head, heads in like_heads:
             of_keys = slice(heads.start // sharing, heads.stop // sharing, heads.step)
             count = len(range(self.n_heads // sharing)[of_keys])
-            cache = HeadCache((B, count, D), length, head, dtype, device)
+            cache = HeadCache((B, count, D), self.length, head, dtype, device)
             self.groups.append((cache, of_keys, heads))
 
     def stores(self):
         """The tensors that hold keys and values."""
         return [x for cache, *_ in self.groups for x in (cache.near, cache.far, cache.sink)]
+
+    def _check(self, name, x, tokens, heads):
+        """ValueError unless x is (B, tokens, heads, D) of the cache's dtype and device."""
+        B, _, D = self.shape
+        found = tuple(x.shape), x.dtype, x.device
+        wanted = (B, tokens, heads, D), self.dtype, self.device
+        if found != wanted:
+            one, other = ("{} {} on {}".format(*about) for about in (wanted, found))
+            raise ValueError(f"for this cache {name} must be {one}, got {other}")
 
     def write(self, k, v):
         """Take the keys and values (B, S, H, D) of the first S tokens, or of the one that follows.
@@ -181,6 +191,8 @@ class KeyValueCache:
             raise ValueError(f"{first + tokens} tokens do not fit into a cache of {self.length}")
         if tokens > 1 and first:
             raise ValueError(f"after the first tokens one follows at a time, not {tokens}")
+        for name, x in (("k", k), ("v", v)):
+            self._check(name, x, tokens, self.shape[1])
         self.filled += tokens
         new = torch.stack([k, v]).transpose(2, 3)  # (2, B, H, S, D)
         if self.repeats > 1:
@@ -189,9 +201,13 @@ class KeyValueCache:
             cache.write(new[:, :, of_keys], first)
 
     def attend(self, q):
-        """The last token's attention, q (B, 1, H, D) -> (B, 1, H, D).  ValueError before any."""
+        """The last token's attention, q (B, 1, H, D) -> (B, 1, H, D).
+
+        Raises ValueError before any token, and for another q.
+        """
         if self.filled == 0:
             raise ValueError("the cache is empty: write the keys and values of a token first")
+        self._check("q", q, 1, self.n_heads)
         slot, found = self.filled - 1, []
         with torch.autocast(q.device.type, enabled=False):
             for cache, _, heads in self.groups:

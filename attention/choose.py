@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 
 from attention.flex import flex_over_pattern
-from attention.full import dense_attention, fused_attention
+from attention.full import fitted, sdpa, textbook
+from attention.kernels import CHOICES
 from attention.masks import cached_mask
-from attention.pattern import Pattern
+from attention.pattern import Pattern, whole
 from attention.split import split_attention, split_kernels
 
 EVALUATIONS = ("auto", "dense", "masked", "split", "flex")
@@ -60,7 +61,7 @@ def attention_plan(
     device: a torch.device or its type, "cpu" or "cuda"; it need not be there.
     compiled: whether the caller is compiled, without which there is no flex.
     """
-    pattern.check(n_heads)
+    seq_len, pattern = whole("seq_len", seq_len), pattern.checked(n_heads)
     device_type = torch.device(device).type
     if pattern.is_full(seq_len, n_heads):
         return Plan("masked", "the pattern leaves out no pair: full causal attention")
@@ -70,7 +71,8 @@ def attention_plan(
         return Plan("flex", f"up to {most:,} tokens flex was measured to be faster")
     least = SPLIT_FROM.get((device_type, dtype))
     if least is None:
-        return Plan("masked", f"split has no kernel for {str(dtype)[6:]} on {device_type}")
+        lacking = "was not measured" if (device_type, dtype) in CHOICES else "has no kernel"
+        return Plan("masked", f"split {lacking} for {str(dtype)[6:]} on {device_type}")
     if seq_len < least:
         return Plan("masked", f"below {least} tokens masked was measured to be faster")
     if 3 * pattern.window_size > seq_len:
@@ -78,27 +80,6 @@ def attention_plan(
     if pattern.sink_tokens > MOST_SINKS:
         return Plan("masked", f"split holds the scores of the sinks, more than {MOST_SINKS}")
     return Plan("split", f"from {least} tokens on split was measured to be faster")
-
-
-def check_inputs(q, k, v):
-    """Raise ValueError unless q (B, S, H, D), k and v fit one another.
-
-    The heads of k and v may be fewer, a divisor of H.
-    """
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
-            raise ValueError(f"{name} must be (B, S, H, D), got {tuple(x.shape)}")
-        if x.dtype != q.dtype or x.device != q.device:
-            kinds = f"{q.dtype} on {q.device}, {name} {x.dtype} on {x.device}"
-            raise ValueError(f"q, k and v must have one dtype and device: q is {kinds}")
-    B, S, heads, D = q.shape
-    of_keys = k.shape[2]
-    alike = k.shape == v.shape == (B, S, of_keys, D)
-    if not alike or not of_keys or heads % of_keys:
-        shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in (("q", q), ("k", k), ("v", v)))
-        raise ValueError(
-            f"q, k and v must be alike, but for heads of k and v that divide those of q: {shapes}"
-        )
 
 
 def window_attention(q, k, v, window_size, dilation, evaluation="auto", sink_tokens=0, **heads):
@@ -110,22 +91,23 @@ def window_attention(q, k, v, window_size, dilation, evaluation="auto", sink_tok
     mask), ``split`` (cost follows the attended pairs), ``flex`` (one FlexAttention call, to be
     compiled on CUDA) or ``auto`` (see ``attention_plan``); all give the same result within
     rounding.  Inside torch.autocast all compute in its dtype, as scaled_dot_product_attention does.
+    ``dense`` alone has second derivatives and forward-mode ones; a program of torch.export has one
+    length, and with ``split`` no gradients.
     heads: how they differ, of full_heads, stagger and first_phase, see ``pattern.Pattern``.
+
+    A key outside a query's pattern has no influence on its result while keys and values are finite.
+    Where one is not, the query's result is its own or not finite, never another number, and other
+    batches and heads keep theirs; which queries are hit differs between evaluations, and nothing is
+    promised of gradients.  So fill padding with finite numbers.
+
     Raises ValueError for tensors that do not fit one another, for what is no pattern, an unknown
     evaluation, or one that is not to be had for these tensors.
     """
-    check_inputs(q, k, v)
-    n_heads, device_type = q.shape[2], q.device.type
-    pattern = Pattern(window_size, dilation, sink_tokens, **heads)
-    pattern.check(n_heads)
+    q, k, v = fitted(q, k, v)
+    pattern = Pattern(window_size, dilation, sink_tokens, **heads).checked(q.shape[2])
     if evaluation not in EVALUATIONS:
         known = ", ".join(EVALUATIONS)
         raise ValueError(f"unknown window attention {evaluation!r}: choose one of {known}")
-    autocasts = device_type != "meta" and torch.is_autocast_enabled(device_type)
-    if autocasts and q.dtype != torch.float64:
-        q, k, v = (x.to(torch.get_autocast_dtype(device_type)) for x in (q, k, v))
-    if k.shape[2] < n_heads:
-        k, v = (x.repeat_interleave(n_heads // x.shape[2], dim=2) for x in (k, v))
     return _evaluate(q, k, v, pattern, evaluation)
 
 
@@ -137,7 +119,8 @@ def _evaluate(q, k, v, pattern, evaluation):
     # torch.compile resolves transforms itself
     transformed = not compiled and torch._C._are_functorch_transforms_active()
     if transformed and evaluation == "split":
-        raise ValueError("split attention has no torch.func transforms: choose masked or dense")
+        remedy = "choose dense, or masked for all but jvp"
+        raise ValueError(f"split attention has no torch.func transforms: {remedy}")
     if planned:
         about = q.dtype, q.device, compiled, head_dim
         plan = attention_plan(seq_len, pattern, n_heads, *about)
@@ -152,7 +135,7 @@ def _evaluate(q, k, v, pattern, evaluation):
             asked = f"{q.dtype} with head_dim {head_dim} on {q.device}"
             raise ValueError(f"split attention has no kernel for {asked}: choose masked")
     if evaluation == "dense":
-        return dense_attention(q, k, v, cached_mask(seq_len, n_heads, q.device, None, *pattern))
+        return textbook(q, k, v, cached_mask(seq_len, n_heads, q.device, None, *pattern))
     if pattern.is_full(seq_len, n_heads):
-        return fused_attention(q, k, v)
-    return fused_attention(q, k, v, cached_mask(seq_len, n_heads, q.device, q.dtype, *pattern))
+        return sdpa(q, k, v)
+    return sdpa(q, k, v, cached_mask(seq_len, n_heads, q.device, q.dtype, *pattern))

@@ -1,6 +1,7 @@
 """Full causal attention, and textbook attention over any mask: the readable references."""
 
 import math
+import operator
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +10,51 @@ from attention.masks import cached_mask
 from attention.pattern import FULL
 
 
+def fitted(q, k, v, mask=None):
+    """q, k and v as all evaluations take them: in autocast's dtype, each with q's number of heads.
+
+    Raises ValueError, with what differs, where they or the mask do not fit one another.  The heads
+    of k and v may be fewer, a divisor of H.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point():
+            found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x)
+            raise ValueError(f"{name} must be a (B, S, H, D) tensor of floats, got {found}")
+    device_type = q.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
+        kinds = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
+        raise ValueError(f"q, k and v must have one dtype and device, got {kinds}")
+    B, S, heads, D = q.shape
+    of_keys = k.shape[2]
+    alike = k.shape == v.shape == (B, S, of_keys, D)
+    if not alike or not of_keys or heads % of_keys:
+        shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in (("q", q), ("k", k), ("v", v)))
+        raise ValueError(
+            f"q, k and v must be alike, but for heads of k and v that divide those of q: {shapes}"
+        )
+    if mask is not None and (mask.shape[-2:] != (S, S) or mask.device != q.device):
+        found = f"{tuple(mask.shape)} on {mask.device}"
+        raise ValueError(f"for {S} tokens on {q.device} mask must be ({S}, {S}), got {found}")
+    if of_keys < heads:
+        k, v = (x.repeat_interleave(heads // of_keys, dim=2) for x in (k, v))
+    return q, k, v
+
+
 def dense_attention(q, k, v, mask):
     """Textbook attention: every score is computed, the masked ones are thrown away.
 
     softmax(q k^T / sqrt(D)) v of Vaswani et al. 2017, with the scores where ``mask``, (S, S) or
     (H, S, S), is False set to minus infinity.  The readable reference, and the tests' oracle in
-    float64.
+    float64.  Raises ValueError for tensors that do not fit one another.
     """
+    return textbook(*fitted(q, k, v, mask), mask)
+
+
+def textbook(q, k, v, mask):
+    """``dense_attention`` of tensors that are known to fit."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, S, D)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, S, S)
     scores = scores.masked_fill(~mask, float("-inf"))
@@ -26,7 +65,13 @@ def fused_attention(q, k, v, mask=None):
     """PyTorch's scaled_dot_product_attention: causal, or over ``mask``.
 
     mask: (S, S) or (H, S, S), True = may attend, or what is added to the scores.
+    Raises ValueError for tensors that do not fit one another.
     """
+    return sdpa(*fitted(q, k, v, mask), mask)
+
+
+def sdpa(q, k, v, mask=None):
+    """``fused_attention`` of tensors that are known to fit."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, S, D)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     return out.transpose(1, 2)  # (B, S, H, D)
@@ -34,7 +79,9 @@ def fused_attention(q, k, v, mask=None):
 
 def causal_dense_attention(q, k, v):
     """Textbook full attention: every score is computed, a cached causal mask hides the future."""
-    return dense_attention(q, k, v, cached_mask(q.shape[1], 1, q.device, None, *FULL))
+    # torch.export may have a symbol for it, in which no cache can look anything up
+    seq_len = operator.index(q.shape[1])
+    return textbook(q, k, v, cached_mask(seq_len, 1, q.device, None, *FULL))
 
 
 def published_attention(q, k, v):
@@ -53,8 +100,9 @@ def published_attention(q, k, v):
     return (scores.softmax(dim=-1) @ v).transpose(1, 2)  # (B, S, H, D)
 
 
+# of q, k and v as a model makes them, which always fit
 FULL_ATTENTION = {
-    "fused": fused_attention,
+    "fused": sdpa,
     "dense": causal_dense_attention,
     "published": published_attention,
 }

@@ -1,22 +1,20 @@
 """The sliding-window + dilated causal pattern: its definition, counts in closed form, a picture."""
 
+import operator
 from typing import NamedTuple
 
 import torch
 
 
-def check_pattern(window_size, dilation, sink_tokens=0):
-    """Raise ValueError unless all are whole numbers of at least 0."""
-    check_whole(window_size=window_size, dilation=dilation, sink_tokens=sink_tokens)
-
-
-def check_whole(**numbers):
-    """Raise ValueError, with the name, for what is no whole number of at least 0."""
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{name} must be a whole number, got {value!r}")
-        if value < 0:
-            raise ValueError(f"{name} must be at least 0, got {value}")
+def whole(name, value, least=0):
+    """The value as an int, also one of numpy's; ValueError unless it is whole and at least that."""
+    try:
+        number = operator.index(None if isinstance(value, bool) else value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
 
 
 def may_attend(query, key, window_size, dilation, sink_tokens=0, phase=0):
@@ -32,7 +30,7 @@ def may_attend(query, key, window_size, dilation, sink_tokens=0, phase=0):
 
     ``dilation=1`` is full causal attention; ``dilation=0`` means no far keys (a pure sliding
     window).  ``phase``, below ``dilation``, moves the far keys: 0 in the documented pattern.
-    Works elementwise on integers, numpy arrays and tensors, which broadcast.
+    Works elementwise on signed integers, numpy arrays and tensors, which broadcast.
     """
     r = query - key
     kept = (r >= 0) & (r <= window_size)
@@ -70,18 +68,21 @@ class Pattern(NamedTuple):
     stagger: bool = False
     first_phase: int = 0
 
-    def check(self, n_heads):
-        """Raise ValueError where this is no pattern for ``n_heads`` heads."""
-        check_pattern(self.window_size, self.dilation, self.sink_tokens)
-        check_whole(full_heads=self.full_heads, first_phase=self.first_phase)
-        if self.full_heads > n_heads:
-            wanted = f"must be a whole number from 0 to n_heads, which is {n_heads}"
-            raise ValueError(f"full_heads {wanted}, got {self.full_heads!r}")
-        if not isinstance(self.stagger, bool):
+    def checked(self, n_heads):
+        """The same in plain ints; ValueError where this is no pattern for ``n_heads`` heads."""
+        whole("n_heads", n_heads, 1)
+        if self.stagger not in (True, False):
             raise ValueError(f"stagger must be True or False, got {self.stagger!r}")
-        if self.stagger and self.dilation < 2:
-            found = f"a dilation of at least 2, not {self.dilation}"
-            raise ValueError(f"stagger needs far keys: {found}")
+        w, d = whole("window_size", self.window_size), whole("dilation", self.dilation)
+        sinks = whole("sink_tokens", self.sink_tokens)
+        full_heads = whole("full_heads", self.full_heads)
+        first_phase = whole("first_phase", self.first_phase)
+        if full_heads > n_heads:
+            wanted = f"must be a whole number from 0 to n_heads, which is {n_heads}"
+            raise ValueError(f"full_heads {wanted}, got {full_heads}")
+        if self.stagger and d < 2:
+            raise ValueError(f"stagger needs far keys: a dilation of at least 2, not {d}")
+        return Pattern(w, d, sinks, full_heads, bool(self.stagger), first_phase)
 
     def of_heads(self, n_heads):
         """The ``HeadPattern`` of every head."""
@@ -132,11 +133,16 @@ def first_with_far_keys(seq_len, window_size, dilation, sink_tokens=0, phase=0):
     return first if dilation and first < seq_len else seq_len
 
 
+def _whole(seq_len, *head):
+    """The length and the values of a ``HeadPattern``, ``whole`` each."""
+    values = {"seq_len": seq_len, **HeadPattern(*head)._asdict()}
+    return [whole(*item) for item in values.items()]
+
+
 def window_mask(seq_len, window_size, dilation, device=None, sink_tokens=0, phase=0):
     """The pattern of one head as a bool tensor (S, S), True = may attend; rows are queries."""
-    check_pattern(window_size, dilation, sink_tokens)
+    seq_len, *pattern = _whole(seq_len, window_size, dilation, sink_tokens, phase)
     position = torch.arange(seq_len, device=device)
-    pattern = window_size, dilation, sink_tokens, phase
     return may_attend(position[:, None], position[None, :], *pattern)
 
 
@@ -146,7 +152,7 @@ def near_far_pairs(seq_len, window_size, dilation, phase=0):
     Query i has min(i, w) + 1 near keys and floor((i - w + s) / d) far keys, where s = -phase mod d
     (none while i < w).
     """
-    check_pattern(window_size, dilation)
+    seq_len, window_size, dilation, _, phase = _whole(seq_len, window_size, dilation, 0, phase)
     w = min(window_size, seq_len)
     near = seq_len * (w + 1) - w * (w + 1) // 2
     return near, _sum_of_floors(seq_len - w, dilation, phase)  # t = i - w
@@ -166,7 +172,8 @@ def sink_pairs(seq_len, window_size, dilation, sink_tokens, phase=0):
     Beyond its window key j has n = S - 1 - w - j queries, of which floor((n + s) / d) have it as a
     far key, s = -phase mod d.
     """
-    check_pattern(window_size, dilation, sink_tokens)
+    seq_len, *head = _whole(seq_len, window_size, dilation, sink_tokens, phase)
+    window_size, dilation, sink_tokens, phase = head
     most = max(seq_len - 1 - window_size, 0)  # n of key 0
     keys = min(sink_tokens, most)
     beyond = keys * (2 * most - keys + 1) // 2  # n for n = most, most - 1, ...: keys terms
@@ -187,6 +194,7 @@ def causal_pairs(seq_len):
 
 def density(seq_len, window_size, dilation, sink_tokens=0, phase=0):
     """The share of the causal pairs that a head keeps, between 0 and 1."""
+    seq_len = whole("seq_len", seq_len, 1)
     kept = attended_pairs(seq_len, window_size, dilation, sink_tokens, phase)
     return kept / causal_pairs(seq_len)
 
@@ -203,7 +211,7 @@ def is_full_causal(seq_len, window_size, dilation, sink_tokens=0):
 
 def draw_pattern(seq_len, window_size, dilation, sink_tokens=0):
     """The pattern as lines of text: # near, o far, s sink alone, . causal but not attended."""
-    check_pattern(window_size, dilation, sink_tokens)
+    seq_len, *_ = _whole(seq_len, window_size, dilation, sink_tokens)
 
     def mark(i, j):
         if i - j <= window_size:

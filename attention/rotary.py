@@ -7,6 +7,7 @@ S sequence length, H heads, D head_dim.
 import torch
 
 from attention.kept import constant_of_a_graph, kept
+from attention.pattern import whole
 
 POSITIONS = ("learned", "rotary")
 BASE = 10_000.0
@@ -25,8 +26,13 @@ def rotate(x, first_position=0):
 
     The numbers m and m + D/2 are a plane (as in GPT-NeoX), which position p turns by the angle
     p * 10,000^(-2m/D).  Computed in float32 or more; the result has x's dtype.
-    Raises ValueError for an odd D.
+    Raises ValueError for an odd D, another rank, numbers that are no floats, a position below 0.
     """
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(
+            f"x must be a (B, S, H, D) tensor of floats, got {x.dtype} {tuple(x.shape)}"
+        )
+    first_position = whole("first_position", first_position)
     seq_len, head_dim = x.shape[1], x.shape[3]
     check_positions("rotary", head_dim)
     dtype = torch.promote_types(x.dtype, torch.float32)

@@ -169,6 +169,14 @@ def _(gradients, qkv, outs, lses, patterns, scale, near_kernel, far_kernel):
     return results
 
 
+def _no_gradient(ctx, *gradients):
+    """SplitAttention has the gradients; a program of torch.export keeps nothing but ``_parts``."""
+    raise RuntimeError("exported split attention has no gradients: export dense or masked")
+
+
+_parts.register_autograd(_no_gradient)
+
+
 def _merge(out, lse, far_out, far_lse):
     """The softmax over the near and the far keys from those of each; returns out and lse.
 
@@ -267,7 +275,7 @@ class SplitAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError("split attention has no second derivative: choose masked")
+            raise RuntimeError("split attention has no second derivative: choose dense")
         groups = ctx.groups
         out, *saved = ctx.saved_tensors
         lses, qkv = saved[: len(groups)], saved[len(groups) :]
@@ -319,7 +327,7 @@ def _split_kernels(device, dtype, head_dim, deterministic):
         if problem is None:
             return kernels
     warnings.warn(
-        f"split attention does not work here ({problem}): masked takes its place", stacklevel=2
+        f"split attention does not work here ({problem}): auto takes masked", stacklevel=2
     )
     return None
 

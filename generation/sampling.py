@@ -8,11 +8,7 @@ from numbers import Real
 
 import torch
 
-
-def check_count(name, value, least):
-    """Raise ValueError unless ``value`` is a whole number and at least ``least``."""
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number and at least {least}, got {value!r}")
+from attention.pattern import whole
 
 
 def check_sampling(temperature, top_k, top_p):
@@ -20,7 +16,7 @@ def check_sampling(temperature, top_k, top_p):
     if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be a finite number, at least 0, got {temperature!r}")
     if top_k is not None:
-        check_count("top_k", top_k, 1)
+        whole("top_k", top_k, 1)
     if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
         raise ValueError(f"top_p must be above 0 and at most 1, got {top_p!r}")
 

@@ -7,11 +7,19 @@ from itertools import groupby
 
 import torch
 
-from generation.sampling import check_count, check_sampling, draw
+from attention.pattern import whole
+from generation.sampling import check_sampling, draw
 
 
 def generate(
-    model, prompt, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None
+    model,
+    prompt,
+    max_new_tokens,
+    temperature=1.0,
+    top_k=None,
+    top_p=None,
+    generator=None,
+    stop=None,
 ):
     """Prompts and what follows: token ids (B, T) -> (B, T + max_new_tokens).
 
@@ -20,28 +28,42 @@ def generate(
     Neighbouring rows of one length are evaluated together, other rows one after the other, with
     keys and values kept (see attention/cache.py), without gradients and without dropout.
     temperature, top_k, top_p, generator: see ``sampling.draw``; temperature 0 is greedy.
+    stop: the token id that ends a row, which then has nothing but ``stop``; where all rows have
+    ended, no more follows.
     Raises ValueError for arguments out of range, and with learned positions where the longest
     row would become longer than max_seq_len; rotary positions have no end.
     """
     rows = checked_rows(model, prompt)
-    new = list(stream(model, rows, max_new_tokens, temperature, top_k, top_p, generator))
+    new = list(stream(model, rows, max_new_tokens, temperature, top_k, top_p, generator, stop))
     new = torch.stack(new, dim=1) if new else rows[0].new_empty((len(rows), 0))
     rows = [torch.cat(pair) for pair in zip(rows, new, strict=True)]
     return torch.stack(rows) if isinstance(prompt, torch.Tensor) else rows
 
 
-def stream(model, prompt, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
+def stream(
+    model,
+    prompt,
+    max_new_tokens,
+    temperature=1.0,
+    top_k=None,
+    top_p=None,
+    generator=None,
+    stop=None,
+):
     """``generate`` token by token: an iterator of the rows' next ids, (B,) each."""
     rows = checked_rows(model, prompt)
-    check_count("max_new_tokens", max_new_tokens, 0)
+    max_new_tokens = whole("max_new_tokens", max_new_tokens)
     check_sampling(temperature, top_k, top_p)
+    vocabulary = len(model.word_embeddings.weight)
+    if stop is not None and whole("stop", stop) >= vocabulary:
+        raise ValueError(f"stop {stop} is not in the vocabulary of {vocabulary}")
     longest = max(map(len, rows))
     if model.position_embeddings is not None and longest + max_new_tokens > model.max_seq_len:
         raise ValueError(
             f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} are more than "
             f"max_seq_len {model.max_seq_len}"
         )
-    return _draws(model, rows, max_new_tokens, (temperature, top_k, top_p, generator))
+    return _draws(model, rows, max_new_tokens, (temperature, top_k, top_p, generator), stop)
 
 
 def checked_rows(model, prompt):
@@ -63,8 +85,9 @@ def checked_rows(model, prompt):
 
 
 @torch.no_grad()
-def _draws(model, rows, max_new_tokens, sampling):
+def _draws(model, rows, max_new_tokens, sampling, stop):
     """Yield ids (B,); neighbouring rows of one length go through the model together, unpadded."""
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=rows[0].device)
     waiting, caches = [], []  # of every group: tokens that the model has not seen, what it keeps
     for length, equally_long in groupby(rows, key=len):
         tokens = torch.stack(list(equally_long))
@@ -82,8 +105,13 @@ def _draws(model, rows, max_new_tokens, sampling):
         finally:
             for module in training:
                 module.training = True
+        if stop is not None:
+            ids = ids.masked_fill(ended, stop)
+            ended = ids == stop
         waiting = ids[:, None].split([len(tokens) for tokens in waiting])
         yield ids
+        if stop is not None and ended.all():
+            return
 
 
 def next_logits(model, tokens, caches):

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import operator
 from dataclasses import asdict, dataclass, field, fields
 
 import torch
@@ -120,8 +121,7 @@ class ExperimentConfig:
 
     def __post_init__(self):
         for item in fields(self):
-            if isinstance(getattr(self, item.name), list):  # from JSON, which has no tuples
-                object.__setattr__(self, item.name, tuple(getattr(self, item.name)))
+            object.__setattr__(self, item.name, _plain(getattr(self, item.name)))
             _check_field(item, getattr(self, item.name))
         _check_together(self)
 
@@ -266,6 +266,15 @@ def arm_density(config, arm):
     seq_len, n_heads = config["seq_len"], config["n_heads"]
     kept = [layer_density(seq_len, p, n_heads) for p in patterns_of_arm(config, arm)]
     return sum(kept) / len(kept)
+
+
+def _plain(value):
+    """Lists, from JSON, as tuples; whole numbers of numpy's, which JSON does not take, as ints."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return value
+    return operator.index(value)
 
 
 def _check_field(item, value):

@@ -221,17 +221,9 @@ def test_the_cache_of_window_heads_holds_their_window_alone():
         ),
         ({"stagger": "yes"}, "stagger must be True or False, got 'yes'"),
         ({"stagger": True, "first_phase": 1.5}, "first_phase must be a whole number, got 1.5"),
-        ({"k": torch.zeros(1, 8, 3, 4)}, r"k and v that divide those of q.*k \(1, 8, 3, 4\)"),
-        ({"v": torch.zeros(1, 8, 2, 4)}, r"must be alike.*v \(1, 8, 2, 4\)"),
-        ({"q": torch.zeros(1, 7, 4, 4)}, r"must be alike.*q \(1, 7, 4, 4\)"),
-        ({"k": torch.zeros(2, 8, 4, 4)}, r"must be alike.*k \(2, 8, 4, 4\)"),
-        ({"v": torch.zeros(1, 8, 4, 5)}, r"must be alike.*v \(1, 8, 4, 5\)"),
-        ({"q": torch.zeros(8, 4, 4)}, r"q must be \(B, S, H, D\), got \(8, 4, 4\)"),
-        ({"k": torch.zeros(1, 8, 4, 4).double()}, "one dtype and device: q is torch.float32"),
-        ({"v": torch.zeros(1, 8, 4, 4, device="meta")}, "v torch.float32 on meta"),
     ],
 )
-def test_what_does_not_fit_is_named(changes, words):
+def test_a_pattern_that_does_not_fit_is_named(changes, words):
     x = torch.zeros(1, 8, 4, 4)
     arguments = {"q": x, "k": x, "v": x, "window_size": 3, "dilation": 2} | changes
     with pytest.raises(ValueError, match=words):

@@ -109,7 +109,7 @@ MODES = {
     "export": exported,
 }
 ERRORS = {
-    **dict.fromkeys([(mode, "split") for mode in ("vmap", "func.grad", "jvp")], "choose masked"),
+    **dict.fromkeys([(mode, "split") for mode in ("vmap", "func.grad", "jvp")], "choose dense"),
     ("jvp", "auto"): "forward AD",  # of PyTorch's kernel on a CPU
     ("jvp", "masked"): "forward AD",
     ("meta", "split"): "no kernel for torch.float32 with head_dim 8 on meta: choose masked",

@@ -165,8 +165,8 @@ def test_weights_that_diverged_are_refused(folder, capsys):
     [
         ([""], "the prompt is empty"),
         (["x\udcff"], "the prompt is not UTF-8"),
-        (["x", "--tokens", "-1"], "--tokens must be a whole number and at least 0, got -1"),
-        (["x", "--top-k", "-1"], "--top-k must be a whole number and at least 0, got -1"),
+        (["x", "--tokens", "-1"], "--tokens must be at least 0, got -1"),
+        (["x", "--top-k", "-1"], "--top-k must be at least 0, got -1"),
         (["x", "--top-p", "0"], "top_p must be above 0 and at most 1, got 0.0"),
         (["x", "--temperature", "-1"], "temperature must be a finite number, at least 0, got -1.0"),
         (["x", "--temperature", "nan"], "temperature must be a finite number, at least 0, got nan"),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -206,14 +207,19 @@ def test_rotary_positions_go_on_beyond_max_seq_len(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"max_new_tokens": -1}, "max_new_tokens must be a whole number and at least 0, got -1"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 0, got -1"),
         ({"temperature": -0.1}, "temperature must be a finite number, at least 0, got -0.1"),
         ({"temperature": math.nan}, "temperature must be a finite number, at least 0, got nan"),
         ({"temperature": "1"}, "temperature must be a finite number, at least 0, got '1'"),
-        ({"top_k": 0}, "top_k must be a whole number and at least 1, got 0"),
-        ({"top_k": 2.0}, "top_k must be a whole number and at least 1, got 2.0"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_k": 2.0}, "top_k must be a whole number, got 2.0"),
         ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
         ({"top_p": 1.1}, "top_p must be above 0 and at most 1, got 1.1"),
+        ({"max_new_tokens": True}, "max_new_tokens must be a whole number, got True"),
+        ({"top_k": True}, "top_k must be a whole number, got True"),
+        ({"stop": -1}, "stop must be at least 0, got -1"),
+        ({"stop": 1.0}, "stop must be a whole number, got 1.0"),
+        ({"stop": 50}, "stop 50 is not in the vocabulary of 50"),
         ({"prompt": [[]]}, "the prompt is empty"),
         ({"prompt": torch.zeros((2, 0), dtype=torch.long)}, "the prompt is empty"),
         ({"prompt": [[1], []]}, "the prompt is empty"),
@@ -241,3 +247,33 @@ def test_a_seed_decides_what_is_drawn():
         )
 
     assert torch.equal(text(0), text(0)) and not torch.equal(text(0), text(1))
+
+
+def test_rows_end_at_the_stop_token():
+    model = build(GPTWindowModel, window_size=4, dilation=3)
+    rows = [prompts(1, n, seed=n)[0] for n in (3, 5, 5)]
+    going_on = torch.stack(list(model.stream(rows, 40, temperature=0)), dim=1)
+    counts = {}  # of every token how many a row has up to its first one
+    for token in range(50):
+        places = [row.tolist().index(token) for row in going_on if token in row]
+        if len(places) == len(rows) and len(set(places)) > 1:
+            counts[token] = [place + 1 for place in places]
+    stop, lengths = counts.popitem()
+    expected = going_on[:, : max(lengths)].clone()
+    for row, length in zip(expected, lengths, strict=True):
+        row[length:] = stop
+    found = torch.stack(list(model.stream(rows, 40, temperature=0, stop=stop)), dim=1)
+    assert torch.equal(found, expected)
+    texts = model.generate(rows, 40, temperature=0, stop=stop)
+    assert all(map(torch.equal, texts, map(torch.cat, zip(rows, expected, strict=True))))
+
+
+def test_numbers_of_numpy_are_whole_numbers():
+    model = build(GPTWindowModel, window_size=np.int64(4), dilation=np.int64(3))
+    model.load_state_dict(build().state_dict())
+    expected = build(GPTWindowModel, window_size=4, dilation=3).generate([[1]], 9, 0)
+    numbers = {"max_new_tokens": np.int64(9), "temperature": np.int64(0), "top_k": np.int64(5)}
+    (found,) = model.generate(np.array([[1]]), **numbers, stop=np.uint8(49))
+    assert torch.equal(found[:10], expected[0][: len(found)])
+    drawn = model.generate([[1]], 9, top_k=np.int64(5), generator=torch.Generator())
+    assert torch.equal(drawn[0], model.generate([[1]], 9, top_k=5, generator=torch.Generator())[0])

@@ -1,5 +1,6 @@
 """The two models: the same but for the attention, and exchangeable weights."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,7 +144,13 @@ def test_layers_with_patterns_of_their_own_equal_a_stack_built_by_hand(window_si
     ("model_class", "changes", "words"),
     [
         (GPTModel, {"n_heads": 5}, "d_model 24 is not divisible by n_heads 5"),
-        (GPTModel, {"n_heads": 0}, "d_model 24 is not divisible by n_heads 0"),
+        (GPTModel, {"n_heads": 0}, "n_heads must be at least 1, got 0"),
+        (GPTModel, {"n_heads": 1.5}, "n_heads must be a whole number, got 1.5"),
+        (GPTModel, {"d_model": -24}, "d_model must be at least 1, got -24"),
+        (GPTModel, {"layers": -1}, "layers must be at least 1, got -1"),
+        (GPTWindowModel, {"layers": -1}, "layers must be at least 1, got -1"),
+        (GPTModel, {"vocab_size": 2.5}, "vocab_size must be a whole number, got 2.5"),
+        (GPTModel, {"max_seq_len": None}, "max_seq_len must be a whole number, got None"),
         (GPTModel, {"attention": "flash"}, "unknown attention 'flash'"),
         (GPTWindowModel, {"window_size": -1}, "window_size must be at least 0, got -1"),
         (GPTWindowModel, {"dilation": -1}, "dilation must be at least 0, got -1"),
@@ -162,3 +169,22 @@ def test_wrong_arguments_are_named(model_class, changes, words):
 def test_a_sequence_that_is_too_long_is_named():
     with pytest.raises(ValueError, match="sequence of 41 tokens is longer than max_seq_len 40"):
         build()(tokens(seq_len=41))
+
+
+def test_tokens_of_another_rank_are_named():
+    for wrong in (tokens()[0], tokens()[..., None]):
+        with pytest.raises(ValueError, match=r"tokens must be \(B, S\), got \("):
+            build()(wrong)
+
+
+def test_numbers_of_numpy_are_whole_numbers():
+    options = {"window_size": (5, 9), "dilation": 3, "full_heads": (1, 0), "sink_tokens": 1}
+    model = build(GPTWindowModel, **options, stagger=True)
+    numbers = {k: tuple(map(np.int64, np.broadcast_to(v, 2))) for k, v in options.items()}
+    numbers["sink_tokens"] = np.int64(1)
+    sizes = {name: np.int64(size) for name, size in SIZES.items()}
+    other = build(GPTWindowModel, **sizes | numbers, stagger=np.True_)
+    assert torch.equal(other.eval()(tokens()), model.eval()(tokens()))
+    for one, two in zip(model.layers, other.layers, strict=True):
+        assert one.mha.pattern() == two.mha.pattern()
+        assert all(type(value) in (int, bool) for value in (*two.mha.pattern(), two.mha.n_heads))

@@ -1,9 +1,11 @@
 """The configuration: presets, and one clear line for what cannot be run."""
 
 import argparse
+import json
 import math
 from dataclasses import asdict, fields, replace
 
+import numpy as np
 import pytest
 from tiny import tiny_config
 
@@ -130,3 +132,10 @@ def test_every_field_with_a_help_is_an_option_that_tells_its_default():
     }
     parsed = parser.parse_args(["--window-size", "5", "--dilation", "3,1", "--no-deterministic"])
     assert (parsed.window_size, parsed.dilation, parsed.deterministic) == (5, (3, 1), False)
+
+
+def test_numbers_of_numpy_are_whole_numbers():
+    numbers = {"seed": np.int64(3), "window_size": [np.int64(5), np.uint8(6)]}
+    config = tiny_config(**numbers, n_heads=np.int32(2))
+    assert config == tiny_config(seed=3, window_size=(5, 6), n_heads=2)
+    json.dumps(asdict(config))
