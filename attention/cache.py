@@ -148,7 +148,7 @@ class KeyValueCache:
         """
         B, H, D = self.shape = shape
         self.dtype, self.device = dtype, torch.empty(0, device=device).device
-        self.n_heads = H if n_heads is None else n_heads
+        self.n_heads = H if n_heads is None else whole("n_heads", n_heads, 1)
         pattern = pattern.checked(self.n_heads)
         if self.n_heads % H:
             raise ValueError(f"{H} heads of keys do not divide {self.n_heads} of queries")

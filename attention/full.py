@@ -79,7 +79,7 @@ def sdpa(q, k, v, mask=None):
 
 def causal_dense_attention(q, k, v):
     """Textbook full attention: every score is computed, a cached causal mask hides the future."""
-    # torch.export may have a symbol for it, in which no cache can look anything up
+    # torch.compile(dynamic=True) may have a symbol for it, in which no cache can look anything up
     seq_len = operator.index(q.shape[1])
     return textbook(q, k, v, cached_mask(seq_len, 1, q.device, None, *FULL))
 

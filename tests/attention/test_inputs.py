@@ -212,13 +212,9 @@ def test_an_exported_program_has_gradients_or_says_what_has(evaluation):
         assert q.grad.norm() > 0
 
 
-def test_full_attention_with_a_kept_mask_exports_with_one_length():
-    """Its symbol in the mask's cache was an error of its own: unhashable type."""
-    length = torch.export.Dim("length", min=2, max=99)
-
-    class Full(torch.nn.Module):
-        def forward(self, x):
-            return FULL_ATTENTION["dense"](x, x, x)
-
-    with pytest.raises(Exception, match="specialized it to be a constant"):
-        torch.export.export(Full(), (X,), dynamic_shapes=({1: length},), strict=False)
+def test_full_attention_with_a_kept_mask_compiles_for_lengths_that_vary():
+    torch.compiler.reset()
+    attend = FULL_ATTENTION["dense"]
+    compiled = torch.compile(attend, dynamic=True, fullgraph=True, backend="aot_eager")
+    for x in (X, torch.randn(1, 21, 4, 6)):
+        torch.testing.assert_close(compiled(x, x, x), attend(x, x, x))
