@@ -97,8 +97,8 @@ def window_attention(q, k, v, window_size, dilation, evaluation="auto", sink_tok
 
     A key outside a query's pattern has no influence on its result while keys and values are finite.
     Where one is not, the query's result is its own or not finite, never another number, and other
-    batches and heads keep theirs; which queries are hit differs between evaluations, and nothing is
-    promised of gradients.  So fill padding with finite numbers.
+    batches and heads keep theirs (tested on a CPU); which queries are hit differs between
+    evaluations, and nothing is promised of gradients.  So fill padding with finite numbers.
 
     Raises ValueError for tensors that do not fit one another, for what is no pattern, an unknown
     evaluation, or one that is not to be had for these tensors.
