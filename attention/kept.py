@@ -2,6 +2,7 @@
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import torch
 
@@ -57,10 +58,12 @@ def kept(most):
 def _aside(function, arguments):
     """What the function returns on a thread of its own, on the caller's CUDA streams."""
     devices = {x for x in arguments if isinstance(x, torch.device) and x.type == "cuda"}
-    stream = torch.cuda.current_stream(devices.pop()) if devices else None
+    current = nullcontext()  # torch.cuda.stream(None) would initialize CUDA, inside a checkpoint
+    if devices:
+        current = torch.cuda.stream(torch.cuda.current_stream(devices.pop()))
 
     def on_stream():
-        with torch.cuda.stream(stream):
+        with current:
             return function(*arguments)
 
     with ThreadPoolExecutor(1) as thread:

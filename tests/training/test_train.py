@@ -450,7 +450,8 @@ def test_cuda_graphs_train_the_same_in_the_same_memory(arm):
 @needs_cuda
 @pytest.mark.parametrize("mode", ["none", "reduce-overhead"])
 def test_cuda_evaluations_leave_graphs_and_memory_as_they_are(mode):
-    sizes = {"seq_len": 1100, "d_model": 128, "batch_size": 4, "max_steps": 12}
+    # so low a rate that the losses do not carry rounding on from step to step
+    sizes = {"seq_len": 1100, "d_model": 128, "batch_size": 4, "max_steps": 12, "lr": 1e-5}
     found = []
     for every in (0, 0, 5):  # a process's first training leaves workspaces behind
         config = tiny_config(dtype="bfloat16", compile=mode, eval_every=every, **sizes)
@@ -461,7 +462,7 @@ def test_cuda_evaluations_leave_graphs_and_memory_as_they_are(mode):
     _, without, metrics = found
     assert metrics["curve"]["steps"] == [5, 10, 12]
     # the kernels' sums in bfloat16 differ from training to training
-    np.testing.assert_allclose(metrics["losses"], without["losses"], rtol=0.05)
+    np.testing.assert_allclose(metrics["losses"], without["losses"], rtol=0.01)
     assert metrics["peak_memory_mb"] == pytest.approx(without["peak_memory_mb"], rel=0.02)
     assert metrics["peak_reserved_mb"] < 1.02 * without["peak_reserved_mb"]
 
