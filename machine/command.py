@@ -51,6 +51,11 @@ def say(text):
         tqdm.write(text, file=sys.stderr)
 
 
+def counted(count, noun):
+    """So many of something in words, "1 block", "1,200 blocks"."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
 def bar(*arguments, **options):
     """A bar of tqdm's that is gone when it is full; none where stderr is no terminal, or closed."""
     nowhere = True if sys.stderr is None else None
