@@ -109,7 +109,7 @@ def reading_marks(metrics, metadata):
 def throttled(training):
     """The reasons for which the device slowed itself down before or after a training."""
     reasons = set()
-    for state in (training["device_before"], training["device_after"]):
+    for state in (training.get("device_before"), training.get("device_after")):
         reasons.update((state or {}).get("throttle_reasons") or ())
     # of what lowers a clock, power and heat alone: an idle GPU has its reason too
     return sorted(reason for reason in reasons if reason.endswith(("_cap", "_slowdown")))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 DONE, FAILED, USAGE, TRAININGS_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+DISTURBED = TRAININGS_FAILED  # of a benchmark
 
 # What to do about a file that cannot be written.
 REMEDIES = {
