@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from analysis.words import mean_sd, text_table
+from machine.command import counted
 
 ARM_ORDER = ("baseline", "window", "fused", "published")
 OUTCOMES = (  # key, words, unit; for every one of them less is better
@@ -102,7 +103,7 @@ def reading_marks(metrics, metadata):
     marks = [SMOKE_MARK] if is_smoke_test(metadata) else []
     if metadata["status"] != "complete":
         done = len(trainings_of(metrics))
-        marks.append(f"partial: {done}/{planned_trainings(metadata)} trainings")
+        marks.append(f"partial: {done}/{counted(planned_trainings(metadata), 'training')}")
     return marks + ["mixed: trainings that differ"] * bool(metadata["mixed"])
 
 

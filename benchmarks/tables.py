@@ -7,6 +7,7 @@ from analysis.warnings import disturbances
 from analysis.words import text_table, wrapped
 from benchmarks.peers import FORWARD, ONE_TOKEN, TRAINING
 from benchmarks.steps import STEP
+from machine.command import counted
 from machine.files import missing_to_none
 
 # {key of a record: title, and how its value is written}; a table has those that have values
@@ -42,7 +43,7 @@ def title_of(content):
     """Device, precision, sizes and pattern of a benchmark's content."""
     options, environment = content["options"], content["environment"]
     tokens, heads, head_dim = (options[key] for key in ("tokens", "heads", "head_dim"))
-    batch = f"B{options['batch_size']}" if tokens is None else f"{tokens:,} tokens"
+    batch = f"B{options['batch_size']}" if tokens is None else counted(tokens, "token")
     sizes = f"{batch} H{heads} D{head_dim}"
     title = f"{environment['device_name']}, {options['dtype']}, {sizes}"
     if not options["patterns"]:
@@ -101,7 +102,9 @@ def _rows(records):
         low, high = r["quartiles_ms"]
         digits = 3 if r["median_ms"] < 10 else 1
         row |= missing_to_none(r)
-        time = f"{r['median_ms']:,.{digits}f} ± {(high - low) / 2:,.{digits}f}"
+        time = f"{r['median_ms']:,.{digits}f}"
+        if len(r["samples_ms"]) > 1:
+            time += f" ± {(high - low) / 2:,.{digits}f}"
         row[r["direction"]] = time + " !" * bool(disturbances(r))
     return list(rows.values())
 

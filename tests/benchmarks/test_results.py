@@ -13,6 +13,7 @@ from benchmarks.tables import results_text
 def test_a_time_that_is_missing_is_a_dash_and_its_reason_is_told():
     record = {"peer": "mine", "seq_len": 64, "attends": "all keys", "ratio_to_best_full": math.nan}
     forward = {**record, "direction": FORWARD, "median_ms": 12.0, "quartiles_ms": [11, 14]}
+    forward["samples_ms"] = [12.0, 12.1]
     other = {**forward, "peer": "other", "direction": TRAINING, "ratio_to_best_full": 0.5}
     missing = {"peer": "mine", "direction": TRAINING, "reason": "out of memory"}
     skipped = [{**missing, "seq_len": seq_len} for seq_len in (64, 1024)]
@@ -25,8 +26,16 @@ def test_a_time_that_is_missing_is_a_dash_and_its_reason_is_told():
     assert last == "skipped: mine at S 64 1,024, forward + backward: out of memory"
 
 
+def test_one_round_has_no_spread():
+    record = {"peer": "mine", "seq_len": 64, "direction": FORWARD, "median_ms": 12.0}
+    record |= {"quartiles_ms": [12, 12], "samples_ms": [12]}
+    assert " ".join(results_text([record], []).split()).startswith(
+        "S 64 peer forward (ms) mine 12.0 ms:"
+    )
+
+
 def test_times_that_were_disturbed_are_marked_and_their_table_says_by_what():
-    about = {"seq_len": 64, "median_ms": 12.0, "quartiles_ms": [11, 14], "samples_ms": [12.0]}
+    about = {"seq_len": 64, "median_ms": 12.0, "quartiles_ms": [11, 14], "samples_ms": [12, 12]}
     busy = {"device_before": {"other_processes": 1}, "device_after": None}
     records = [
         {**about, "peer": "mine", "direction": FORWARD, "samples_ms": [12.0, 11.0, 14.0, 15.0]},

@@ -129,7 +129,7 @@ def test_a_complete_experiment_trains_nothing_and_reports_again(workplace, monke
     monkeypatch.setattr(experiment_run, "estimate", None)
     assert run_main(BLOCK) == 0
     printed = capsys.readouterr()
-    assert printed.out == first and "complete: all 2 trainings are done" in printed.err
+    assert printed.out == first and "complete: 2 of 2 trainings done" in printed.err
     assert load_experiment("output/experiment_results.json")[1]["status"] == "complete"
     assert Path("output/improved_comparison_results.txt").exists()
 
