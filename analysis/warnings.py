@@ -25,7 +25,7 @@ RECORDED = {  # of a device's state, before and after a training
     "temperature_c": "degrees Celsius",
 }
 NOISY_SHARE = 0.10  # of the mean: pyperf's limit for calling times unstable
-WAITED_SHARE = 0.05  # of the time in which threads were ready to run; of a process alone below 1 %
+WAITED_SHARE = 0.05  # of the time; one other busy program takes 6 % of 16 threads on 16 cores
 # a step is held up beyond this many medians; more than this share of them are the arm's way,
 # fewer are told where they cost this share of the training time (effects here are a few percent)
 HELD_UP, HELD_UP_STEPS, HELD_UP_TIME = 1.5, 0.02, 0.015

@@ -254,7 +254,7 @@ def test_a_plan_of_before_confirmation_goes_on(workplace, capsys):
     Path("output/plan.json").write_text(json.dumps(plan))
     assert run_main(BLOCK) == 0
     printed = capsys.readouterr()
-    assert "complete: all" in printed.err and printed.out.splitlines()[-1].startswith("Use: ")
+    assert "complete: 2 of 2" in printed.err and printed.out.splitlines()[-1].startswith("Use: ")
 
 
 # another GPU
