@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from analysis.warnings import disturbances
 from benchmarks.attention import measure_attention
 from benchmarks.options import build_parser, complete, problems_of
 from benchmarks.peers import FORWARD, ONE_TOKEN, TRAINING, known_peers
@@ -21,7 +22,7 @@ from benchmarks.picture import plot_benchmark
 from benchmarks.steps import measure_decode_steps, measure_steps
 from benchmarks.tables import benchmark_text
 from figures.look import save_figures
-from machine.command import checked_options, run_command, say
+from machine.command import DISTURBED, DONE, checked_options, run_command, say
 from machine.describe import describe_environment
 from machine.files import check_writable, write_json
 
@@ -43,7 +44,10 @@ def benchmark_of(args, device):
 
 
 def tell(args):
-    """Measure length by length, each saved when it is finished; then the tables and the picture."""
+    """Measure length by length, each saved when it is finished; then the tables and the picture.
+
+    Returns the exit code.
+    """
     warnings.filterwarnings("ignore", module="torch")
     with checked_options():
         device = complete(args)
@@ -66,6 +70,7 @@ def tell(args):
         written = [path] if content["records"] else []
         written += save_figures(plot_benchmark(content), args.plots_dir)
         say("written: " + ", ".join(map(str, written)))
+    return DISTURBED if any(map(disturbances, content["records"])) else DONE
 
 
 def main(argv=None):

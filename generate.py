@@ -14,7 +14,7 @@ from tokenizers.decoders import DecodeStream
 
 from attention.pattern import whole
 from generation.sampling import check_sampling
-from machine.command import FAILED, UserError, checked_options, run_command, say
+from machine.command import FAILED, UserError, checked_options, counted, run_command, say
 from machine.device import device_name, is_out_of_memory, resolve_device
 from training.prepare import END_OF_TEXT
 from training.weights import WEIGHTS_NAME, load_tokenizer, load_window_model
@@ -123,7 +123,7 @@ def go_on(args):
     finally:
         write("\n")
     seconds = time.perf_counter() - started
-    say(f"{count:,} tokens, {count / seconds:,.1f} tokens/s on {device_name(device)}")
+    say(f"{counted(count, 'token')}, {count / seconds:,.1f} tokens/s on {device_name(device)}")
     if ended:
         say("stopped: the model ended the text")
     elif count < args.tokens:

@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from machine.command import run_command, say
-from training.corpus import CORPORA, TEXT_SUFFIXES
+from training.corpus import CORPORA, TEXT_SUFFIXES, UTF_8
 from training.prepare import prepare_data
 from training.tokens import DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE
 
@@ -22,7 +22,7 @@ def build_parser():
     suffixes = " ".join(sorted(TEXT_SUFFIXES))
     parser = argparse.ArgumentParser(
         description="Turn text into rows of tokens for training, and save their tokenizer. Folders "
-        "are read in sorted order; text in them is every file in UTF-8 whose name ends in "
+        "are read in sorted order; text in them is every file whose name ends in "
         f"{suffixes}, or in one of these and .gz. Duplicates, binary files and other encodings are "
         f"left out and counted; --debug names {NAMED_AT_MOST} of a kind.",
         epilog="example: python prepare_data.py notes.txt books/ --seq-len 1024 --output books.npy",
@@ -48,6 +48,7 @@ def build_parser():
             DEFAULT_PATH,
             "file to write, X.npy, with X.tokenizer.json beside it",
         ),
+        ("--encoding", UTF_8, "how the files at PATH are encoded, as UTF-16 or cp1252"),
     ):
         shown = f"{text} (default: {default})"
         parser.add_argument(option, type=type(default), default=default, help=shown)
@@ -57,7 +58,12 @@ def build_parser():
 def prepare(options):
     """Prepare the data as the options say, and tell what was written and what was left out."""
     summary, left_out = prepare_data(
-        options.paths, options.seq_len, options.vocab_size, options.output, options.corpus
+        options.paths,
+        options.seq_len,
+        options.vocab_size,
+        options.output,
+        options.corpus,
+        options.encoding,
     )
     named = left_out if "debug" in options else {"unreadable": left_out["unreadable"]}
     for kind, files in named.items():

@@ -15,7 +15,8 @@ from analysis.values import (
     shared_values,
     tokens_of,
 )
-from analysis.words import amount, blocks_text, wrapped
+from analysis.words import amount, wrapped
+from machine.command import counted
 
 FULL_ATTENTION = ("fused", "baseline", "published")  # the best first
 ASKED = ("Faster", "As good", "Use")
@@ -40,7 +41,8 @@ def answers(metrics, metadata):
 def answer_lines(metrics, metadata):
     """The three ``answers`` as lines of a report; of a smoke test what it is for."""
     if is_smoke_test(metadata):
-        ran = f"{len(ok_trainings(metrics))} of {planned_trainings(metadata)} trainings ended well"
+        planned = counted(planned_trainings(metadata), "training")
+        ran = f"{len(ok_trainings(metrics))} of {planned} ended well"
         return [f"{SMOKE_MARK.capitalize()}; {ran}"]
     return [line for sentence in answers(metrics, metadata) for line in wrapped(sentence)]
 
@@ -66,7 +68,7 @@ def _faster(metrics, pair):
     if found.low is not None:
         ends = sorted(100 * sign * (end - 1) for end in (found.low, found.high))
         text += f" [{ends[0]:.1f}, {ends[1]:.1f}]"
-    evidence = found.note or blocks_text(found.n)
+    evidence = found.note or counted(found.n, "block")
     if pair[1] != "fused":
         evidence += "; the kernel differs too, so sparsity need not be the reason"
     return f"{answer}: {pair[0]} takes {text} {word} training time than {pair[1]} ({evidence})"
@@ -85,5 +87,5 @@ def _as_good(metrics, metadata, pair):
     found = non_inferiority(*losses, margin)
     answer = {"not worse": "yes", "worse": "no", "undecided": "not shown"}[found.verdict]
     text = f"{amount(found.mean, 'nats', '+')} nats{bound_text(found)}"
-    trained = f"{blocks_text(found.n)}, {tokens_of(metrics, pair[0]):,} tokens each"
+    trained = f"{counted(found.n, 'block')}, {tokens_of(metrics, pair[0]):,} tokens each"
     return f"{answer}: {verdict_text(found, *pair)}: {text} ({trained})"

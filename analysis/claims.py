@@ -17,7 +17,8 @@ from analysis.values import (
     shared_values,
     tokens_of,
 )
-from analysis.words import amount, blocks_text, p_value, percent, with_interval
+from analysis.words import amount, p_value, percent, with_interval
+from machine.command import counted
 
 FEWEST_OF_TREND = 5  # steps
 EVERY_PAIR = ("dense", "masked")  # evaluations that compute the left-out pairs too
@@ -261,8 +262,8 @@ def decomposition(metrics, metadata):
         f"Where the speed comes from: window is {_times_as_fast(baseline, window)} times as "
         f"fast as baseline = kernel {_times_as_fast(baseline, fused)} (fused against baseline) x "
         f"{name} {_times_as_fast(fused, window)} (window against fused; below 1: slower), "
-        f"geometric means over {blocks_text(baseline.size)} that all three finished; the tests of "
-        "each are below."
+        f"geometric means over {counted(baseline.size, 'block')} that all three finished; the "
+        "tests of each are below."
     ]
 
 

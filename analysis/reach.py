@@ -4,6 +4,7 @@ import numpy as np
 
 from analysis.values import ordered_arms
 from analysis.words import mean_sd, text_table
+from machine.command import counted
 
 PASSAGE = 64  # tokens that are shown twice
 REACH_GAIN = 0.1  # nats a token, from which on a model is said to copy
@@ -27,7 +28,7 @@ def _farthest(records):
     if not reached.size:
         return "from nowhere probed"
     there = gains[:, reached[-1]]
-    blocks = f"{np.sum(there >= REACH_GAIN)} of {there.size} blocks"
+    blocks = f"{np.sum(there >= REACH_GAIN)} of {counted(there.size, 'block')}"
     gain = f"gain {there.mean():.2f} nats a token there, {blocks}"
     return f"from as far as {distances[reached[-1]]:,} tokens ({gain})"
 
@@ -38,10 +39,10 @@ def reach_claims(metrics):
     if not found:
         return []
     arms = ", ".join(f"{arm} copies {_farthest(records)}" for arm, records in found.items())
-    probed = next(iter(found.values()))[0]
+    passages = counted(next(iter(found.values()))[0]["passages"], "passage")
     return [
         f"Reach: {arms}. The gain is how much lower the loss of {PASSAGE} tokens of held-out text "
-        f"is where the sequence has shown them before, a mean over {probed['passages']} passages; "
+        f"is where the sequence has shown them before, a mean over {passages}; "
         f"from {REACH_GAIN:g} nats a token on a model is said to copy. This does not show how "
         "often text repeats itself so."
     ]

@@ -17,7 +17,8 @@ from analysis.values import (
     shared_values,
     tokens_of,
 )
-from analysis.words import amount, blocks_text
+from analysis.words import amount
+from machine.command import counted
 
 TIED = 0.01  # share by which ratios of times may differ for the sparser pattern to be taken
 FRESH, FEWEST_BLOCKS = 2, 4  # blocks kept out of the choice, and those it takes for that
@@ -115,10 +116,20 @@ def _failed(trainings):
 def choose(ratios, metadata):
     """The pattern of {pattern: time ratio} with the least; of those tied, that of fewest pairs."""
     limit = min(ratios.values()) * (1 + TIED)
-    used = metadata["attention"]  # of an earlier file: without densities
-    density = {arm: used.get(arm, {}).get("density", 1) for arm in ratios}
+    used = metadata["attention"]
+    density = {arm: used.get(arm, {}).get("density") for arm in ratios}
+    if None in density.values():  # of an earlier file
+        density = {arm: _kept_by_name(arm) for arm in ratios}
     tied = [arm for arm, ratio in ratios.items() if ratio <= limit]
     return min(tied, key=lambda arm: (density[arm], ratios[arm]))
+
+
+def _kept_by_name(arm):
+    """What orders patterns by how much they keep of a long sequence, as far as names tell it."""
+    pattern = pattern_of_arm(arm) or {"full_layers": 1, "full_heads": 0}
+    full = 1 / pattern["full_layers"] if pattern["full_layers"] else 0
+    far = 1 / pattern["dilation"] if pattern.get("dilation") else 0
+    return full, pattern["full_heads"], far, pattern.get("window_size", 0)
 
 
 def _confirm(found, metrics, metadata, fresh):
@@ -150,7 +161,8 @@ def recommendation_text(found):
         which = found.patterns[0] + " is not"
         if len(found.patterns) > 1:
             which = f"none of {len(found.patterns)} patterns is"
-        text = f"fused: {which} shown to be as good and faster ({blocks_text(len(found.blocks))})"
+        blocks = counted(len(found.blocks), "block")
+        text = f"fused: {which} shown to be as good and faster ({blocks})"
         failed = ", ".join(found.failed)
         return text + f"; a training of {failed} failed" * bool(failed)
     text = _chosen_text(found)
@@ -161,7 +173,7 @@ def recommendation_text(found):
 
 def _chosen_text(found):
     """How the pattern that was chosen was found, and whether it is confirmed, in a sentence."""
-    blocks = blocks_text(len(found.blocks))
+    blocks = counted(len(found.blocks), "block")
     if len(found.patterns) == 1:
         return f"{found.chosen}, as good as fused and faster ({blocks})"
     text = f"{found.chosen}, chosen from {len(found.patterns)} patterns on {blocks}, "

@@ -23,6 +23,7 @@ from analysis.significance import (
 )
 from analysis.spread import loss_lines
 from analysis.warnings import find_warnings
+from machine.command import counted
 from machine.files import atomic_write
 
 LEGEND = (
@@ -78,13 +79,15 @@ def heading(metadata):
     compiled = "eager" if config["compile"] == "none" else f"compiled ({config['compile']})"
     rotary = ", rotary positions" if config["positions"] == "rotary" else ""
     lines = [
-        f"{config['preset']} preset, {config['runs']} x {len(config['arms'])} trainings on "
+        f"{config['preset']} preset, {counted(config['runs'], 'block')} of "
+        f"{counted(len(config['arms']), 'training')} on "
         f"{environment['device_name']}, torch {environment['torch']}, {config['dtype']}, "
         f"{compiled}{values.ranks_text(config)}",
-        f"model: d_model {config['d_model']}, {config['n_heads']} heads, {config['layers']} layers,"
+        f"model: d_model {config['d_model']}, {counted(config['n_heads'], 'head')}, "
+        f"{counted(config['layers'], 'layer')},"
         f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}{rotary}",
         pattern,
-        f"data: {data['path']}, {data['train_rows']:,} rows for training, the last "
+        f"data: {data['path']}, {counted(data['train_rows'], 'row')} for training, the last "
         f"{data['val_rows']:,} held out, {data['val_rows_used']:,} of them used for validation; "
         f"batches of {config['batch_size']}",
         f"peak memory: {metadata['memory_measure']}",

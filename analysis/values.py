@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from analysis.words import mean_sd, text_table
+from machine.command import counted
 
 ARM_ORDER = ("baseline", "window", "fused", "published")
 OUTCOMES = (  # key, words, unit; for every one of them less is better
@@ -102,14 +103,14 @@ def reading_marks(metrics, metadata):
     marks = [SMOKE_MARK] if is_smoke_test(metadata) else []
     if metadata["status"] != "complete":
         done = len(trainings_of(metrics))
-        marks.append(f"partial: {done}/{planned_trainings(metadata)} trainings")
+        marks.append(f"partial: {done}/{counted(planned_trainings(metadata), 'training')}")
     return marks + ["mixed: trainings that differ"] * bool(metadata["mixed"])
 
 
 def throttled(training):
     """The reasons for which the device slowed itself down before or after a training."""
     reasons = set()
-    for state in (training["device_before"], training["device_after"]):
+    for state in (training.get("device_before"), training.get("device_after")):
         reasons.update((state or {}).get("throttle_reasons") or ())
     # of what lowers a clock, power and heat alone: an idle GPU has its reason too
     return sorted(reason for reason in reasons if reason.endswith(("_cap", "_slowdown")))

@@ -12,6 +12,7 @@ from analysis.values import (
     not_trained,
     ok_trainings,
     ok_values,
+    ordered_arms,
     paired_trainings,
     smooth,
     throttled,
@@ -24,6 +25,7 @@ RECORDED = {  # of a device's state, before and after a training
     "temperature_c": "degrees Celsius",
 }
 NOISY_SHARE = 0.10  # of the mean: pyperf's limit for calling times unstable
+WAITED_SHARE = 0.05  # of the time; one other busy program takes 6 % of 16 threads on 16 cores
 # a step is held up beyond this many medians; more than this share of them are the arm's way,
 # fewer are told where they cost this share of the training time (effects here are a few percent)
 HELD_UP, HELD_UP_STEPS, HELD_UP_TIME = 1.5, 0.02, 0.015
@@ -32,6 +34,41 @@ HELD_UP, HELD_UP_STEPS, HELD_UP_TIME = 1.5, 0.02, 0.015
 # some thousand simulated with normal noise.
 RISEN, RISEN_ERRORS = 0.1, 8
 FEWEST_MEANT, MEANT_SHARE = 10, 0.05  # steps of the moving mean: so many, or this share of them
+
+
+def disturbances(measured):
+    """What was seen to disturb a measurement, [(in words, how much or "")].
+
+    measured: a dict with ``device_before`` and ``device_after`` (machine/state.py), None where
+    nothing was recorded, and of a benchmark ``samples_ms``, its times round by round.
+    """
+    states = before, after = [measured.get(f"device_{when}") or {} for when in ("before", "after")]
+    found = []
+    if all("waited_s" in state for state in states):
+        ran, waited = (after[key] - before[key] for key in ("ran_s", "waited_s"))
+        if waited > WAITED_SHARE * (ran + waited):
+            share = f"{waited / (ran + waited):.0%} of the time"
+            found.append(("threads waited for a core that others had", share))
+    elif all(state.get("load_average_1min", 0) > state.get("cores", np.inf) for state in states):
+        load = " then ".join(f"{state['load_average_1min']:.1f}" for state in states)
+        found.append(("more was running than there are cores", f"load average {load}"))
+    if reasons := throttled(measured):
+        found.append(("the device slowed itself down", ", ".join(reasons)))
+    if any(state.get("other_processes") for state in states):
+        found.append(("other processes were using the device", ""))
+    if _unsteady_rounds(measured.get("samples_ms", ())):
+        found.append((f"times spread or drift by {NOISY_SHARE:.0%} or more", ""))
+    return found
+
+
+def _unsteady_rounds(times):
+    """Whether half the interquartile range, or the second half against the first, is beyond it."""
+    half = len(times) // 2
+    if not half:
+        return False
+    low, middle, high = np.quantile(times, (0.25, 0.5, 0.75))
+    drift = np.median(times[-half:]) / np.median(times[:half]) - 1
+    return max((high - low) / 2 / middle, abs(drift)) >= NOISY_SHARE
 
 
 def split_blocks(metrics):
@@ -86,11 +123,13 @@ def _training_warnings(metrics):
                 f"{1e3 * steps.max():,.1f} ms) and cost {cost:.1%} of the training time: something "
                 "held them up; they are kept."
             )
-        if reasons := throttled(training):
-            yield f"{place}: the device slowed itself down ({', '.join(reasons)})."
-        states = (training["device_before"], training["device_after"])
-        if any(state and state.get("other_processes") for state in states):
-            yield f"{place}: other processes were using the device."
+    for arm in ordered_arms(metrics):
+        places = {}
+        for _, training in ok_trainings({arm: metrics[arm]}):
+            for what, how_much in disturbances(training):
+                place = f"block {training['block'] + 1}" + f" ({how_much})" * bool(how_much)
+                places.setdefault(what, []).append(place)
+        yield from (f"{arm}: {what}: {', '.join(where)}." for what, where in places.items())
 
 
 def _failure_warnings(metrics):

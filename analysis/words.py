@@ -19,11 +19,6 @@ def amount(value, unit, sign=""):
     return "-" if value is None else f"{value:{sign},.{DIGITS[unit]}f}"
 
 
-def blocks_text(count):
-    """So many blocks, in words."""
-    return "1 block" if count == 1 else f"{count} blocks"
-
-
 def percent(share, sign=""):
     """A share in percent, 12.50 %; "-" for None."""
     return "-" if share is None else f"{amount(100 * share, '%', sign)} %"

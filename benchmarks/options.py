@@ -26,8 +26,9 @@ examples:
   python benchmark_attention.py --step --seq-lens 16384 --head-dim 32
   python benchmark_attention.py --decode --batch-size 8 --seq-lens 4096 65536
 
-exit codes: 0 done, 1 a file could not be written, 2 wrong options, 130 interrupted, 143 terminated
-(what was measured is kept)"""
+exit codes: 0 done, 1 a file could not be written, 2 wrong options, 3 done but other programs,
+lowered clocks or unsteady times disturbed it (the table says which: do not quote it), 130
+interrupted, 143 terminated (what was measured is kept)"""
 
 
 def build_parser():

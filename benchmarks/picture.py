@@ -4,6 +4,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from analysis.warnings import disturbances
 from benchmarks.peers import ALL_KEYS, FORWARD, TRAINING
 from benchmarks.tables import title_of
 from figures.frame import length_axis, log_axis
@@ -15,7 +16,10 @@ MARKERS = "os^DvP<*>X"
 def plot_benchmark(content):
     """The figures of a benchmark's content, {file name without suffix: Figure}: of attention."""
     records = [r for r in content["records"] if r["direction"] in (FORWARD, TRAINING)]
-    return {"attention_scaling": plot_scaling(records, title_of(content))} if records else {}
+    title = title_of(content)
+    if any(map(disturbances, records)):
+        title += "; DISTURBED, not to be quoted"
+    return {"attention_scaling": plot_scaling(records, title)} if records else {}
 
 
 @OUR_LOOK

@@ -3,9 +3,11 @@
 Nothing is measured here; a record is the dict that the JSON file holds.
 """
 
-from analysis.words import text_table
+from analysis.warnings import disturbances
+from analysis.words import text_table, wrapped
 from benchmarks.peers import FORWARD, ONE_TOKEN, TRAINING
 from benchmarks.steps import STEP
+from machine.command import counted
 from machine.files import missing_to_none
 
 # {key of a record: title, and how its value is written}; a table has those that have values
@@ -41,7 +43,7 @@ def title_of(content):
     """Device, precision, sizes and pattern of a benchmark's content."""
     options, environment = content["options"], content["environment"]
     tokens, heads, head_dim = (options[key] for key in ("tokens", "heads", "head_dim"))
-    batch = f"B{options['batch_size']}" if tokens is None else f"{tokens:,} tokens"
+    batch = f"B{options['batch_size']}" if tokens is None else counted(tokens, "token")
     sizes = f"{batch} H{heads} D{head_dim}"
     title = f"{environment['device_name']}, {options['dtype']}, {sizes}"
     if not options["patterns"]:
@@ -59,14 +61,17 @@ def results_text(records, skipped):
     """A table for each length, the meaning of the columns, and what was skipped."""
     lines, shown = [], set()
     for seq_len in dict.fromkeys(r["seq_len"] for r in records):
-        rows = _rows([r for r in records if r["seq_len"] == seq_len])
+        here = [r for r in records if r["seq_len"] == seq_len]
+        rows = _rows(here)
         known = {key for row in rows for key, value in row.items() if value is not None}
         keys = [key for key in COLUMNS if key in known]
         table = [[COLUMNS[key][0] for key in keys]]
         table += [[_cell(row, key) for key in keys] for row in rows]
-        lines += [_heading(rows[0]), *text_table(table), ""]
+        lines += [_heading(rows[0]), *text_table(table), *_disturbed_lines(here), ""]
         shown |= known
     lines += [note for key, note in NOTES.items() if key in shown]
+    if any(map(disturbances, records)):
+        lines.append("!: disturbed, not to be quoted; repeat it on an idle machine.")
     return "\n".join(lines + _skipped_lines(skipped))
 
 
@@ -75,6 +80,17 @@ def _heading(record):
     if "copy_gb_per_s" in record:
         heading += f"; a copy moves {record['copy_gb_per_s']:,.0f} GB/s"
     return heading
+
+
+def _disturbed_lines(records):
+    """For every kind of time that was disturbed a line that says by what, wrapped."""
+    seen = {}
+    for r in records:
+        for what, how_much in disturbances(r):
+            words = what + f" ({how_much})" * bool(how_much)
+            seen.setdefault(r["direction"], {})[words] = None
+    found = [f"! {timed}: {'; '.join(words)}" for timed, words in seen.items()]
+    return [line for text in found for line in wrapped(text)]
 
 
 def _rows(records):
@@ -86,7 +102,10 @@ def _rows(records):
         low, high = r["quartiles_ms"]
         digits = 3 if r["median_ms"] < 10 else 1
         row |= missing_to_none(r)
-        row[r["direction"]] = f"{r['median_ms']:,.{digits}f} ± {(high - low) / 2:,.{digits}f}"
+        time = f"{r['median_ms']:,.{digits}f}"
+        if len(r["samples_ms"]) > 1:
+            time += f" ± {(high - low) / 2:,.{digits}f}"
+        row[r["direction"]] = time + " !" * bool(disturbances(r))
     return list(rows.values())
 
 

@@ -13,6 +13,7 @@ import torch
 
 from machine.command import bar
 from machine.device import is_out_of_memory, synchronize
+from machine.state import device_state
 
 SAMPLE_SECONDS = 0.02  # a call is repeated inside a sample until that lasts so long
 
@@ -39,11 +40,14 @@ def side_by_side(kind, makers, about, device, rounds, graphs=True):
             skipped.append({**record, "reason": reason_of(error)})
         if name not in works:
             gc.collect()  # what it left, which its error holds no longer
-    for name, seconds in timed_in_rounds(works, device, rounds).items():
+    before = device_state(device)
+    samples = timed_in_rounds(works, device, rounds)
+    states = {"device_before": before, "device_after": device_state(device)}
+    for name, seconds in samples.items():
         milliseconds = 1e3 * np.array(seconds)
         low, median, high = np.quantile(milliseconds, (0.25, 0.5, 0.75)).tolist()
         records[name] |= {"median_ms": median, "quartiles_ms": [low, high]}
-        records[name]["samples_ms"] = milliseconds.tolist()
+        records[name] |= {"samples_ms": milliseconds.tolist(), **states}
     return list(records.values()), skipped
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from attention.pattern import FULL_HEAD, HeadPattern, causal_pairs, near_far_pairs, sink_pairs
 from gpt import model_flops
 from gpt_win import layer_patterns
+from machine.command import counted
 
 CONFIGURATIONS = ((128, 4), (128, 2), (96, 4), (96, 6), (80, 4), (80, 6), (64, 4), (64, 8))
 LARGEST = 2**40  # far beyond any use, and everything up to it fits the pictures' int64
@@ -92,5 +93,6 @@ class PatternAnalysis:
     @property
     def model(self):
         """Length and model in words."""
-        shape = f"seq_len {self.seq_len:,}, d_model {self.d_model:,}, {self.layers:,} layers"
+        layers = counted(self.layers, "layer")
+        shape = f"seq_len {self.seq_len:,}, d_model {self.d_model:,}, {layers}"
         return f"{shape}, vocabulary {self.vocab_size:,}"

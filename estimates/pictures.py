@@ -10,6 +10,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from attention.pattern import may_attend
 from figures.frame import caption_below
 from figures.look import OUR_LOOK, WIDTH, arm_styles
+from machine.command import counted
 from studies.pictures import error_bars
 from studies.tables import measured_rows
 
@@ -135,7 +136,7 @@ def plot_configuration(a):
     for column, (head, count) in enumerate(heads):
         axes = figure.add_subplot(grid[0, column])
         draw_mask(axes, head, a.seq_len)
-        axes.set_title(f"{kind_of_head(head)}\n{count} of {a.heads.total()} heads")
+        axes.set_title(f"{kind_of_head(head)}\n{count} of {counted(a.heads.total(), 'head')}")
         axes.label_outer()
     draw_cost(figure.add_subplot(grid[1, :]), a)
     linear = Patch(facecolor=LINEAR_COLOR, label="linear layers")

@@ -5,6 +5,7 @@ from matplotlib.ticker import EngFormatter
 from analysis.recommend import AFTER_LONGER
 from analysis.values import LONG_TOKENS
 from analysis.words import text_table, wrapped
+from machine.command import counted
 from studies.tables import format_study, pattern_rows, points_of_kinds, setting, use_lines
 
 HOW_TO_MEASURE = """\
@@ -51,13 +52,14 @@ def format_report(analyses, content=None):
     content: of a study of patterns (see studies/), whose tables follow.
     """
     a = analyses[0]
+    causal = counted(a.causal_pairs, "causal (query, key) pair")
     pairs, costs = "\n".join(pairs_table(analyses)), "\n".join(cost_table(analyses))
     remarks = "\n".join(remarks_on(analyses))
     measured = HOW_TO_MEASURE if content is None else f"MEASURED\n{format_study(content)}"
     return f"""\
 Sliding-window + dilated attention: {a.model}
 
-Pairs kept of {a.causal_pairs:,} causal (query, key) pairs, and keys per query:
+Pairs kept of {causal}, and keys per query:
 {pairs}
 
 FLOPs of one forward pass (one sequence, all layers; training: 3 times) and ESTIMATED speed-up:

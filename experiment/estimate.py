@@ -7,7 +7,7 @@ from dataclasses import replace
 from analysis.values import LONG_TOKENS
 from experiment.progress import format_seconds
 from machine import ranks
-from machine.command import say
+from machine.command import counted, say
 from training.batches import curve_rows
 from training.reach import probed_sequences
 from training.trainer import Trainer, release_memory
@@ -71,7 +71,7 @@ def estimate(stored, dataset, device):
     Every rank takes part.
     """
     config, steps, waiting = stored.config, stored.metadata["steps"], stored.waiting()
-    say(f"a training: {steps:,} steps of {config.batch_size * config.seq_len:,} tokens")
+    say(f"a training: {counted(steps, 'step')} of {config.batch_size * config.seq_len:,} tokens")
     say_what_is_short(config, steps)
     # an evaluated batch is a forward pass, a third of a step
     forward = evaluated_batches(config, steps, stored.metadata["data"]) / 3

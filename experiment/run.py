@@ -66,7 +66,7 @@ def _with_device(config):
 def announce(stored, dataset, device):
     """Say what is to be done, and how long it will take; returns the seconds, roughly."""
     if not stored.waiting():
-        say(f"complete: all {len(stored.trainings())} trainings are done; reporting them again")
+        say(f"complete: {stored.progress()}; reporting again")
         return 0
     if in_order(stored.metrics):
         say(f"resuming: {stored.progress()}")

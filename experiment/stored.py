@@ -12,7 +12,7 @@ from experiment import files
 from experiment.identity import PLANNED, differences, identity_of, plain_config
 from experiment.plan import declare, make_plan
 from machine import ranks
-from machine.command import UserError, say
+from machine.command import UserError, counted, say
 from machine.describe import describe_code, describe_environment
 from machine.files import file_sha256, json_sha256, utc_now, write_json
 from training.batches import bigram_loss, planned_steps, unigram_loss, validation_rows
@@ -148,7 +148,7 @@ class StoredExperiment:
 
     def progress(self):
         """How much is done, in words."""
-        return f"{len(in_order(self.metrics))} of {len(self.trainings())} trainings done"
+        return f"{len(in_order(self.metrics))} of {counted(len(self.trainings()), 'training')} done"
 
     def trainings(self):
         """(arm, place) of every planned training, in the plan's order."""

@@ -145,10 +145,15 @@ def convergence(data):
     return finish(fig, data, "Training loss over time", caption)
 
 
+def place_of(training):
+    """Where a training stands in the order of time, from 1."""
+    return training["index"] + 1
+
+
 def mark_blocks_and_failures(ax, data):
     """Every second block gray, and a mark for every training that failed."""
     for _, training in data.started:
-        x = training["index"]
+        x = place_of(training)
         if training["block"] % 2:
             ax.axvspan(x - 0.5, x + 0.5, color="0.94", lw=0, zorder=0)
         if training["status"] != "ok":
@@ -158,7 +163,7 @@ def mark_blocks_and_failures(ax, data):
 
 def wall_times(ax, data):
     """Each training's seconds, the timed part in the arm's colour."""
-    x = [training["index"] for _, training in data.started]
+    x = [place_of(training) for _, training in data.started]
     colors = [data.styles[arm].color for arm, _ in data.started]
     wall, timed = (
         np.nan_to_num([training[key] for _, training in data.started])
@@ -174,7 +179,7 @@ def values_in_time(ax, data, metric):
     """A metric in the order of time, with every arm's mean as a line."""
     for arm in data.arms:
         style, values = data.styles[arm], data.values(arm, metric)
-        x = [training["index"] for training in data.ok[arm]]
+        x = [place_of(training) for training in data.ok[arm]]
         dots(ax, x, values, style, arm, alpha=0.9)
         ax.axhline(values.mean(), **style.line, lw=0.9, zorder=2, label=f"{arm} mean")
     metric_axis(ax.yaxis, metric)
@@ -189,8 +194,8 @@ def per_run(data):
     for ax, metric in zip(axes[1:, 0], METRICS, strict=True):
         fill_panel(ax, data, [metric], values_in_time, compared=False)
     last = axes[-1, 0]
-    last.set(xlabel="training (order in time)", xlim=(-0.7, data.started[-1][1]["index"] + 0.7))
-    last.xaxis.set_major_locator(MaxNLocator(15, integer=True))
+    last.set(xlabel="training (order in time)", xlim=(0.3, place_of(data.started[-1][1]) + 0.7))
+    last.xaxis.set_major_locator(MaxNLocator(15, integer=True, min_n_ticks=1))
     fig.align_ylabels()
     caption = (
         "Shading separates blocks. Top: the timed training in colour; white: warm-up, compiling, "

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 DONE, FAILED, USAGE, TRAININGS_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+DISTURBED = TRAININGS_FAILED  # of a benchmark
 
 # What to do about a file that cannot be written.
 REMEDIES = {
@@ -49,6 +50,11 @@ def say(text):
     """A line for the person at the screen: stderr, above progress bars; stdout is for results."""
     if sys.stderr is not None:  # closed, and stdout must not get it instead
         tqdm.write(text, file=sys.stderr)
+
+
+def counted(count, noun):
+    """So many of something in words, "1 block", "1,200 blocks"."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def bar(*arguments, **options):

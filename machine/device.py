@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from machine.command import counted
+
 # Every form in which CUDA, its libraries or the system say that memory ran out; the last is how
 # the system ends a process for want of memory.
 MEMORY_SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "exit code -9")
@@ -22,7 +24,7 @@ def resolve_device(name):
         raise ValueError(f"--device {name!r}: choose auto, cpu, cuda or cuda:N")
     index, count = int(match[2] or 0), torch.cuda.device_count()
     if index >= count:
-        raise ValueError(f"--device {name}: this machine has {count} such GPUs")
+        raise ValueError(f"--device {name}: this machine has {counted(count, 'such GPU')}")
     return torch.device("cuda", index)
 
 
@@ -50,7 +52,7 @@ def device_name(device):
     """The GPU's name, or the CPU's with the threads that PyTorch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_name()} ({torch.get_num_threads()} threads)"
+    return f"{cpu_name()} ({counted(torch.get_num_threads(), 'thread')})"
 
 
 def gpu_uuid(device):

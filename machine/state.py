@@ -6,6 +6,8 @@ not installed, or there is no driver, nothing is known of it.
 
 import functools
 import os
+from contextlib import suppress
+from pathlib import Path
 
 from machine.device import gpu_uuid
 
@@ -13,6 +15,7 @@ from machine.device import gpu_uuid
 REASONS = ("gpu_idle", "applications_clocks_setting", "sw_power_cap", "hw_slowdown", "sync_boost")
 REASONS += ("sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 REASONS += ("display_clocks_setting",)
+THREADS = Path("/proc/self/task")  # Linux: of this process
 
 
 @functools.cache  # NVML stays initialized as long as the process lives
@@ -48,12 +51,32 @@ def driver_version():
 def device_state(device):
     """Clocks, temperature and company of a device now; None where nothing is known.
 
-    ``load_average_1min`` is that of the host; for a GPU there are MHz and degrees Celsius too,
-    each None where it does not tell.  Not for inside a timed region.
+    ``load_average_1min`` is that of the host, ``cores`` what this process may use of it; on Linux
+    ``ran_s`` and ``waited_s`` are for how long its threads ran until now, and were ready to but had
+    no core.  For a GPU there are MHz and degrees Celsius too, each None where it does not tell.
+    Not for inside a timed region.
     """
-    load = {"load_average_1min": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
+    load = {}
+    if hasattr(os, "getloadavg"):
+        load = {"load_average_1min": os.getloadavg()[0], "cores": _cores()}
     of_gpu = _gpu_state(device) if device.type == "cuda" else {}
-    return load | of_gpu or None
+    return load | _core_seconds() | of_gpu or None
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _core_seconds():
+    """How long this process's threads ran and waited for a core; empty where that is not told."""
+    nanoseconds = []
+    for path in THREADS.glob("*/schedstat"):
+        with suppress(OSError):  # a thread that has just ended
+            nanoseconds.append([int(number) for number in path.read_text().split()[:2]])
+    if not nanoseconds:
+        return {}
+    ran, waited = map(sum, zip(*nanoseconds, strict=True))
+    return {"ran_s": ran / 1e9, "waited_s": waited / 1e9}
 
 
 def _gpu_state(device):

@@ -6,6 +6,7 @@ where there is none.
 
 from analysis.recommend import Recommendation, recommendation_text
 from analysis.words import text_table, with_interval, wrapped
+from machine.command import counted
 from studies.points import point_name
 from studies.summary import NO_ROOM
 
@@ -43,8 +44,9 @@ def setting(content):
     config, point = content["config"], content["points"][0]
     return (
         f"{content['device_name']}, torch {content['torch']}, {config['dtype']}, compile "
-        f"{config['compile']}; d_model {config['d_model']}, {config['n_heads']} heads, "
-        f"{config['layers']} layers; blocks a point: {point['runs']}; {point['steps']:,} steps of "
+        f"{config['compile']}; d_model {config['d_model']}, "
+        f"{counted(config['n_heads'], 'head')}, {counted(config['layers'], 'layer')}; "
+        f"blocks a point: {point['runs']}; {counted(point['steps'], 'step')} of "
         f"{config['seq_len'] * config['batch_size']:,} tokens; learning rate "
         f"{config['schedule']} after the warm-up"
     )

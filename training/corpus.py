@@ -10,6 +10,7 @@ from machine.command import UserError, bar
 from training.tokens import is_tokenizer
 
 CORPORA = ("stdlib", "site-packages")
+UTF_8 = "UTF-8"
 SUFFIXES = """
 adoc bash bat bib c cc cfg cjs clj cmake conf cpp cs css csv cu cuh cxx dart erl ex exs f f90
 go h hh hpp hs htm html ini java jl js json jsonl jsx kt log lua m markdown md mjs ml org php
@@ -58,6 +59,9 @@ def _find_files(paths, corpus, unreadable):
             files += _walk(Path(path), TEXT_SUFFIXES, (), unreadable)
         elif os.path.isfile(path):
             files.append(Path(path))
+        elif os.path.exists(path):  # without an end perhaps
+            reason = "a device, a pipe or a socket: save its text as a file first"
+            raise UserError(f"PATH {path}: {reason}")
         else:
             raise UserError(f"PATH {path}: no such file or folder: check the name")
     if paths:
@@ -72,41 +76,44 @@ def _find_files(paths, corpus, unreadable):
     return library, files
 
 
-def _read_text(path, errors):
-    """The text of a file, unpacked where it is a .gz; raises _NoText."""
+def _read_text(path, encoding):
+    """The text of a file, unpacked where it is a .gz, without a byte order mark; raises _NoText."""
     try:
         content = path.read_bytes()
         if path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:  # the last two: a damaged .gz
         raise _NoText("unreadable", getattr(error, "strerror", None) or error) from None
-    if b"\0" in content:
-        raise _NoText("binary", "it has NUL bytes")
     try:
-        return content.decode("utf-8", errors)
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise _NoText("not UTF-8", error.reason) from None
+        kind = "binary" if encoding == UTF_8 and b"\0" in content else f"not {encoding}"
+        raise _NoText(kind, error.reason) from None
+    if "\0" in text:
+        raise _NoText("binary", "it has NUL bytes")
+    return text.removeprefix("\ufeff")
 
 
-def read_corpus(paths, corpus):
+def read_corpus(paths, corpus, encoding):
     """The documents of a corpus as a list of texts, and what was left out of it.
 
     paths: files and folders; without any, ``corpus`` (one of CORPORA; None: the first).
+    encoding: of all files, a name that Python knows.
     left_out: {kind: files, in words}, without the blank ones.  Raises UserError, also for a named
-    file that is no text; bytes of such a file that are no UTF-8 are replaced.
+    file that is no text in this encoding.
     """
-    left_out = {kind: [] for kind in ("duplicate", "binary", "not UTF-8", "unreadable")}
+    left_out = {kind: [] for kind in ("duplicate", "binary", f"not {encoding}", "unreadable")}
     library, files = _find_files(paths, corpus, left_out["unreadable"])
     named, may_repeat = set(map(Path, paths)), set(library)
     documents, seen = [], set()
     for path in bar(library + files, "reading"):
         try:
-            text = _read_text(path, "replace" if path in named else "strict")
+            text = _read_text(path, encoding)
         except _NoText as error:
             kind, reason = error.args
             if path in named:
-                words = f"{path}: {kind} ({reason}): give a readable text file in UTF-8"
-                raise UserError(words) from None
+                remedy = "give a readable text file, and --encoding NAME where it is not UTF-8"
+                raise UserError(f"{path}: {kind} ({reason}): {remedy}") from None
             left_out[kind].append(f"{path} ({reason})")
             continue
         # the few duplicates of the library have always been in the default corpus

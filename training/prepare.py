@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from machine.command import UserError, bar
+from machine.command import UserError, bar, counted
 from machine.files import atomic_write, remove_leftovers
-from training.corpus import read_corpus
+from training.corpus import UTF_8, read_corpus
 from training.tokens import (
     DEFAULT_PATH,
     DEFAULT_SEQ_LEN,
@@ -119,9 +119,16 @@ def _counted(left_out):
     return f"; files left out: {', '.join(counts)}" if counts else ""
 
 
-def _check_options(paths, seq_len, vocab_size, output, corpus):
+def _check_options(paths, seq_len, vocab_size, output, corpus, encoding):
     if paths and corpus:
         raise UserError(f"--corpus {corpus} beside PATH {paths[0]}: give one or the other")
+    if encoding != UTF_8 and not paths:
+        raise UserError(f"--encoding {encoding} without PATH: the default corpus is {UTF_8}")
+    try:
+        "a".encode(encoding)
+    except (LookupError, UnicodeError):
+        reason = "unknown: choose one of Python's, as UTF-8, UTF-16, cp1252, latin-1, shift-jis"
+        raise UserError(f"--encoding {encoding}: {reason}") from None
     if seq_len < 1:
         raise UserError(f"--seq-len must be at least 1, got {seq_len}")
     if not 257 <= vocab_size <= 1_000_000:  # 256 bytes + END_OF_TEXT; the trainer allocates for all
@@ -136,21 +143,23 @@ def prepare_data(
     vocab_size=DEFAULT_VOCAB_SIZE,
     output=DEFAULT_PATH,
     corpus=None,
+    encoding=UTF_8,
 ):
     """Write text as rows of tokens, X.npy, and their tokenizer beside them, X.tokenizer.json.
 
     paths: text files, and folders walked for text; without any, ``corpus`` (None: "stdlib", the
     Python standard library's source; "site-packages": that and the installed packages').
+    encoding: of the files at ``paths``.
     ``output`` becomes an array (rows, seq_len + 1) of the smallest unsigned dtype that holds the
     vocabulary, at most ``vocab_size`` tokens.  Equal text gives equal files on any number of cores.
     Returns (one line on what was written, what was left out as ``read_corpus`` gives it).  Raises
     UserError, or OSError where a file cannot be written, and then leaves all files as they were.
     """
     output = Path(output)
-    _check_options(paths, seq_len, vocab_size, output, corpus)
+    _check_options(paths, seq_len, vocab_size, output, corpus, encoding)
     beside = tokenizer_path(output)
     remove_leftovers(output.parent, [glob.escape(path.name) for path in (output, beside)])
-    documents, left_out = read_corpus(paths, corpus)
+    documents, left_out = read_corpus(paths, corpus, encoding)
     if not documents:
         places = ", ".join(map(str, paths)) or "the default corpus"
         raise UserError(f"{places}: no text in there{_counted(left_out)}; give a PATH to text")
@@ -166,8 +175,8 @@ def prepare_data(
 
     atomic_write(output, write_both)
     summary = (
-        f"{output}: {len(documents):,} documents, {rows.size:,} tokens, {len(rows):,} rows of "
-        f"{seq_len + 1:,}, vocabulary {tokenizer.get_vocab_size():,} ({beside.name} beside it)"
-        f"{_counted(left_out)}"
+        f"{output}: {counted(len(documents), 'document')}, {rows.size:,} tokens, "
+        f"{counted(len(rows), 'row')} of {seq_len + 1:,}, vocabulary "
+        f"{tokenizer.get_vocab_size():,} ({beside.name} beside it){_counted(left_out)}"
     )
     return summary, left_out

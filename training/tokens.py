@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from machine.command import UserError
+from machine.command import UserError, counted
 
 HELD_OUT_SHARE = 0.05
 DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE = "training_data.npy", 256, 10_000
@@ -83,7 +83,7 @@ def load_dataset(path=DEFAULT_PATH, seq_len=None, batch_size=1):
     split = count - held_out
     if split < batch_size:
         raise UserError(
-            f"{path}: {count:,} rows of {width:,} tokens, of which {held_out:,} are held out, are "
+            f"{path}: {counted(count, 'row')} of {width:,} tokens, less {held_out:,} held out, are "
             f"too few for a batch of {batch_size:,}: prepare more text, or take a smaller "
             "--seq-len or --batch-size"
         )

@@ -152,8 +152,17 @@ def test_of_equally_fast_patterns_the_sparser_is_taken():
         metrics, metadata = made([GOOD, GOOD], [FAST, nearly])
         metadata["attention"] = {"w32-d0": {"density": 0.5}, "w96-d0": {"density": density}}
         assert recommend(metrics, metadata).chosen == chosen
-    metadata["attention"] = {}  # of an earlier file
-    assert recommend(metrics, metadata).chosen == "w32-d0"
+    for arms, chosen in (  # of an earlier file, which has no densities: by their names
+        (("w96-d0", "w32-d0"), "w32-d0"),
+        (("w32-d8", "w96-d0"), "w96-d0"),
+        (("w32-d8", "w32-d16"), "w32-d16"),
+        (("w32-d0-f1", "w96-d8"), "w96-d8"),
+        (("w32-d0-e4", "w32-d0-f1"), "w32-d0-f1"),
+        (("window", "w96-d1"), "w96-d1"),
+    ):
+        metrics, metadata = made([GOOD, GOOD], [FAST, nearly], patterns=arms)
+        metadata["attention"] = {}
+        assert recommend(metrics, metadata).chosen == chosen
 
 
 @pytest.mark.parametrize(

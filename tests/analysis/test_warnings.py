@@ -7,8 +7,14 @@ import pytest
 from conftest import make_experiment
 
 from analysis.report import format_report
-from analysis.warnings import find_warnings, risen, split_blocks
+from analysis.warnings import disturbances, find_warnings, risen, split_blocks
 from figures.data import partial_mark
+
+LOADED = {"load_average_1min": 2.6, "cores": 2}
+WAITED = {
+    "device_before": {"load_average_1min": 9, "cores": 2, "ran_s": 1, "waited_s": 2},
+    "device_after": {"load_average_1min": 9, "cores": 2, "ran_s": 4, "waited_s": 3},
+}
 
 
 def test_a_clean_experiment_has_no_warning():
@@ -44,8 +50,14 @@ def test_few_pairs_are_warned_of_also_where_every_arm_has_many_blocks():
     ("arm", "block", "change", "words"),
     [
         ("window", 0, {"training_time": 1.27}, "window: the training time varies by 28%"),
-        ("fused", 1, {"device_after": {"throttle_reasons": ["hw_slowdown"]}}, "(hw_slowdown)"),
-        ("window", 3, {"device_before": {"other_processes": 2}}, "window, block 4: other proc"),
+        (
+            "fused",
+            1,
+            {"device_after": {"throttle_reasons": ["hw_slowdown"]}},
+            "down: block 2 (hw_slowdown).",
+        ),
+        ("window", 3, {"device_before": {"other_processes": 2}}, "using the device: block 4."),
+        ("window", 1, WAITED, "window: threads waited for a core that others had: block 2 (25% of"),
         ("window", 4, {"process": "second"}, "block 5 was cut in two by a stop"),
     ],
 )
@@ -55,6 +67,40 @@ def test_what_disturbed_a_training_is_warned_of(arm, block, change, words):
     warnings = " ".join(find_warnings(metrics, metadata))
     assert words in warnings
     assert words in " ".join(format_report(metrics, metadata).split())
+
+
+def test_blocks_that_the_same_disturbed_share_a_line():
+    metrics, metadata = make_experiment(6, seed=1)
+    for block in (1, 4):
+        metrics["fused"][block] |= WAITED
+    (line,) = find_warnings(metrics, metadata)
+    assert line.endswith(": block 2 (25% of the time), block 5 (25% of the time).")
+
+
+def around(before, after):
+    return {"device_before": before, "device_after": after}
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [
+        (around(None, None), ""),
+        (around({"ran_s": 1, "waited_s": 2}, {"ran_s": 1.96, "waited_s": 2.04}), ""),  # 4 %
+        (around({"ran_s": 1, "waited_s": 2}, {"ran_s": 1, "waited_s": 2}), ""),
+        # what the threads met is known better than what the host's load means for them
+        (around({**LOADED, "ran_s": 1, "waited_s": 2}, {**LOADED, "ran_s": 9, "waited_s": 2}), ""),
+        (around(LOADED, LOADED), "more was running than there are cores, load average 2.6 then"),
+        (around(LOADED, {"load_average_1min": 2, "cores": 2}), ""),  # as many as it may itself use
+        (around({"load_average_1min": 2.6}, {"load_average_1min": 2.6}), ""),  # an earlier file
+        ({"samples_ms": [6.7]}, ""),
+        ({"samples_ms": [6.7, 6.8, 6.6, 6.7, 9.9, 6.6]}, ""),  # one round held up
+        ({"samples_ms": [6.7, 4.8, 6.6, 7.7, 9.9, 6.7]}, "times spread or drift by 10% or more"),
+        ({"samples_ms": [6.1, 6.2, 6.3, 6.8, 6.9, 6.9]}, "times spread or drift by 10% or more"),
+    ],
+)
+def test_what_counts_as_a_disturbance(measured, words):
+    seen = [", ".join(filter(None, item)) for item in disturbances(measured)]
+    assert len(seen) == bool(words) and "".join(seen).startswith(words)
 
 
 def test_what_was_mixed_is_warned_of():

@@ -5,14 +5,15 @@ import math
 import numpy as np
 
 from attention import density
-from benchmarks.peers import FORWARD, TRAINING
-from benchmarks.picture import plot_scaling
+from benchmarks.peers import ALL_KEYS, FORWARD, TRAINING
+from benchmarks.picture import plot_benchmark, plot_scaling
 from benchmarks.tables import results_text
 
 
 def test_a_time_that_is_missing_is_a_dash_and_its_reason_is_told():
     record = {"peer": "mine", "seq_len": 64, "attends": "all keys", "ratio_to_best_full": math.nan}
     forward = {**record, "direction": FORWARD, "median_ms": 12.0, "quartiles_ms": [11, 14]}
+    forward["samples_ms"] = [12.0, 12.1]
     other = {**forward, "peer": "other", "direction": TRAINING, "ratio_to_best_full": 0.5}
     missing = {"peer": "mine", "direction": TRAINING, "reason": "out of memory"}
     skipped = [{**missing, "seq_len": seq_len} for seq_len in (64, 1024)]
@@ -23,6 +24,42 @@ def test_a_time_that_is_missing_is_a_dash_and_its_reason_is_told():
     assert mine == "mine all keys 12.0 ± 1.5 - -"
     assert others == "other all keys - 12.0 ± 1.5 0.50x"
     assert last == "skipped: mine at S 64 1,024, forward + backward: out of memory"
+
+
+def test_one_round_has_no_spread():
+    record = {"peer": "mine", "seq_len": 64, "direction": FORWARD, "median_ms": 12.0}
+    record |= {"quartiles_ms": [12, 12], "samples_ms": [12]}
+    assert " ".join(results_text([record], []).split()).startswith(
+        "S 64 peer forward (ms) mine 12.0 ms:"
+    )
+
+
+def test_times_that_were_disturbed_are_marked_and_their_table_says_by_what():
+    about = {"seq_len": 64, "median_ms": 12.0, "quartiles_ms": [11, 14], "samples_ms": [12, 12]}
+    busy = {"device_before": {"other_processes": 1}, "device_after": None}
+    records = [
+        {**about, "peer": "mine", "direction": FORWARD, "samples_ms": [12.0, 11.0, 14.0, 15.0]},
+        {**about, "peer": "other", "direction": FORWARD},
+        {**about, "peer": "mine", "direction": TRAINING, **busy},
+    ]
+    lines = [" ".join(line.split()) for line in results_text(records, []).splitlines()]
+    assert lines[2:4] == ["mine 12.0 ± 1.5 ! 12.0 ± 1.5 !", "other 12.0 ± 1.5 -"]
+    assert lines[4:7] == [
+        f"! {FORWARD}: times spread or drift by 10% or more",
+        f"! {TRAINING}: other processes were using the device",
+        "",
+    ]
+    assert lines[-1].startswith("!: disturbed, not to be quoted")
+    options = {"tokens": None, "batch_size": 1, "heads": 2, "head_dim": 8, "dtype": "float32"}
+    options |= {"patterns": ["w10-d3"]}
+    for r in records:
+        r |= {"ratio_to_best_full": 1.0, "attends": ALL_KEYS}
+    content = {"options": options, "environment": {"device_name": "CPU"}, "records": records}
+    (figure,) = plot_benchmark(content).values()
+    assert "DISTURBED" in figure.get_suptitle()
+    content["records"] = records[1:2]
+    (figure,) = plot_benchmark(content).values()
+    assert "DISTURBED" not in figure.get_suptitle()
 
 
 def test_the_picture_has_a_line_for_each_peer_and_the_limit(measured):

@@ -34,6 +34,7 @@ def test_a_work_that_fails_is_skipped_with_its_reason_and_the_others_are_timed(c
     makers = {"broken": broken, "fine": lambda: (lambda: 1 + 1, {"more": 7})}
     (record,), (missing,) = timing.side_by_side("peer", makers, {"seq_len": 8}, cpu, rounds=3)
     assert missing == {"peer": "broken", "seq_len": 8, "reason": reason}
+    assert record.pop("device_before") and record.pop("device_after")
     samples = record.pop("samples_ms")
     assert len(samples) == 3 and min(samples) > 0
     assert record.pop("median_ms") == pytest.approx(np.median(samples))

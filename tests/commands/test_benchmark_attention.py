@@ -1,20 +1,23 @@
 """benchmark_attention.py: options in, tables, JSON and picture out."""
 
 import json
+import re
 
 import pytest
 
 import benchmark_attention
+from analysis.warnings import disturbances
 from attention import density
-from benchmarks import attention
+from benchmarks import attention, timing
 
 TINY = ["--device", "cpu", "--heads", "2", "--head-dim", "8", "--rounds", "2"]
 TINY += ["--batch-size", "2", "--seq-lens", "32", "16"]
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Run the command into the test's folder; returns its exit code."""
+def run(tmp_path, monkeypatch):
+    """Run the command into the test's folder, as if undisturbed; returns its exit code."""
+    monkeypatch.setattr(benchmark_attention, "disturbances", lambda record: [])
     folders = ["--output-dir", str(tmp_path / "out"), "--plots-dir", str(tmp_path / "plots")]
     return lambda *options: benchmark_attention.main([*options, *folders])
 
@@ -32,6 +35,16 @@ def test_attention_gives_tables_json_and_picture(run, tmp_path, capsys):
     assert [r["seq_len"] for r in content["records"]] == [16] * 4 + [32] * 4
     assert content["environment"]["torch"] and content["options"]["peers"] == ["split", "flash"]
     assert (tmp_path / "plots" / "attention_scaling.png").stat().st_size > 10_000
+
+
+def test_disturbed_times_are_marked_and_end_with_3(run, monkeypatch, capsys):
+    states = iter([{"ran_s": 1, "waited_s": 2}, {"ran_s": 3, "waited_s": 4}] * 4)
+    monkeypatch.setattr(timing, "device_state", lambda device: next(states))
+    monkeypatch.setattr(benchmark_attention, "disturbances", disturbances)
+    assert run(*TINY, "--peers", "flash") == 3
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"\d !", printed)) == 4
+    assert printed.count("! forward: threads waited for a core that others had (50% of the") == 2
 
 
 def test_patterns_by_name_are_timed_beside_full_attention(run, tmp_path):

@@ -1,5 +1,6 @@
 """The experiment's command: its options, outputs, exit codes, and one line for what is wrong."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,19 @@ def interrupt(*_):
 
 
 # outputs and exit codes
+def test_one_of_everything_is_no_plural(workplace, capsys):
+    """In all that is said of one training of one step, and of two."""
+    one = "--runs 1 --arms window --max-steps 1 --layers 1 --n-heads 1"
+    for options in (one, f"{one} --dry-run", one.replace("1", "2")):
+        output_dir = "--output-dir two" if "2" in options else ""
+        assert run_main(f"{options} {output_dir}") == 0
+        said = capsys.readouterr()
+        nouns = "block|training|step|head|layer|row"
+        words = re.findall(rf"\b([12]) ({nouns})(s?)\b", said.out + said.err)
+        assert {name for _, name, _ in words} >= {"training"}
+        assert all((number == "2") == bool(plural) for number, _, plural in words), words
+
+
 def test_results_report_weights_and_plots(workplace, monkeypatch, capsys):
     monkeypatch.setattr(compare_models, "create_all_plots", create_all_plots)
     assert run_main("--runs 2") == 0

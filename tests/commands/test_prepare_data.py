@@ -14,6 +14,7 @@ CONTENTS = {
     "good.txt": b"good text " * 99,
     "blank.txt": b"\n \n",
     "binary.txt": b"\0",
+    "latin.txt": b"caf\xe9",
     "torn.gz": gzip.compress(b"text")[:-9],
     "training_data.npy": b"an earlier file",
     "training_data.tokenizer.json": b"an earlier file",
@@ -51,7 +52,7 @@ def test_it_tells_what_was_written_and_names_what_could_not_be_read(here, capsys
     command = ["folder", "--seq-len", "9", "--vocab-size", "300", "--output", "new/data.npy"]
     assert main(command) == 0
     printed = capsys.readouterr()
-    assert "1 documents" in printed.out and "rows of 10" in printed.out
+    assert ": 1 document, " in printed.out and "rows of 10" in printed.out
     assert "; files left out: 1 binary, 1 unreadable" in printed.out
     assert printed.out.endswith("to train on it: python main.py --data new/data.npy\n")
     assert printed.err.startswith("prepare_data.py: left out, unreadable: folder/torn.txt.gz (")
@@ -78,6 +79,11 @@ BAD_CALLS = {
     "blank file": (["blank.txt"], "blank.txt: no text"),
     "folder without text": (["folder"], "folder: no text"),
     "binary file": (["good.txt", "binary.txt"], "binary.txt: binary"),
+    "no UTF-8": (["good.txt", "latin.txt"], "latin.txt: not UTF-8 (unexpected end of data): give"),
+    "no such encoding": (["good.txt", "--encoding", "utf8x"], "--encoding utf8x: unknown"),
+    "no text's encoding": (["good.txt", "--encoding", "hex"], "--encoding hex: unknown"),
+    "encoding of a corpus": (["--encoding", "cp1252"], "--encoding cp1252 without PATH"),
+    "device": (["good.txt", "/dev/zero"], "/dev/zero: a device, a pipe or a socket"),
     "damaged .gz": (["torn.gz"], "torn.gz: unreadable (Compressed file ended"),
     "corpus beside it": (["good.txt", "--corpus", "stdlib"], "--corpus stdlib beside PATH good"),
     "vocabulary too small": (["good.txt", "--vocab-size", "256"], "--vocab-size must be from 257"),

@@ -1,5 +1,7 @@
 """The report of estimates in words."""
 
+import re
+
 from estimates.pattern import CONFIGURATIONS, PatternAnalysis
 from estimates.report import format_report
 
@@ -20,6 +22,11 @@ def test_ties_for_the_sparsest_are_all_named():
     report = report_of((96, 4), (64, 4), seq_len=16)
     assert "w=96 d=4, w=64 d=4 (100.00%" in report
     assert report.count("it is full causal attention") == 2
+
+
+def test_one_of_everything_is_no_plural():
+    assert not re.search(r"\b1 [a-z(), ]*(layers|pairs)\b", report_of((1, 1, 1), layers=1))
+    assert re.search("2 layers.* of 3 causal .* pairs,", report_of((1, 1, 2), layers=2), re.DOTALL)
 
 
 def test_sinks_are_named_and_counted():

@@ -26,7 +26,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workplace, capsys):
         for block in range(2)
     ]
     assert printed.out.splitlines() == lines
-    for words in ("2 x 3 trainings on", "4 steps", "roughly", "(6 of 6)"):
+    for words in ("2 blocks of 3 trainings on", "4 steps", "roughly", "(6 of 6)"):
         assert words in printed.err
     assert contents(workplace) == ["training_data.npy"]
 
@@ -104,7 +104,7 @@ def test_a_dry_run_of_what_is_complete_estimates_nothing(workplace, capsys):
     capsys.readouterr()
     assert run_main(f"{BLOCK} --dry-run") == 0
     said = capsys.readouterr().err
-    assert "complete: all 2 trainings are done" in said and "roughly" not in said
+    assert "complete: 2 of 2 trainings done" in said and "roughly" not in said
 
 
 def test_an_arm_too_big_to_try_is_told_before_its_trainings(workplace, monkeypatch, capsys):

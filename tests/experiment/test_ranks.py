@@ -140,7 +140,7 @@ def test_output_is_written_once(ran):
 def test_a_complete_experiment_is_recognised_and_other_ranks_are_refused(ran):
     _, found, done = ran
     assert found["again"]["code"] == 0 and found["again"]["weights"] == []
-    assert done.stderr.count("complete: all 4 trainings are done") == 1
+    assert done.stderr.count("complete: 4 of 4 trainings done") == 1
     assert found["other ranks"]["code"] == 2 and found["other ranks"]["weights"] == []
     assert done.stderr.count("config.world_size: 1 before, 2 now") == 1
 

@@ -94,7 +94,7 @@ def test_an_experiment_with_every_option_of_the_pattern(workplace, capsys):
     patterns = [block.mha.pattern() for block in model.layers]
     assert patterns == [Pattern(5, 3, 2), Pattern(5, 1, 2)]
     assert run_main(options) == 0  # the stored plan is recognised
-    assert "complete: all 3 trainings are done" in capsys.readouterr().err
+    assert "complete: 3 of 3 trainings done" in capsys.readouterr().err
 
 
 def test_heads_of_different_kinds_are_trained_recorded_and_loaded(workplace, capsys):

@@ -129,7 +129,7 @@ def test_a_complete_experiment_trains_nothing_and_reports_again(workplace, monke
     monkeypatch.setattr(experiment_run, "estimate", None)
     assert run_main(BLOCK) == 0
     printed = capsys.readouterr()
-    assert printed.out == first and "complete: all 2 trainings are done" in printed.err
+    assert printed.out == first and "complete: 2 of 2 trainings done" in printed.err
     assert load_experiment("output/experiment_results.json")[1]["status"] == "complete"
     assert Path("output/improved_comparison_results.txt").exists()
 
@@ -254,7 +254,7 @@ def test_a_plan_of_before_confirmation_goes_on(workplace, capsys):
     Path("output/plan.json").write_text(json.dumps(plan))
     assert run_main(BLOCK) == 0
     printed = capsys.readouterr()
-    assert "complete: all" in printed.err and printed.out.splitlines()[-1].startswith("Use: ")
+    assert "complete: 2 of 2" in printed.err and printed.out.splitlines()[-1].startswith("Use: ")
 
 
 # another GPU

@@ -18,7 +18,7 @@ def test_the_bars_of_a_training_reach_up_to_its_wall_time(prepared):
         tops = [
             bar.get_y() + bar.get_height()
             for bar in bars
-            if np.isclose(bar.get_x() + 0.4, training["index"])
+            if np.isclose(bar.get_x() + 0.4, training["index"] + 1)
         ]
         assert max(tops) == pytest.approx(training["wall_time"])
 
@@ -27,17 +27,26 @@ def test_values_stand_in_the_order_of_time_beside_the_arms_mean(prepared, artist
     data = prepared("four blocks")
     for ax, metric in zip(draw("8_per_run", data).axes[1:], METRICS, strict=True):
         values = data.values("window", metric)
-        expected = list(zip([1, 4, 7, 10], values, strict=True))
+        expected = list(zip([2, 5, 8, 11], values, strict=True))
         np.testing.assert_allclose(artists(ax, "window")[0].get_offsets(), expected)
         (line,) = artists(ax, "window mean")
         assert line.get_ydata()[0] == pytest.approx(values.mean())
+
+
+@pytest.mark.parametrize("experiment", [(1, ("window",)), (4,)])
+def test_trainings_are_counted_from_1_in_whole_numbers(prepared, experiment):
+    data = prepared(*experiment)
+    ax = draw("8_per_run", data).axes[-1]
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
+    assert ticks and all(tick in range(1, len(data.started) + 1) for tick in ticks)
 
 
 def test_failures_are_marked_in_every_panel(prepared, artists):
     fig = draw("8_per_run", prepared("failed"))
     assert "failed" in legend_names(fig)
     for ax in fig.axes:
-        assert [list(mark.get_xdata()) for mark in artists(ax, "_failed")] == [[9]]
+        assert [list(mark.get_xdata()) for mark in artists(ax, "_failed")] == [[10]]
 
 
 def test_without_failures_there_are_no_marks(prepared):

@@ -9,7 +9,12 @@ import sys
 
 import pytest
 
-from machine.command import UserError, checked_options, run_command, say
+from machine.command import UserError, checked_options, counted, run_command, say
+
+
+def test_one_is_one_and_all_else_are_many():
+    counts = [counted(count, "block") for count in (0, 1, 2, 1200)]
+    assert counts == ["0 blocks", "1 block", "2 blocks", "1,200 blocks"]
 
 
 def run(story, *argv, **options):

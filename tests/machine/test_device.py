@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from machine.device import gpu_uuid, resolve_device
+from machine.device import device_name, gpu_uuid, resolve_device
 
 UUID = "GPU-0a1b2c3d-0000-1111-2222-333344445555"
 
@@ -15,12 +15,18 @@ UUID = "GPU-0a1b2c3d-0000-1111-2222-333344445555"
     [
         ("gpu", "--device 'gpu': choose auto, cpu, cuda"),
         ("meta", "--device 'meta': choose auto, cpu, cuda"),
-        ("cuda:99", r"--device cuda:99: this machine has \d+ such GPUs"),
+        ("cuda:99", r"--device cuda:99: this machine has \d+ such GPUs?"),
     ],
 )
 def test_a_device_that_is_not_there_is_named(name, words):
     with pytest.raises(ValueError, match=words):
         resolve_device(name)
+
+
+@pytest.mark.parametrize(("threads", "words"), [(1, "(1 thread)"), (2, "(2 threads)")])
+def test_a_cpu_is_named_with_its_threads(monkeypatch, threads, words):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert device_name(torch.device("cpu")).endswith(words)
 
 
 def test_a_gpu_has_its_number(monkeypatch):

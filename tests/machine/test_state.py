@@ -56,10 +56,16 @@ def fake_pynvml(**changes):
     return SimpleNamespace(**(module | changes))
 
 
+LOAD = {"load_average_1min": 1.5, "cores": 2}
+
+
 @pytest.fixture(autouse=True)
-def load(monkeypatch):
-    """The host's load averages, the first of 1.5."""
+def threads(monkeypatch, tmp_path):
+    """The host's load averages, the first of 1.5, 2 cores, and the folder of the threads."""
     monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 2.5, 3.5), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 5}, raising=False)
+    monkeypatch.setattr(machine_state, "THREADS", tmp_path)
+    return tmp_path
 
 
 @pytest.fixture
@@ -77,8 +83,7 @@ def nvml(monkeypatch):
 
 def test_every_number_lands_under_its_name(nvml):
     nvml(fake_pynvml())
-    assert device_state(GPU) == {
-        "load_average_1min": 1.5,
+    assert device_state(GPU) == LOAD | {
         "sm_clock_mhz": 1830,
         "max_sm_clock_mhz": 1980,
         "temperature_c": 54,
@@ -93,7 +98,7 @@ def test_what_the_gpu_does_not_tell_is_none(nvml):
     answers.remove("nvmlDeviceGetHandleByUUID")
     nvml(fake_pynvml(**dict.fromkeys(answers, failing)))
     state = device_state(GPU)
-    assert state.pop("load_average_1min") == 1.5
+    assert (state.pop("load_average_1min"), state.pop("cores")) == (1.5, 2)
     assert len(state) == 5 and set(state.values()) == {None}
     assert throttled({"device_before": state, "device_after": None}) == []
 
@@ -125,12 +130,21 @@ def test_others_are_not_counted_where_this_process_is_not_listed(nvml):
 @pytest.mark.parametrize("module", [None, fake_pynvml(nvmlInit=failing)])
 def test_nothing_is_known_without_the_binding_or_a_driver(nvml, module):
     nvml(module)
-    assert device_state(GPU) == {"load_average_1min": 1.5}
+    assert device_state(GPU) == LOAD
     assert driver_version() is None
 
 
+def test_the_times_of_all_threads_are_summed(threads):
+    for thread, text in (("7", "3000000000 500000000 9\n"), ("71", "1000000000 250000000 2\n")):
+        (threads / thread).mkdir()
+        (threads / thread / "schedstat").write_text(text)
+    (threads / "72").mkdir()
+    (threads / "72" / "schedstat").symlink_to("ended")
+    assert device_state(CPU) == LOAD | {"ran_s": 4, "waited_s": 0.75}
+
+
 def test_a_cpu_has_the_load_average_alone(monkeypatch):
-    assert device_state(CPU) == {"load_average_1min": 1.5}
+    assert device_state(CPU) == LOAD
     monkeypatch.delattr(os, "getloadavg")  # Windows has none
     assert device_state(CPU) is None
 

@@ -15,7 +15,7 @@ TEXTS = {
     "B.md": "capital letters sort first\r\n",
     "a-b.txt": "été 日本",
     "a/z.py": "import this",
-    "a/z/deep.TXT": "\ufefftabs\t and trailing space \n",
+    "a/z/deep.TXT": "tabs\t and trailing space \n",
     "b.rst": "it spells out <|endoftext|> itself\n",
 }
 
@@ -33,9 +33,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def read(*paths, corpus=None):
+def read(*paths, corpus=None, encoding="UTF-8"):
     """The documents, and the files left out by kind, kinds without any left away."""
-    documents, left_out = read_corpus(paths, corpus)
+    documents, left_out = read_corpus(paths, corpus, encoding)
     return documents, {kind: files for kind, files in left_out.items() if files}
 
 
@@ -85,9 +85,29 @@ def test_paths_are_read_in_the_order_given(folder):
     assert documents == [TEXTS[name] for name in ("b.rst", "a/z.py", "a/z/deep.TXT", "B.md")]
 
 
-def test_a_named_file_is_taken_whatever_its_name_and_bad_utf8_is_replaced(tmp_path):
-    (tmp_path / ".log").write_bytes(b"caf\xe9")
-    assert read(str(tmp_path / ".log")) == (["caf\ufffd"], {})
+def test_a_named_file_is_taken_whatever_its_name(tmp_path):
+    (tmp_path / ".log").write_text("text")
+    assert read(str(tmp_path / ".log")) == (["text"], {})
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "UTF-16", "utf-32", "shift-jis"])
+def test_a_named_file_in_another_encoding_is_refused_until_that_is_named(tmp_path, encoding):
+    text = "日本語" if encoding == "shift-jis" else "été"
+    path = tmp_path / "text.txt"
+    path.write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match=rf"^{path}: .* --encoding"):
+        read(path)
+    assert read(path, encoding=encoding) == ([text], {})
+    path.write_bytes(b"\x81\x8d\xff")  # stands for nothing in all of them but one
+    if encoding != "latin-1":
+        assert read(tmp_path, encoding=encoding)[1].keys() == {f"not {encoding}"}
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16", "utf-16-le"])
+def test_a_byte_order_mark_is_no_text(tmp_path, encoding):
+    marked = "a\r\n" if encoding == "UTF-16" else "\ufeffa\r\n"  # whose encoder writes one itself
+    (tmp_path / "marked.txt").write_bytes(marked.encode(encoding))
+    assert read(tmp_path, encoding=encoding) == (["a\r\n"], {})
 
 
 def test_what_may_not_be_read_is_an_error_where_named_and_left_out_elsewhere(folder, monkeypatch):

@@ -20,7 +20,7 @@ from training.tokens import find_tokenizer, load_dataset
 EARLIER = b"an earlier file"
 TEXTS = [
     "it spells out <|endoftext|> itself\n" + "token row été 日本\n\t" * 60,
-    "\ufeffa mark of order, tabs\t and trailing space \r\n" + "x + y, row; " * 90 + "\n",
+    "tabs\t and trailing space \r\n" + "x + y, row; " * 90 + "\n",
     "another token, another row " * 70,
 ]
 
