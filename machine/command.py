@@ -5,7 +5,6 @@ Knows nothing of what the commands do.
 
 import argparse
 import errno
-import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -46,9 +45,15 @@ def checked_options():
 
 
 def say(text):
-    """A line for the person at the screen: stderr, above progress bars; stdout is for results."""
+    """A line for the person at the screen: stderr, above progress bars; stdout is for results.
+
+    Where nobody can hear it, it stops nothing: stderr counts as closed from then on.
+    """
     if sys.stderr is not None:  # closed, and stdout must not get it instead
-        tqdm.write(text, file=sys.stderr)
+        try:
+            tqdm.write(text, file=sys.stderr)
+        except OSError:
+            sys.stderr = None
 
 
 def bar(*arguments, **options):
@@ -68,12 +73,16 @@ def run_command(parser, story, argv=None, kept=""):
     """
     text = "show the traceback of an error"
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
-    arguments = parser.parse_args(argv)
+    arguments = ()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
             stream.reconfigure(errors="replace")
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
+        try:
+            arguments = parser.parse_args(argv)
+        finally:
+            print(end="", flush=True)  # the text of --help
         code = story(arguments) or DONE
         print(end="", flush=True)  # a closed stdout has nothing to flush
         return code
@@ -84,7 +93,7 @@ def run_command(parser, story, argv=None, kept=""):
         say("interrupted" + kept)
         return INTERRUPTED
     except BrokenPipeError:
-        _drop_output()
+        sys.stdout = None  # the interpreter must not try it again at its end
         return DONE
     except (UserError, OSError) as error:
         if "debug" in arguments:
@@ -101,14 +110,9 @@ def _complain(error):
         return USAGE
     reason = error.strerror or error
     if error.filename is None:  # of a stream, not of a file
-        _drop_output()
+        sys.stdout = None  # nothing more can be written
         say(f"error: the output could not be written ({reason})")
     else:
         remedy = REMEDIES.get(error.errno, "choose another folder")
         say(f"error: {error.filename}: cannot be written ({reason}): {remedy}")
     return FAILED
-
-
-def _drop_output():
-    """Nothing more can be written: the interpreter must not try it again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

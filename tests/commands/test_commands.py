@@ -165,3 +165,31 @@ def test_a_closed_stream_changes_no_exit_code_and_gets_nothing_through_the_other
     done = subprocess.run(shell, capture_output=True, text=True)
     assert done.returncode == code and "Traceback" not in done.stderr
     assert closed == "stdout" or "error" not in done.stdout
+
+
+@pytest.fixture(params=["a closed pipe", "a full disk"])
+def refusing(request):
+    """A file that takes nothing, and what a command that writes its report there ends with."""
+    if request.param == "a full disk":
+        with open("/dev/full", "wb") as full:
+            yield full, 1, "error: the output could not be written (No space left on device)\n"
+        return
+    read, end = os.pipe()
+    os.close(read)
+    yield end, 0, ""  # as of head: it has seen all it wants
+    os.close(end)
+
+
+@pytest.mark.parametrize("command", [["-m", "attention"], ["metrics_utils.py", "--help"]])
+def test_what_nobody_takes_is_no_traceback(refusing, command):
+    stream, code, line = refusing
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # the interpreter flushes at its end
+    how = {"stdout": stream, "stderr": subprocess.PIPE, "text": True, "env": buffered}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, **how)
+    assert (done.returncode, done.stderr) == (code, line)
+
+
+def test_a_message_that_nobody_takes_changes_no_exit_code(refusing):
+    stream, *_ = refusing
+    command = [sys.executable, ROOT / "metrics_utils.py", "no_such_file.npz"]
+    assert subprocess.run(command, stderr=stream).returncode == 2
