@@ -62,9 +62,9 @@ def tell(args):
             content["skipped"] += failed
             write_json(path, content)
     finally:  # what was measured before an interruption is shown too
-        print(benchmark_text(content), flush=True)
         written = [path] if content["records"] else []
         written += save_figures(plot_benchmark(content), args.plots_dir)
+        print(benchmark_text(content), flush=True)
         say("written: " + ", ".join(map(str, written)))
 
 

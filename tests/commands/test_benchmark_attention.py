@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import nobody_reads
 
 import benchmark_attention
 from attention import density
@@ -32,6 +33,12 @@ def test_attention_gives_tables_json_and_picture(run, tmp_path, capsys):
     assert [r["seq_len"] for r in content["records"]] == [16] * 4 + [32] * 4
     assert content["environment"]["torch"] and content["options"]["peers"] == ["split", "flash"]
     assert (tmp_path / "plots" / "attention_scaling.png").stat().st_size > 10_000
+
+
+def test_the_picture_is_drawn_whoever_reads(run, tmp_path, monkeypatch):
+    nobody_reads(monkeypatch)
+    assert run(*TINY, "--peers", "split") == 0
+    assert (tmp_path / "plots" / "attention_scaling.png").is_file()
 
 
 def test_patterns_by_name_are_timed_beside_full_attention(run, tmp_path):
