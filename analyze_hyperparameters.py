@@ -153,7 +153,7 @@ def analyze(arguments):
 
 def main(argv=None):
     """The command line; returns the exit code."""
-    return run_command(build_parser(), analyze, argv, kept=": the files finished so far are written")
+    return run_command(build_parser(), analyze, argv, kept=": the finished files are written")
 
 
 if __name__ == "__main__":

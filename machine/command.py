@@ -5,6 +5,7 @@ Knows nothing of what the commands do.
 
 import argparse
 import errno
+import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -47,19 +48,22 @@ def checked_options():
 def say(text):
     """A line for the person at the screen: stderr, above progress bars; stdout is for results.
 
-    Where nobody can hear it, it stops nothing: stderr counts as closed from then on.
+    Where nobody can hear it, it stops nothing.
     """
-    if sys.stderr is not None:  # closed, and stdout must not get it instead
-        try:
-            tqdm.write(text, file=sys.stderr)
-        except OSError:
-            sys.stderr = None
+    try:
+        tqdm.write(text, file=sys.stderr)
+    except OSError:
+        _mute("stderr")
 
 
 def bar(*arguments, **options):
-    """A bar of tqdm's that is gone when it is full; none where stderr is no terminal, or closed."""
-    nowhere = True if sys.stderr is None else None
-    return tqdm(*arguments, **options, leave=False, disable=nowhere)
+    """A bar of tqdm's that is gone when it is full; none where stderr is no terminal."""
+    return tqdm(*arguments, **options, leave=False, disable=None)
+
+
+def _mute(name):
+    """What goes to a stream is lost from now on; the interpreter flushes it without an error."""
+    setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (to the end)
 
 
 def run_command(parser, story, argv=None, kept=""):
@@ -74,7 +78,10 @@ def run_command(parser, story, argv=None, kept=""):
     text = "show the traceback of an error"
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
     arguments = ()
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, and the other one must not get it instead
+            _mute(name)
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
             stream.reconfigure(errors="replace")
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -84,7 +91,7 @@ def run_command(parser, story, argv=None, kept=""):
         finally:
             print(end="", flush=True)  # the text of --help
         code = story(arguments) or DONE
-        print(end="", flush=True)  # a closed stdout has nothing to flush
+        print(end="", flush=True)
         return code
     except Terminated:
         say("terminated" + kept)
@@ -93,7 +100,7 @@ def run_command(parser, story, argv=None, kept=""):
         say("interrupted" + kept)
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = None  # the interpreter must not try it again at its end
+        _mute("stdout")
         return DONE
     except (UserError, OSError) as error:
         if "debug" in arguments:
@@ -110,7 +117,7 @@ def _complain(error):
         return USAGE
     reason = error.strerror or error
     if error.filename is None:  # of a stream, not of a file
-        sys.stdout = None  # nothing more can be written
+        _mute("stdout")
         say(f"error: the output could not be written ({reason})")
     else:
         remedy = REMEDIES.get(error.errno, "choose another folder")
