@@ -49,11 +49,11 @@ def is_tokenizer(name):
 
 def _open_rows(path):
     """The memory-mapped rows of a .npy file; nothing in the file is ever executed."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file: write it with python prepare_data.py")
     try:
         # unlike np.load, which also takes archives, and pickles when told to
         rows = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: write it with python prepare_data.py") from None
     except Exception as error:  # numpy raises a dozen kinds over damage
         reason = str(error).split("\n")[0]
         words = f"{path}: unreadable, truncated, pickled or no .npy file ({reason})"
