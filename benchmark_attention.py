@@ -16,10 +16,10 @@ import torch
 
 from benchmarks.attention import measure_attention
 from benchmarks.options import build_parser, complete, problems_of
-from benchmarks.peers import FORWARD, ONE_TOKEN, TRAINING, known_peers
+from benchmarks.peers import known_peers
 from benchmarks.picture import plot_benchmark
 from benchmarks.steps import measure_decode_steps, measure_steps
-from benchmarks.tables import benchmark_text
+from benchmarks.tables import FORWARD, ONE_TOKEN, TRAINING, benchmark_text
 from figures.look import save_figures
 from machine.command import checked_options, run_command, say
 from machine.describe import describe_environment

@@ -88,15 +88,34 @@ def test_smoke_goes_through_everything_and_says_that_it_shows_nothing(tmp_path):
     assert {"11_validation", "reach"} < drawn and len(drawn) >= 10
 
 
-def test_plots_again_without_torch(experiment):
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory):
+    """What makes a process fail that imports torch: its environment."""
+    folder = tmp_path_factory.mktemp("without")
+    (folder / "torch.py").write_text("raise ImportError('not needed')")
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_plots_again_without_torch(experiment, without_torch):
     folder, *_ = experiment
-    (folder / "without" / "torch").mkdir(parents=True)
-    (folder / "without" / "torch" / "__init__.py").write_text("raise ImportError('not needed')")
-    command = "create_model_plots.py output/experiment_results.npz other"
-    done = run(command, folder, PYTHONPATH=str(folder / "without"))
+    done = run("create_model_plots.py output/experiment_results.npz other", folder, **without_torch)
     assert done.returncode == 0, done.stderr
     for path in (folder / "plots").iterdir():
         assert (folder / "other" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        ("create_model_plots.py", "h100_pattern_study"),
+        ("create_model_plots.py", "h200_attention_heads"),
+        ("metrics_utils.py", "h100_length_study"),
+        ("metrics_utils.py", "h100_step_heads"),
+    ],
+)
+def test_studies_and_benchmarks_again_without_torch(tmp_path, without_torch, script, name):
+    done = run(f"{script} {ROOT}/results/{name}.json", tmp_path, **without_torch)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
 
 
 def test_the_report_again(experiment):
