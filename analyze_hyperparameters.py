@@ -119,7 +119,7 @@ def asked_arms(arguments, analyses):
 
 
 def analyze(arguments):
-    """Print the report, write it and the figures, and list the files."""
+    """Write the report and the figures, print it and list the files."""
     content = None
     if arguments.measured is None:
         analyses = asked_analyses(arguments)
@@ -129,7 +129,6 @@ def analyze(arguments):
     if content is None:
         known = load_study(KNOWN)
         report += "\n" + known_text(known, f"results/{KNOWN.name}", asked_arms(arguments, analyses))
-    print(report)
     which = "" if analyses[0].seq_len == DEFAULT_SEQ_LEN else f"_len{analyses[0].seq_len}"
     if len(analyses) > 1 or content is not None:
         which += "_measured" * (content is not None)
@@ -146,13 +145,15 @@ def analyze(arguments):
         figures = {name: plot_configuration(a)}
     path = arguments.output_dir / f"{name}.txt"
     atomic_write(path, lambda file: file.write(report.encode()))
-    for written in (path, *save_figures(figures, arguments.plots_dir)):
+    paths = [path, *save_figures(figures, arguments.plots_dir)]
+    print(report)
+    for written in paths:
         print(f"wrote {written}")
 
 
 def main(argv=None):
     """The command line; returns the exit code."""
-    return run_command(build_parser(), analyze, argv, kept=": the files listed are written")
+    return run_command(build_parser(), analyze, argv, kept=": the finished files are written")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ import torch
 from analysis.warnings import disturbances
 from benchmarks.attention import measure_attention
 from benchmarks.options import build_parser, complete, problems_of
-from benchmarks.peers import FORWARD, ONE_TOKEN, TRAINING, known_peers
+from benchmarks.peers import known_peers
 from benchmarks.picture import plot_benchmark
 from benchmarks.steps import measure_decode_steps, measure_steps
-from benchmarks.tables import benchmark_text
+from benchmarks.tables import FORWARD, ONE_TOKEN, TRAINING, benchmark_text
 from figures.look import save_figures
 from machine.command import DISTURBED, DONE, checked_options, run_command, say
 from machine.describe import describe_environment
@@ -66,9 +66,9 @@ def tell(args):
             content["skipped"] += failed
             write_json(path, content)
     finally:  # what was measured before an interruption is shown too
-        print(benchmark_text(content), flush=True)
         written = [path] if content["records"] else []
         written += save_figures(plot_benchmark(content), args.plots_dir)
+        print(benchmark_text(content), flush=True)
         say("written: " + ", ".join(map(str, written)))
     return DISTURBED if any(map(disturbances, content["records"])) else DONE
 

@@ -39,15 +39,14 @@ from studies.points import (
     DEFAULTS,
     LENGTHS,
     PATTERNS,
-    STUDIES,
     STUDY_DEFAULTS,
     length_points,
     parse_pattern,
     pattern_points,
-    point_name,
     study_folder,
 )
 from studies.run import run_study
+from studies.saved import STUDIES, point_name
 from training.config import PRESETS, add_options, make_config
 from training.prepare import PRESET_DATA, prepare_data
 from training.tokens import load_dataset

@@ -1,4 +1,4 @@
-"""The figures of a saved experiment, each as .png (300 dpi) and .pdf.  Needs no torch for one.
+"""The figures of a saved experiment, each as .png (300 dpi) and .pdf.  Needs no torch.
 
     python create_model_plots.py [output/experiment_results.npz [plots/]]
 
@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 
 from analysis.metrics import fitting, load_experiment
+from benchmarks.picture import plot_benchmark
 from figures.all import create_all_plots
 from figures.look import save_figures
 from machine.command import UserError, checked_options, run_command
 from metrics_utils import saved_kind
+from studies.pictures import plot_study
+from studies.saved import read_study
 
 
 def create_plots(path, plots_dir):
@@ -23,13 +26,8 @@ def create_plots(path, plots_dir):
     kind = saved_kind(path)
     if kind == "experiment":
         return create_all_plots(*load_experiment(path), plots_dir)
-    if kind == "study":  # it and a benchmark need torch
-        from studies.pictures import plot_study
-        from studies.summary import load_study
-
-        return save_figures(plot_study(load_study(path)), plots_dir)
-    from benchmarks.picture import plot_benchmark
-
+    if kind == "study":
+        return save_figures(plot_study(read_study(path)), plots_dir)
     figures = plot_benchmark(json.loads(Path(path).read_bytes()))
     if not figures:
         raise UserError(f"{path}: steps have no figure: python metrics_utils.py {path} prints them")

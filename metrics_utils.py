@@ -1,6 +1,6 @@
 """The report of saved metrics (analysis/metrics.py) again, and how to read, write and sum them up.
 
-python metrics_utils.py [output/experiment_results.json]     needs no torch for an experiment
+python metrics_utils.py [output/experiment_results.json]     needs no torch
 """
 
 import argparse
@@ -19,8 +19,11 @@ from analysis.metrics import (
 )
 from analysis.report import format_report
 from analysis.values import print_metrics_summary
+from benchmarks.tables import benchmark_text
 from machine.command import run_command
 from machine.files import read_file
+from studies.saved import read_study
+from studies.tables import format_study
 
 __all__ = ["load_experiment", "load_metrics", "main", "print_metrics_summary", "save_metrics"]
 
@@ -41,13 +44,8 @@ def text_of(path):
     kind = saved_kind(path)
     if kind == "experiment":
         return format_report(*load_experiment(path))
-    if kind == "study":  # it and a benchmark need torch
-        from studies.summary import load_study
-        from studies.tables import format_study
-
-        return format_study(load_study(path))
-    from benchmarks.tables import benchmark_text
-
+    if kind == "study":
+        return format_study(read_study(path))
     return benchmark_text(json.loads(Path(path).read_bytes()))
 
 

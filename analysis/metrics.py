@@ -189,7 +189,7 @@ def fitting(path):
     """MetricsError for whatever a file that does not fit makes the code inside raise."""
     try:
         yield
-    except (MetricsError, OSError):  # an OSError is of what is written inside
+    except (UserError, OSError):  # an OSError is of what is written inside
         raise
     except Exception as error:  # numpy and zipfile raise a dozen kinds over damage
         reason = f"{type(error).__name__}: {error}".splitlines()[0]  # numpy's have several lines

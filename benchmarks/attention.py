@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from attention.pattern import layer_density
-from benchmarks.peers import ALL_DTYPES, ALL_KEYS, ONE_TOKEN, TRAINING, error_of, work_of
+from benchmarks.peers import ALL_DTYPES, error_of, work_of
+from benchmarks.tables import ALL_KEYS, ONE_TOKEN, TRAINING
 from benchmarks.timing import Unavailable, add_ratios, peak_mb, side_by_side, timed, timed_in_rounds
 from training.trainer import release_memory
 

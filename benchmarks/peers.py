@@ -16,12 +16,10 @@ from attention import attended_pairs, window_attention
 from attention.cache import KeyValueCache
 from attention.choose import attention_plan
 from attention.pattern import FULL
+from benchmarks.tables import ALL_KEYS, ONE_TOKEN, TRAINING
 from benchmarks.timing import Unavailable
 from training.config import DTYPES, patterns_of_arm
 
-# what is timed: whole sequences, or the last query of one, whose keys and values are stored
-FORWARD, TRAINING, ONE_TOKEN = "forward", "forward + backward", "one token"
-ALL_KEYS = "all keys"
 ALL_DTYPES = {**DTYPES, "float16": torch.float16}
 CHECKED_TOKENS = 384
 LARGEST_ERROR = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}

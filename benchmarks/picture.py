@@ -5,8 +5,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from analysis.warnings import disturbances
-from benchmarks.peers import ALL_KEYS, FORWARD, TRAINING
-from benchmarks.tables import title_of
+from benchmarks.tables import ALL_KEYS, FORWARD, TRAINING, title_of
 from figures.frame import length_axis, log_axis
 from figures.look import OUR_LOOK, WIDTH
 

@@ -5,12 +5,12 @@ from functools import partial
 import numpy as np
 import torch
 
+from benchmarks.tables import STEP
 from benchmarks.timing import add_ratios, peak_mb, side_by_side
 from generation.tokens import next_logits
 from training.batches import to_device
 from training.trainer import Trainer, autocast, build_model, release_memory
 
-STEP = "step"
 STEP_VOCAB = 10_000
 
 

@@ -1,15 +1,17 @@
 """The records of every benchmark as text: a table a length, what its columns say, what is missing.
 
-Nothing is measured here; a record is the dict that the JSON file holds.
+Nothing is measured here, and no torch needed; a record is the dict that the JSON file holds.
 """
 
 from analysis.warnings import disturbances
 from analysis.words import text_table, wrapped
-from benchmarks.peers import FORWARD, ONE_TOKEN, TRAINING
-from benchmarks.steps import STEP
 from machine.command import counted
 from machine.files import missing_to_none
 
+# what is timed: whole sequences, or the last query of one, whose keys and values are stored
+FORWARD, TRAINING, ONE_TOKEN = "forward", "forward + backward", "one token"
+STEP = "step"
+ALL_KEYS = "all keys"
 # {key of a record: title, and how its value is written}; a table has those that have values
 COLUMNS = {
     "peer": ("peer", "{}"),

@@ -47,9 +47,14 @@ def checked_options():
 
 
 def say(text):
-    """A line for the person at the screen: stderr, above progress bars; stdout is for results."""
-    if sys.stderr is not None:  # closed, and stdout must not get it instead
+    """A line for the person at the screen: stderr, above progress bars; stdout is for results.
+
+    Where nobody can hear it, it stops nothing.
+    """
+    try:
         tqdm.write(text, file=sys.stderr)
+    except OSError:
+        _mute("stderr")
 
 
 def counted(count, noun):
@@ -58,9 +63,13 @@ def counted(count, noun):
 
 
 def bar(*arguments, **options):
-    """A bar of tqdm's that is gone when it is full; none where stderr is no terminal, or closed."""
-    nowhere = True if sys.stderr is None else None
-    return tqdm(*arguments, **options, leave=False, disable=nowhere)
+    """A bar of tqdm's that is gone when it is full; none where stderr is no terminal."""
+    return tqdm(*arguments, **options, leave=False, disable=None)
+
+
+def _mute(name):
+    """What goes to a stream is lost from now on; the interpreter flushes it without an error."""
+    setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (to the end)
 
 
 def run_command(parser, story, argv=None, kept=""):
@@ -74,14 +83,21 @@ def run_command(parser, story, argv=None, kept=""):
     """
     text = "show the traceback of an error"
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
-    arguments = parser.parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
+    arguments = ()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, and the other one must not get it instead
+            _mute(name)
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback
             stream.reconfigure(errors="replace")
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
+        try:
+            arguments = parser.parse_args(argv)
+        finally:
+            print(end="", flush=True)  # the text of --help
         code = story(arguments) or DONE
-        print(end="", flush=True)  # a closed stdout has nothing to flush
+        print(end="", flush=True)
         return code
     except Terminated:
         say("terminated" + kept)
@@ -90,7 +106,7 @@ def run_command(parser, story, argv=None, kept=""):
         say("interrupted" + kept)
         return INTERRUPTED
     except BrokenPipeError:
-        _drop_output()
+        _mute("stdout")
         return DONE
     except (UserError, OSError) as error:
         if "debug" in arguments:
@@ -107,14 +123,9 @@ def _complain(error):
         return USAGE
     reason = error.strerror or error
     if error.filename is None:  # of a stream, not of a file
-        _drop_output()
+        _mute("stdout")
         say(f"error: the output could not be written ({reason})")
     else:
         remedy = REMEDIES.get(error.errno, "choose another folder")
         say(f"error: {error.filename}: cannot be written ({reason}): {remedy}")
     return FAILED
-
-
-def _drop_output():
-    """Nothing more can be written: the interpreter must not try it again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

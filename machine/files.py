@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and their checksums."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -16,7 +17,11 @@ def check_writable(*folders):
     """Raise OSError before hours of training for a folder that could not take the results."""
     for folder in map(Path, folders):
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            error.filename = str(folder)
+            raise
 
 
 def atomic_write(path, write):
@@ -25,22 +30,25 @@ def atomic_write(path, write):
     ``write`` gets a binary file object on a temporary file beside ``path``, which is flushed to
     disk and renamed over ``path``, and the folder flushed too, so that not even a power cut takes
     it back; on any error the temporary file is removed and an older ``path`` stays as it was.
+    Where ``path`` is a link, that stays, and all this is about where it leads.
     Raises OSError with ``path`` as its file name.
     """
-    path = Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
         if os.name != "nt":  # Windows opens no folders
-            handle = os.open(path.parent, os.O_RDONLY)
+            handle = os.open(target.parent, os.O_RDONLY)
             os.fsync(handle)
             os.close(handle)
     except OSError as error:
+        if error.errno is None:  # numpy's, of a write cut short
+            error.errno, error.strerror = errno.ENOSPC, os.strerror(errno.ENOSPC)
         error.filename = str(path)
         raise
     finally:
@@ -101,14 +109,14 @@ def json_sha256(value):
 def read_file(path, failure, remedy):
     """A file's bytes; otherwise raises ``failure``, an exception's class, with what is wrong.
 
-    remedy: what to do where there is no such file, in words.
+    remedy: what to do, in words.
     """
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise failure(f"{path}: no such file: {remedy}") from None
     except OSError as error:
-        raise failure(f"{path}: cannot be read ({error.strerror})") from None
+        raise failure(f"{path}: cannot be read ({error.strerror}): {remedy}") from None
 
 
 def remove_leftovers(folder, names):

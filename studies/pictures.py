@@ -7,7 +7,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from analysis.values import ordered_arms
 from figures.frame import caption_below, handles_of, length_axis, log_axis, new_figure
 from figures.look import FAILED, MARGIN, OUR_LOOK, STYLES, arm_styles
-from studies.summary import NO_ROOM
+from studies.saved import NO_ROOM
 from studies.tables import measured_rows, points_of_kinds, setting
 
 LENGTH = "sequence length S (tokens)"

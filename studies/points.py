@@ -9,7 +9,6 @@ from analysis.values import pattern_of_arm
 from machine.command import UserError
 from training.config import DEFAULT_ARMS
 
-STUDIES = ("lengths", "patterns")
 LENGTHS = {"cpu": (256, 512, 1024, 2048), "cuda": (256, 1024, 4096, 16384)}
 # three windows, each alone and with far keys; the published 96, 4 among them
 PATTERNS = ("w32-d0", "w32-d8", "w96-d0", "w96-d4", "w96-d16", "w256-d0", "w256-d8", "w256-d32")
@@ -46,12 +45,6 @@ def pattern_points(patterns, positions):
     """What each kind of positions changes: ``fused`` and a window arm for each pattern."""
     arms = ("fused", *dict.fromkeys(patterns))
     return [{"arms": arms, "positions": kind} for kind in positions]
-
-
-def point_name(study, config):
-    """What the folder of a point is called: ``rotary_1024``, of a study of patterns ``rotary``."""
-    kind = config["positions"]
-    return f"{kind}_{config['seq_len']}" if study == "lengths" else kind
 
 
 def parse_pattern(text):

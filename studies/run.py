@@ -50,12 +50,12 @@ def move_study_aside(folder, path, data):
 
 
 def report_study(content, path, plots_dir):
-    """Print a study's tables and draw its figures; returns the exit code.
+    """Draw a study's figures and print its tables; returns the exit code.
 
     Memory that ran out is a result of a study, and no failure.
     """
-    print(format_study(content), flush=True)
     paths = [path, *save_figures(plot_study(content), plots_dir)]
+    print(format_study(content), flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
     arms = [arm for point in content["points"] for arm in point["arms"].values()]
     return TRAININGS_FAILED if any(arm["diverged"] for arm in arms) else DONE

@@ -7,8 +7,7 @@ where there is none.
 from analysis.recommend import Recommendation, recommendation_text
 from analysis.words import text_table, with_interval, wrapped
 from machine.command import counted
-from studies.points import point_name
-from studies.summary import NO_ROOM
+from studies.saved import NO_ROOM, point_name
 
 EXPLANATION = (
     "[ ]: 95 % t interval over the blocks, paired where two arms are compared; on a log scale for "

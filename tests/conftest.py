@@ -1,6 +1,7 @@
 """Shared fixtures: a made-up experiment for everything that works on saved metrics."""
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -160,6 +161,17 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
         "memory_measure": "resident growth of a fresh process",
     }
     return metrics, metadata
+
+
+def nobody_reads(monkeypatch):
+    """From now on the standard output is a closed pipe, as with ``| true``."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            if text:
+                raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
 
 
 @pytest.fixture(autouse=True, scope="session")

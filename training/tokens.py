@@ -1,6 +1,7 @@
 """Rows of tokens as training reads them: checked, cut to a length, split.  Needs no torch."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,11 @@ class Dataset:
 
 
 def tokenizer_path(data):
-    """Where the tokenizer of a file of tokens is written: X.npy has X.tokenizer.json beside it."""
-    return Path(data).with_suffix(f".{TOKENIZER_NAME}")
+    """Where the tokenizer of a file of tokens is written: X.npy has X.tokenizer.json beside it.
+
+    Of a link to a file it lies where that leads.
+    """
+    return Path(os.path.realpath(data)).with_suffix(f".{TOKENIZER_NAME}")
 
 
 def find_tokenizer(data):
@@ -38,7 +42,7 @@ def find_tokenizer(data):
 
     Without that file it is tokenizer.json in the folder, as data of earlier versions has it.
     """
-    own = tokenizer_path(Path(data).resolve())
+    own = tokenizer_path(data)
     return own if own.exists() else own.with_name(TOKENIZER_NAME)
 
 
@@ -49,11 +53,11 @@ def is_tokenizer(name):
 
 def _open_rows(path):
     """The memory-mapped rows of a .npy file; nothing in the file is ever executed."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file: write it with python prepare_data.py")
     try:
         # unlike np.load, which also takes archives, and pickles when told to
         rows = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: write it with python prepare_data.py") from None
     except Exception as error:  # numpy raises a dozen kinds over damage
         reason = str(error).split("\n")[0]
         words = f"{path}: unreadable, truncated, pickled or no .npy file ({reason})"

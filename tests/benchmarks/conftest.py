@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks.attention import measure_attention
-from benchmarks.peers import FORWARD, TRAINING, Case, known_peers
+from benchmarks.peers import Case, known_peers
+from benchmarks.tables import FORWARD, TRAINING
 
 
 @pytest.fixture(scope="session")

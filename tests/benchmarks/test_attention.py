@@ -8,7 +8,8 @@ import pytest
 from attention import density, fused_attention, window_attention
 from benchmarks import attention
 from benchmarks.attention import measure_attention
-from benchmarks.peers import ALL_KEYS, FORWARD, TRAINING, Case, Peer, known_peers
+from benchmarks.peers import Case, Peer, known_peers
+from benchmarks.tables import ALL_KEYS, FORWARD, TRAINING
 
 
 def test_every_peer_is_timed_or_skipped(measured):

@@ -3,7 +3,8 @@
 import pytest
 
 from attention import window_mask
-from benchmarks.peers import ALL_KEYS, ONE_TOKEN, Case, error_of, known_peers
+from benchmarks.peers import Case, error_of, known_peers
+from benchmarks.tables import ALL_KEYS, ONE_TOKEN
 from benchmarks.timing import Unavailable
 
 

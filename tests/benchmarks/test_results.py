@@ -5,9 +5,8 @@ import math
 import numpy as np
 
 from attention import density
-from benchmarks.peers import ALL_KEYS, FORWARD, TRAINING
 from benchmarks.picture import plot_benchmark, plot_scaling
-from benchmarks.tables import results_text
+from benchmarks.tables import ALL_KEYS, FORWARD, TRAINING, results_text
 
 
 def test_a_time_that_is_missing_is_a_dash_and_its_reason_is_told():

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.peers import TRAINING, Case, known_peers, work_of
+from benchmarks.peers import Case, known_peers, work_of
+from benchmarks.tables import TRAINING
 
 
 def test_every_round_takes_every_work_once_in_random_order(cpu, monkeypatch):

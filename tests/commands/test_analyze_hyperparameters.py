@@ -2,7 +2,7 @@
 
 import matplotlib
 import pytest
-from conftest import ROOT
+from conftest import ROOT, nobody_reads
 
 import analyze_hyperparameters
 from figures.look import LOOK
@@ -39,6 +39,13 @@ def test_a_long_sequence_is_counted_and_drawn_without_its_pairs(tmp_path, capsys
     name = "config_w96_d4_n4_len1048576"
     assert written == [f"{name}.pdf", f"{name}.png"]
     assert (tmp_path / "output" / f"{name}.txt").is_file()
+
+
+def test_the_files_are_written_whoever_reads(tmp_path, monkeypatch):
+    nobody_reads(monkeypatch)
+    assert run("96 4", tmp_path) == 0
+    written = {path.name for path in tmp_path.glob("*/*")}
+    assert written == {f"config_w96_d4.{kind}" for kind in ("txt", "png", "pdf")}
 
 
 def test_every_configuration_has_files_of_its_own(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from conftest import nobody_reads
 
 import benchmark_attention
 from analysis.warnings import disturbances
@@ -45,6 +46,12 @@ def test_disturbed_times_are_marked_and_end_with_3(run, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert len(re.findall(r"\d !", printed)) == 4
     assert printed.count("! forward: threads waited for a core that others had (50% of the") == 2
+
+
+def test_the_picture_is_drawn_whoever_reads(run, tmp_path, monkeypatch):
+    nobody_reads(monkeypatch)
+    assert run(*TINY, "--peers", "split") == 0
+    assert (tmp_path / "plots" / "attention_scaling.png").is_file()
 
 
 def test_patterns_by_name_are_timed_beside_full_attention(run, tmp_path):

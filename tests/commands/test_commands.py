@@ -88,15 +88,34 @@ def test_smoke_goes_through_everything_and_says_that_it_shows_nothing(tmp_path):
     assert {"11_validation", "reach"} < drawn and len(drawn) >= 10
 
 
-def test_plots_again_without_torch(experiment):
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory):
+    """What makes a process fail that imports torch: its environment."""
+    folder = tmp_path_factory.mktemp("without")
+    (folder / "torch.py").write_text("raise ImportError('not needed')")
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_plots_again_without_torch(experiment, without_torch):
     folder, *_ = experiment
-    (folder / "without" / "torch").mkdir(parents=True)
-    (folder / "without" / "torch" / "__init__.py").write_text("raise ImportError('not needed')")
-    command = "create_model_plots.py output/experiment_results.npz other"
-    done = run(command, folder, PYTHONPATH=str(folder / "without"))
+    done = run("create_model_plots.py output/experiment_results.npz other", folder, **without_torch)
     assert done.returncode == 0, done.stderr
     for path in (folder / "plots").iterdir():
         assert (folder / "other" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        ("create_model_plots.py", "h100_pattern_study"),
+        ("create_model_plots.py", "h200_attention_heads"),
+        ("metrics_utils.py", "h100_length_study"),
+        ("metrics_utils.py", "h100_step_heads"),
+    ],
+)
+def test_studies_and_benchmarks_again_without_torch(tmp_path, without_torch, script, name):
+    done = run(f"{script} {ROOT}/results/{name}.json", tmp_path, **without_torch)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
 
 
 def test_the_report_again(experiment):
@@ -165,3 +184,31 @@ def test_a_closed_stream_changes_no_exit_code_and_gets_nothing_through_the_other
     done = subprocess.run(shell, capture_output=True, text=True)
     assert done.returncode == code and "Traceback" not in done.stderr
     assert closed == "stdout" or "error" not in done.stdout
+
+
+@pytest.fixture(params=["a closed pipe", "a full disk"])
+def refusing(request):
+    """A file that takes nothing, and what a command that writes its report there ends with."""
+    if request.param == "a full disk":
+        with open("/dev/full", "wb") as full:
+            yield full, 1, "error: the output could not be written (No space left on device)\n"
+        return
+    read, end = os.pipe()
+    os.close(read)
+    yield end, 0, ""  # as of head: it has seen all it wants
+    os.close(end)
+
+
+@pytest.mark.parametrize("command", [["-m", "attention"], ["metrics_utils.py", "--help"]])
+def test_what_nobody_takes_is_no_traceback(refusing, command):
+    stream, code, line = refusing
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # the interpreter flushes at its end
+    how = {"stdout": stream, "stderr": subprocess.PIPE, "text": True, "env": buffered}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, **how)
+    assert (done.returncode, done.stderr) == (code, line)
+
+
+def test_a_message_that_nobody_takes_changes_no_exit_code(refusing):
+    stream, *_ = refusing
+    command = [sys.executable, ROOT / "metrics_utils.py", "no_such_file.npz"]
+    assert subprocess.run(command, stderr=stream).returncode == 2

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import nobody_reads
 from small_experiment import (
     break_training,
     contents,
@@ -62,6 +63,12 @@ def test_a_study_of_lengths_trains_sums_up_and_goes_on(capsys):
     assert run_main(options) == 0
     assert capsys.readouterr().err.count("block 1/2") == 3  # the arms of one point alone
     assert identities()[:3] == before[:3] and identities()[3] != before[3]
+
+
+def test_a_study_is_drawn_whoever_reads(monkeypatch):
+    nobody_reads(monkeypatch)
+    assert run_main(LENGTHS) == 0
+    assert "length_scaling.png" in contents("plots")
 
 
 def test_a_stopped_study_says_how_to_go_on_and_what_differs_is_marked(monkeypatch, capsys):

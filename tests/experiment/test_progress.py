@@ -1,10 +1,13 @@
 """What a person sees while an experiment goes on."""
 
+import argparse
+import contextlib
 import sys
 
 import pytest
 
 from experiment.progress import Progress, format_seconds
+from machine.command import run_command
 
 OK = {"status": "ok", "total_steps": 5, "training_time": 9.0}
 OK |= {"peak_memory_mb": 3.0, "final_loss": 2.0, "val_loss": 2.1}
@@ -22,6 +25,15 @@ def test_every_training_gets_a_line(capsys):
         "block 2/2 window: out of memory: lower it",
         "block 2/2 fused: 9.0 s, 3 MB, loss 2.0000, validation 2.1000",
     ]
+
+
+def test_a_closed_stderr_stops_no_experiment():
+    def story(arguments):
+        with Progress(1, done=0, steps=5) as progress:
+            progress.finish("block 1/1 fused", OK)
+
+    with contextlib.redirect_stderr(None):
+        assert run_command(argparse.ArgumentParser(), story, []) == 0
 
 
 def test_the_bar_counts_the_steps_that_were_done_before_and_those_that_failed(monkeypatch):

@@ -39,6 +39,24 @@ def test_a_failed_write_names_the_file(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file.txt"]
 
 
+def test_a_write_cut_short_is_a_full_disk(tmp_path):
+    def fail(file):
+        raise OSError("5000 requested and 96 written")  # as numpy says it
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        atomic_write(tmp_path / "a", fail)
+    assert caught.value.errno == errno.ENOSPC and os.listdir(tmp_path) == []
+
+
+def test_a_link_stays_and_leads_to_what_was_written(tmp_path):
+    link, target = tmp_path / "link", tmp_path / "large disk" / "file"
+    link.symlink_to(target)
+    for content in (b"new", b"newer"):  # the link leads nowhere first
+        atomic_write(link, lambda file, content=content: file.write(content))
+        assert link.is_symlink() and target.read_bytes() == content
+    assert os.listdir(target.parent) == ["file"]
+
+
 def test_the_folder_is_flushed_after_the_rename(tmp_path, monkeypatch):
     done, replace, fsync = [], os.replace, os.fsync
     monkeypatch.setattr(os, "replace", lambda *a: (done.append("rename"), replace(*a)))

@@ -3,9 +3,11 @@
 Writes themselves: test_atomic_write.py.
 """
 
+import errno
 import json
 import math
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -57,11 +59,21 @@ def test_a_folder_that_takes_no_file_is_named(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["new", "taken"]
 
 
+def test_a_folder_that_is_read_only_is_named(tmp_path, monkeypatch):
+    def refuse(*_, dir):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/tmp1234")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(PermissionError) as caught:
+        check_writable(tmp_path)
+    assert caught.value.filename == str(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("none", "no such file: make one"),
-        ("", r"cannot be read \(Is a directory\)"),
+        ("", r"cannot be read \(Is a directory\): make one"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, words):

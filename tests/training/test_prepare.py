@@ -96,6 +96,15 @@ def test_preparing_again_inside_the_corpus_gives_the_same_bytes(tmp_path):
     assert contents(folder) == first
 
 
+def test_a_link_is_written_through_and_its_tokenizer_found(tmp_path):
+    (tmp_path / "a.txt").write_text("some text " * 9)
+    link, disk = tmp_path / "data.npy", tmp_path / "large disk"
+    link.symlink_to(disk / "rows.npy")
+    prepare_data([tmp_path], 2, 300, link)
+    assert link.is_symlink() and load_dataset(link).vocab_size
+    assert find_tokenizer(link) == disk / "rows.tokenizer.json" and find_tokenizer(link).is_file()
+
+
 def test_only_the_last_tokens_that_fill_no_row_are_dropped():
     rows = prepare.cut_into_rows(np.arange(11), 4)
     np.testing.assert_array_equal(rows, np.arange(10).reshape(2, 5))

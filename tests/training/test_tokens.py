@@ -81,6 +81,8 @@ def test_arrays_that_are_no_rows_of_tokens_are_refused(tmp_path, array, reason):
 def test_what_is_not_there_or_no_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no\.npy: no such file: .*prepare_data"):
         load_dataset(tmp_path / "no.npy")
+    with pytest.raises(UserError, match=r"unreadable.*File name too long"):
+        load_dataset("x" * 300)
     with pytest.raises(UserError, match=r"unreadable.*Is a directory"):
         load_dataset(tmp_path)
 
