@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from analysis.answers import answer_lines
+from analysis.answers import answers
 from analysis.metrics import RESULTS_NAME
 from analysis.report import write_report
 from analysis.values import in_order
+from analysis.words import Section, report_text
 from attention.rotary import POSITIONS
 from experiment.run import dry_run, run_experiment
 from figures.all import FIGURES, create_all_plots
@@ -249,7 +250,7 @@ def report_results(config, metrics, metadata):
         paths += create_all_plots(metrics, metadata, config.plots_dir)
     print(report, flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
-    print("\n".join(answer_lines(metrics, metadata)), flush=True)  # again, where the eye is
+    print(report_text([Section("", answers(metrics, metadata))]), end="", flush=True)  # at the end
     return DONE if len(ended_well) == len(trainings) else TRAININGS_FAILED
 
 

@@ -15,7 +15,7 @@ from analysis.values import (
     shared_values,
     tokens_of,
 )
-from analysis.words import amount, wrapped
+from analysis.words import amount
 from machine.command import counted
 
 FULL_ATTENTION = ("fused", "baseline", "published")  # the best first
@@ -25,8 +25,13 @@ ASKED = ("Faster", "As good", "Use")
 def answers(metrics, metadata):
     """Three sentences on an experiment: is it faster, is it as good, and what to use.
 
-    They speak of the recommended pattern, and for want of one of the fastest.
+    They speak of the recommended pattern, and for want of one of the fastest.  Of a smoke test one
+    that says what it is for.
     """
+    if is_smoke_test(metadata):
+        planned = counted(planned_trainings(metadata), "training")
+        ran = f"{len(ok_trainings(metrics))} of {planned} ended well"
+        return [f"{SMOKE_MARK.capitalize()}; {ran}"]
     recommended = recommend(metrics, metadata)
     pair = _spoken_of(metrics, recommended)
     first = [f"nothing can be said: {recommended.note}"] * 2
@@ -36,15 +41,6 @@ def answers(metrics, metadata):
     marks = "; ".join(reading_marks(metrics, metadata))
     marks = f" ({marks})" if marks else ""
     return [f"{name}{marks}: {text}" for name, text in zip(ASKED, texts, strict=True)]
-
-
-def answer_lines(metrics, metadata):
-    """The three ``answers`` as lines of a report; of a smoke test what it is for."""
-    if is_smoke_test(metadata):
-        planned = counted(planned_trainings(metadata), "training")
-        ran = f"{len(ok_trainings(metrics))} of {planned} ended well"
-        return [f"{SMOKE_MARK.capitalize()}; {ran}"]
-    return [line for sentence in answers(metrics, metadata) for line in wrapped(sentence)]
 
 
 def _spoken_of(metrics, recommended):

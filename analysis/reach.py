@@ -3,7 +3,7 @@
 import numpy as np
 
 from analysis.values import ordered_arms
-from analysis.words import mean_sd, text_table
+from analysis.words import Section, mean_sd
 from machine.command import counted
 
 PASSAGE = 64  # tokens that are shown twice
@@ -48,8 +48,8 @@ def reach_claims(metrics):
     ]
 
 
-def reach_lines(metrics):
-    """The table of the mean gains over blocks, an arm a line; no lines without a probe."""
+def reach_section(metrics):
+    """The table of the mean gains over blocks, an arm a line; without parts without a probe."""
     found = reach_records(metrics)
     rows = []
     for arm, records in found.items():
@@ -57,4 +57,4 @@ def reach_lines(metrics):
         rows = rows or [["arm", "blocks", *(f"{distance:,}" for distance in distances)]]
         rows.append([arm, str(len(gains)), *(mean_sd(values, "gain") for values in gains.T)])
     title = "Gain on the second showing (nats a token) by distance in tokens, mean ± sd over blocks"
-    return [title, *text_table(rows)] if rows else []
+    return Section(title, [rows] if rows else [])

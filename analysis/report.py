@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from analysis import values, words
-from analysis.answers import answer_lines
+from analysis.answers import answers
 from analysis.claims import claims_of
 from analysis.contrasts import compare, contrasts_of
 from analysis.metrics import REPORT_NAME
-from analysis.reach import reach_lines
+from analysis.reach import reach_section
 from analysis.significance import (
     ALPHA,
     LEVEL,
@@ -21,11 +21,13 @@ from analysis.significance import (
     slope,
     two_sample_t,
 )
-from analysis.spread import loss_lines
+from analysis.spread import loss_section
 from analysis.warnings import find_warnings
+from analysis.words import Section, report_text
 from machine.command import counted
 from machine.files import atomic_write
 
+TITLE = "Sliding-window + dilated attention against full attention"
 LEGEND = (
     "improvement: 1 - ratio, positive where the first arm is lower.",
     f"ratio: first arm over second, geometric mean over blocks, {LEVEL:.0%} interval and p of the "
@@ -42,7 +44,7 @@ LEGEND = (
 )
 
 
-def _recorded_lines(metadata):
+def _recorded(metadata):
     """What ran and what the plan declares, of which files of the first version know nothing."""
     lines, attention, code = [], [], metadata["code"]
     for arm, used in metadata["attention"].items():
@@ -68,7 +70,7 @@ def _recorded_lines(metadata):
 
 
 def heading(metadata):
-    """What ran where, and on what data, as lines of text."""
+    """What ran where, and on what data, as texts."""
     config, data = metadata["config"], metadata["data"]
     environment, recorded = metadata["environment"], metadata["pattern"]
     pattern = f"pattern: {values.pattern_text(config)}"
@@ -100,22 +102,20 @@ def heading(metadata):
         if data["bigram_loss"] is not None:
             without += f", {data['bigram_loss']:.3f} from the token before alone"
         lines.append(without)
-    lines += _recorded_lines(metadata)
-    return [line for long in lines for line in words.wrapped(long)]
+    return lines + _recorded(metadata)
 
 
-def _warning_lines(metrics, metadata):
+def _problems(metrics, metadata):
+    """The trainings that failed and the warnings, as texts."""
     lines = []
     for arm, training in values.trainings_of(metrics):
         if training["status"] != "ok":
             place = f"{arm}, block {training['block'] + 1}"
             lines.append(f"{place}: {training['status']}: {training['message']}")
-    for warning in find_warnings(metrics, metadata):
-        lines += words.wrapped(f"warning: {warning}")
-    return lines
+    return lines + [f"warning: {warning}" for warning in find_warnings(metrics, metadata)]
 
 
-def _contrast_lines(found, arm, reference, meaning):
+def _contrast_section(found, arm, reference, meaning):
     """The two tables of a contrast: the paired test, then a robust one and the published ones."""
     interval = f"{LEVEL:.0%} interval"
     paired = [["", "improvement", "ratio", interval, "p", "adjusted p", "detectable"]]
@@ -148,9 +148,9 @@ def _contrast_lines(found, arm, reference, meaning):
             ]
         )
     if len(paired) == 1:
-        return [f"{arm} against {reference}: no block in which both ended well."]
-    lines = [f"{arm} against {reference} ({meaning})", *words.text_table(paired)]
-    return lines if x.size == 1 else lines + words.text_table(further)
+        return Section("", [f"{arm} against {reference}: no block in which both ended well."])
+    title = f"{arm} against {reference} ({meaning})"
+    return Section(title, [paired] if x.size == 1 else [paired, further])
 
 
 def _log_percent(effect):
@@ -161,11 +161,12 @@ def _log_percent(effect):
     return words.with_interval(*shares, lambda share: words.percent(share, "+"))
 
 
-def _check_lines(metrics):
+def _check_section(metrics):
     """Position and drift of the training times: estimates, not verdicts."""
     trainings, effects = values.ok_trainings(metrics), {}
+    title = f"Order and drift (training time; estimates with their {LEVEL:.0%} intervals)"
     if len(trainings) < 3:
-        return []
+        return Section(title, [])
     for arm, reference, _ in contrasts_of(metrics):
         pairs = values.paired_trainings(metrics, (arm, reference))
         places = [a["position"] - b["position"] for a, b in pairs]
@@ -178,33 +179,39 @@ def _check_lines(metrics):
     lines = [f"{name} {_log_percent(effect)}." for name, effect in effects.items() if effect]
     if len(lines) < len(effects):
         lines.append("what is not named here is unknown: fewer than 3 points, or no spread.")
-    title = f"Order and drift (training time; estimates with their {LEVEL:.0%} intervals)"
-    return [title, *(part for line in lines for part in words.wrapped(f"  {line}", "    "))]
+    return Section(title, lines)
+
+
+def report_sections(metrics, metadata):
+    """The whole report: the answers first, then the claims, the means and the tests behind them."""
+    found = compare(metrics, metadata)
+    claims = claims_of(metrics, metadata, found) or ["none: no block has two arms to compare"]
+    claims = [f"{place}. {claim}" for place, claim in enumerate(claims, 1)]
+    medians = max(map(len, metrics.values())) > 1
+    return [
+        Section("", answers(metrics, metadata)),
+        Section(TITLE, heading(metadata)),
+        Section("", _problems(metrics, metadata)),
+        Section("Claims", claims, "   "),
+        Section(
+            "Mean ± standard deviation over the blocks",
+            [values.outcome_table(metrics, words.mean_sd)],
+        ),
+        Section(
+            "Median ± median absolute deviation (least … most)",
+            [values.outcome_table(metrics, words.median_mad)] if medians else [],
+        ),
+        loss_section(metrics),
+        reach_section(metrics),
+        *(_contrast_section(found, *contrast) for contrast in contrasts_of(metrics)),
+        _check_section(metrics),
+        Section("", LEGEND),
+    ]
 
 
 def format_report(metrics, metadata):
-    """The whole report as text: the answers, the claims, the means and the tests behind them."""
-    found = compare(metrics, metadata)
-    claims = ["Claims"]
-    said = claims_of(metrics, metadata, found) or ["none: no block has two arms to compare"]
-    for place, claim in enumerate(said, 1):
-        claims += words.wrapped(f"{place}. {claim}", "   ")
-    title = "Sliding-window + dilated attention against full attention"
-    parts = [answer_lines(metrics, metadata)]
-    parts.append([title, "=" * len(title), *heading(metadata)])
-    parts += [_warning_lines(metrics, metadata), claims]
-    parts.append(
-        ["Mean ± standard deviation over the blocks", *values.outcome_table(metrics, words.mean_sd)]
-    )
-    if max(map(len, metrics.values())) > 1:
-        title = "Median ± median absolute deviation (least … most)"
-        parts.append([title, *values.outcome_table(metrics, words.median_mad)])
-    parts += [loss_lines(metrics), reach_lines(metrics)]
-    for arm, reference, meaning in contrasts_of(metrics):
-        parts.append(_contrast_lines(found, arm, reference, meaning))
-    parts.append(_check_lines(metrics))
-    parts.append([line for sentence in LEGEND for line in words.wrapped(sentence)])
-    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+    """The whole report as text."""
+    return report_text(report_sections(metrics, metadata))
 
 
 def write_report(metrics, metadata, output_dir):

@@ -7,7 +7,7 @@ with one seed and not with another: then a mean stands for no training.
 import numpy as np
 
 from analysis.values import ok_values, ordered_arms
-from analysis.words import amount, text_table
+from analysis.words import Section, amount
 
 MOST_SHOWN = 10  # blocks; with more, least, median and most must do
 FEWEST_BLOCKS = 3
@@ -52,16 +52,15 @@ def unsteady(metrics):
     return found
 
 
-def loss_lines(metrics):
-    """Every block's validation loss as lines of a table, an arm a row; none for many blocks."""
+def loss_section(metrics):
+    """Every block's validation loss as a table, an arm a row; without parts for many blocks."""
     rows = {
         arm: {t["block"]: t["val_loss"] for t in metrics[arm] if t["status"] == "ok"}
         for arm in ordered_arms(metrics)
     }
     blocks = sorted({block for row in rows.values() for block in row})
-    if not 1 < len(blocks) <= MOST_SHOWN:
-        return []
     table = [["block", *(str(block + 1) for block in blocks)]]
     for arm, row in rows.items():
         table.append([arm, *(amount(row.get(block), "nats") for block in blocks)])
-    return ["Validation loss of every block (nats)", *text_table(table)]
+    shown = 1 < len(blocks) <= MOST_SHOWN
+    return Section("Validation loss of every block (nats)", [table] if shown else [])

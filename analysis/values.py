@@ -170,16 +170,16 @@ def smooth(losses, window):
 
 
 def outcome_table(metrics, cell):
-    """A line for each arm with ``cell(values, unit)`` of every outcome, as aligned lines."""
+    """A row for each arm with ``cell(values, unit)`` of every outcome."""
     header = [f"{words} ({unit})" for _, words, unit in OUTCOMES]
     rows = [["arm", "blocks", *header]]
     for arm in ordered_arms(metrics):
         ended_well = sum(training["status"] == "ok" for training in metrics[arm])
         cells = [cell(ok_values(metrics, arm, key), unit) for key, _, unit in OUTCOMES]
         rows.append([arm, str(ended_well), *cells])
-    return text_table(rows)
+    return rows
 
 
 def print_metrics_summary(metrics):
     """Print mean ± standard deviation over the trainings, a line for each arm."""
-    print("\n".join(outcome_table(metrics, mean_sd)))
+    print("\n".join(text_table(outcome_table(metrics, mean_sd))))

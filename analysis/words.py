@@ -1,6 +1,7 @@
 """Numbers, intervals and tables as text: the one place that decides digits and signs."""
 
 import textwrap
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -9,6 +10,17 @@ from analysis.significance import ALPHA
 
 COLUMNS = 100
 DIGITS = {"s": 2, "MB": 1, "nats": 4, "gain": 2, "%": 2, "sd": 2}  # after the point
+
+
+class Section(NamedTuple):
+    """A part of what is reported: a title, "" for none, and below it texts and tables.
+
+    A table is a list of rows of texts, the titles of its columns first.
+    """
+
+    title: str
+    parts: list
+    indent: str = "  "  # of a text's later lines
 
 
 def amount(value, unit, sign=""):
@@ -72,3 +84,16 @@ def text_table(rows):
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def section_lines(section):
+    """A section as lines of text."""
+    lines = [section.title] if section.title else []
+    for part in section.parts:
+        lines += wrapped(part, section.indent) if isinstance(part, str) else text_table(part)
+    return lines
+
+
+def report_text(sections):
+    """Sections as text, a blank line between them; those without parts are left out."""
+    return "\n\n".join("\n".join(section_lines(x)) for x in sections if x.parts) + "\n"

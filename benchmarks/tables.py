@@ -4,7 +4,7 @@ Nothing is measured here, and no torch needed; a record is the dict that the JSO
 """
 
 from analysis.warnings import disturbances
-from analysis.words import text_table, wrapped
+from analysis.words import Section, report_text
 from machine.command import counted
 from machine.files import missing_to_none
 
@@ -53,15 +53,15 @@ def title_of(content):
     return title
 
 
-def benchmark_text(content):
-    """Everything that a benchmark's content says, as text."""
+def benchmark_sections(content):
+    """Everything that a benchmark's content says."""
     title = f"{title_of(content)}, torch {content['environment']['torch']}"
-    return f"{title}\n\n{results_text(content['records'], content['skipped'])}"
+    return [Section("", [title]), *result_sections(content["records"], content["skipped"])]
 
 
-def results_text(records, skipped):
+def result_sections(records, skipped):
     """A table for each length, the meaning of the columns, and what was skipped."""
-    lines, shown = [], set()
+    found, shown = [], set()
     for seq_len in dict.fromkeys(r["seq_len"] for r in records):
         here = [r for r in records if r["seq_len"] == seq_len]
         rows = _rows(here)
@@ -69,12 +69,17 @@ def results_text(records, skipped):
         keys = [key for key in COLUMNS if key in known]
         table = [[COLUMNS[key][0] for key in keys]]
         table += [[_cell(row, key) for key in keys] for row in rows]
-        lines += [_heading(rows[0]), *text_table(table), *_disturbed_lines(here), ""]
+        found.append(Section(_heading(rows[0]), [table, *_disturbed_texts(here)]))
         shown |= known
-    lines += [note for key, note in NOTES.items() if key in shown]
+    notes = [note for key, note in NOTES.items() if key in shown]
     if any(map(disturbances, records)):
-        lines.append("!: disturbed, not to be quoted; repeat it on an idle machine.")
-    return "\n".join(lines + _skipped_lines(skipped))
+        notes.append("!: disturbed, not to be quoted; repeat it on an idle machine.")
+    return [*found, Section("", notes + _skipped_texts(skipped))]
+
+
+def benchmark_text(content):
+    """``benchmark_sections`` as text."""
+    return report_text(benchmark_sections(content))
 
 
 def _heading(record):
@@ -84,15 +89,14 @@ def _heading(record):
     return heading
 
 
-def _disturbed_lines(records):
-    """For every kind of time that was disturbed a line that says by what, wrapped."""
+def _disturbed_texts(records):
+    """For every kind of time that was disturbed a text that says by what."""
     seen = {}
     for r in records:
         for what, how_much in disturbances(r):
             words = what + f" ({how_much})" * bool(how_much)
             seen.setdefault(r["direction"], {})[words] = None
-    found = [f"! {timed}: {'; '.join(words)}" for timed, words in seen.items()]
-    return [line for text in found for line in wrapped(text)]
+    return [f"! {timed}: {'; '.join(words)}" for timed, words in seen.items()]
 
 
 def _rows(records):
@@ -116,8 +120,8 @@ def _cell(row, key):
     return "-" if value is None else COLUMNS[key][1].format(value)
 
 
-def _skipped_lines(skipped):
-    """A line for what was skipped for the same reason at one or more lengths."""
+def _skipped_texts(skipped):
+    """A text for what was skipped for the same reason at one or more lengths."""
     lengths = {}
     for item in skipped:
         what = item["direction"]

@@ -4,9 +4,9 @@ from matplotlib.ticker import EngFormatter
 
 from analysis.recommend import AFTER_LONGER
 from analysis.values import LONG_TOKENS
-from analysis.words import text_table, wrapped
+from analysis.words import Section, report_text, text_table
 from machine.command import counted
-from studies.tables import format_study, pattern_rows, points_of_kinds, setting, use_lines
+from studies.tables import format_study, pattern_rows, points_of_kinds, setting, table_of, uses
 
 HOW_TO_MEASURE = """\
 `python compare_models.py --study patterns` measures speed and quality of patterns;
@@ -81,19 +81,16 @@ def known_text(content, source, arms):
 
     content: of a study of patterns; source: its file; arms: the patterns, by their names.
     """
-    lines = wrapped(f"MEASURED, from {source}: {setting(content)}")
+    found = [Section("", [f"MEASURED, from {source}: {setting(content)}"])]
     for kind, points in points_of_kinds(content).items():
         rows = pattern_rows(points)
         asked = [row for row in rows if _name(row["pattern"], content["config"]) in arms]
-        lines += [f"{kind} positions", *use_lines(points)]
-        if asked:
-            lines += text_table([list(rows[0]), *(list(row.values()) for row in asked)])
-        else:
-            lines.append("the pattern asked for was not trained there")
+        measured = table_of(asked) if asked else "the pattern asked for was not trained there"
+        found.append(Section(f"{kind} positions", [*uses(points), measured]))
     tokens = content["points"][0]["steps"]
     tokens *= content["config"]["seq_len"] * content["config"]["batch_size"]
     text = f"Every training saw {tokens:,} tokens" + AFTER_LONGER * (tokens < LONG_TOKENS)
-    return "\n".join([*lines, *wrapped(text)]) + "\n"
+    return report_text([*found, Section("", [text])])
 
 
 def _name(arm, config):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from analysis.report import heading
 from analysis.values import in_order
+from analysis.words import Section, section_lines
 from experiment.estimate import estimate
 from experiment.files import is_empty, locked, move_aside
 from experiment.progress import Progress
@@ -70,7 +71,7 @@ def announce(stored, dataset, device):
         return 0
     if in_order(stored.metrics):
         say(f"resuming: {stored.progress()}")
-    say("\n".join(heading(stored.metadata)))
+    say("\n".join(section_lines(Section("", heading(stored.metadata)))))
     return estimate(stored, dataset, device)
 
 

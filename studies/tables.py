@@ -5,7 +5,7 @@ where there is none.
 """
 
 from analysis.recommend import Recommendation, recommendation_text
-from analysis.words import text_table, with_interval, wrapped
+from analysis.words import Section, report_text, with_interval
 from machine.command import counted
 from studies.saved import NO_ROOM, point_name
 
@@ -59,37 +59,47 @@ def points_of_kinds(content):
     return kinds
 
 
-def format_study(content):
-    """A study's tables as text, a table for each kind of positions."""
-    lines = [*wrapped(f"Study of {content['study']}: {setting(content)}"), ""]
-    lines += warning_lines(content)
+def study_sections(content):
+    """A study: its setting, its warnings, what to use and a table for each kind of positions."""
     rows_of = _length_rows if content["study"] == "lengths" else pattern_rows
+    found = [
+        Section("", [f"Study of {content['study']}: {setting(content)}"]),
+        Section("", warnings_of(content)),
+    ]
     for kind, points in points_of_kinds(content).items():
-        rows = rows_of(points)
-        table = text_table([list(rows[0]), *(list(row.values()) for row in rows)])
-        lines += [f"{kind} positions", *use_lines(points), *table, ""]
-    return "\n".join(lines + wrapped(EXPLANATION))
+        table = table_of(rows_of(points))
+        found.append(Section(f"{kind} positions", [*uses(points), table]))
+    return [*found, Section("", [EXPLANATION])]
 
 
-def use_lines(points):
-    """What to use at each of these points, as wrapped lines; none of an earlier file's."""
-    lines = []
-    for point in points:
-        if "recommendation" in point:
-            text = recommendation_text(Recommendation(**point["recommendation"]))
-            lines += wrapped(f"Use at S {point['seq_len']:,}: {text}")
-    return lines
+def format_study(content):
+    """``study_sections`` as text."""
+    return report_text(study_sections(content))
 
 
-def warning_lines(content):
-    """What was taken together and what may have disturbed which point, as wrapped lines."""
-    lines = []
-    for point in content["points"]:
-        name = point_name(content["study"], point)
-        for kind, found in (("MIXED", point["mixed"]), ("warning", point["warnings"])):
-            for line in found:
-                lines += wrapped(f"{kind}: {name}: {line}")
-    return [*lines, ""] if lines else []
+def table_of(rows):
+    """Rows {column: text} as a table."""
+    return [list(rows[0]), *(list(row.values()) for row in rows)]
+
+
+def uses(points):
+    """What to use at each of these points, a text each; none of an earlier file's."""
+    found = [(point["seq_len"], point.get("recommendation")) for point in points]
+    return [
+        f"Use at S {seq_len:,}: {recommendation_text(Recommendation(**recommendation))}"
+        for seq_len, recommendation in found
+        if recommendation
+    ]
+
+
+def warnings_of(content):
+    """What was taken together and what may have disturbed which point, as texts."""
+    return [
+        f"{kind}: {point_name(content['study'], point)}: {text}"
+        for point in content["points"]
+        for kind, found in (("MIXED", point["mixed"]), ("warning", point["warnings"]))
+        for text in found
+    ]
 
 
 def _length_rows(points):

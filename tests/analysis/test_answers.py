@@ -5,10 +5,11 @@ import pytest
 from conftest import ROOT, make_experiment
 from scipy import stats
 
-from analysis.answers import answer_lines, answers
+from analysis.answers import answers
 from analysis.metrics import load_experiment
 from analysis.recommend import AFTER_LONGER
 from analysis.report import format_report
+from analysis.words import Section, section_lines
 
 
 def made(factors=(0.8, 0.81, 0.82, 0.805), differences=(-0.04, -0.041, -0.043, -0.042), **options):
@@ -135,7 +136,7 @@ def test_what_is_partial_or_mixed_is_marked_in_every_answer():
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.npz")), ids=lambda p: p.stem)
 def test_every_experiment_kept_is_answered_first_in_a_few_lines(path):
     metrics, metadata = load_experiment(path)
-    lines = answer_lines(metrics, metadata)
+    lines = section_lines(Section("", answers(metrics, metadata)))
     assert format_report(metrics, metadata).splitlines()[: len(lines)] == lines
     assert len(lines) <= 6 and max(map(len, lines)) <= 100
     assert [line for line in lines if line[0] != " "] == [
@@ -147,6 +148,6 @@ def test_a_smoke_test_says_how_many_trainings_ended_well():
     metrics, metadata = made()
     metadata["config"]["preset"] = "smoke"
     metrics["window"][0]["status"] = "diverged"
-    assert answer_lines(metrics, metadata) == [
+    assert answers(metrics, metadata) == [
         "Smoke test: says nothing about time or quality; 7 of 8 trainings ended well"
     ]

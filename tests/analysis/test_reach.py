@@ -7,8 +7,9 @@ import pytest
 from conftest import add_reach, make_experiment
 
 from analysis.metrics import load_experiment, save_metrics
-from analysis.reach import reach_claims, reach_lines
+from analysis.reach import reach_claims, reach_section
 from analysis.report import format_report
+from analysis.words import section_lines
 
 
 def give_gains(metrics, arm, gains):
@@ -41,7 +42,7 @@ def test_the_claim_names_the_farthest_distance_with_a_gain(probed):
 
 
 def test_the_table_has_every_gain_and_the_report_holds_both(probed):
-    title, header, *rows = reach_lines(probed[0])
+    title, header, *rows = section_lines(reach_section(probed[0]))
     assert header.split() == ["arm", "blocks", "128", "256", "512", "960"]
     cells = {row.split()[0]: re.split("  +", row)[1:] for row in rows}
     gains = np.array([training["reach"]["gains"] for training in probed[0]["window"]])
@@ -55,7 +56,7 @@ def test_the_table_has_every_gain_and_the_report_holds_both(probed):
 
 def test_without_a_probe_the_report_says_nothing_of_it():
     metrics, metadata = make_experiment()
-    assert reach_claims(metrics) == reach_lines(metrics) == []
+    assert reach_claims(metrics) == reach_section(metrics).parts == []
     assert "Reach" not in format_report(metrics, metadata)
 
 

@@ -5,8 +5,9 @@ import pytest
 from conftest import make_experiment
 
 from analysis.report import format_report
-from analysis.spread import groups, loss_lines, unsteady
+from analysis.spread import groups, loss_section, unsteady
 from analysis.warnings import find_warnings
+from analysis.words import section_lines
 
 
 def with_losses(losses):
@@ -73,9 +74,10 @@ def test_an_arm_alone_has_no_others_to_be_compared_with():
 def test_a_block_that_failed_is_a_gap_and_many_blocks_have_no_table():
     metrics, _ = make_experiment(3)
     metrics["window"][1] |= {"status": "diverged", "val_loss": float("nan")}
-    lines = loss_lines(metrics)
+    lines = section_lines(loss_section(metrics))
     assert lines[1].split() == ["block", "1", "2", "3"]
     first, gap, last = lines[3].split()[1:]
     assert gap == "-" and float(first) == pytest.approx(metrics["window"][0]["val_loss"], abs=5e-5)
     assert float(last) == pytest.approx(metrics["window"][2]["val_loss"], abs=5e-5)
-    assert loss_lines(make_experiment(11)[0]) == loss_lines(make_experiment(1)[0]) == []
+    for blocks in (1, 11):
+        assert loss_section(make_experiment(blocks)[0]).parts == []

@@ -4,9 +4,14 @@ import math
 
 import numpy as np
 
+from analysis.words import report_text
 from attention import density
 from benchmarks.picture import plot_benchmark, plot_scaling
-from benchmarks.tables import ALL_KEYS, FORWARD, TRAINING, results_text
+from benchmarks.tables import ALL_KEYS, FORWARD, TRAINING, result_sections
+
+
+def results_text(records, skipped):
+    return report_text(result_sections(records, skipped))
 
 
 def test_a_time_that_is_missing_is_a_dash_and_its_reason_is_told():
