@@ -15,13 +15,15 @@ from pathlib import Path
 import torch
 
 from analysis.warnings import disturbances
+from analysis.words import report_text
 from benchmarks.attention import measure_attention
 from benchmarks.options import build_parser, complete, problems_of
 from benchmarks.peers import known_peers
-from benchmarks.picture import plot_benchmark
+from benchmarks.picture import benchmark_page
 from benchmarks.steps import measure_decode_steps, measure_steps
-from benchmarks.tables import FORWARD, ONE_TOKEN, TRAINING, benchmark_text
+from benchmarks.tables import FORWARD, ONE_TOKEN, TRAINING
 from figures.look import save_figures
+from figures.page import write_page
 from machine.command import DISTURBED, DONE, checked_options, run_command, say
 from machine.describe import describe_environment
 from machine.files import check_writable, write_json
@@ -66,9 +68,13 @@ def tell(args):
             content["skipped"] += failed
             write_json(path, content)
     finally:  # what was measured before an interruption is shown too
-        written = [path] if content["records"] else []
-        written += save_figures(plot_benchmark(content), args.plots_dir)
-        print(benchmark_text(content), flush=True)
+        page = benchmark_page(content)
+        figures, written = page.draw(), []
+        if content["records"]:
+            written = [path, path.with_suffix(".html")]
+            write_page(written[1], page, figures)
+        written += save_figures(figures, args.plots_dir)
+        print(report_text(page.sections), flush=True)
         say("written: " + ", ".join(map(str, written)))
     return DISTURBED if any(map(disturbances, content["records"])) else DONE
 

@@ -18,11 +18,13 @@ import torch
 from analysis.answers import answers
 from analysis.metrics import RESULTS_NAME
 from analysis.report import write_report
+from analysis.rows import write_rows
 from analysis.values import in_order
 from analysis.words import Section, report_text
 from attention.rotary import POSITIONS
 from experiment.run import dry_run, run_experiment
-from figures.all import FIGURES, create_all_plots
+from figures.all import experiment_page
+from figures.page import PAGE_NAME, save_drawn, write_page
 from machine import ranks
 from machine.command import (
     DONE,
@@ -239,15 +241,20 @@ def tell(arguments, argv):
 
 
 def report_results(config, metrics, metadata):
-    """Write and print the report and draw the plots; returns the exit code."""
-    report_path, report = write_report(metrics, metadata, config.output_dir)
-    paths = [Path(config.output_dir) / f"{RESULTS_NAME}.npz", report_path]
+    """Write the report, the figures and the rows, print the report; returns the exit code."""
+    folder = Path(config.output_dir)
+    report_path, report = write_report(metrics, metadata, folder)
+    paths = [folder / f"{RESULTS_NAME}.npz", report_path, *write_rows(metrics, folder)]
     trainings = in_order(metrics)
     ended_well = [training for training in trainings if training["status"] == "ok"]
     if ended_well:
-        figures = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
-        remove_leftovers(config.plots_dir, figures)
-        paths += create_all_plots(metrics, metadata, config.plots_dir)
+        page = experiment_page(metrics, metadata)
+        names = [f"{name}.{kind}" for name in page.known for kind in ("png", "pdf")]
+        remove_leftovers(config.plots_dir, names)
+        figures = page.draw()
+        paths += save_drawn(page, figures, config.plots_dir)
+        write_page(folder / PAGE_NAME, page, figures)
+        paths.append(folder / PAGE_NAME)
     print(report, flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
     print(report_text([Section("", answers(metrics, metadata))]), end="", flush=True)  # at the end

@@ -7,31 +7,21 @@ pyplot: nothing stays open, and no backend or style of a notebook changes.
 """
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
-from analysis.metrics import fitting, load_experiment
-from benchmarks.picture import plot_benchmark
-from figures.all import create_all_plots
-from figures.look import save_figures
+from analysis.metrics import fitting
+from figures.page import save_drawn
 from machine.command import UserError, checked_options, run_command
-from metrics_utils import saved_kind
-from studies.pictures import plot_study
-from studies.saved import read_study
+from metrics_utils import page_of
 
 
 def create_plots(path, plots_dir):
     """Draw the figures of a result file; returns the paths written."""
-    kind = saved_kind(path)
-    if kind == "experiment":
-        return create_all_plots(*load_experiment(path), plots_dir)
-    if kind == "study":
-        return save_figures(plot_study(read_study(path)), plots_dir)
-    figures = plot_benchmark(json.loads(Path(path).read_bytes()))
+    page = page_of(path)
+    figures = page.draw()
     if not figures:
         raise UserError(f"{path}: steps have no figure: python metrics_utils.py {path} prints them")
-    return save_figures(figures, plots_dir)
+    return save_drawn(page, figures, plots_dir)
 
 
 def draw(arguments):

@@ -17,13 +17,15 @@ from analysis.metrics import (
     load_metrics,
     save_metrics,
 )
-from analysis.report import format_report
 from analysis.values import print_metrics_summary
-from benchmarks.tables import benchmark_text
+from analysis.words import report_text
+from benchmarks.picture import benchmark_page
+from figures.all import experiment_page
+from figures.page import write_page
 from machine.command import run_command
 from machine.files import read_file
+from studies.pictures import study_page
 from studies.saved import read_study
-from studies.tables import format_study
 
 __all__ = ["load_experiment", "load_metrics", "main", "print_metrics_summary", "save_metrics"]
 
@@ -39,21 +41,23 @@ def saved_kind(path):
     return KINDS.get(first and first[1], "experiment")
 
 
-def text_of(path):
-    """The report of a saved experiment, or the tables of a study or a benchmark."""
+def page_of(path):
+    """What a result file says, an experiment's, a study's or a benchmark's, as a Page."""
     kind = saved_kind(path)
     if kind == "experiment":
-        return format_report(*load_experiment(path))
+        return experiment_page(*load_experiment(path))
     if kind == "study":
-        return format_study(read_study(path))
-    return benchmark_text(json.loads(Path(path).read_bytes()))
+        return study_page(read_study(path))
+    return benchmark_page(json.loads(Path(path).read_bytes()))
 
 
 def print_report(arguments):
-    """Load a result file and print what it says."""
+    """Load a result file, print what it says, and write it as a page where that is asked for."""
     with fitting(arguments.results):
-        report = text_of(arguments.results)
-    print(report)
+        page = page_of(arguments.results)
+        if arguments.html:
+            write_page(arguments.html, page, page.draw())
+    print(report_text(page.sections))
 
 
 def main(argv=None):
@@ -67,6 +71,7 @@ def main(argv=None):
     )
     default = f"output/{RESULTS_NAME}.json"
     parser.add_argument("results", nargs="?", default=default, help="saved metrics, .json or .npz")
+    parser.add_argument("--html", metavar="FILE", help="write it as one page with figures too")
     return run_command(parser, print_report, argv)
 
 

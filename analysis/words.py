@@ -1,5 +1,6 @@
 """Numbers, intervals and tables as text: the one place that decides digits and signs."""
 
+import json
 import textwrap
 from typing import NamedTuple
 
@@ -84,6 +85,12 @@ def text_table(rows):
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def fact_table(facts):
+    """{name: value} as a table; a dict or list in a value as JSON."""
+    rows = [[k, v if isinstance(v, str) else json.dumps(v)] for k, v in facts.items()]
+    return [["name", "value"], *rows]
 
 
 def section_lines(section):

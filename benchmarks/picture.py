@@ -1,13 +1,17 @@
 """The picture of the attention benchmark: a share of full attention's time over length."""
 
+from functools import partial
+
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from analysis.warnings import disturbances
-from benchmarks.tables import ALL_KEYS, FORWARD, TRAINING, title_of
+from analysis.words import Section, fact_table
+from benchmarks.tables import ALL_KEYS, FORWARD, TRAINING, benchmark_sections, title_of
 from figures.frame import length_axis, log_axis
 from figures.look import OUR_LOOK, WIDTH
+from figures.page import Page
 
 MARKERS = "os^DvP<*>X"
 
@@ -19,6 +23,17 @@ def plot_benchmark(content):
     if any(map(disturbances, records)):
         title += "; DISTURBED, not to be quoted"
     return {"attention_scaling": plot_scaling(records, title)} if records else {}
+
+
+def benchmark_page(content):
+    """A benchmark as a Page."""
+    facts = content["options"] | content["environment"]
+    return Page(
+        "Benchmark of attention",
+        benchmark_sections(content),
+        [Section("Options and machine", [fact_table(facts)])],
+        partial(plot_benchmark, content),
+    )
 
 
 @OUR_LOOK
@@ -46,6 +61,7 @@ def plot_scaling(records, title):
     axes[0].set_ylabel("time as a share of full attention's")
     figure.legend(handles.values(), handles, loc="outside right center", fontsize=7)
     figure.suptitle(f"{title}. Dashed: pairs kept", fontsize=8)
+    figure.set_label(f"Time as a share of full attention's over the sequence length. {title}")
     return figure
 
 

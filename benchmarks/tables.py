@@ -4,7 +4,7 @@ Nothing is measured here, and no torch needed; a record is the dict that the JSO
 """
 
 from analysis.warnings import disturbances
-from analysis.words import Section, report_text
+from analysis.words import Section
 from machine.command import counted
 from machine.files import missing_to_none
 
@@ -75,11 +75,6 @@ def result_sections(records, skipped):
     if any(map(disturbances, records)):
         notes.append("!: disturbed, not to be quoted; repeat it on an idle machine.")
     return [*found, Section("", notes + _skipped_texts(skipped))]
-
-
-def benchmark_text(content):
-    """``benchmark_sections`` as text."""
-    return report_text(benchmark_sections(content))
 
 
 def _heading(record):

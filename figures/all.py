@@ -1,13 +1,16 @@
-"""The figures by name, one of them drawn, and all of them written."""
+"""The figures by name, one of them drawn, all of them written, and the experiment's page."""
 
+import shlex
 from functools import partial
-from itertools import product
-from pathlib import Path
 
 from analysis.reach import reach_records
+from analysis.report import TITLE, report_sections
+from analysis.rows import training_section
+from analysis.words import Section, fact_table
 from figures.curves import convergence, per_run, training_curves
 from figures.data import MEMORY, SPEED, VAL_LOSS, prepare
-from figures.look import OUR_LOOK, save_figures
+from figures.look import OUR_LOOK
+from figures.page import Page, save_drawn
 from figures.reach import reach
 from figures.validation import has_curves, validation
 from figures.values import distributions, final_losses, metrics_comparison, summary, tradeoff
@@ -35,11 +38,36 @@ def draw(name, data):
     return FIGURES[name](data)
 
 
-def create_all_plots(metrics, metadata, plots_dir):
-    """Draw and save the figures that there is something for; returns the paths written."""
+def draw_all(metrics, metadata):
+    """The figures that there is something for, {name: Figure}."""
     data = prepare(metrics, metadata)
     names = [name for name in FIGURES if name not in NEEDS or NEEDS[name](data.ok)]
-    others = set(FIGURES) - set(names)
-    for name, kind in product(others, ("png", "pdf")):  # of an earlier experiment
-        (Path(plots_dir) / f"{name}.{kind}").unlink(missing_ok=True)
-    return save_figures({name: draw(name, data) for name in names}, plots_dir)
+    return {name: draw(name, data) for name in names}
+
+
+def experiment_page(metrics, metadata):
+    """A saved experiment as a Page."""
+    facts = {**metadata["config"], **metadata["environment"], **metadata["data"]}
+    facts = {key: value for key, value in facts.items() if value is not None}
+    (first, *_) = metadata.get("processes") or [{}]  # files of the first version have none
+    again = [f"{key}: {value}" for key, value in (metadata["code"] or {}).items()]
+    if first.get("argv") is not None:  # as from a notebook
+        again = [shlex.join(["python", "main.py", *first["argv"]]), *again]
+    return Page(
+        TITLE,
+        report_sections(metrics, metadata),
+        [
+            training_section(metrics),
+            Section("To repeat it", again),
+            Section("Configuration, machine and data", [fact_table(facts)]),
+        ],
+        partial(draw_all, metrics, metadata),
+        tuple(FIGURES),
+        "9_summary",
+    )
+
+
+def create_all_plots(metrics, metadata, plots_dir):
+    """Draw and save the figures that there is something for; returns the paths written."""
+    page = experiment_page(metrics, metadata)
+    return save_drawn(page, page.draw(), plots_dir)

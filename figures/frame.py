@@ -30,6 +30,7 @@ def caption_below(fig, text):
     columns = int(CAPTION_COLUMNS * fig.get_figwidth() / WIDTH)
     lines = textwrap.wrap(text, columns, break_on_hyphens=False)
     fig.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="0.25")
+    fig.set_label(text)  # for those who cannot see it
 
 
 def count_trainings(data):
@@ -62,6 +63,7 @@ def finish(fig, data, title, caption, arms=None, extra=()):
     if data.partial:
         legend.get_title().set(text=f"{title} ({data.partial})", color="#B00000")
     caption_below(fig, f"{caption} {count_trainings(data)} {data.setting}")
+    fig.set_label(f"{title}. {fig.get_label()}")
     return fig
 
 

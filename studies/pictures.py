@@ -1,14 +1,18 @@
 """The figures of the two studies: what the arms take over the length, and patterns' trade-offs."""
 
+from functools import partial
+
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.values import ordered_arms
+from analysis.words import Section, fact_table
 from figures.frame import caption_below, handles_of, length_axis, log_axis, new_figure
 from figures.look import FAILED, MARGIN, OUR_LOOK, STYLES, arm_styles
+from figures.page import Page
 from studies.saved import NO_ROOM
-from studies.tables import measured_rows, points_of_kinds, setting
+from studies.tables import measured_rows, points_of_kinds, setting, study_sections
 
 LENGTH = "sequence length S (tokens)"
 # of an arm's summary: title and unit
@@ -25,6 +29,17 @@ def plot_study(content):
     if content["study"] == "patterns":
         return {"pattern_pareto": _plot_pareto(content)}
     return {"length_scaling": _plot_scaling(content), "length_quality": _plot_quality(content)}
+
+
+def study_page(content):
+    """A study as a Page."""
+    facts = content["config"] | {key: content[key] for key in ("device_name", "torch")}
+    return Page(
+        f"Study of {content['study']}",
+        study_sections(content),
+        [Section("Configuration and machine", [fact_table(facts)])],
+        partial(plot_study, content),
+    )
 
 
 def error_bars(estimates):

@@ -60,15 +60,15 @@ def points_of_kinds(content):
 
 
 def study_sections(content):
-    """A study: its setting, its warnings, what to use and a table for each kind of positions."""
+    """A study: what to use, its setting, its warnings, and a table for each kind of positions."""
     rows_of = _length_rows if content["study"] == "lengths" else pattern_rows
     found = [
+        Section("", uses(content["points"])),
         Section("", [f"Study of {content['study']}: {setting(content)}"]),
         Section("", warnings_of(content)),
     ]
     for kind, points in points_of_kinds(content).items():
-        table = table_of(rows_of(points))
-        found.append(Section(f"{kind} positions", [*uses(points), table]))
+        found.append(Section(f"{kind} positions", [table_of(rows_of(points))]))
     return [*found, Section("", [EXPLANATION])]
 
 
@@ -84,11 +84,11 @@ def table_of(rows):
 
 def uses(points):
     """What to use at each of these points, a text each; none of an earlier file's."""
-    found = [(point["seq_len"], point.get("recommendation")) for point in points]
     return [
-        f"Use at S {seq_len:,}: {recommendation_text(Recommendation(**recommendation))}"
-        for seq_len, recommendation in found
-        if recommendation
+        f"Use at S {point['seq_len']:,}, {point['positions']} positions: "
+        + recommendation_text(Recommendation(**point["recommendation"]))
+        for point in points
+        if "recommendation" in point
     ]
 
 

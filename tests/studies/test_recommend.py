@@ -22,17 +22,16 @@ def test_every_point_says_first_what_to_use(experiment_of):
     assert content["points"][0]["recommendation"] == found
     # w32-d0 is faster but worse
     assert found["use"] == "w96-d16" and found["confirmed"] is True
-    lines = format_study(content).splitlines()
-    place = lines.index("learned positions")
-    words = "Use at S 1,024: w96-d16, chosen from 3 patterns on 3 blocks, confirmed on"
-    assert lines[place + 1].startswith(words)
+    words = "Use at S 1,024, learned positions: w96-d16, chosen from 3 patterns on 3 blocks,"
+    assert format_study(content).startswith(words)
 
 
 def test_every_length_says_what_to_use(lengths):
     text = format_study(lengths)
     for length in ("256", "1,024"):
-        words = f"Use at S {length}: window, as good as fused and faster (4 blocks)"
-        assert text.count(words) == 2
+        for kind in ("learned", "rotary"):
+            words = f"Use at S {length}, {kind} positions: window, as good as fused and faster"
+            assert text.count(words) == 1
 
 
 def test_an_earlier_file_is_told_without(lengths, patterns):
@@ -63,7 +62,7 @@ def test_what_is_known_says_of_short_trainings_what_they_are(patterns, steps, sh
     assert f"Every training saw {steps * 2048:,} tokens" in text
     assert (f" {steps * 2048:,} tokens; longer training may rank" in text) is short
     assert text.count("\nw96-d4 ") == 2 and "\nw32-d0 " not in text
-    assert text.count("Use at S 1,024: w96-d16, chosen from 3") == 2
+    assert text.count("positions: w96-d16, chosen from 3") == 2
 
 
 def test_the_window_of_an_experiment_is_known_by_its_pattern(patterns):
@@ -81,8 +80,8 @@ def test_the_analysis_shows_what_was_measured(patterns, tmp_path, capsys, monkey
     write_json("output/pattern_study.json", patterns)
     assert analyze_hyperparameters.main(["--measured"]) == 0
     printed = capsys.readouterr().out
-    assert "MEASURED\nStudy of patterns: 2-core CPU" in printed
-    assert printed.count("Use at S 1,024: w96-d16, chosen from 3 patterns") == 2
+    assert "MEASURED\nUse at S 1,024, learned positions: w96-d16" in printed
+    assert printed.count("positions: w96-d16, chosen from 3 patterns") == 2
     assert (tmp_path / "plots/sparsity_speedup_tradeoff_len1024_measured.png").stat().st_size > 5000
 
 

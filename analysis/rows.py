@@ -1,0 +1,66 @@
+"""An experiment's trainings and their curves as rows, for spreadsheets and other programs."""
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+
+from analysis.metrics import NUMBERS, TEXTS
+from analysis.values import OUTCOMES, trainings_of
+from analysis.words import Section, amount
+from machine.files import atomic_write
+
+TRAININGS_NAME, CURVES_NAME = "trainings.csv", "curves.csv"
+CURVE_COLUMNS = ("arm", "block", "step", "tokens", "seconds", "training_loss", "validation_loss")
+
+
+def training_rows(metrics):
+    """A dict a training, in the order of time: its arm, and what metrics.py describes of it."""
+    trainings = sorted(trainings_of(metrics), key=lambda pair: pair[1]["index"])
+    return [{"arm": arm, **{key: t[key] for key in (*NUMBERS, *TEXTS)}} for arm, t in trainings]
+
+
+def curve_rows(metrics):
+    """A dict a step of every training, with the keys of CURVE_COLUMNS.
+
+    Its validation loss is "" but where one was measured at the end of the step.
+    """
+    for arm, trainings in metrics.items():
+        for t in trainings:
+            curve = t["curve"] or {"steps": [], "losses": []}
+            validation = dict(zip(curve["steps"], curve["losses"], strict=True))
+            series = t["tokens_seen"], np.cumsum(t["step_seconds"], dtype=float), t["losses"]
+            for step, values in enumerate(zip(*series, strict=True), start=1):
+                row = arm, t["block"], step, *(value.item() for value in values)
+                yield dict(zip(CURVE_COLUMNS, (*row, validation.get(step, "")), strict=True))
+
+
+def write_rows(metrics, output_dir):
+    """Write trainings.csv and curves.csv into ``output_dir``; returns their paths."""
+    columns = {TRAININGS_NAME: ("arm", *NUMBERS, *TEXTS), CURVES_NAME: CURVE_COLUMNS}
+    rows = {TRAININGS_NAME: training_rows(metrics), CURVES_NAME: curve_rows(metrics)}
+    paths = []
+    for name in columns:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns[name])
+        writer.writeheader()
+        writer.writerows(rows[name])
+        paths.append(Path(output_dir) / name)
+        content = text.getvalue().encode(errors="backslashreplace")
+        atomic_write(paths[-1], lambda file, content=content: file.write(content))
+    return paths
+
+
+def training_section(metrics):
+    """Every training in a line, in the order of time."""
+    table = [["block", "arm", "place", "seed", "status", *(f"{n} ({u})" for _, n, u in OUTCOMES)]]
+    for row in training_rows(metrics):
+        place = str(row["position"] + 1)
+        cells = [str(row["block"] + 1), row["arm"], place, str(row["seed"]), row["status"]]
+        measured = [
+            amount(None if math.isnan(row[key]) else row[key], unit) for key, _, unit in OUTCOMES
+        ]
+        table.append([*cells, *measured])
+    return Section("Every training", [table])

@@ -1,0 +1,71 @@
+"""A result as one page of HTML: what its report says, its figures, and what lies behind them."""
+
+import io
+import re
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import matplotlib
+
+from figures.look import OUR_LOOK, save_figures
+from machine.files import atomic_write
+
+PAGE_NAME = "report.html"
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+
+
+class Page(NamedTuple):
+    """What a result file says, in whatever form.
+
+    sections, details: of analysis.words.Section; the first of the sections are the answers, the
+    details are for who wants to repeat or check it.  draw() gives {name: Figure}, of which each
+    has its text for those who cannot see it as its label; known: the names of all figures that
+    such a result can have, where that differs; lead: that of the figure to be seen first.
+    """
+
+    title: str
+    sections: list
+    details: list
+    draw: Callable
+    known: tuple = ()
+    lead: str = ""
+
+
+def save_drawn(page, figures, plots_dir):
+    """Save the figures that were drawn and remove those of an earlier result; the paths written."""
+    for name, kind in product(set(page.known) - set(figures), ("png", "pdf")):
+        (Path(plots_dir) / f"{name}.{kind}").unlink(missing_ok=True)
+    return save_figures(figures, plots_dir)
+
+
+@OUR_LOOK
+def _svg(name, figure):
+    """A figure as an svg element; its ids begin with its name, for a page has several."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # equal figures have equal bytes
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=150)
+    svg = buffer.getvalue()
+    svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    return re.sub(r' width="\S+" height="\S+"', "", svg, count=1)  # as wide as the page
+
+
+def html(page, figures):
+    """The whole page as text; ``figures`` are those that ``page.draw`` made."""
+    drawn = {name: (figure.get_label(), _svg(name, figure)) for name, figure in figures.items()}
+    return TEMPLATES.get_template("page.html").render(page=page, figures=drawn)
+
+
+def write_page(path, page, figures):
+    """Write ``html`` as a file that needs no other."""
+    text = html(page, figures).encode(errors="backslashreplace")
+    atomic_write(path, lambda file: file.write(text))
