@@ -4,6 +4,7 @@ A GPU is asked through NVML, by NVIDIA's binding ``pynvml`` (package nvidia-ml-p
 not installed, or there is no driver, nothing is known of it.
 """
 
+import contextlib
 import functools
 import os
 
@@ -51,7 +52,9 @@ def device_state(device):
     ``load_average_1min`` is that of the host; for a GPU there are MHz and degrees Celsius too,
     each None where it does not tell.  Not for inside a timed region.
     """
-    load = {"load_average_1min": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
+    load = {}
+    with contextlib.suppress(AttributeError, OSError):  # Windows has none, a container may hide it
+        load["load_average_1min"] = os.getloadavg()[0]
     of_gpu = _gpu_state(device) if device.type == "cuda" else {}
     return load | of_gpu or None
 
