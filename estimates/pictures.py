@@ -111,7 +111,7 @@ def draw_cost(axes, a):
     full = a.pair_flops * np.array(a.pairs, dtype=float)
     sparse = full * (1, 1, 1, 0)
     names = "attention\nfull", "attention\nsparse", "whole step\nfull", "whole step\nsparse"
-    linear = [[0], [0], [a.linear_flops], [a.linear_flops]]
+    linear = np.array([[0], [0], [a.linear_flops], [a.linear_flops]], dtype=float)
     flops = np.hstack([linear, [full, sparse] * 2])  # (rows, parts)
     totals = flops.sum(axis=1)
     percent = 100 * flops / totals[[0, 0, 2, 2], None]

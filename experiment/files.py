@@ -58,6 +58,9 @@ def _lock(folder):
             f"{folder}: another experiment is writing there: wait for it or choose another "
             "--output-dir"
         ) from None
+    except OSError as error:
+        error.filename = str(folder / LOCK_NAME)  # that of a disk without locks names no file
+        raise
     # of writes that a killed process did not end
     remove_leftovers(folder, (PLAN_NAME, TOKENIZER_NAME, *RESULTS))
     remove_leftovers(folder / RUNS_NAME, ["*"])

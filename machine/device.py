@@ -8,9 +8,10 @@ import torch
 
 from machine.command import counted
 
-# Every form in which CUDA, its libraries or the system say that memory ran out; the last is how
-# the system ends a process for want of memory.
-MEMORY_SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "exit code -9")
+# Every form in which CUDA, its libraries or the system say that memory ran out, the second on
+# Windows; the last is how the system ends a process for want of memory.
+MEMORY_SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+MEMORY_SIGNS += ("exit code -9",)
 
 
 def resolve_device(name):

@@ -57,7 +57,7 @@ def device_state(device):
     Not for inside a timed region.
     """
     load = {}
-    if hasattr(os, "getloadavg"):
+    with suppress(AttributeError, OSError):  # Windows has none, a container may hide it
         load = {"load_average_1min": os.getloadavg()[0], "cores": _cores()}
     of_gpu = _gpu_state(device) if device.type == "cuda" else {}
     return load | _core_seconds() | of_gpu or None

@@ -2,8 +2,8 @@
 
 import argparse
 import math
-import operator
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePath
 
 import torch
 
@@ -269,12 +269,12 @@ def arm_density(config, arm):
 
 
 def _plain(value):
-    """Lists, from JSON, as tuples; whole numbers of numpy's, which JSON does not take, as ints."""
+    """Lists, from JSON, as tuples; what JSON does not take, of numpy or a path, as Python's own."""
+    if hasattr(value, "tolist"):  # a number, too
+        value = value.tolist()
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        return value
-    return operator.index(value)
+    return str(value) if isinstance(value, PurePath | torch.device) else value
 
 
 def _check_field(item, value):
@@ -283,8 +283,8 @@ def _check_field(item, value):
     choices = item.metadata.get("argparse", {}).get("choices")
     if choices and value not in choices:
         raise ValueError(f"{flag} {value!r}: choose one of {', '.join(choices)}")
-    if item.type is float and not 0 < value < math.inf:
-        raise ValueError(f"{flag} must be a positive number, got {value}")
+    if item.type is float and not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ValueError(f"{flag} must be a positive number, got {value!r}")
     if item.type is bool and not isinstance(value, bool):
         raise ValueError(f"{flag} must be True or False, got {value!r}")
     if item.type not in (int, int | tuple):

@@ -68,7 +68,8 @@ def _resident_mb(field):
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+        told = (int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+        return next(told, math.nan)
     if sys.platform != "darwin":
         return math.nan
     import resource  # not on Windows

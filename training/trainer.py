@@ -25,9 +25,12 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def build_model(config, arm, vocab_size, device, seed):
-    """The arm's model on ``device``; equal seeds give every arm the same initial weights."""
+    """The arm's model on ``device``; equal seeds give every arm the same initial weights.
+
+    In float32 even where another library in the process has set another default.
+    """
     torch.manual_seed(seed)
-    return _new_model(config, arm, vocab_size).to(device)
+    return _new_model(config, arm, vocab_size).to(device, torch.float32)
 
 
 def _new_model(config, arm, vocab_size):

@@ -38,7 +38,9 @@ def test_a_long_mask_is_drawn_in_regions_of_the_mean_density():
     assert to_rgb(beyond.get_facecolor()) == pytest.approx(mixed)
 
 
-@pytest.mark.parametrize("pattern", [(96, 4), (96, 0), (96, 1), (1, 1, 1), (600, 3, 65_536)])
+@pytest.mark.parametrize(
+    "pattern", [(96, 4), (96, 0), (96, 1), (1, 1, 1), (600, 3, 65_536), (1, 4, 2**40)]
+)
 def test_the_picture_of_a_configuration_draws_its_costs(pattern):
     a = PatternAnalysis(*pattern)
     figure = plot_configuration(a)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 from conftest import ROOT, make_experiment
@@ -255,5 +256,15 @@ def test_the_lock_keeps_other_processes_out_and_ends_with_its_own(tmp_path):
 def test_a_lock_that_cannot_be_had_is_named(tmp_path):
     (tmp_path / ".lock").mkdir()
     with pytest.raises(OSError, match="Is a directory") as caught, locked(tmp_path):
+        pass
+    assert caught.value.filename == str(tmp_path / ".lock")
+
+
+def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
+    def unlockable(*_, timeout):  # NFS without its lock daemon: the error names no file
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", unlockable)
+    with pytest.raises(OSError, match="No locks available") as caught, locked(tmp_path):
         pass
     assert caught.value.filename == str(tmp_path / ".lock")

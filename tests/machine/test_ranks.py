@@ -23,8 +23,9 @@ def test_one_process_is_all_there_is():
 
 def test_a_command_alone_is_just_called(monkeypatch):
     assert ranks.run(lambda: 5) == 5
-    monkeypatch.setenv("WORLD_SIZE", "2")  # as another launcher's variable
-    assert ranks.run(lambda: 5) == 5
+    for size in ("2", ""):  # as another launcher's variable, or its empty one
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert ranks.run(lambda: 5) == 5
 
 
 def test_every_rank_needs_a_gpu_of_its_machine(monkeypatch):

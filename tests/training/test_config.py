@@ -4,10 +4,11 @@ import argparse
 import json
 import math
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import CPU, tiny_config
 
 from attention.choose import attention_plan
 from attention.pattern import density
@@ -60,6 +61,7 @@ def test_small_presets_have_data_of_a_small_vocabulary_and_a_sparse_pattern():
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
         ({"lr": 0.0}, "--lr must be a positive number, got 0.0"),
         ({"lr": math.nan}, "--lr must be a positive number, got nan"),
+        ({"lr": "3e-4"}, "--lr must be a positive number, got '3e-4'"),  # as a YAML file gives it
         ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"runs": 2.5}, "--runs must be a whole number, got 2.5"),
         ({"max_steps": 10**20}, "--max-steps must be at most 2,147,483,647"),
@@ -134,8 +136,10 @@ def test_every_field_with_a_help_is_an_option_that_tells_its_default():
     assert (parsed.window_size, parsed.dilation, parsed.deterministic) == (5, (3, 1), False)
 
 
-def test_numbers_of_numpy_are_whole_numbers():
+def test_what_json_does_not_take_is_made_plain():
     numbers = {"seed": np.int64(3), "window_size": [np.int64(5), np.uint8(6)]}
-    config = tiny_config(**numbers, n_heads=np.int32(2))
-    assert config == tiny_config(seed=3, window_size=(5, 6), n_heads=2)
+    numbers |= {"lr": np.float32(0.5), "stagger": np.bool_(True), "dilation": np.array([3, 4])}
+    config = tiny_config(**numbers, output_dir=Path("a", "b"), device=CPU)
+    plain = {"seed": 3, "window_size": (5, 6), "lr": 0.5, "stagger": True, "dilation": (3, 4)}
+    assert config == tiny_config(**plain, output_dir=str(Path("a", "b")), device="cpu")
     json.dumps(asdict(config))

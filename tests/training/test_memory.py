@@ -1,14 +1,16 @@
 """Memory on a CPU, measured in a child process."""
 
+import math
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from tiny import CPU, VOCABULARY, tiny_config
 
-from training.memory import child_peak_memory_mb
+from training.memory import _resident_mb, child_peak_memory_mb
 from training.trainer import build_model
 
 
@@ -41,3 +43,9 @@ print(len(before), *sorted(set(sys.modules) - before))
 def test_a_child_that_fails_says_why():
     with pytest.raises(RuntimeError, match=r"measures memory failed.*KeyError: 'nonsense'"):
         child_peak_memory_mb(tiny_config(), "nonsense", VOCABULARY, seed=1)
+
+
+def test_a_peak_that_the_system_does_not_tell_is_missing(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda path: "Name: python\nVmRSS: 2048 kB\n")  # gVisor
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    assert _resident_mb("VmRSS") == 2 and math.isnan(_resident_mb("VmHWM"))

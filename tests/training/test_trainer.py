@@ -100,3 +100,13 @@ def test_a_compiler_that_does_not_compile_is_one_line(monkeypatch, setting, word
         check_compiler(tiny_config(compile="default"), CPU)
     assert "\n" not in str(raised.value) and str(raised.value).endswith("choose --compile none")
     check_compiler(tiny_config(), CPU)
+
+
+def test_weights_are_float32_whatever_the_default():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # as some libraries do when they are imported
+    try:
+        model = make_trainer().model
+    finally:
+        torch.set_default_dtype(before)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
