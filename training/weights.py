@@ -77,7 +77,9 @@ def load_tokenizer(path, vocab_size):
         raise UserError(f"{path}: no tokenizer ({_one_line(error)})") from None
     known = about.get("tokenizer_sha256")  # weights of earlier versions have none
     if known not in (None, file_sha256(path)) or tokenizer.get_vocab_size() < vocab_size:
-        raise UserError(f"{path}: damaged, or not the tokenizer that the model was trained with")
+        raise UserError(
+            f"{path}: damaged, or not the tokenizer that {WEIGHTS_CONFIG_NAME} was written with"
+        )
     tokenizer.encode_special_tokens = True  # as in the data: a prompt cannot end the text
     return tokenizer
 

@@ -34,6 +34,7 @@ def stored(tmp_path):
     metrics, metadata = make_experiment(2, ("window", "fused"))
     metadata |= {"experiment_id": "abc", "schema_version": SCHEMA_VERSION, "steps": 4}
     metadata |= {"identity": {"code": "1"}, "processes": [], "mixed": []}
+    metadata["environment"]["variables"] = {}
     for arm, trainings in metrics.items():
         for training in trainings:
             training["order"] = ",".join(metadata["plan"]["orders"][training["block"]])

@@ -12,18 +12,14 @@ import gc
 import io
 import json
 import os
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import traceback
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, add_reach, make_experiment
 from fuzz.mutations import change_json, change_npy, change_npz, change_weights, damaged_bytes
 from small_experiment import TINY, write_data
@@ -87,8 +83,9 @@ def cases():
 
 
 def draw(made, plots_dir):
-    """In place of save_figures, and quicker: every figure is laid out, and none written."""
+    """In place of save_figures, and quicker: every figure is drawn, but not fitted nor written."""
     for figure in made.values():
+        figure.set_layout_engine("none")
         figure.draw_without_rendering()
     return []
 
@@ -200,16 +197,20 @@ def complaint(case, code, error, before):
         return None
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     named = path.name in error or (case.foreign and case.foreign in error)
+    if "nothing to draw" in error:  # all that went well is gone
+        return None
     if len(lines) != 1 or not named or (error.count("\n") > 1 and "holds another" not in error):
         return f"not one line that names the file: {error[:400]}"
     return None
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize("case", list(cases()), ids=str)
 def test_no_damage_to_a_file_ends_in_a_traceback(workplace, tmp_path, monkeypatch, case):
     monkeypatch.setattr(training_train, "child_peak_memory_mb", lambda *_: 12.5)
     monkeypatch.setattr(experiment_run, "estimate", lambda *_: 0)
     monkeypatch.setattr(gc, "collect", lambda: 0)
+    if case.file in (DATA, TOKENIZER):  # whose figures would be of any numbers
+        monkeypatch.setattr(compare_models, "create_all_plots", lambda *_: [])
     for module in (figures.all, create_model_plots, analyze_hyperparameters):
         monkeypatch.setattr(module, "save_figures", draw)
     folder, found = tmp_path / "copy", []
