@@ -55,6 +55,8 @@ def load_window_model(path=f"output/{WEIGHTS_NAME}", device="cpu"):
         )
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.device("meta"):  # sizes of other weights are found out before they take memory
+            GPTWindowModel(**about["arguments"]).load_state_dict(weights, assign=True)
         model = GPTWindowModel(**about["arguments"])
         model.load_state_dict(weights)
     # what torch raises over foreign weights has no common class, and much to say

@@ -14,6 +14,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +40,7 @@ from machine.files import file_sha256
 from training import train as training_train
 from training.prepare import END_OF_TEXT
 
-COPIES, FIRST = int(os.environ.get("FUZZ_COPIES", 4)), int(os.environ.get("FUZZ_FIRST", 0))
+COPIES, FIRST = int(os.environ.get("FUZZ_COPIES", 2)), int(os.environ.get("FUZZ_FIRST", 0))
 SECONDS = 30  # of one command
 BLOCKS = "--runs 2 --arms window fused --eval-every 2"
 DATA, TOKENIZER = "training_data.npy", "training_data.tokenizer.json"
@@ -80,6 +82,10 @@ def cases():
     for file in ("h100_pattern_study.json", f"{EXPERIMENT}.npz"):
         yield Case(file, results[file], analyze, f"--measured {file}")
     yield Case("h100_pattern_study.json", change_json, analyze, "96 4")
+
+
+CASES = list(cases())
+PROCESSES = [CASES[0], next(case for case in CASES if case.main is metrics_utils.main)]
 
 
 def draw(made, plots_dir):
@@ -204,7 +210,7 @@ def complaint(case, code, error, before):
     return None
 
 
-@pytest.mark.parametrize("case", list(cases()), ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_no_damage_to_a_file_ends_in_a_traceback(workplace, tmp_path, monkeypatch, case):
     monkeypatch.setattr(training_train, "child_peak_memory_mb", lambda *_: 12.5)
     monkeypatch.setattr(experiment_run, "estimate", lambda *_: 0)
@@ -223,3 +229,14 @@ def test_no_damage_to_a_file_ends_in_a_traceback(workplace, tmp_path, monkeypatc
         if wrong := complaint(case, *outcome(case), before):
             found.append(f"copy {copy}, {what}: {wrong}")
     assert not found, f"{len(found)} of {COPIES}:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("case", PROCESSES, ids=str)
+def test_a_process_of_its_own_ends_with_one_line(workplace, tmp_path, case):
+    shutil.copytree(workplace, tmp_path / "copy")
+    path = tmp_path / "copy" / case.file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    command = [sys.executable, ROOT / f"{case.main.__module__}.py", *case.arguments.split()]
+    done = subprocess.run(command, cwd=path.parents[case.file.count("/")], capture_output=True)
+    assert (done.returncode, done.stdout) == (2, b"") and done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(b"error: ") and path.name.encode() in done.stderr
