@@ -143,6 +143,7 @@ def _check_plan(metadata, now):
         raise ValueError(f"{len(plan['orders'])} orders, {len(plan['seeds'])} seeds")
     like = now | {"processes": [PROCESS], "mixed": [""]}
     like["environment"] = now["environment"] | {"variables": {}}
+    like["data"] = now["data"] | {"unigram_loss": 0.0, "bigram_loss": 0.0}  # known from the plan
     if differences(metadata["identity"], now["identity"]):  # a folder for other options
         like = {key: like[key] for key in ("processes", "mixed")}
     elif (plan["orders"], plan["seeds"]) != (now["plan"]["orders"], now["plan"]["seeds"]):
