@@ -183,8 +183,8 @@ def _read_training(path, metadata):
         with np.load(content, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].item())
             series = {key: arrays[key] for key in SERIES}
-        check_like(about["training"], TRAINING, "training")
         arm, training = about["arm"], checked_training(about["training"] | series)
+        check_like(training, TRAINING, "training")
         block = training["block"]
         order = metadata["plan"]["orders"][block]
         if not (
