@@ -1,8 +1,8 @@
 """Damaged files under every command that reads them: one line that names the file, no traceback.
 
-The gate tries a few copies of each file, always the same.  Many, by hand:
+The gate tries a few copies of each file, always the same.  Many, by hand, in half an hour:
 
-    FUZZ_COPIES=300 pytest tests/fuzz
+    (ulimit -v 12000000; FUZZ_COPIES=300 pytest tests/fuzz)
 
 A failure names its copy, so FUZZ_FIRST=217 FUZZ_COPIES=1 pytest tests/fuzz -k plan repeats it.
 """
@@ -100,7 +100,8 @@ def draw(made, plots_dir):
 def workplace(tmp_path_factory):
     """A folder with every kind of file, an experiment that one training waits in among them."""
     folder = tmp_path_factory.mktemp("workplace")
-    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         patch.setattr(training_train, "child_peak_memory_mb", lambda *_: 12.5)
         patch.setattr(compare_models, "create_all_plots", lambda *_: [])
         write_data(folder)
