@@ -195,8 +195,9 @@ def _read_training(path, metadata):
             and training["seed"] == metadata["plan"]["seeds"][block]
         ):
             raise ValueError("not what the plan says")
-        if training["status"] == "ok" and not np.isfinite(training["losses"]).all():
-            raise ValueError("losses that are not finite")
+        series = training["losses"], training["step_seconds"]
+        if training["status"] == "ok" and not np.isfinite(series).all():
+            raise ValueError("losses or times that are not finite")
     except Exception as error:  # numpy and zipfile raise a dozen kinds over damage
         raise MetricsError(f"{path}: damaged ({type(error).__name__}: {error})") from None
     return arm, training
