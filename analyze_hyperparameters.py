@@ -125,18 +125,20 @@ def analyze(arguments):
         analyses = asked_analyses(arguments)
     else:
         content, analyses = measured_analyses(arguments)
-    report = format_report(analyses, content)
-    if content is None:
-        known = load_study(KNOWN)
-        report += "\n" + known_text(known, f"results/{KNOWN.name}", asked_arms(arguments, analyses))
+    with fitting(arguments.measured or KNOWN):
+        report = format_report(analyses, content)
+        if content is None:
+            arms = asked_arms(arguments, analyses)
+            report += "\n" + known_text(load_study(KNOWN), f"results/{KNOWN.name}", arms)
     which = "" if analyses[0].seq_len == DEFAULT_SEQ_LEN else f"_len{analyses[0].seq_len}"
     if len(analyses) > 1 or content is not None:
         which += "_measured" * (content is not None)
         name = f"hyperparameter_analysis{which}"
-        figures = {
-            f"hyperparameter_comparison{which}": plot_comparison(analyses),
-            f"sparsity_speedup_tradeoff{which}": plot_tradeoff(analyses, content),
-        }
+        with fitting(arguments.measured):
+            figures = {
+                f"hyperparameter_comparison{which}": plot_comparison(analyses),
+                f"sparsity_speedup_tradeoff{which}": plot_tradeoff(analyses, content),
+            }
     else:
         (a,) = analyses
         (arm,) = arguments.arms or [f"w{a.window_size}-d{a.dilation}"]

@@ -112,6 +112,8 @@ def checked_training(training):
         checked[key] = training[key]
     for key, dtype in SERIES.items():
         checked[key] = np.array(training[key], dtype=dtype)  # of a JSON file: None is NaN
+        if checked[key].shape != (checked["total_steps"],):
+            raise ValueError(f"{key} {checked[key].shape} of {checked['total_steps']} steps")
     return checked
 
 

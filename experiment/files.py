@@ -23,18 +23,25 @@ from analysis.metrics import (
     RESULTS_NAME,
     SCHEMA_VERSION,
     SERIES,
+    TEXTS,
     MetricsError,
     checked_training,
 )
+from experiment.identity import differences
 from machine import ranks
 from machine.command import UserError, say
-from machine.files import atomic_write, read_file, remove_leftovers, to_json
+from machine.files import atomic_write, check_like, read_file, remove_leftovers, to_json
 from training.tokens import TOKENIZER_NAME
 from training.weights import WEIGHTS_CONFIG_NAME, WEIGHTS_NAME
 
 PLAN_NAME, RUNS_NAME, LOCK_NAME, ASIDE_NAME = "plan.json", "runs", ".lock", "set_aside"
 RESULTS = (f"{RESULTS_NAME}.npz", f"{RESULTS_NAME}.json", REPORT_NAME)
 RESULTS += (WEIGHTS_NAME, WEIGHTS_CONFIG_NAME)
+PROCESS = {"process": "", "environment": {}}
+REACH = {"passages": 0, "distances": [0]}
+REACH |= {key: [0.0] for key in ("gains", "gain_errors", "positions", "position_losses")}
+TRAINING = dict.fromkeys(TEXTS, "") | {"device_before": {}, "device_after": {}, "reach": REACH}
+TRAINING |= {"curve": {"steps": [0], "losses": [0.0]}}
 
 
 # the folder
@@ -137,8 +144,14 @@ def _check_plan(metadata, now):
         raise ValueError(f"an order is not of the arms {', '.join(arms)}")
     if len(plan["orders"]) != len(plan["seeds"]):
         raise ValueError(f"{len(plan['orders'])} orders, {len(plan['seeds'])} seeds")
-    for process in metadata["processes"]:
-        _ = process["process"], process["environment"]
+    like = now | {"processes": [PROCESS], "mixed": [""]}
+    like["environment"] = now["environment"] | {"variables": {}}
+    like["data"] = now["data"] | {"unigram_loss": 0.0, "bigram_loss": 0.0}  # known from the plan
+    if differences(metadata["identity"], now["identity"]):  # a folder for other options
+        like = {key: like[key] for key in ("processes", "mixed")}
+    elif (plan["orders"], plan["seeds"]) != (now["plan"]["orders"], now["plan"]["seeds"]):
+        raise ValueError("the orders or seeds are not those that its seed gives")
+    check_like(metadata, json.loads(to_json(like)), "plan")
 
 
 # finished trainings
@@ -174,6 +187,7 @@ def _read_training(path, metadata):
             about = json.loads(arrays["about"].item())
             series = {key: arrays[key] for key in SERIES}
         arm, training = about["arm"], checked_training(about["training"] | series)
+        check_like(training, TRAINING, "training")
         block = training["block"]
         order = metadata["plan"]["orders"][block]
         if not (
@@ -184,6 +198,9 @@ def _read_training(path, metadata):
             and training["seed"] == metadata["plan"]["seeds"][block]
         ):
             raise ValueError("not what the plan says")
+        series = training["losses"], training["step_seconds"]
+        if training["status"] == "ok" and not np.isfinite(series).all():
+            raise ValueError("losses or times that are not finite")
     except Exception as error:  # numpy and zipfile raise a dozen kinds over damage
         raise MetricsError(f"{path}: damaged ({type(error).__name__}: {error})") from None
     return arm, training

@@ -55,6 +55,8 @@ def load_window_model(path=f"output/{WEIGHTS_NAME}", device="cpu"):
         )
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.device("meta"):  # sizes of other weights are found out before they take memory
+            GPTWindowModel(**about["arguments"]).load_state_dict(weights, assign=True)
         model = GPTWindowModel(**about["arguments"])
         model.load_state_dict(weights)
     # what torch raises over foreign weights has no common class, and much to say
@@ -77,7 +79,9 @@ def load_tokenizer(path, vocab_size):
         raise UserError(f"{path}: no tokenizer ({_one_line(error)})") from None
     known = about.get("tokenizer_sha256")  # weights of earlier versions have none
     if known not in (None, file_sha256(path)) or tokenizer.get_vocab_size() < vocab_size:
-        raise UserError(f"{path}: damaged, or not the tokenizer that the model was trained with")
+        raise UserError(
+            f"{path}: damaged, or not the tokenizer that {WEIGHTS_CONFIG_NAME} was written with"
+        )
     tokenizer.encode_special_tokens = True  # as in the data: a prompt cannot end the text
     return tokenizer
 

@@ -144,7 +144,7 @@ def test_another_tokenizer_is_one_clear_line(folder, capsys):
     tokenizer.write_bytes(original)
     run(capsys, "x", "--tokens", "1")
     save_tokenizer(tokenizer, 270)
-    assert "not the tokenizer that the model was trained with" in refused(capsys, "x")
+    assert "not the tokenizer that window_model_config.json was" in refused(capsys, "x")
 
 
 def test_missing_and_foreign_weights_are_one_clear_line(folder, capsys):

@@ -35,6 +35,7 @@ def stored(tmp_path):
     metrics, metadata = make_experiment(2, ("window", "fused"))
     metadata |= {"experiment_id": "abc", "schema_version": SCHEMA_VERSION, "steps": 4}
     metadata |= {"identity": {"code": "1"}, "processes": [], "mixed": []}
+    metadata["environment"]["variables"] = {}
     for arm, trainings in metrics.items():
         for training in trainings:
             training["order"] = ",".join(metadata["plan"]["orders"][training["block"]])
@@ -148,13 +149,17 @@ def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(stored, monke
         ("plan", {"orders": [["window", "fused"]]}),
         ("plan", {"orders": [["window", "fused"]], "seeds": [1, 2]}),
         ("plan", {"orders": [["window", "other"]], "seeds": [1]}),
+        ("plan", {"seeds": [1, 2]}),
+        ("plan", {"primary": [[None, 1]]}),
+        ("config", {"world_size": "1"}),
+        ("data", {"val_rows": None}),
         ("processes", [{}]),
     ],
 )
 def test_a_damaged_plan_is_named_with_the_remedy(stored, key, value):
     folder, _, metadata = stored
-    if key == "plan" and value:
-        value = {**metadata["plan"], "seeds": None, **value}
+    if value and isinstance(value, dict):
+        value = metadata[key] | value
     (folder / "plan.json").write_text(json.dumps(metadata | {key: value}))
     with pytest.raises(UserError, match="--restart") as caught:
         read_plan(folder, metadata)
