@@ -23,8 +23,8 @@ from analysis.values import in_order
 from analysis.words import Section, report_text
 from attention.rotary import POSITIONS
 from experiment.run import dry_run, run_experiment
-from figures.all import experiment_page
-from figures.page import PAGE_NAME, save_drawn, write_page
+from figures.all import FIGURES, create_all_plots
+from figures.page import PAGE_NAME
 from machine import ranks
 from machine.command import (
     DONE,
@@ -248,13 +248,9 @@ def report_results(config, metrics, metadata):
     trainings = in_order(metrics)
     ended_well = [training for training in trainings if training["status"] == "ok"]
     if ended_well:
-        page = experiment_page(metrics, metadata)
-        names = [f"{name}.{kind}" for name in page.known for kind in ("png", "pdf")]
+        names = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
         remove_leftovers(config.plots_dir, names)
-        figures = page.draw()
-        paths += save_drawn(page, figures, config.plots_dir)
-        write_page(folder / PAGE_NAME, page, figures)
-        paths.append(folder / PAGE_NAME)
+        paths += create_all_plots(metrics, metadata, config.plots_dir, folder / PAGE_NAME)
     print(report, flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
     print(report_text([Section("", answers(metrics, metadata))]), end="", flush=True)  # at the end

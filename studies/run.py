@@ -44,10 +44,11 @@ def run_study(config, prepared, arguments, argv):
 
 
 def move_study_aside(folder, path, data):
-    """Rename an earlier study's folder, with the study's file in it, out of the way."""
+    """Rename an earlier study's folder, with the study's files in it, out of the way."""
     moved = move_aside(folder, data)
-    if moved and path.exists():
-        path.rename(moved / path.name)
+    for file in (path, path.with_suffix(".html")):
+        if moved and file.exists():
+            file.rename(moved / file.name)
 
 
 def report_study(content, path, plots_dir):

@@ -17,11 +17,13 @@ TINY += " --window-size 5 --dilation 3 --warmup-steps 2 --val-batches 1 --lr 1e-
 TINY += " --data training_data.npy --eval-every 0 --reach-passages 0"
 BLOCK = "--runs 1 --arms window fused"
 RESULTS = [
+    "curves.csv",
     "experiment_results.json",
     "experiment_results.npz",
     "improved_comparison_results.txt",
     "plan.json",
     "runs",
+    "trainings.csv",
     "window_model_config.json",
     "window_model_weights.pt",
 ]

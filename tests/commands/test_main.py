@@ -56,7 +56,7 @@ def test_results_report_weights_and_plots(workplace, monkeypatch, capsys):
     monkeypatch.setattr(compare_models, "create_all_plots", create_all_plots)
     assert run_main("--runs 2") == 0
     printed = capsys.readouterr()
-    assert contents("output") == RESULTS
+    assert contents("output") == sorted([*RESULTS, "report.html"])
     assert len(contents("output/runs")) == 2 * 3 and len(contents("plots")) == 20
     report = Path("output/improved_comparison_results.txt").read_text(encoding="utf-8")
     first = report[: report.index("\n\n")]

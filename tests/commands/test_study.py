@@ -46,7 +46,10 @@ def test_a_study_of_lengths_trains_sums_up_and_goes_on(capsys):
     printed = capsys.readouterr()
     assert "learned positions" in printed.out and "rotary positions" in printed.out
     assert "point 4 of 4: rotary_24" in printed.err
-    assert "written: output/length_study.json, plots/length_scaling.png" in printed.err
+    assert (
+        "written: output/length_study.json, output/length_study.html, plots/length_scaling.png"
+        in printed.err
+    )
     before = identities()
     places = [(p["positions"], p["seq_len"], p["batch_size"]) for p in points()]
     assert places == [(k, s, 48 // s) for k in ("learned", "rotary") for s in (12, 24)]
@@ -96,14 +99,15 @@ def test_a_restarted_study_begins_anew_at_every_point(monkeypatch, capsys):
     assert run_main(f"{LENGTHS} --max-steps 5") == 0
     assert not set(before) & set(identities()) and len(identities()) == 2
     (earlier,) = Path("output").glob("length_study_earlier_*")
-    assert contents(earlier) == ["learned_12", "learned_24", "length_study.json"]
+    files = ["length_study.html", "length_study.json"]
+    assert contents(earlier) == ["learned_12", "learned_24", *files]
     assert (earlier / "length_study.json").read_bytes() == file
 
 
 def test_an_arm_named_by_a_pattern_is_the_window_arm_with_that_pattern(capsys):
     options = "--positions rotary --runs 1"
     assert run_main(f"--study patterns --patterns 5:0 9:2 {options}") == 0
-    assert "Use at S 24: " in capsys.readouterr().out
+    assert "Use at S 24, rotary positions: " in capsys.readouterr().out
     (point,) = json.loads(Path("output/pattern_study.json").read_text())["points"]
     assert list(point["arms"]) == ["fused", "w5-d0", "w9-d2"]
     options += " --arms window --window-size 9 --dilation 2 --schedule constant"
