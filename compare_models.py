@@ -23,6 +23,7 @@ from analysis.values import in_order
 from analysis.words import Section, report_text
 from attention.rotary import POSITIONS
 from experiment.run import dry_run, run_experiment
+from experiment.tensorboard import check_tensorboard, write_tensorboard
 from figures.all import FIGURES, create_all_plots
 from figures.page import PAGE_NAME
 from machine import ranks
@@ -55,7 +56,7 @@ from training.prepare import PRESET_DATA, prepare_data
 from training.tokens import load_dataset
 
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
-NOT_CONFIG += ("study", "seq_lens", "patterns")
+NOT_CONFIG += ("study", "seq_lens", "patterns", "tensorboard")
 
 
 def build_parser():
@@ -96,6 +97,13 @@ def build_parser():
         help="go on with an experiment although configuration, data, code or device differ; the "
         "results are marked",
         **switch,
+    )
+    parser.add_argument(
+        "--tensorboard",
+        metavar="DIR",
+        default=None,
+        help="write the losses of every training as logs of TensorBoard too, when all are done; "
+        "needs the package tensorboard",
     )
     add_study_options(parser)
     add_options(parser)
@@ -220,6 +228,10 @@ def tell(arguments, argv):
     with checked_options():
         config = config_from(arguments)
         points = points_from(arguments, config)
+        if arguments.tensorboard:
+            if points:
+                raise ValueError("--tensorboard does not go with --study")
+            check_tensorboard()
         ranks.from_first(ensure_data, config.data)
         if points:
             prepared = [
@@ -237,7 +249,11 @@ def tell(arguments, argv):
         dry_run(config, dataset, **how)
         return DONE
     results = run_experiment(config, dataset, **how, argv=argv)
-    return report_results(config, *results) if ranks.is_first() else DONE
+    if not ranks.is_first():
+        return DONE
+    if arguments.tensorboard:
+        write_tensorboard(*results, arguments.tensorboard)
+    return report_results(config, *results)
 
 
 def report_results(config, metrics, metadata):

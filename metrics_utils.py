@@ -22,7 +22,7 @@ from analysis.words import report_text
 from benchmarks.picture import benchmark_page
 from figures.all import experiment_page
 from figures.page import write_page
-from machine.command import run_command
+from machine.command import UserError, run_command
 from machine.files import read_file
 from studies.pictures import study_page
 from studies.saved import read_study
@@ -52,12 +52,24 @@ def page_of(path):
 
 
 def print_report(arguments):
-    """Load a result file, print what it says, and write it as a page where that is asked for."""
+    """Load a result file, print what it says, and write it in the forms that are asked for."""
+    if arguments.tensorboard:
+        write_logs(arguments.results, arguments.tensorboard)
     with fitting(arguments.results):
         page = page_of(arguments.results)
         if arguments.html:
             write_page(arguments.html, page, page.draw())
     print(report_text(page.sections))
+
+
+def write_logs(path, folder):
+    """An experiment's file as logs of TensorBoard; UserError for another kind of file."""
+    from experiment.tensorboard import check_tensorboard, write_tensorboard  # which needs torch
+
+    if saved_kind(path) != "experiment":
+        raise UserError(f"{path}: --tensorboard takes an experiment's file")
+    check_tensorboard()
+    write_tensorboard(*load_experiment(path), folder)
 
 
 def main(argv=None):
@@ -72,6 +84,8 @@ def main(argv=None):
     default = f"output/{RESULTS_NAME}.json"
     parser.add_argument("results", nargs="?", default=default, help="saved metrics, .json or .npz")
     parser.add_argument("--html", metavar="FILE", help="write it as one page with figures too")
+    logs = "write an experiment's losses as logs of TensorBoard too; needs torch and tensorboard"
+    parser.add_argument("--tensorboard", metavar="DIR", help=logs)
     return run_command(parser, print_report, argv)
 
 
