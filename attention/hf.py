@@ -9,10 +9,10 @@ The pattern is that of every layer of full attention.  Layers with a sliding win
 lies before it.  There ``sliding_window=W`` is W keys, which is window_size W - 1 here.
 
 A batch without padding goes to ``window_attention``, and so does a step of ``generate``.  Padding,
-packed sequences, chunks, static caches and what torch.compile traces take
-scaled_dot_product_attention with a mask that holds the pattern; such a mask of your own, (B, 1 or
-H, M, S), is taken as it is.  Distances are those of the places in a row; the sinks are the first
-tokens of a sequence that are not padding.
+packed sequences, chunks, static caches and compiled training (where transformers cannot see that
+nothing is packed) take scaled_dot_product_attention with a mask that holds the pattern.  Such a
+mask of your own, (B, 1 or H, M, S), is taken as it is.  Distances are those of the places in a row;
+the sinks are the first tokens of a sequence that are not padding.
 """
 
 import torch
@@ -58,10 +58,9 @@ def window_dilated_mask(
         return None
     query = torch.arange(q_length, device=mask.device)[:, None] + q_offset
     key = torch.arange(kv_length, device=mask.device) + kv_offset
-    near_and_far = pattern._replace(sink_tokens=0)
-    seen = heads_mask(query, key, kv_length + kv_offset, n_heads, near_and_far)
+    seen = heads_mask(query, key, kv_length + kv_offset, n_heads, pattern)
     seen = seen | (key > query)  # the model's to say, as of tokens within an image
-    if pattern.sink_tokens:
+    if pattern.sink_tokens:  # counted from a sequence's own first token
         seen = seen | (mask.cumsum(dim=-1) <= pattern.sink_tokens)
     return mask & seen
 

@@ -257,6 +257,13 @@ def test_what_is_whole_goes_to_window_attention(monkeypatch):
     assert set(calls) == {"window_attention"}
 
 
+def test_a_mask_counts_from_the_offsets(mask_of):
+    config = model_of("Llama", hf.NAME, **PATTERNS[0]).config
+    sizes = {"batch_size": 1, "q_length": 2, "kv_length": 6, "q_offset": 7, "kv_offset": 3}
+    expected = mask_of([[(0, 9)]], 9, **PATTERNS[0])[:, :1, 7:, 3:]
+    assert torch.equal(hf.window_dilated_mask(config=config, **sizes), expected)
+
+
 def test_what_lies_ahead_is_the_models_to_say():
     """As Gemma 3 has it for the tokens of an image."""
     config = model_of("Llama", hf.NAME, window_size=1, dilation=0).config
