@@ -288,6 +288,14 @@ def test_the_pattern_is_saved_with_the_configuration():
     assert hf.pattern_of(again) == hf.pattern_of(config) == (2, 3, 2, 1, True, 0)
 
 
+def test_a_model_that_is_there_takes_the_pattern():
+    model = model_of("Llama", "sdpa")
+    model.config.update(PATTERNS[0])
+    model.set_attn_implementation(hf.NAME)
+    expected = model_of("Llama", hf.NAME, **PATTERNS[0])
+    assert torch.equal(model(tokens(2, 21)).logits, expected(tokens(2, 21)).logits)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
