@@ -44,7 +44,7 @@ def build_parser():
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=raw)
     number = partial(parser.add_argument, type=int)
-    number("window_size", nargs="?", help="previous tokens that are all attended to, at least 1")
+    number("window_size", nargs="?", help="previous tokens that are all attended to; 0: none")
     number("dilation", nargs="?", help="beyond them every dilation-th token; 0: none, 1: all")
     number("seq_len", nargs="?", help="sequence length in tokens (default: 256)")
     number("--seq-len", dest="length", metavar="S", help="the same, also for the comparison")

@@ -18,7 +18,7 @@ OUTCOMES = (  # key, words, unit; for every one of them less is better
     ("val_loss", "validation loss", "nats"),
 )
 PATTERN_NAME = re.compile(
-    "w(NUMBER)-d(0|NUMBER)(-s)?(-f(NUMBER))?(-e(NUMBER))?".replace("NUMBER", "[1-9][0-9]{,8}")
+    "w(0|NUMBER)-d(0|NUMBER)(-s)?(-f(NUMBER))?(-e(NUMBER))?".replace("NUMBER", "[1-9][0-9]{,8}")
 )
 LONG_TOKENS = 100_000_000  # of a training; after a shorter one patterns may change places
 SMOKE_MARK = "smoke test: says nothing about time or quality"

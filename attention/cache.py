@@ -8,7 +8,7 @@ Shapes: B batch, H heads, D head_dim, n keys of a part.
 import torch
 
 from attention.kernels import ALL_KEYS, CHOICES, KERNELS
-from attention.pattern import FULL_HEAD, may_attend, whole
+from attention.pattern import FULL_HEAD, is_sink_alone, whole
 from attention.split import all_heads, split_kernels
 
 
@@ -130,8 +130,7 @@ class HeadCache:
             parts.append((*self.far[:, :, :, past % d, : past // d + 1], None))
         if sinks and slot > w:
             key = torch.arange(sinks, device=self.sink.device)
-            others = may_attend(slot, key, *self.head._replace(sink_tokens=0))
-            parts.append((*self.sink, may_attend(slot, key, *self.head) & ~others))
+            parts.append((*self.sink, is_sink_alone(slot, key, self.head)))
         return parts
 
 
@@ -211,11 +210,11 @@ class KeyValueCache:
         slot, found = self.filled - 1, []
         with torch.autocast(q.device.type, enabled=False):
             for cache, _, heads in self.groups:
-                found.append(_attend(q[:, :, heads], cache.parts(slot)))
+                found.append(attend_to_parts(q[:, :, heads], cache.parts(slot)))
         return all_heads(found, self.groups)
 
 
-def _attend(q, parts):
+def attend_to_parts(q, parts):
     """One softmax over the keys of all parts, q (B, 1, H, D) -> (B, 1, H, D)."""
     key_heads, head_dim = parts[0][0].shape[1], q.shape[3]
     rows = q.squeeze(1).unflatten(1, (key_heads, -1))  # (B, H of keys, queries that share it, D)

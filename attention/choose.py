@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 
 from attention.flex import flex_over_pattern
-from attention.full import fitted, sdpa, textbook
+from attention.full import checked, repeated, sdpa, textbook
 from attention.kernels import CHOICES
+from attention.last import by_mask, by_slices, can_gather
 from attention.masks import cached_mask
 from attention.pattern import Pattern, whole
 from attention.split import split_attention, split_kernels
@@ -82,11 +83,17 @@ def attention_plan(
     return Plan("split", f"from {least} tokens on split was measured to be faster")
 
 
-def window_attention(q, k, v, window_size, dilation, evaluation="auto", sink_tokens=0, **heads):
+def window_attention(
+    q, k, v, window_size, dilation, evaluation="auto", sink_tokens=0, scale=None, **heads
+):
     """Causal attention over the sliding-window + dilated pattern of ``may_attend``.
 
     q: (B, S, H, D), any floating dtype.  k, v: the same, or with a divisor of H heads, each of
     which serves H / that many neighbouring heads of q (grouped queries).  Returns (B, S, H, D).
+    q may have fewer tokens, those of the last queries (a step of decoding, or a chunk, over a cache
+    of keys and values): then there are ``masked`` and ``auto``, which for one query without
+    gradients reads the keys of its pattern alone, and else is masked.
+    scale: what the scores are multiplied by, 1 / sqrt(D) by default; q takes on another one.
     evaluation: ``dense`` (textbook), ``masked`` (scaled_dot_product_attention with the cached
     mask), ``split`` (cost follows the attended pairs), ``flex`` (one FlexAttention call, to be
     compiled on CUDA) or ``auto`` (see ``attention_plan``); all give the same result within
@@ -103,12 +110,25 @@ def window_attention(q, k, v, window_size, dilation, evaluation="auto", sink_tok
     Raises ValueError for tensors that do not fit one another, for what is no pattern, an unknown
     evaluation, or one that is not to be had for these tensors.
     """
-    q, k, v = fitted(q, k, v)
+    q, k, v = checked(q, k, v, fewer_queries=True)
     pattern = Pattern(window_size, dilation, sink_tokens, **heads).checked(q.shape[2])
     if evaluation not in EVALUATIONS:
         known = ", ".join(EVALUATIONS)
         raise ValueError(f"unknown window attention {evaluation!r}: choose one of {known}")
-    return _evaluate(q, k, v, pattern, evaluation)
+    usual = q.shape[3] ** -0.5
+    if scale is not None and scale != usual:
+        q = q * (scale / usual)
+    if q.shape[1] < k.shape[1]:
+        return _evaluate_last(q, k, v, pattern, evaluation)
+    return _evaluate(q, *repeated(k, v, q.shape[2]), pattern, evaluation)
+
+
+def _evaluate_last(q, k, v, pattern, evaluation):
+    """The same where q has fewer tokens than k and v."""
+    if evaluation not in ("auto", "masked"):
+        raise ValueError(f"{evaluation} needs as many queries as keys: choose masked or auto")
+    evaluate = by_slices if evaluation == "auto" and can_gather(q, k, v) else by_mask
+    return evaluate(q, k, v, pattern)
 
 
 def _evaluate(q, k, v, pattern, evaluation):

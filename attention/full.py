@@ -10,11 +10,11 @@ from attention.masks import cached_mask
 from attention.pattern import FULL
 
 
-def fitted(q, k, v, mask=None):
-    """q, k and v as all evaluations take them: in autocast's dtype, each with q's number of heads.
+def checked(q, k, v, fewer_queries=False):
+    """q, k and v in autocast's dtype; ValueError, with what differs, where they do not fit.
 
-    Raises ValueError, with what differs, where they or the mask do not fit one another.  The heads
-    of k and v may be fewer, a divisor of H.
+    The heads of k and v may be fewer than those of q, a divisor of them; with ``fewer_queries`` q
+    may have fewer tokens.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point():
@@ -29,18 +29,32 @@ def fitted(q, k, v, mask=None):
         raise ValueError(f"q, k and v must have one dtype and device, got {kinds}")
     B, S, heads, D = q.shape
     of_keys = k.shape[2]
+    if fewer_queries:
+        S = max(S, k.shape[1])
     alike = k.shape == v.shape == (B, S, of_keys, D)
     if not alike or not of_keys or heads % of_keys:
         shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in (("q", q), ("k", k), ("v", v)))
         raise ValueError(
             f"q, k and v must be alike, but for heads of k and v that divide those of q: {shapes}"
         )
+    return q, k, v
+
+
+def repeated(k, v, heads):
+    """k and v with this number of heads, a multiple of theirs."""
+    if k.shape[2] == heads:
+        return k, v
+    return [x.repeat_interleave(heads // x.shape[2], dim=2) for x in (k, v)]
+
+
+def fitted(q, k, v, mask=None):
+    """q, k and v ``checked``, with the mask, and each with q's number of heads."""
+    q, k, v = checked(q, k, v)
+    S = q.shape[1]
     if mask is not None and (mask.shape[-2:] != (S, S) or mask.device != q.device):
         found = f"{tuple(mask.shape)} on {mask.device}"
         raise ValueError(f"for {S} tokens on {q.device} mask must be ({S}, {S}), got {found}")
-    if of_keys < heads:
-        k, v = (x.repeat_interleave(heads // of_keys, dim=2) for x in (k, v))
-    return q, k, v
+    return q, *repeated(k, v, q.shape[2])
 
 
 def dense_attention(q, k, v, mask):

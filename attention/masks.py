@@ -6,7 +6,7 @@ Each is built once and shared by layers and steps.
 import torch
 
 from attention.kept import constant_of_a_graph, kept
-from attention.pattern import Pattern, window_mask
+from attention.pattern import Pattern, may_attend
 
 
 @constant_of_a_graph
@@ -17,17 +17,21 @@ def cached_mask(seq_len, n_heads, device, bias_dtype, *pattern):
     pattern: the values of a ``Pattern``.  bias_dtype: None for a mask, True = may attend; else its
     ``as_bias``, which scaled_dot_product_attention would make from the mask again in every call.
     """
-    mask = _heads_mask(seq_len, n_heads, Pattern(*pattern), device)
+    position = torch.arange(seq_len, device=device)
+    mask = heads_mask(position[:, None], position, seq_len, n_heads, Pattern(*pattern))
     return mask if bias_dtype is None else as_bias(mask, bias_dtype)
 
 
-def _heads_mask(seq_len, n_heads, pattern, device):
-    """(S, S) where all heads see the same, else (H, S, S)."""
+def heads_mask(query, key, seq_len, n_heads, pattern):
+    """Which of n keys M queries may attend to: (M, n) where all heads see the same, else (H, M, n).
+
+    query (M, 1) and key (n,): their positions, all below ``seq_len``.
+    """
     groups = pattern.like_heads(seq_len, n_heads)
-    found = [window_mask(seq_len, *head[:2], device, *head[2:]) for head, _ in groups]
+    found = [may_attend(query, key, *head) for head, _ in groups]
     if len(found) == 1:
         return found[0]
-    masks = found[0].new_empty((n_heads, seq_len, seq_len))
+    masks = found[0].new_empty((n_heads, *found[0].shape))
     for (_, heads), mask in zip(groups, found, strict=True):
         masks[heads] = mask
     return masks

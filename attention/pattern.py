@@ -53,6 +53,12 @@ class HeadPattern(NamedTuple):
 FULL_HEAD = HeadPattern(0, 1)
 
 
+def is_sink_alone(query, key, head):
+    """May the query attend to the key as a sink and as nothing else?  head: a ``HeadPattern``."""
+    others = may_attend(query, key, *head._replace(sink_tokens=0))
+    return may_attend(query, key, *head) & ~others
+
+
 class Pattern(NamedTuple):
     """What the heads of one layer attend to.
 

@@ -5,7 +5,7 @@ Shapes: B batch, S sequence length, H heads, D head_dim, N sink_tokens.
 
 import torch
 
-from attention.pattern import may_attend
+from attention.pattern import is_sink_alone
 
 
 def _sink_products(q, k, v, head, scale):
@@ -19,10 +19,8 @@ def _sink_products(q, k, v, head, scale):
     q, k, v = (x.transpose(1, 2).to(wide) for x in (q, k[:, :sinks], v[:, :sinks]))
     query = torch.arange(q.shape[2], device=q.device)[:, None]
     key = torch.arange(sinks, device=q.device)[None, :]
-    others = may_attend(query, key, *head._replace(sink_tokens=0))
-    kept = may_attend(query, key, *head) & ~others
     scores = q @ k.transpose(-2, -1) * scale  # (B, H, S, N)
-    return q, k, v, scores.masked_fill(~kept, float("-inf"))
+    return q, k, v, scores.masked_fill(~is_sink_alone(query, key, head), float("-inf"))
 
 
 def merge_sinks(out, lse, q, k, v, head, scale):

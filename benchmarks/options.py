@@ -84,7 +84,7 @@ def complete(args):
     least = dict.fromkeys(("seq_lens", "batch_size", "heads", "head_dim", "rounds", "layers"), 1)
     if args.tokens is not None:
         least["tokens"] = 1
-    for name, limit in (least | {"window_size": 1, "dilation": 0}).items():
+    for name, limit in (least | {"window_size": 0, "dilation": 0}).items():
         smallest = min(np.atleast_1d(getattr(args, name)))
         if smallest < limit:
             option = name.replace("_", "-")

@@ -37,7 +37,7 @@ class PatternAnalysis:
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            least = 0 if name in ("dilation", "sink_tokens", "stagger") else 1
+            least = 0 if name in ("window_size", "dilation", "sink_tokens", "stagger") else 1
             if name != "full_heads" and not least <= value <= LARGEST:
                 words = f"{name} must be a whole number from {least} to 2**40"
                 raise ValueError(f"{words}, got {value}")

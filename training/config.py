@@ -95,7 +95,10 @@ class ExperimentConfig:
     layers: int = _option(8, "decoder blocks")
     positions: str = _option("learned", "learned embeddings, or rotary ones", choices=POSITIONS)
     window_size: int | tuple = _option(
-        96, "near keys before each token; W,W,... gives one for each layer", group="pattern"
+        96,
+        "near keys before each token; W,W,... gives one for each layer",
+        least=0,
+        group="pattern",
     )
     dilation: int | tuple = _option(
         4,
@@ -323,7 +326,7 @@ def _check_together(config):
     if unknown or not config.arms:
         known = f"{', '.join(ARMS)}, or name a pattern, as w64-d8 for window_size 64, dilation 8"
         more = "and -s for stagger, -f1 for 1 full head a layer, -e4 for every 4th layer full"
-        limits = "window_size must be at least 1, numbers have at most nine digits"
+        limits = "numbers have at most nine digits"
         raise ValueError(f"--arms {' '.join(unknown)}: choose from {known}, {more} ({limits})")
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")

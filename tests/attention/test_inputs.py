@@ -41,7 +41,7 @@ def window(q, k, v):
         ({"v": X.to("meta")}, "torch.float32 on cpu, torch.float32 on meta"),
         ({"k": X[:, :5], "v": X[:, :5]}, r"must be alike.*k \(1, 5, 4, 6\), v \(1, 5, 4, 6\)"),
         ({"v": X[:, :5]}, r"must be alike.*v \(1, 5, 4, 6\)"),  # was read beyond its end
-        ({"q": X[:, :5]}, r"must be alike.*q \(1, 5, 4, 6\)"),
+        ({"q": X.repeat(1, 2, 1, 1)}, r"must be alike.*q \(1, 16, 4, 6\)"),
         ({"k": X.expand(2, -1, -1, -1)}, r"must be alike.*k \(2, 8, 4, 6\)"),
         ({"k": X[:, :, :3], "v": X[:, :, :3]}, r"divide those of q.*k \(1, 8, 3, 6\)"),
         ({"v": X[..., :3]}, r"must be alike.*v \(1, 8, 4, 3\)"),

@@ -52,6 +52,16 @@ def test_a_window_that_is_off_by_one_is_not_timed(timed):
     assert "gives other results than textbook attention" in missing["reason"]
 
 
+def test_attention_to_the_own_token_alone_is_timed():
+    """Its gradients of q and k are 0, so that no error is small beside them."""
+
+    def own_token(attends, case):
+        return lambda q, k, v: window_attention(q, k, v, 0, 0)
+
+    records, missing = measure("own", Peer("w0-d0", "", own_token), [TRAINING])
+    assert len(records) == 1 and not missing
+
+
 def test_a_window_longer_than_the_check_hides_no_error():
     peer = Peer("w500-d4", "", lambda attends, case: fused_attention)
     records, (missing,) = measure("full", peer, [FORWARD], 1024)

@@ -63,7 +63,7 @@ def test_every_configuration_has_files_of_its_own(tmp_path, monkeypatch):
     "arguments, named",
     [
         ("96", "needs a dilation"),
-        ("0 4", "window_size must be a whole number from 1 to 2**40, got 0"),
+        ("-1 4", "window_size must be a whole number from 0 to 2**40, got -1"),
         ("-3 4", "got -3"),
         ("96 -1", "dilation must be a whole number from 0 to 2**40, got -1"),
         ("96 4 0", "seq_len must be a whole number from 1 to 2**40, got 0"),

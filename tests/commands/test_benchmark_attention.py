@@ -91,7 +91,7 @@ def test_steps_give_a_table_and_json(run, tmp_path, capsys, name):
     ("options", "words"),
     [
         (["--seq-lens", "8", "0"], "--seq-lens must be at least 1, got 0"),
-        (["--window-size", "-1"], "--window-size must be at least 1, got -1"),
+        (["--window-size", "-1"], "--window-size must be at least 0, got -1"),
         (["--dilation", "-1"], "--dilation must be at least 0, got -1"),
         (["--patterns", "w96-d0-f9"], "full_heads must be a whole number from 0 to n_heads"),
         (["--step", "--patterns", "w96-d4"], "--patterns is for attention alone"),

@@ -86,7 +86,7 @@ def test_full_causal_patterns_gain_nothing(pattern):
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("window_size", 0),
+        ("window_size", -1),
         ("dilation", -1),
         ("seq_len", 0),
         ("d_model", 0),

@@ -57,7 +57,7 @@ def test_small_presets_have_data_of_a_small_vocabulary_and_a_sparse_pattern():
         ({"window_size": [5, 2.5]}, "--window-size must be a whole number, got 2.5"),
         ({"layers": (1, 2)}, r"--layers must be a whole number, got \(1, 2\)"),
         ({"sink_tokens": (1, 1)}, r"--sink-tokens must be a whole number, got \(1, 1\)"),
-        ({"window_size": 0}, "--window-size must be at least 1, got 0"),
+        ({"window_size": -1}, "--window-size must be at least 0, got -1"),
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
         ({"lr": 0.0}, "--lr must be a positive number, got 0.0"),
         ({"lr": math.nan}, "--lr must be a positive number, got nan"),
@@ -71,7 +71,6 @@ def test_small_presets_have_data_of_a_small_vocabulary_and_a_sparse_pattern():
         ({"dtype": "float16"}, "--dtype 'float16': choose one of float32, bfloat16"),
         ({"compile": "fast"}, "--compile 'fast': choose one of none"),
         ({"arms": ("window", "sparse")}, "--arms sparse: choose from baseline, window"),
-        ({"arms": ("w0-d4",)}, "--arms w0-d4: .*window_size must be at least 1"),
         ({"arms": ("w9-d03",)}, "--arms w9-d03: choose"),
         ({"arms": ("w9-d9999999999",)}, "-d9999999999: .* at most nine digits"),
         ({"arms": ("w9-d0-f5",)}, "--arms w9-d0-f5: full_heads must be .* n_heads, which is 2"),
@@ -91,7 +90,8 @@ def test_a_configuration_that_cannot_run_is_named(changes, words):
 
 
 def test_an_arms_name_says_its_heads():
-    config = tiny_config(n_heads=4, d_model=16, layers=4)
+    config = tiny_config(n_heads=4, d_model=16, layers=4, arms=("w0-d4",), window_size=0)
+    assert config.pattern_of("w0-d4")["window_size"] == 0
     name = "w9-d3-s-f1-e2"
     assert config.pattern_of(name) == {
         "window_size": 9,
