@@ -105,9 +105,9 @@ def length_axis(ax, lengths):
     ax.set_xlim(lengths[0] / 1.3, lengths[-1] * 1.3)  # ticks alone would let 1 in
 
 
-def log_axis(ax, unit):
+def log_axis(ax, unit, ticks=(1, 2, 5)):
     """A logarithmic vertical axis; unit: a format of x or a formatter."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_locator(LogLocator(subs=ticks))
     ax.yaxis.set_major_formatter(unit)
     ax.yaxis.set_minor_locator(NullLocator())

@@ -6,21 +6,16 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from analysis.answers import FULL_ATTENTION
 from analysis.values import ordered_arms
 from analysis.words import Section, fact_table
 from figures.frame import caption_below, handles_of, length_axis, log_axis, new_figure
-from figures.look import FAILED, MARGIN, OUR_LOOK, STYLES, arm_styles
+from figures.look import MARGIN, OUR_LOOK, arm_styles
 from figures.page import Page
-from studies.saved import NO_ROOM
-from studies.tables import measured_rows, points_of_kinds, setting, study_sections
+from studies.tables import measured_rows, points_of_kinds, setting, speed_up, study_sections
 
 LENGTH = "sequence length S (tokens)"
-# of an arm's summary: title and unit
-LENGTH_PANELS = {
-    "step_ms": ("step time", "{x:,g} ms"),
-    "peak_memory_mb": ("peak memory", "{x:,.0f} MB"),
-}
-LIMIT = {"color": "black", "ls": "--", "lw": 1}
+LIMIT = {"ls": "--", "lw": 1, "alpha": 0.7}
 
 
 @OUR_LOOK
@@ -28,7 +23,7 @@ def plot_study(content):
     """The study's figures: {file name without suffix: Figure}."""
     if content["study"] == "patterns":
         return {"pattern_pareto": _plot_pareto(content)}
-    return {"length_scaling": _plot_scaling(content), "length_quality": _plot_quality(content)}
+    return {"length_scaling": _plot_lengths(content)}
 
 
 def study_page(content):
@@ -56,73 +51,55 @@ def _caption(figure, content, text):
     caption_below(figure, f"{text} {setting(content)}")
 
 
-def _plot_scaling(content):
-    """Step time and peak memory over the length, log-log, a row a kind of positions."""
-    kinds, arms = points_of_kinds(content), content["points"][0]["arms"]
-    lengths = sorted({point["seq_len"] for point in content["points"]})
-    styles, sizes = arm_styles(arms), (len(kinds), len(LENGTH_PANELS), 0.9 + 2.2 * len(kinds))
-    figure, rows = new_figure(*sizes, sharex=True, sharey="col")
-    for column, (key, (name, unit)) in zip(rows.T, LENGTH_PANELS.items(), strict=True):
-        for ax, points in zip(column, kinds.values(), strict=True):
-            _scaling_panel(ax, points, key, styles)
-        for ax in column:  # after the bars, whose ends matplotlib would take for logarithms
-            length_axis(ax, lengths)
-            log_axis(ax, unit)
-        column[0].set_title(name)
-        column[-1].set_xlabel(LENGTH)
-    for ax, kind in zip(rows[:, 0], kinds, strict=True):
-        ax.set_ylabel(f"{kind} positions")
-    handles = handles_of(styles)
-    handles.append(Line2D([], [], **LIMIT, label="fused at the FLOP limit"))
-    if any(arm[NO_ROOM] for point in content["points"] for arm in point["arms"].values()):
-        handles.append(Line2D([], [], **FAILED, label="out of memory"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    _caption(figure, content, "Bars: 95 % t interval.")
-    return figure
-
-
-def _scaling_panel(ax, points, key, styles):
-    """Every arm's means over the length, where memory ran out, and fused at the FLOP limit."""
-    margin = {"transform": ax.get_xaxis_transform(), "clip_on": False}
-    for arm, style in styles.items():
-        _line_with_bars(ax, {p["seq_len"]: p["arms"][arm][key] for p in points}, style)
-        lost = [point["seq_len"] for point in points if point["arms"][arm][NO_ROOM]]
-        if lost:  # at the top, where the worst values would be
-            ax.plot(lost, [0.95] * len(lost), **FAILED | {"color": style.color}, **margin)
-    limits = {}  # what fused would take if its time followed the FLOPs that the pattern leaves
-    for point in points:
-        fused = point["arms"].get("fused", {}).get("step_ms")
-        if fused:
-            limits[point["seq_len"]] = fused["mean"] / point["step_limit"]
-    if key == "step_ms":
-        ax.plot(limits.keys(), limits.values(), **LIMIT, zorder=2)
-    ax.margins(y=0.15)
-
-
-def _line_with_bars(ax, estimates, style):
-    """Means over the length with their intervals, of {S: estimate, None where there is none}."""
-    measured = {length: estimate for length, estimate in estimates.items() if estimate}
-    if measured:
-        look = {**style.line, "marker": style.marker, "ms": 4.5, "lw": 1.3, "capsize": 2}
-        ax.errorbar(list(measured), *error_bars(measured.values()), **look)
-
-
-def _plot_quality(content):
-    """Validation loss of window minus fused over the length, with its interval and the margin."""
+def _plot_lengths(content):
+    """Every arm's speed and loss against fused over the length, a row a kind of positions."""
     kinds, margin = points_of_kinds(content), content["config"]["equivalence_margin"]
-    figure, (axes,) = new_figure(1, len(kinds), 3.0, sharey=True)
-    for ax, (kind, points) in zip(axes, kinds.items(), strict=True):
-        ax.axhspan(-margin, margin, **MARGIN)
-        ax.axhline(0, color="black", lw=0.8)
-        contrasts = {p["seq_len"]: p["contrasts"].get("window/fused") for p in points}
-        losses = {length: found and found["val_loss"] for length, found in contrasts.items()}
-        _line_with_bars(ax, losses, STYLES["window"])
-        length_axis(ax, [point["seq_len"] for point in points])
-        ax.set(title=f"{kind} positions", xlabel=LENGTH)
-    axes[0].set_ylabel("validation loss,\nwindow - fused (nats/token)")
+    pairs = dict.fromkeys(pair for point in content["points"] for pair in point["contrasts"])
+    arms = [arm for arm, reference in (pair.split("/") for pair in pairs) if reference == "fused"]
+    lengths = sorted({point["seq_len"] for point in content["points"]})
+    styles = arm_styles(arms)
+    figure, rows = new_figure(len(kinds), 2, 1.1 + 2.2 * len(kinds), sharex=True, sharey="col")
+    for (kind, points), (left, right) in zip(kinds.items(), rows, strict=True):
+        left.axhline(1, color="black", lw=0.8)
+        right.axhspan(-margin, margin, **MARGIN)
+        right.axhline(0, color="black", lw=0.8)
+        for arm, style in styles.items():
+            found = {p["seq_len"]: p["contrasts"].get(f"{arm}/fused") for p in points}
+            found = {length: contrast for length, contrast in found.items() if contrast}
+            gains = {length: speed_up(contrast["time"]) for length, contrast in found.items()}
+            _line_with_bars(left, gains, style)
+            losses = {length: contrast["val_loss"] for length, contrast in found.items()}
+            _line_with_bars(right, losses, style)
+            _limit_line(left, points, arm, style)
+        left.set_ylabel(f"{kind} positions")
+    for ax in rows.flat:  # after the bars, whose ends matplotlib would take for logarithms
+        length_axis(ax, lengths)
+    log_axis(rows[0, 0], "{x:,.2g}", (1, 1.5, 2, 3, 5, 7))
+    rows[0, 0].set_title("times as fast as fused")
+    rows[0, 1].set_title("validation loss - fused (nats/token)")
+    for ax in rows[-1]:
+        ax.set_xlabel(LENGTH)
+    handles = handles_of(styles)
+    handles.append(Line2D([], [], **LIMIT, color="0.5", label="limit by the FLOPs left"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     text = f"Bars: 95 % t interval, paired by block. Shaded: margin of {margin:g} nats."
     _caption(figure, content, text)
     return figure
+
+
+def _limit_line(ax, points, arm, style):
+    """How many times as fast a step were if its time followed the FLOPs the pattern leaves."""
+    here = [p["arms"][arm].get("step_limit") or p["step_limit"] for p in points]
+    if arm not in FULL_ATTENTION:
+        lengths = [point["seq_len"] for point in points]
+        ax.plot(lengths, here, **LIMIT, color=style.color, zorder=1, label=f"_{arm} limit")
+
+
+def _line_with_bars(ax, estimates, style):
+    """Means over the length with their intervals, of {S: estimate}."""
+    if estimates:
+        look = {**style.line, "marker": style.marker, "ms": 4.5, "lw": 1.3, "capsize": 2}
+        ax.errorbar(list(estimates), *error_bars(estimates.values()), **look)
 
 
 def _plot_pareto(content):

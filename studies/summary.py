@@ -72,9 +72,14 @@ def _point(study, metrics, metadata):
     }
     if study == "patterns":
         return point | _about_patterns(metrics, metadata, point["arms"])
-    references = [arm for arm in ("fused", "baseline") if {"window", arm} <= set(metrics)]
+    for arm in patterns_of(metrics):
+        point["arms"][arm] |= _limits(metadata, arm_density(config, arm))
+    pairs = [(arm, "fused") for arm in point["arms"] if arm != "fused"]
+    pairs += [(arm, "baseline") for arm in patterns_of(metrics)]
     point["contrasts"] = {
-        f"window/{arm}": _contrast(metrics, metadata, ("window", arm)) for arm in references
+        f"{arm}/{reference}": _contrast(metrics, metadata, (arm, reference))
+        for arm, reference in pairs
+        if reference in metrics
     }
     point["evaluation"] = metadata["pattern"]["evaluation"]
     return point | _limits(metadata, metadata["pattern"]["density"])

@@ -114,7 +114,8 @@ def _length_rows(points):
         }
         row |= {f"step {arm} (ms)": _step_ms(found) for arm, found in point["arms"].items()}
         for pair, contrast in point["contrasts"].items():
-            row |= _cells(contrast, pair.removeprefix("window/"))
+            arm, reference = pair.split("/")
+            row |= _cells(contrast, reference, f"{arm}: " * (arm != "window"))
         rows.append(row)
     return rows
 
@@ -137,14 +138,14 @@ def pattern_rows(points):
     return rows
 
 
-def _cells(contrast, reference):
-    """What a contrast says, {column: text}; "-" for None."""
+def _cells(contrast, reference, arm=""):
+    """What a contrast says, {column: text}; "-" for None.  arm: which, where it needs saying."""
     found = contrast or {"time": None, "memory": None, "val_loss": None}
     time, memory = found["time"], found["memory"]
     return {
-        f"faster than {reference}": estimate_text(time and speed_up(time), "{:.3f}"),
-        f"memory/{reference}": f"{memory['ratio']:.3f}" if memory else "-",
-        f"val. loss - {reference}": estimate_text(found["val_loss"], "{:+.4f}"),
+        f"{arm}faster than {reference}": estimate_text(time and speed_up(time), "{:.3f}"),
+        f"{arm}memory/{reference}": f"{memory['ratio']:.3f}" if memory else "-",
+        f"{arm}val. loss - {reference}": estimate_text(found["val_loss"], "{:+.4f}"),
     }
 
 

@@ -35,7 +35,7 @@ def test_the_probe_has_a_figure_where_there_was_one(tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("name", "figures"),
     [
-        ("h100_length_study", ["length_quality.png", "length_scaling.png"]),
+        ("h100_length_study", ["length_scaling.png"]),
         ("h100_pattern_study", ["pattern_pareto.png"]),
         ("h100_attention_heads_long", ["attention_scaling.png"]),
         ("h100_step_heads", []),

@@ -10,7 +10,7 @@ from studies.tables import measured_rows
 
 @pytest.mark.parametrize(
     "study, names",
-    [("lengths", ["length_scaling", "length_quality"]), ("patterns", ["pattern_pareto"])],
+    [("lengths", ["length_scaling"]), ("patterns", ["pattern_pareto"])],
 )
 def test_the_figures_are_saved_as_png_and_pdf(study, names, summed_up, tmp_path):
     paths = save_figures(plot_study(summed_up[study]), tmp_path)
@@ -19,21 +19,31 @@ def test_the_figures_are_saved_as_png_and_pdf(study, names, summed_up, tmp_path)
     assert not plt.get_fignums()
 
 
-def test_memory_that_ran_out_is_drawn_in_every_panel_of_its_row(lengths):
+def test_every_arm_is_a_line_of_its_speed_and_one_of_its_loss_over_the_length(lengths):
     figure = plot_study(lengths)["length_scaling"]
-    crosses = [line for ax in figure.axes for line in ax.lines if line.get_marker() == "X"]
-    assert [list(line.get_xdata()) for line in crosses] == [[1024]] * 2
-    assert {line.axes.get_subplotspec().rowspan.start for line in crosses} == {1}
-
-
-def test_the_panels_of_lengths_fit_what_they_show(lengths):
-    figure = plot_study(lengths)["length_scaling"]
-    for row in (figure.axes[:2], figure.axes[2:]):
-        for ax, key in zip(row, ("step_ms", "peak_memory_mb"), strict=True):
-            arms = [arm for point in lengths["points"] for arm in point["arms"].values()]
-            means = [arm[key]["mean"] for arm in arms if arm[key]]
-            assert min(means) / 2 < ax.get_ylim()[0] < min(means)
-            assert max(means) < ax.get_ylim()[1] < max(means) * 2
+    assert len(figure.axes) == 2 * 2
+    assert {text.get_text() for text in figure.legends[0].texts} > {"baseline", "window"}
+    for row, kind in enumerate(("learned", "rotary")):
+        points = [point for point in lengths["points"] if point["positions"] == kind]
+        left, right = figure.axes[2 * row : 2 * row + 2]
+        for arm, color in (("baseline", "#0173B2"), ("window", "#D55E00")):
+            found = [point["contrasts"][f"{arm}/fused"] for point in points]
+            found = [contrast for contrast in found if contrast]
+            # at 1,024 tokens and rotary positions the baseline has no room
+            assert len(found) == (1 if (arm, kind) == ("baseline", "rotary") else 2)
+            drawn = [
+                [
+                    line
+                    for line in ax.lines
+                    if line.get_color() == color and line.get_marker() in "os"
+                ]
+                for ax in (left, right)
+            ]
+            ((speed,), (loss,)) = drawn
+            assert list(speed.get_ydata()) == [1 / contrast["time"]["ratio"] for contrast in found]
+            assert list(loss.get_ydata()) == [c["val_loss"]["mean"] for c in found]
+    (limit,) = (line for line in figure.axes[0].lines if line.get_label() == "_window limit")
+    assert list(limit.get_ydata()) == [p["step_limit"] for p in lengths["points"][:2]]
 
 
 def test_nothing_beats_the_front_in_speed_and_loss(patterns):
