@@ -52,11 +52,12 @@ from studies.points import (
 from studies.run import run_study
 from studies.saved import STUDIES, point_name
 from training.config import PRESETS, add_options, make_config
+from training.config_file import CONFIG_NAME, read_config
 from training.prepare import PRESET_DATA, prepare_data
 from training.tokens import load_dataset
 
 NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
-NOT_CONFIG += ("study", "seq_lens", "patterns", "tensorboard")
+NOT_CONFIG += ("study", "seq_lens", "patterns", "tensorboard", "config")
 
 
 def build_parser():
@@ -88,6 +89,13 @@ def build_parser():
         "without the baseline, which takes five times as long; laptop: small, in minutes; smoke: "
         "everything in half a minute, which says nothing about time or quality (default: paper "
         "with CUDA, laptop without)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=None,
+        help=f"take the options from a file, as the {CONFIG_NAME} in --output-dir of an experiment "
+        "that is to be repeated; options beside it come first",
     )
     switch = {"action": "store_true", "default": False}
     parser.add_argument("--dry-run", help="print the plan and a time estimate, no more", **switch)
@@ -134,6 +142,20 @@ def add_study_options(parser):
     study.add_argument(
         "--patterns", metavar="W:D", help=f"of the patterns (default: {patterns})", **several
     )
+
+
+def with_file(arguments):
+    """The arguments, and what --config has beside them as if it were given too."""
+    if arguments.config is None:
+        return arguments
+    file = ranks.from_first(read_config, arguments.config)
+    preset = file.setdefault("preset", arguments.preset)
+    if arguments.preset not in (None, preset):
+        raise ValueError(
+            f"--preset {arguments.preset}: {arguments.config} is of preset {preset}, with all its "
+            "values: leave one of the two out"
+        )
+    return argparse.Namespace(**{**file, **vars(arguments), "preset": preset})
 
 
 def config_from(arguments):
@@ -226,6 +248,7 @@ def check_ranks(config):
 def tell(arguments, argv):
     """The whole story of the command; returns its exit code (see --help)."""
     with checked_options():
+        arguments = with_file(arguments)
         config = config_from(arguments)
         points = points_from(arguments, config)
         if arguments.tensorboard:

@@ -226,7 +226,7 @@ def _default_text(item):
 
 def make_config(preset="paper", **changes):
     """The configuration of a preset with some fields changed; raises ValueError."""
-    if preset not in PRESETS:
+    if preset not in tuple(PRESETS):
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
     return ExperimentConfig(**{"preset": preset, **PRESETS[preset], **changes})
 
@@ -283,15 +283,20 @@ def _check_field(item, value):
     choices = item.metadata.get("argparse", {}).get("choices")
     if choices and value not in choices:
         raise ValueError(f"{flag} {value!r}: choose one of {', '.join(choices)}")
-    if item.type is float and not (isinstance(value, int | float) and 0 < value < math.inf):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if item.type is float and not (number and 0 < value < math.inf):
         raise ValueError(f"{flag} must be a positive number, got {value!r}")
     if item.type is bool and not isinstance(value, bool):
         raise ValueError(f"{flag} must be True or False, got {value!r}")
+    if item.type is str and not isinstance(value, str):
+        raise ValueError(f"{flag} must be text, got {value!r}")
+    if item.type is tuple and not (isinstance(value, tuple) and {*map(type, value)} <= {str}):
+        raise ValueError(f"{flag} must be names, got {value!r}")
     if item.type not in (int, int | tuple):
         return
     several = item.type is not int and isinstance(value, tuple)
     for number in value if several else [value]:
-        if not isinstance(number, int):
+        if type(number) is not int:  # nor a bool
             raise ValueError(f"{flag} must be a whole number, got {number!r}")
         if not least <= number <= LARGEST_OPTION:
             limit = f"least {least}" if number < least else f"most {LARGEST_OPTION:,}"

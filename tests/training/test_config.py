@@ -62,6 +62,11 @@ def test_small_presets_have_data_of_a_small_vocabulary_and_a_sparse_pattern():
         ({"lr": 0.0}, "--lr must be a positive number, got 0.0"),
         ({"lr": math.nan}, "--lr must be a positive number, got nan"),
         ({"lr": "3e-4"}, "--lr must be a positive number, got '3e-4'"),  # as a YAML file gives it
+        ({"lr": True}, "--lr must be a positive number, got True"),
+        ({"runs": True}, "--runs must be a whole number, got True"),
+        ({"data": 5}, "--data must be text, got 5"),
+        ({"arms": "window"}, "--arms must be names, got 'window'"),
+        ({"arms": (1,)}, r"--arms must be names, got \(1,\)"),
         ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"runs": 2.5}, "--runs must be a whole number, got 2.5"),
         ({"max_steps": 10**20}, "--max-steps must be at most 2,147,483,647"),
