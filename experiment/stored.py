@@ -5,14 +5,14 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 
-from analysis.metrics import SCHEMA_VERSION, SUITE_VERSION, save_metrics
+from analysis.metrics import SCHEMA_VERSION, save_metrics
 from analysis.values import in_order, trainings_of
 from analysis.warnings import find_warnings, split_blocks
 from experiment import files
 from experiment.identity import PLANNED, differences, identity_of, plain_config
 from experiment.plan import declare, make_plan
 from machine import ranks
-from machine.command import UserError, counted, say
+from machine.command import SUITE_VERSION, UserError, counted, say
 from machine.describe import describe_code, describe_environment
 from machine.files import atomic_write, file_sha256, json_sha256, utc_now, write_json
 from training.batches import bigram_loss, planned_steps, unigram_loss, validation_rows
