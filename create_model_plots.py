@@ -10,13 +10,14 @@ import argparse
 import sys
 
 from analysis.metrics import fitting
-from figures.page import save_drawn
 from machine.command import UserError, checked_options, run_command
 from metrics_utils import page_of
 
 
 def create_plots(path, plots_dir):
     """Draw the figures of a result file; returns the paths written."""
+    from figures.page import save_drawn  # matplotlib, for which --help does not wait
+
     page = page_of(path)
     figures = page.draw()
     if not figures:

@@ -163,6 +163,25 @@ def test_help_and_wrong_options(tmp_path, monkeypatch, capsys, script):
     assert "--no-such-option" in printed.err and os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "script", ["main", "prepare_data", "create_model_plots", "generate", "metrics_utils"]
+)
+def test_help_waits_for_no_import(tmp_path, script):
+    """What takes seconds to import is not needed to tell how a command is called."""
+    code = f"""
+import runpy, sys
+sys.argv[1:] = ["--help"]
+try:
+    runpy.run_path({str(ROOT / script)!r} + ".py", run_name="__main__")
+except SystemExit as stop:
+    assert stop.code == 0
+print(sorted({{"torch", "scipy.stats", "matplotlib", "pandas"}} & set(sys.modules)))
+"""
+    command, there = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: ") and done.stdout.endswith("\n[]\n"), done.stderr
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_command_tells_its_version_and_torchs(capsys, script):
     with pytest.raises(SystemExit) as stop:
