@@ -15,6 +15,7 @@ from tqdm import tqdm
 SUITE_VERSION = "0.5.0"
 DONE, FAILED, USAGE, TRAININGS_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 DISTURBED = TRAININGS_FAILED  # of a benchmark
+GOES_ON = "finished trainings are kept, and the same command, without --restart, goes on from there"
 
 # What to do about a file that cannot be written.
 REMEDIES = {

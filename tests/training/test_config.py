@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from tiny import CPU, tiny_config
 
+from attention import choose, rotary
 from attention.choose import attention_plan
 from attention.pattern import density
 from training.config import (
+    EVALUATIONS,
+    POSITIONS,
     PRESETS,
     ExperimentConfig,
     add_options,
@@ -122,6 +125,10 @@ def test_a_replaced_field_is_checked_and_lists_become_tuples():
 def test_the_experiment_is_not_deterministic_by_itself():
     assert not any(make_config(preset).deterministic for preset in PRESETS)
     assert {make_config(preset).equivalence_margin for preset in PRESETS} == {0.02}
+
+
+def test_the_options_choose_among_what_there_is():
+    assert POSITIONS == rotary.POSITIONS and EVALUATIONS == choose.EVALUATIONS
 
 
 def test_every_field_with_a_help_is_an_option_that_tells_its_default():
