@@ -3,7 +3,7 @@
 A block trains each arm once, from the same seed, adjacent in time, so that arms can be compared
 pair by pair.  Every finished training is on the disk before the next begins, and the same command
 goes on where a stop left off.  ``python main.py`` runs it from the command line;
-``run_experiment`` from a notebook.
+``run`` from a notebook.
 """
 
 import argparse
@@ -12,19 +12,21 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import pandas as pd  # which seaborn needs
 import torch
 
 from analysis.answers import answers
-from analysis.metrics import RESULTS_NAME
-from analysis.report import write_report
-from analysis.rows import write_rows
+from analysis.metrics import RESULTS_NAME, load_experiment
+from analysis.report import format_report, write_report
+from analysis.rows import training_rows, write_rows
 from analysis.values import in_order
 from analysis.words import Section, report_text
 from experiment.run import dry_run, run_experiment
 from experiment.tensorboard import check_tensorboard, write_tensorboard
-from figures.all import FIGURES, create_all_plots
-from figures.page import PAGE_NAME
+from figures.all import FIGURES, create_all_plots, draw_all
+from figures.page import PAGE_NAME, figure_named
 from machine import ranks
 from machine.command import (
     DONE,
@@ -55,6 +57,47 @@ from training.config import POSITIONS, make_config
 from training.config_file import read_config
 from training.prepare import PRESET_DATA, prepare_data
 from training.tokens import load_dataset
+
+
+class Result(NamedTuple):
+    """An experiment's results in a notebook, which shows them as the report."""
+
+    metrics: dict
+    metadata: dict
+
+    @property
+    def report(self):
+        """The report as text."""
+        return format_report(*self)
+
+    def __repr__(self):
+        return self.report
+
+    def table(self):
+        """A pandas.DataFrame with a row a training, in the order of time."""
+        return pd.DataFrame(training_rows(self.metrics))
+
+    def figure(self, which):
+        """The matplotlib Figure of a number or a name, as 9 or "summary"; UserError lists them."""
+        figures = draw_all(*self)
+        return figures[figure_named(str(which), figures)]
+
+
+def load(path=f"output/{RESULTS_NAME}.npz"):
+    """The ``Result`` of a saved experiment, .npz or .json; MetricsError for what is none."""
+    return Result(*load_experiment(path))
+
+
+def run(preset=None, restart=False, allow_mixed=False, **options):
+    """Train as ``python main.py`` does, its data prepared and after a stop going on; a ``Result``.
+
+    preset: as of the command, by the device where it is None; options: fields of ExperimentConfig,
+    beside it.  Writes ``output_dir`` without the report and the figures.  ValueError for options
+    that cannot be run, UserError, which is one too, for a folder of another experiment.
+    """
+    config = config_from(argparse.Namespace(preset=preset, study=None, **options))
+    ensure_data(config.data)
+    return Result(*run_experiment(config, restart=restart, allow_mixed=allow_mixed))
 
 
 def with_file(arguments):
