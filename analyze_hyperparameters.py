@@ -14,13 +14,8 @@ from pathlib import Path
 
 from analysis.metrics import MetricsError, fitting
 from analysis.values import pattern_of_arm
-from estimates.pattern import CONFIGURATIONS, PatternAnalysis
-from estimates.pictures import plot_comparison, plot_configuration, plot_tradeoff
-from estimates.report import format_report, known_text
-from figures.look import save_figures
 from machine.command import UserError, checked_options, run_command
 from machine.files import atomic_write
-from studies.summary import load_study
 from training.config import pattern_options
 from training.tokens import DEFAULT_SEQ_LEN
 
@@ -68,6 +63,8 @@ def build_parser():
 
 def asked_analyses(arguments):
     """The analyses of the given configuration, or of all of them; UserError names what is off."""
+    from estimates.pattern import CONFIGURATIONS, PatternAnalysis  # --help need not wait for torch
+
     window_size, dilation = arguments.window_size, arguments.dilation
     if window_size is not None and dilation is None:
         raise UserError(f"window_size {window_size} needs a dilation too; example: {EXAMPLE}")
@@ -88,6 +85,8 @@ def asked_analyses(arguments):
 
 def analyses_of_arms(arms, model):
     """The analyses of patterns by their names; ValueError for what is none."""
+    from estimates.pattern import PatternAnalysis
+
     for arm in arms:
         if pattern_of_arm(arm) is None:
             raise ValueError(f"--arms {arm}: give names as w96-d4, w96-d4-s, w96-d0-f1, w96-d0-e4")
@@ -96,6 +95,8 @@ def analyses_of_arms(arms, model):
 
 def measured_analyses(arguments):
     """A study's content and the analyses of its patterns; UserError names what is off."""
+    from studies.summary import load_study
+
     path = arguments.measured
     if arguments.window_size is not None or arguments.length is not None:
         raise UserError("--measured takes patterns and length from the study: give neither")
@@ -120,6 +121,11 @@ def asked_arms(arguments, analyses):
 
 def analyze(arguments):
     """Write the report and the figures, print it and list the files."""
+    from estimates.pictures import plot_comparison, plot_configuration, plot_tradeoff
+    from estimates.report import format_report, known_text
+    from figures.look import save_figures
+    from studies.summary import load_study
+
     content = None
     if arguments.measured is None:
         analyses = asked_analyses(arguments)

@@ -3,7 +3,7 @@
 A block trains each arm once, from the same seed, adjacent in time, so that arms can be compared
 pair by pair.  Every finished training is on the disk before the next begins, and the same command
 goes on where a stop left off.  ``python main.py`` runs it from the command line;
-``run_experiment`` from a notebook.
+``run`` from a notebook.
 """
 
 import argparse
@@ -12,23 +12,25 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import pandas as pd  # which seaborn needs
 import torch
 
 from analysis.answers import answers
-from analysis.metrics import RESULTS_NAME
-from analysis.report import write_report
-from analysis.rows import write_rows
+from analysis.metrics import RESULTS_NAME, load_experiment
+from analysis.report import format_report, write_report
+from analysis.rows import training_rows, write_rows
 from analysis.values import in_order
 from analysis.words import Section, report_text
-from attention.rotary import POSITIONS
 from experiment.run import dry_run, run_experiment
 from experiment.tensorboard import check_tensorboard, write_tensorboard
-from figures.all import FIGURES, create_all_plots
-from figures.page import PAGE_NAME
+from figures.all import FIGURES, create_all_plots, draw_all
+from figures.page import PAGE_NAME, figure_named
 from machine import ranks
 from machine.command import (
     DONE,
+    GOES_ON,
     TRAININGS_FAILED,
     UserError,
     checked_options,
@@ -38,7 +40,7 @@ from machine.command import (
 from machine.describe import describe_code
 from machine.device import device_name, resolve_device
 from machine.files import check_writable, file_sha256, remove_leftovers
-from machine.ranks import GOES_ON
+from studies.options import NOT_CONFIG, build_parser
 from studies.points import (
     DEFAULTS,
     LENGTHS,
@@ -50,90 +52,66 @@ from studies.points import (
     study_folder,
 )
 from studies.run import run_study
-from studies.saved import STUDIES, point_name
-from training.config import PRESETS, add_options, make_config
+from studies.saved import point_name
+from training.config import POSITIONS, make_config
+from training.config_file import read_config
 from training.prepare import PRESET_DATA, prepare_data
 from training.tokens import load_dataset
 
-NOT_CONFIG = ("preset", "dry_run", "debug", "restart", "allow_mixed")
-NOT_CONFIG += ("study", "seq_lens", "patterns", "tensorboard")
+
+class Result(NamedTuple):
+    """An experiment's results in a notebook, which shows them as the report."""
+
+    metrics: dict
+    metadata: dict
+
+    @property
+    def report(self):
+        """The report as text."""
+        return format_report(*self)
+
+    def __repr__(self):
+        return self.report
+
+    def table(self):
+        """A pandas.DataFrame with a row a training, in the order of time."""
+        return pd.DataFrame(training_rows(self.metrics))
+
+    def figure(self, which):
+        """The matplotlib Figure of a number or a name, as 9 or "summary"; UserError lists them."""
+        figures = draw_all(*self)
+        return figures[figure_named(str(which), figures)]
 
 
-def build_parser():
-    """The command line, derived from the fields of ExperimentConfig."""
-    parser = argparse.ArgumentParser(
-        prog="compare_models.py" if sys.argv[0].endswith("compare_models.py") else "main.py",
-        description="Train a GPT with full attention and with sliding-window + dilated attention, "
-        "many times in balanced random order, and report what the sparsity buys in time, memory "
-        "and quality. Prepares its data when there is none.",
-        epilog="examples:\n"
-        "  python main.py                             the whole experiment with this machine's "
-        "preset\n"
-        "  python main.py --dry-run                   what it would do, and roughly how long\n"
-        "  python main.py --study lengths             from which length on sparsity pays\n"
-        "  torchrun --standalone --nproc-per-node 8 main.py    the same on 8 GPUs\n\n"
-        f"after a stop: {GOES_ON}\n\n"
-        "exit codes: 0 done, 1 a file could not be written, 2 wrong options or data or a folder "
-        "that holds another experiment, 3 done but a training diverged or ran out of memory, 130 "
-        "interrupted, 143 terminated",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument(
-        "--preset",
-        default=None,
-        choices=tuple(PRESETS),
-        help="paper: the published experiment; long: seven arms at S 4096 in compiled bfloat16, "
-        "one pass over 100M tokens or more (python prepare_data.py --corpus site-packages), "
-        "without the baseline, which takes five times as long; laptop: small, in minutes; smoke: "
-        "everything in half a minute, which says nothing about time or quality (default: paper "
-        "with CUDA, laptop without)",
-    )
-    switch = {"action": "store_true", "default": False}
-    parser.add_argument("--dry-run", help="print the plan and a time estimate, no more", **switch)
-    parser.add_argument("--restart", help="rename the old --output-dir and start anew", **switch)
-    parser.add_argument(
-        "--allow-mixed",
-        help="go on with an experiment although configuration, data, code or device differ; the "
-        "results are marked",
-        **switch,
-    )
-    parser.add_argument(
-        "--tensorboard",
-        metavar="DIR",
-        default=None,
-        help="write the losses of every training as logs of TensorBoard too, when all are done; "
-        "needs the package tensorboard",
-    )
-    add_study_options(parser)
-    add_options(parser)
-    return parser
+def load(path=f"output/{RESULTS_NAME}.npz"):
+    """The ``Result`` of a saved experiment, .npz or .json; MetricsError for what is none."""
+    return Result(*load_experiment(path))
 
 
-def add_study_options(parser):
-    study = parser.add_argument_group(
-        "study",
-        "Many experiments, each in a folder below --output-dir, summed up in one table and in "
-        "pictures. Other defaults: 3 runs, a constant learning rate, preset long with CUDA "
-        "(but --arms, --lr and --eval-every of paper).",
-    )
-    study.add_argument(
-        "--study",
-        default=None,
-        choices=STUDIES,
-        help="lengths: the arms at several sequence lengths, of equal tokens in every step; "
-        "patterns: window models of many patterns against fused. Both with learned and rotary "
-        "positions, unless --positions chooses",
-    )
-    lengths = ", ".join(f"{' '.join(map(str, x))} ({device})" for device, x in LENGTHS.items())
-    several = {"nargs": "+", "default": None}
-    study.add_argument(
-        "--seq-lens", type=int, metavar="S", help=f"of the lengths (default: {lengths})", **several
-    )
-    patterns = " ".join(PATTERNS)
-    study.add_argument(
-        "--patterns", metavar="W:D", help=f"of the patterns (default: {patterns})", **several
-    )
+def run(preset=None, restart=False, allow_mixed=False, **options):
+    """Train as ``python main.py`` does, its data prepared and after a stop going on; a ``Result``.
+
+    preset: as of the command, by the device where it is None; options: fields of ExperimentConfig,
+    beside it.  Writes ``output_dir`` without the report and the figures.  ValueError for options
+    that cannot be run, UserError, which is one too, for a folder of another experiment.
+    """
+    config = config_from(argparse.Namespace(preset=preset, study=None, **options))
+    ensure_data(config.data)
+    return Result(*run_experiment(config, restart=restart, allow_mixed=allow_mixed))
+
+
+def with_file(arguments):
+    """The arguments, and what --config has beside them as if it were given too."""
+    if arguments.config is None:
+        return arguments
+    file = ranks.from_first(read_config, arguments.config)
+    preset = file.setdefault("preset", arguments.preset)
+    if arguments.preset not in (None, preset):
+        raise ValueError(
+            f"--preset {arguments.preset}: {arguments.config} is of preset {preset}, with all its "
+            "values: leave one of the two out"
+        )
+    return argparse.Namespace(**{**file, **vars(arguments), "preset": preset})
 
 
 def config_from(arguments):
@@ -226,6 +204,7 @@ def check_ranks(config):
 def tell(arguments, argv):
     """The whole story of the command; returns its exit code (see --help)."""
     with checked_options():
+        arguments = with_file(arguments)
         config = config_from(arguments)
         points = points_from(arguments, config)
         if arguments.tensorboard:

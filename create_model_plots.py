@@ -1,6 +1,6 @@
 """The figures of a saved experiment, each as .png (300 dpi) and .pdf.  Needs no torch.
 
-    python create_model_plots.py [output/experiment_results.npz [plots/]]
+    python create_model_plots.py [output/experiment_results.npz [plots/]] [--only 4 9]
 
 Everything is drawn from that one file; equal data give equal bytes.  Figures are made without
 pyplot: nothing stays open, and no backend or style of a notebook changes.
@@ -10,24 +10,33 @@ import argparse
 import sys
 
 from analysis.metrics import fitting
-from figures.page import save_drawn
 from machine.command import UserError, checked_options, run_command
 from metrics_utils import page_of
 
 
-def create_plots(path, plots_dir):
-    """Draw the figures of a result file; returns the paths written."""
+def create_plots(path, plots_dir, only=()):
+    """Draw the figures of a result file; returns the paths written.
+
+    only: their numbers or names, where it is not all of them; the others' files stay.
+    """
+    # matplotlib, for which --help does not wait
+    from figures.look import save_figures
+    from figures.page import figure_named, save_drawn
+
     page = page_of(path)
     figures = page.draw()
     if not figures:
         raise UserError(f"{path}: steps have no figure: python metrics_utils.py {path} prints them")
+    if only:
+        names = [figure_named(text, figures) for text in only]
+        return save_figures({name: figures[name] for name in names}, plots_dir)
     return save_drawn(page, figures, plots_dir)
 
 
 def draw(arguments):
     """Draw the figures of a result file and list the files."""
     with checked_options(), fitting(arguments.results):
-        paths = create_plots(arguments.results, arguments.plots_dir)
+        paths = create_plots(arguments.results, arguments.plots_dir, getattr(arguments, "only", ()))
     print(*paths, sep="\n")
 
 
@@ -42,6 +51,8 @@ def main(argv=None):
     results = "output/experiment_results.npz"
     parser.add_argument("results", nargs="?", default=results, help="saved metrics")
     parser.add_argument("plots_dir", nargs="?", default="plots/", help="folder for the figures")
+    text = "these alone, by number or name, as 4 9_summary; the files of others stay"
+    parser.add_argument("--only", nargs="+", metavar="FIGURE", default=argparse.SUPPRESS, help=text)
     return run_command(parser, draw, argv, kept=": the figures finished so far are written")
 
 

@@ -9,15 +9,10 @@ import sys
 import time
 from functools import partial
 
-import torch
 from tokenizers.decoders import DecodeStream
 
-from attention.pattern import whole
-from generation.sampling import check_sampling
 from machine.command import FAILED, UserError, checked_options, counted, run_command, say
-from machine.device import device_name, is_out_of_memory, resolve_device
 from training.prepare import END_OF_TEXT
-from training.weights import WEIGHTS_NAME, load_tokenizer, load_window_model
 
 
 def build_parser():
@@ -31,7 +26,11 @@ def build_parser():
     )
     parser.add_argument("prompt", metavar="PROMPT", help="text to go on from; -: standard input")
     for option, default, text in (
-        ("--weights", f"output/{WEIGHTS_NAME}", "the model, its config and tokenizer beside it"),
+        (
+            "--weights",
+            "output/window_model_weights.pt",
+            "the model, its config and tokenizer beside it",
+        ),
         ("--tokens", 200, "tokens to generate, at most"),
         ("--temperature", 0.8, "0: always the most probable token; 1: the model's probabilities"),
         ("--top-k", 50, "draw only from so many most probable tokens; 0: from all"),
@@ -95,6 +94,13 @@ def write_tokens(stream, tokenizer):
 
 def go_on(args):
     """Print the prompt and what follows, and how fast that was."""
+    import torch  # for which --help does not wait
+
+    from attention.pattern import whole
+    from generation.sampling import check_sampling
+    from machine.device import device_name, resolve_device
+    from training.weights import load_tokenizer, load_window_model
+
     with checked_options():
         whole("--tokens", args.tokens)
         whole("--top-k", args.top_k)
@@ -135,6 +141,8 @@ def story(args):
     try:
         return go_on(args)
     except RuntimeError as error:
+        from machine.device import is_out_of_memory
+
         if "debug" in args or not is_out_of_memory(error):
             raise
         say(f"error: out of memory on {args.device}: fewer --tokens need less")

@@ -1,15 +1,29 @@
 """python main.py: the whole experiment, from the data to the plots.  See compare_models.py."""
 
+import os
 import signal
 import sys
 
+
+def experiment(arguments=None):
+    """The experiment by the same command line, and what takes seconds to import."""
+    from compare_models import main
+
+    return main()
+
+
 if __name__ == "__main__":
     try:
-        from compare_models import main
+        from machine.command import run_command
+        from studies.options import build_parser
 
-        code = main()
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:  # of torchrun's ranks one is to be heard
+            code = experiment()
+        else:  # --help and a wrong option need not wait for torch
+            kept = " before anything was started"
+            code = run_command(build_parser(), experiment, kept=kept)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience must not end in a traceback
         sys.exit(code)
-    except KeyboardInterrupt:  # while torch is being imported
+    except KeyboardInterrupt:  # while those are being imported
         print("interrupted before anything was started", file=sys.stderr)
         sys.exit(130)

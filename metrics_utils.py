@@ -19,12 +19,8 @@ from analysis.metrics import (
 )
 from analysis.values import print_metrics_summary
 from analysis.words import report_text
-from benchmarks.picture import benchmark_page
-from figures.all import experiment_page
-from figures.page import write_page
 from machine.command import UserError, run_command
 from machine.files import read_file
-from studies.pictures import study_page
 from studies.saved import read_study
 
 __all__ = ["load_experiment", "load_metrics", "main", "print_metrics_summary", "save_metrics"]
@@ -43,6 +39,11 @@ def saved_kind(path):
 
 def page_of(path):
     """What a result file says, an experiment's, a study's or a benchmark's, as a Page."""
+    # matplotlib, for which --help does not wait
+    from benchmarks.picture import benchmark_page
+    from figures.all import experiment_page
+    from studies.pictures import study_page
+
     kind = saved_kind(path)
     if kind == "experiment":
         return experiment_page(*load_experiment(path))
@@ -58,6 +59,8 @@ def print_report(arguments):
     with fitting(arguments.results):
         page = page_of(arguments.results)
         if arguments.html:
+            from figures.page import write_page
+
             write_page(arguments.html, page, page.draw())
     print(report_text(page.sections))
 

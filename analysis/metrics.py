@@ -23,7 +23,7 @@ from analysis.values import ARM_ORDER
 from machine.command import UserError
 from machine.files import atomic_write, read_file, to_json, write_json
 
-SCHEMA_VERSION, SUITE_VERSION = 3, "0.5.0"
+SCHEMA_VERSION = 3
 RESULTS_NAME = "experiment_results"
 REPORT_NAME = "improved_comparison_results.txt"
 # Per training.  Times in seconds, memory in MB (2**20 bytes), losses in nats per token.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy import optimize, stats
+import scipy
 
 ALPHA, LEVEL, POWER = 0.05, 0.95, 0.8
 FEWEST_BLOCKS, MOST_BLOCKS = 3, 10_000  # of power; beyond it "more blocks" is no advice
@@ -88,7 +88,7 @@ def sign_flip_p(differences):
     """
     samples, rng = (np.asarray(differences),), np.random.default_rng(0)
     options = {"permutation_type": "samples", "n_resamples": MOST_FLIPS, "rng": rng}
-    return float(stats.permutation_test(samples, np.mean, **options).pvalue)
+    return float(scipy.stats.permutation_test(samples, np.mean, **options).pvalue)
 
 
 def mean_interval(values, level=LEVEL):
@@ -97,7 +97,7 @@ def mean_interval(values, level=LEVEL):
     mean = float(x.mean())
     if x.size < 2:
         return Interval(mean, None, None, 1)
-    half = float(stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
+    half = float(scipy.stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
     return Interval(mean, mean - half, mean + half, x.size)
 
 
@@ -120,8 +120,8 @@ def t_power(effect, blocks, alpha):
     ALPHA / 2 it is that of the two-sided test, less the chance (1e-6 and below, where the power is
     POWER) of an answer in the wrong direction.
     """
-    critical = stats.t.isf(alpha, blocks - 1)
-    return float(stats.nct.sf(critical, blocks - 1, effect * math.sqrt(blocks)))
+    critical = scipy.stats.t.isf(alpha, blocks - 1)
+    return float(scipy.stats.nct.sf(critical, blocks - 1, effect * math.sqrt(blocks)))
 
 
 @cache
@@ -131,7 +131,7 @@ def detectable_effect(blocks):
         return None
     # 3 blocks detect 3.3 sd, more detect less
     return float(
-        optimize.brentq(lambda effect: t_power(effect, blocks, ALPHA / 2) - POWER, 0.0, 4.0)
+        scipy.optimize.brentq(lambda effect: t_power(effect, blocks, ALPHA / 2) - POWER, 0.0, 4.0)
     )
 
 
@@ -166,7 +166,7 @@ def paired_ratio(x, reference):
         found.mean,
         found.low,
         found.high,
-        float(stats.ttest_1samp(log_ratios, 0.0).pvalue),
+        float(scipy.stats.ttest_1samp(log_ratios, 0.0).pvalue),
         x.size,
         TOO_WIDE if found.low is None else "",
         permutation_p=sign_flip_p(log_ratios),
@@ -207,8 +207,8 @@ def non_inferiority(x, reference, margin):
         answers = _answers(mean, mean, margin)
         return QualityClaim(mean, n, margin, *answers, note="the same difference in every block")
     verdict, equivalence = _answers(low, high, margin)
-    p_below = stats.ttest_1samp(d, margin, alternative="less").pvalue
-    p_above = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
+    p_below = scipy.stats.ttest_1samp(d, margin, alternative="less").pvalue
+    p_above = scipy.stats.ttest_1samp(d, -margin, alternative="greater").pvalue
     needed = None
     if verdict == "undecided":
         needed = blocks_needed(abs(margin - mean) / float(d.std(ddof=1)))
@@ -236,7 +236,7 @@ def two_sample_t(x, reference):
     if min(x.size, reference.size) < 2 or (no_spread(x) and no_spread(reference)):
         return {"t": None, "p": None, "d": None}
     one, other = [(values.mean(), values.std(ddof=1), values.size) for values in (x, reference)]
-    test = stats.ttest_ind_from_stats(*one, *other)
+    test = scipy.stats.ttest_ind_from_stats(*one, *other)
     t = float(test.statistic)
     d = t * math.sqrt(1 / x.size + 1 / reference.size)
     return {"t": t, "p": float(test.pvalue), "d": d}
@@ -267,10 +267,10 @@ def slope(x, y):
     x, y = array(x), array(y)
     if no_spread(x):
         return None
-    fit = stats.linregress(x, y)
+    fit = scipy.stats.linregress(x, y)
     if no_spread(y - fit.intercept - fit.slope * x, scale=np.abs(y).max()):
         return None
-    half = stats.t.ppf((1 + LEVEL) / 2, x.size - 2) * fit.stderr
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, x.size - 2) * fit.stderr
     return Interval(float(fit.slope), float(fit.slope - half), float(fit.slope + half), x.size)
 
 

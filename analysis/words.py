@@ -5,7 +5,6 @@ import textwrap
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from analysis.significance import ALPHA
 
@@ -66,7 +65,8 @@ def median_mad(values, unit):
     """Median ± median absolute deviation (least … most) of an array; "-" below two values."""
     if values.size < 2:
         return "-"
-    middle, deviation = np.median(values), stats.median_abs_deviation(values)
+    middle = np.median(values)
+    deviation = np.median(abs(values - middle))
     extremes = f"({amount(values.min(), unit)} … {amount(values.max(), unit)})"
     return f"{amount(middle, unit)} ± {amount(deviation, unit)} {extremes}"
 

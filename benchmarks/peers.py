@@ -20,7 +20,7 @@ from benchmarks.tables import ALL_KEYS, ONE_TOKEN, TRAINING
 from benchmarks.timing import Unavailable
 from training.config import DTYPES, patterns_of_arm
 
-ALL_DTYPES = {**DTYPES, "float16": torch.float16}
+ALL_DTYPES = {name: getattr(torch, name) for name in (*DTYPES, "float16")}
 CHECKED_TOKENS = 384
 LARGEST_ERROR = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
 

@@ -33,12 +33,13 @@ from figures.page import PAGE_NAME
 from machine import ranks
 from machine.command import UserError, say
 from machine.files import atomic_write, check_like, read_file, remove_leftovers, to_json
+from training.config_file import CONFIG_NAME
 from training.tokens import TOKENIZER_NAME
 from training.weights import WEIGHTS_CONFIG_NAME, WEIGHTS_NAME
 
 PLAN_NAME, RUNS_NAME, LOCK_NAME, ASIDE_NAME = "plan.json", "runs", ".lock", "set_aside"
 RESULTS = (f"{RESULTS_NAME}.npz", f"{RESULTS_NAME}.json", REPORT_NAME)
-RESULTS += (TRAININGS_NAME, CURVES_NAME, PAGE_NAME, WEIGHTS_NAME, WEIGHTS_CONFIG_NAME)
+RESULTS += (TRAININGS_NAME, CURVES_NAME, PAGE_NAME, CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_CONFIG_NAME)
 PROCESS = {"process": "", "environment": {}}
 REACH = {"passages": 0, "distances": [0]}
 REACH |= {key: [0.0] for key in ("gains", "gain_errors", "positions", "position_losses")}

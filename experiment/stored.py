@@ -5,18 +5,19 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 
-from analysis.metrics import SCHEMA_VERSION, SUITE_VERSION, save_metrics
+from analysis.metrics import SCHEMA_VERSION, save_metrics
 from analysis.values import in_order, trainings_of
 from analysis.warnings import find_warnings, split_blocks
 from experiment import files
 from experiment.identity import PLANNED, differences, identity_of, plain_config
 from experiment.plan import declare, make_plan
 from machine import ranks
-from machine.command import UserError, counted, say
+from machine.command import SUITE_VERSION, UserError, counted, say
 from machine.describe import describe_code, describe_environment
-from machine.files import file_sha256, json_sha256, utc_now, write_json
+from machine.files import atomic_write, file_sha256, json_sha256, utc_now, write_json
 from training.batches import bigram_loss, planned_steps, unigram_loss, validation_rows
 from training.config import arm_density, pattern_options
+from training.config_file import CONFIG_NAME, to_toml
 from training.memory import MEMORY_STEPS
 from training.operators import attention_used
 from training.tokens import find_tokenizer
@@ -183,6 +184,8 @@ class StoredExperiment:
             moved = files.set_aside(self.folder, path)
             say(f"warning: {reason}; it is now {moved}, and its training will be repeated")
         write_json(self.folder / files.PLAN_NAME, self.metadata)
+        text = to_toml(self.metadata["config"]).encode(errors="backslashreplace")
+        atomic_write(self.folder / CONFIG_NAME, lambda file: file.write(text))
 
     def finished(self, arm, training, model):
         """Save a finished training, and the results that follow from all of them.

@@ -11,6 +11,7 @@ import jinja2
 import matplotlib
 
 from figures.look import OUR_LOOK, save_figures
+from machine.command import UserError
 from machine.files import atomic_write
 
 PAGE_NAME = "report.html"
@@ -38,6 +39,18 @@ class Page(NamedTuple):
     draw: Callable
     known: tuple = ()
     lead: str = ""
+
+
+def figure_named(text, names):
+    """The one of the names that ``text`` is, or its number or the rest, as 9, summary: 9_summary.
+
+    Raises UserError with all names where it is none.
+    """
+    for name in names:
+        number, _, rest = name.partition("_")
+        if text == name or (number.isdigit() and text in (number, rest)):
+            return name
+    raise UserError(f"no figure {text!r}: choose of {', '.join(names)}")
 
 
 def save_drawn(page, figures, plots_dir):

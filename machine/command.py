@@ -12,8 +12,10 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+SUITE_VERSION = "0.5.0"
 DONE, FAILED, USAGE, TRAININGS_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 DISTURBED = TRAININGS_FAILED  # of a benchmark
+GOES_ON = "finished trainings are kept, and the same command, without --restart, goes on from there"
 
 # What to do about a file that cannot be written.
 REMEDIES = {
@@ -72,15 +74,32 @@ def _mute(name):
     setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (to the end)
 
 
+class _Version(argparse.Action):
+    """Print the suite's version and that of the torch installed, which is not imported."""
+
+    def __call__(self, parser, *_):
+        import importlib.metadata  # slow, and for this alone
+
+        try:
+            torch = importlib.metadata.version("torch")
+        except importlib.metadata.PackageNotFoundError:
+            torch = None
+        about = f"torch {torch}" if torch else "no torch"
+        print(f"{parser.prog} {SUITE_VERSION} ({about})")
+        parser.exit()
+
+
 def run_command(parser, story, argv=None, kept=""):
     """Parse ``argv``, tell the ``story(arguments)`` and return the exit code.
 
     The story returns its exit code, None for done.  ``UserError`` ends it with 2, an OSError with
     1, each in one line (a traceback with --debug); any other exception is a bug and goes through.
     kept: what a stop by Ctrl-C or SIGTERM leaves, in words.  A reader that closes the pipe, as
-    ``| head`` does, has seen all it wants.  Adds the option that every command has, --debug: in
-    ``arguments`` where it is given alone.
+    ``| head`` does, has seen all it wants.  Adds the options that every command has, --version and
+    --debug, which is in ``arguments`` where it is given alone.
     """
+    text = "print the versions of the suite and of torch"
+    parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help=text)
     text = "show the traceback of an error"
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
     arguments = ()

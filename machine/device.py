@@ -20,7 +20,7 @@ def resolve_device(name):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
-    match = re.fullmatch(r"cuda(:(\d+))?", name)
+    match = re.fullmatch(r"cuda(:(\d+))?", str(name))
     if match is None:
         raise ValueError(f"--device {name!r}: choose auto, cpu, cuda or cuda:N")
     index, count = int(match[2] or 0), torch.cuda.device_count()

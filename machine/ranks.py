@@ -16,10 +16,9 @@ import torch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from machine.command import DONE, FAILED, INTERRUPTED, UserError
+from machine.command import DONE, FAILED, GOES_ON, INTERRUPTED, UserError
 from machine.device import is_out_of_memory
 
-GOES_ON = "finished trainings are kept, and the same command, without --restart, goes on from there"
 MEMORY_REMEDY = "lower --batch-size, --seq-len, --d-model or --layers"
 
 

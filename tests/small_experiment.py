@@ -17,6 +17,7 @@ TINY += " --window-size 5 --dilation 3 --warmup-steps 2 --val-batches 1 --lr 1e-
 TINY += " --data training_data.npy --eval-every 0 --reach-passages 0"
 BLOCK = "--runs 1 --arms window fused"
 RESULTS = [
+    "config.toml",
     "curves.csv",
     "experiment_results.json",
     "experiment_results.npz",

@@ -1,23 +1,22 @@
-"""The configuration of an experiment: every field with its default and option, presets, checks."""
+"""The configuration of an experiment: every field with its default and option, presets, checks.
+
+To tell the options needs no torch; to make a configuration does.
+"""
 
 import argparse
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePath
 
-import torch
-
 from analysis.values import pattern_of_arm
-from attention.choose import EVALUATIONS
-from attention.pattern import layer_density
-from attention.rotary import POSITIONS
-from gpt_win import layer_patterns
 from training.tokens import DEFAULT_PATH, LAPTOP_PATH, SMOKE_PATH
 
 # arm -> its full attention; None: the window model, as for arms that name a pattern (w64-d8)
 ARMS = {"baseline": "dense", "window": None, "fused": "fused", "published": "published"}
 DEFAULT_ARMS = ("baseline", "window", "fused")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "bfloat16")  # of torch
+POSITIONS = ("learned", "rotary")  # of attention/rotary.py
+EVALUATIONS = ("auto", "dense", "masked", "split", "flex")  # of attention/choose.py
 COMPILE_MODES = ("none", "default", "reduce-overhead")
 LARGEST_OPTION = 2**31 - 1
 
@@ -58,7 +57,7 @@ class ExperimentConfig:
         metavar="ARM",
     )
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
-    dtype: str = _option("float32", "precision of the arithmetic (autocast)", choices=tuple(DTYPES))
+    dtype: str = _option("float32", "precision of the arithmetic (autocast)", choices=DTYPES)
     compile: str = _option(
         "none",
         "torch.compile every arm; --compile alone means default",
@@ -229,7 +228,7 @@ def _default_text(item):
 
 def make_config(preset="paper", **changes):
     """The configuration of a preset with some fields changed; raises ValueError."""
-    if preset not in PRESETS:
+    if preset not in tuple(PRESETS):
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
     return ExperimentConfig(**{"preset": preset, **PRESETS[preset], **changes})
 
@@ -261,11 +260,15 @@ def patterns_of_arm(config, arm):
 
     config: the fields of an ExperimentConfig, a dict.
     """
+    from gpt_win import layer_patterns
+
     return layer_patterns(config["layers"], config["n_heads"], **pattern_options(config, arm))
 
 
 def arm_density(config, arm):
     """The share of the causal pairs that an arm of the window model keeps, of all its heads."""
+    from attention.pattern import layer_density
+
     seq_len, n_heads = config["seq_len"], config["n_heads"]
     kept = [layer_density(seq_len, p, n_heads) for p in patterns_of_arm(config, arm)]
     return sum(kept) / len(kept)
@@ -277,7 +280,7 @@ def _plain(value):
         value = value.tolist()
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
-    return str(value) if isinstance(value, PurePath | torch.device) else value
+    return str(value) if isinstance(value, PurePath) or type(value).__name__ == "device" else value
 
 
 def _check_field(item, value):
@@ -286,15 +289,20 @@ def _check_field(item, value):
     choices = item.metadata.get("argparse", {}).get("choices")
     if choices and value not in choices:
         raise ValueError(f"{flag} {value!r}: choose one of {', '.join(choices)}")
-    if item.type is float and not (isinstance(value, int | float) and 0 < value < math.inf):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if item.type is float and not (number and 0 < value < math.inf):
         raise ValueError(f"{flag} must be a positive number, got {value!r}")
     if item.type is bool and not isinstance(value, bool):
         raise ValueError(f"{flag} must be True or False, got {value!r}")
+    if item.type is str and not isinstance(value, str):
+        raise ValueError(f"{flag} must be text, got {value!r}")
+    if item.type is tuple and not (isinstance(value, tuple) and {*map(type, value)} <= {str}):
+        raise ValueError(f"{flag} must be names, got {value!r}")
     if item.type not in (int, int | tuple):
         return
     several = item.type is not int and isinstance(value, tuple)
     for number in value if several else [value]:
-        if not isinstance(number, int):
+        if type(number) is not int:  # nor a bool
             raise ValueError(f"{flag} must be a whole number, got {number!r}")
         if not least <= number <= LARGEST_OPTION:
             limit = f"least {least}" if number < least else f"most {LARGEST_OPTION:,}"

@@ -11,7 +11,7 @@ from attention.full import FULL_ATTENTION
 from attention.split import split_kernels
 from machine.command import UserError
 from machine.device import is_out_of_memory
-from training.config import ARMS, DTYPES, patterns_of_arm
+from training.config import ARMS, patterns_of_arm
 from training.trainer import deterministic_algorithms, release_memory
 
 
@@ -31,7 +31,7 @@ def attention_used(config, arm, device):
         for evaluation, attend in _attention_of_layers(config, arm, device):
             if evaluation == "split":
                 head_dim = config.d_model // config.n_heads
-                kernels = split_kernels(device, DTYPES[config.dtype], head_dim)
+                kernels = split_kernels(device, getattr(torch, config.dtype), head_dim)
                 if kernels is None and config.window_attention == "auto":
                     evaluation = "masked"
             evaluations.append(evaluation)
@@ -57,7 +57,7 @@ def _attention_of_layers(config, arm, device):
         raise UserError(f"--window-attention flex needs CUDA, not {device}: choose split or masked")
     compiled, head_dim = config.compile != "none", config.d_model // config.n_heads
     for pattern in dict.fromkeys(patterns_of_arm(asdict(config), arm)):
-        about = config.seq_len, pattern, config.n_heads, DTYPES[config.dtype], device
+        about = config.seq_len, pattern, config.n_heads, getattr(torch, config.dtype), device
         evaluation = (
             attention_plan(*about, compiled, head_dim).evaluation if wanted == "auto" else wanted
         )
@@ -84,7 +84,9 @@ def _dispatched_operators(attend, config, device):
     shape = (config.sequences_at_once, config.seq_len, 3, config.n_heads, head_dim)
     try:
         # gradients are wanted because PyTorch's choice of a kernel depends on them
-        qkv = torch.zeros(shape, dtype=DTYPES[config.dtype], device=device, requires_grad=True)
+        qkv = torch.zeros(
+            shape, dtype=getattr(torch, config.dtype), device=device, requires_grad=True
+        )
         with _AttentionOperators() as noted:
             attend(*qkv.unbind(dim=2))
     except RuntimeError as error:

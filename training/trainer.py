@@ -17,7 +17,7 @@ from machine import ranks
 from machine.command import UserError
 from machine.device import synchronize
 from training.batches import batches, to_device
-from training.config import ARMS, DTYPES
+from training.config import ARMS
 
 UNTIMED_STEPS = 3  # before each training: kernels loaded, code compiled, allocator filled
 GRADIENT_CLIP = 1.0
@@ -81,7 +81,9 @@ class NextTokenLoss(nn.Module):
 
 def autocast(config, device):
     """The context that gives the arithmetic ``config.dtype``; weights stay float32."""
-    return torch.autocast(device.type, DTYPES[config.dtype], enabled=config.dtype != "float32")
+    return torch.autocast(
+        device.type, getattr(torch, config.dtype), enabled=config.dtype != "float32"
+    )
 
 
 @contextmanager

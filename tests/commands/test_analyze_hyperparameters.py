@@ -49,7 +49,7 @@ def test_the_files_are_written_whoever_reads(tmp_path, monkeypatch):
 
 
 def test_every_configuration_has_files_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(analyze_hyperparameters, "save_figures", lambda figures, _: list(figures))
+    monkeypatch.setattr("figures.look.save_figures", lambda figures, _: list(figures))
     asked = "64 8", "64 8 512", "64 8 --sink-tokens 2", "--arms w64-d8-s", "--arms w64-d0-f1"
     asked += "--arms w64-d0-e4 --n-heads 8", "", "--seq-len 512"
     asked += (f"--measured {ROOT / 'results' / 'h100_pattern_study.json'}",)

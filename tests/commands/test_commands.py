@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import generate
 import metrics_utils
 import prepare_data
 import train_model
+from machine.command import SUITE_VERSION
 
 SMALL = "--runs 1 --max-steps 2 --seq-len 32 --d-model 16 --n-heads 2 --layers 1 --batch-size 2"
 SMALL += " --window-size 8 --device cpu --eval-every 0 --data training_data.npy"
@@ -159,6 +161,43 @@ def test_help_and_wrong_options(tmp_path, monkeypatch, capsys, script):
     printed = capsys.readouterr()
     assert "usage" in printed.out and "example" in printed.out
     assert "--no-such-option" in printed.err and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.keys() - {"benchmark_attention.py"}))
+def test_help_waits_for_no_import(tmp_path, script):
+    """What takes seconds to import is not needed to tell how a command is called."""
+    code = f"""
+import runpy, sys
+sys.argv[1:] = ["--help"]
+try:
+    runpy.run_path({str(ROOT / script)!r}, run_name="__main__")
+except SystemExit as stop:
+    assert stop.code == 0
+print(sorted({{"torch", "scipy.stats", "matplotlib", "pandas"}} & set(sys.modules)))
+"""
+    command, there = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: ") and done.stdout.endswith("\n[]\n"), done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_command_tells_its_version_and_torchs(capsys, script):
+    with pytest.raises(SystemExit) as stop:
+        SCRIPTS[script].main(["--version"])
+    printed = capsys.readouterr()
+    assert stop.value.code == 0 and printed.err == ""
+    assert printed.out.endswith(f" {SUITE_VERSION} (torch {version('torch')})\n")
+
+
+def test_a_version_needs_no_torch(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.metadata.version", raise_not_found)
+    with pytest.raises(SystemExit):
+        metrics_utils.main(["--version"])
+    assert capsys.readouterr().out == f"metrics_utils.py {SUITE_VERSION} (no torch)\n"
+
+
+def raise_not_found(name):
+    raise PackageNotFoundError(name)
 
 
 def test_the_notebooks_module_has_what_it_names():

@@ -33,6 +33,44 @@ def test_the_probe_has_a_figure_where_there_was_one(tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
+    ("only", "drawn"),
+    [
+        ("4", ["4_speedup_quality"]),
+        ("9_summary summary 9", ["9_summary"]),
+        ("memory_speed 10 1", ["10_convergence", "1_training_curves", "6_memory_speed"]),
+    ],
+)
+def test_only_what_is_asked_for_is_drawn_and_the_rest_stays(tmp_path, monkeypatch, only, drawn):
+    monkeypatch.setitem(LOOK, "savefig.dpi", 40)
+    path, _ = save_metrics(*make_experiment(2), tmp_path)
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "reach.png").write_text("of earlier")
+    command = [str(path), str(tmp_path / "plots"), "--only", *only.split()]
+    assert create_model_plots.main(command) == 0
+    found = sorted(p.stem for p in (tmp_path / "plots").glob("*.png"))
+    assert found == sorted([*drawn, "reach"])
+
+
+@pytest.mark.parametrize("name", ["12", "reach", "", "summary_9", "4_"])
+def test_a_figure_that_there_is_not_is_one_line_with_those_that_there_are(tmp_path, capsys, name):
+    path, _ = save_metrics(*make_experiment(2), tmp_path)
+    assert create_model_plots.main([str(path), str(tmp_path / "plots"), "--only", "4", name]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: no figure {name!r}: choose of 1_training_curves, 2_final")
+    assert error.endswith(", 11_validation\n") and error.count("\n") == 1
+    assert not (tmp_path / "plots").exists()
+
+
+def test_a_studys_figures_are_chosen_by_their_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(LOOK, "savefig.dpi", 40)
+    study = str(ROOT / "results" / "h100_length_study.json")
+    assert create_model_plots.main([study, str(tmp_path), "--only", "length_quality"]) == 0
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["length_quality"] * 2
+    assert create_model_plots.main([study, str(tmp_path), "--only", "quality"]) == 2
+    assert "choose of length_" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("name", "figures"),
     [
         ("h100_length_study", ["length_scaling.png"]),

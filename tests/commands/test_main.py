@@ -14,11 +14,13 @@ from small_experiment import (
     prepare_workplace,
     run_main,
     run_out_of_memory,
+    same_losses,
     stop_at,
 )
 
 import compare_models
-from compare_models import build_parser, config_from
+from analysis.metrics import load_experiment
+from compare_models import build_parser, config_from, main, with_file
 from figures.all import create_all_plots
 from training import prepare
 from training.config import PRESETS
@@ -115,6 +117,7 @@ def test_ctrl_c_while_plotting_keeps_everything(workplace, monkeypatch, capsys):
         ("--batch-size 59", "59"),
         ("--arms sparse", "sparse"),
         ("--data other/tokens.npy", "other/tokens.npy"),  # it is never made up
+        ("--config other.toml", "other.toml: no such file"),
     ],
 )
 def test_wrong_options_get_one_line_and_exit_code_2(workplace, capsys, options, words):
@@ -161,6 +164,46 @@ def test_a_file_where_a_folder_should_be_is_found_before_anything_is_trained(
     with pytest.raises(OSError):
         run_main("--output-dir taken --debug")
     assert started == []
+
+
+# a configuration's file
+def test_a_configurations_file_repeats_its_experiment(workplace):
+    assert run_main(f"{BLOCK} --dilation 2") == 0
+    assert main(["--config", "output/config.toml", "--output-dir", "again"]) == 0
+    (old, about), (new, about_new) = (
+        load_experiment(f"{folder}/experiment_results.npz") for folder in ("output", "again")
+    )
+    assert same_losses(old, new)
+    assert {**about_new["config"], "output_dir": "output"} == about["config"]
+    files = [Path(folder, "config.toml").read_text() for folder in ("output", "again")]
+    assert files[0] == files[1].replace('"again"', '"output"')
+
+
+def test_options_override_a_configurations_file(workplace):
+    Path("mine.toml").write_text('preset = "laptop"\nlr = 1\n[model]\nlayers = 3\nn_heads = 2')
+    options = "--config mine.toml --lr 2 --device cpu"
+    arguments = with_file(build_parser().parse_args(options.split()))
+    config = config_from(arguments)
+    assert (config.preset, config.lr, config.layers, config.n_heads) == ("laptop", 2.0, 3, 2)
+    assert config.seq_len == PRESETS["laptop"]["seq_len"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("lr = -1", "", "--lr must be a positive number, got -1"),
+        ("lr = 1979-05-27", "", "--lr must be a positive number, got datetime.date(1979, 5, 27)"),
+        ("device = 5", "", "--device 5: choose auto, cpu, cuda or cuda:N"),
+        ("preset = 'big'", "", "unknown preset 'big': choose one of paper"),
+        ("preset = 'paper'", "--preset smoke", "--preset smoke: mine.toml is of preset paper"),
+    ],
+)
+def test_wrong_values_in_a_file_are_one_line(workplace, capsys, text, options, words):
+    Path("mine.toml").write_text(text)
+    assert main(f"--config mine.toml {options}".split()) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {words}") and printed.err.count("\n") == 1
+    assert contents(workplace) == ["mine.toml", "training_data.npy"]
 
 
 # options

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from tiny import CPU, tiny_config
 
+from attention import choose, rotary
 from attention.choose import attention_plan
 from attention.pattern import density
 from training.config import (
+    EVALUATIONS,
+    POSITIONS,
     PRESETS,
     ExperimentConfig,
     add_options,
@@ -62,6 +65,11 @@ def test_small_presets_have_data_of_a_small_vocabulary_and_a_sparse_pattern():
         ({"lr": 0.0}, "--lr must be a positive number, got 0.0"),
         ({"lr": math.nan}, "--lr must be a positive number, got nan"),
         ({"lr": "3e-4"}, "--lr must be a positive number, got '3e-4'"),  # as a YAML file gives it
+        ({"lr": True}, "--lr must be a positive number, got True"),
+        ({"runs": True}, "--runs must be a whole number, got True"),
+        ({"data": 5}, "--data must be text, got 5"),
+        ({"arms": "window"}, "--arms must be names, got 'window'"),
+        ({"arms": (1,)}, r"--arms must be names, got \(1,\)"),
         ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"runs": 2.5}, "--runs must be a whole number, got 2.5"),
         ({"max_steps": 10**20}, "--max-steps must be at most 2,147,483,647"),
@@ -117,6 +125,10 @@ def test_a_replaced_field_is_checked_and_lists_become_tuples():
 def test_the_experiment_is_not_deterministic_by_itself():
     assert not any(make_config(preset).deterministic for preset in PRESETS)
     assert {make_config(preset).equivalence_margin for preset in PRESETS} == {0.02}
+
+
+def test_the_options_choose_among_what_there_is():
+    assert POSITIONS == rotary.POSITIONS and EVALUATIONS == choose.EVALUATIONS
 
 
 def test_every_field_with_a_help_is_an_option_that_tells_its_default():
