@@ -6,11 +6,12 @@ little more training.
 
 import argparse
 import sys
+from pathlib import Path
 
 from analysis.words import report_text
 from machine.command import FAILED, run_command, say
 from machine.device import is_out_of_memory
-from machine.files import write_json
+from machine.files import check_writable, write_json
 from studies.convert import conversion_section, convert
 from training.config import COMPILE_MODES
 
@@ -53,6 +54,7 @@ def build_parser():
 def tell(args):
     """Convert, each row saved when it is known, and print the table."""
     options = {key: value for key, value in vars(args).items() if key not in ("output", "debug")}
+    check_writable(Path(args.output).parent)
     try:
         content = convert(**options, save=lambda content: write_json(args.output, content))
     except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from training.weights import load_model, save_weights
 
 S, W = 192, 5
 CONFIG = tiny_config(seq_len=S, arms=("fused",), data="training_data.npy", device="cpu", lr=3e-3)
+CONFIG = replace(CONFIG, positions="rotary", full_heads=1, nope=True)  # of window models alone
 
 
 def big_logits(model):
