@@ -1,4 +1,4 @@
-"""Text from a trained window model: ``python generate.py "def parse("`` goes on from a prompt.
+"""Text from a trained model: ``python generate.py "def parse("`` goes on from a prompt.
 
 Prints the prompt and what follows token by token to standard output, and everything else to
 standard error.  The method behind it is ``stream`` of the models (generation/tokens.py).
@@ -18,7 +18,7 @@ from training.prepare import END_OF_TEXT
 def build_parser():
     """The command line, with every default in its help."""
     parser = argparse.ArgumentParser(
-        description="Go on from a prompt with the window model that python main.py trained. Prints "
+        description="Go on from a prompt with a model that python main.py trained. Prints "
         "the prompt and what follows; stops after --tokens, at the end of the text, or, with "
         "learned positions, where the model's sequence is full.",
         epilog='example: python generate.py "def parse(" --tokens 100 --temperature 0.5',
@@ -29,7 +29,7 @@ def build_parser():
         (
             "--weights",
             "output/window_model_weights.pt",
-            "the model, its config and tokenizer beside it",
+            "the model: window, or output/weights/ARM.safetensors",
         ),
         ("--tokens", 200, "tokens to generate, at most"),
         ("--temperature", 0.8, "0: always the most probable token; 1: the model's probabilities"),
@@ -99,7 +99,7 @@ def go_on(args):
     from attention.pattern import whole
     from generation.sampling import check_sampling
     from machine.device import device_name, resolve_device
-    from training.weights import load_tokenizer, load_window_model
+    from training.weights import load_model, load_tokenizer
 
     with checked_options():
         whole("--tokens", args.tokens)
@@ -109,7 +109,7 @@ def go_on(args):
             raise ValueError(f"--seed must fit into 64 bits, got {args.seed}")
         device = resolve_device(args.device)
     prompt = read_prompt(args.prompt)
-    model = load_window_model(args.weights, device)
+    model = load_model(args.weights, device)
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise UserError(f"{args.weights}: not all weights are finite: the training diverged")
     tokenizer = load_tokenizer(args.weights, len(model.word_embeddings.weight))

@@ -35,7 +35,7 @@ from machine.command import UserError, say
 from machine.files import atomic_write, check_like, read_file, remove_leftovers, to_json
 from training.config_file import CONFIG_NAME
 from training.tokens import TOKENIZER_NAME
-from training.weights import WEIGHTS_CONFIG_NAME, WEIGHTS_NAME
+from training.weights import WEIGHTS_CONFIG_NAME, WEIGHTS_FOLDER, WEIGHTS_NAME
 
 PLAN_NAME, RUNS_NAME, LOCK_NAME, ASIDE_NAME = "plan.json", "runs", ".lock", "set_aside"
 RESULTS = (f"{RESULTS_NAME}.npz", f"{RESULTS_NAME}.json", REPORT_NAME)
@@ -73,7 +73,8 @@ def _lock(folder):
         raise
     # of writes that a killed process did not end
     remove_leftovers(folder, (PLAN_NAME, TOKENIZER_NAME, *RESULTS))
-    remove_leftovers(folder / RUNS_NAME, ["*"])
+    for name in (RUNS_NAME, WEIGHTS_FOLDER):
+        remove_leftovers(folder / name, ["*"])
     return held
 
 

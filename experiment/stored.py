@@ -21,8 +21,8 @@ from training.config_file import CONFIG_NAME, to_toml
 from training.memory import MEMORY_STEPS
 from training.operators import attention_used
 from training.tokens import find_tokenizer
-from training.trainer import parameter_counts
-from training.weights import save_window_weights
+from training.trainer import model_of, parameter_counts
+from training.weights import WEIGHTS_FOLDER, save_weights, save_window_weights
 
 REMEDY = "choose another --output-dir, or --restart, which renames the old folder"
 
@@ -115,7 +115,7 @@ class StoredExperiment:
         self._keep_blocks_whole()
 
     def _refuse_foreign(self):
-        names = [*files.RESULTS, files.RUNS_NAME, files.ASIDE_NAME]
+        names = [*files.RESULTS, files.RUNS_NAME, files.ASIDE_NAME, WEIGHTS_FOLDER]
         names = [name for name in names if os.path.lexists(self.folder / name)]
         if names:
             raise UserError(
@@ -190,12 +190,12 @@ class StoredExperiment:
     def finished(self, arm, training, model):
         """Save a finished training, and the results that follow from all of them.
 
-        model: its weights are saved too where it is the first block's window model.
+        model: its weights are saved too where it is of the first block; None where it failed.
         """
         if not ranks.is_first():
             return
-        if arm == "window" and training["block"] == 0 and model is not None:
-            self._save_weights(model)
+        if training["block"] == 0 and model is not None:
+            self._save_weights(arm, training["seed"], model)
         index = 1 + max((one["index"] for one in in_order(self.metrics)), default=-1)
         training = training | {"index": index, "process": self.process}
         training = files.write_training(self.folder, self.metadata["experiment_id"], arm, training)
@@ -203,19 +203,20 @@ class StoredExperiment:
         self.metrics[arm] = sorted(trainings, key=lambda one: one["block"])
         self.save_results()
 
-    def _save_weights(self, model):
-        """The window model's weights, with what rebuilds it and decodes."""
-        names = ("d_model", "n_heads", "layers", "positions", "nope")
-        arguments = {name: getattr(self.config, name) for name in names}
-        arguments |= self.config.pattern_of("window")
+    def _save_weights(self, arm, seed, model):
+        """A model's weights, with what rebuilds it and decodes."""
         data = self.now["data"]
-        arguments |= {"vocab_size": data["vocab_size"], "max_seq_len": self.config.seq_len}
+        _, arguments = model_of(self.config, arm, data["vocab_size"])
         tokenizer = find_tokenizer(data["path"])
         found, known = file_sha256(tokenizer), self.now["identity"]["tokenizer"]
         if found != known:
             say(f"{tokenizer}: changed since the start, so the weights are kept without it")
         kept = tokenizer if found and found == known else None
-        save_window_weights(model, arguments, kept, self.folder)
+        about = {"arm": arm, "suite_version": SUITE_VERSION}
+        about |= {"seed": seed, "config": self.now["config"]}
+        save_weights(model, arguments, about, kept, self.folder)
+        if arm == "window":
+            save_window_weights(model, arguments, kept, self.folder)
 
     def save_results(self):
         """Write ``experiment_results`` anew from the trainings; returns what is in it."""

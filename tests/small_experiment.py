@@ -25,6 +25,7 @@ RESULTS = [
     "plan.json",
     "runs",
     "trainings.csv",
+    "weights",
     "window_model_config.json",
     "window_model_weights.pt",
 ]

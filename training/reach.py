@@ -74,6 +74,22 @@ def reach(model, held_out, seq_len, passages, at_once=1):
     }
 
 
+@torch.no_grad()
+def second_showing_loss(model, rows, seq_len, passages, at_once=1):
+    """The mean loss, in nats a token, of passages that a sequence has shown before.
+
+    The sequences are those of ``reach``, of all its distances; no gain, for a gain grows with the
+    control's loss too.  None for what is too little for ``reach``.
+    """
+    distances = probed_distances(seq_len)
+    if min(passages, len(rows)) < 2 or not distances:
+        return None
+    controls, turns = _controls(rows[:, : seq_len + 1], passages)
+    shown = (_shown_before(controls, distance - turns) for distance in distances)
+    losses = [_token_losses(model, sequences, at_once)[:, 1 - PASSAGE :] for sequences in shown]
+    return float(np.mean(losses))
+
+
 def _controls(rows, passages):
     """Rows that end with a passage of another row, (passages, S + 1), and the turn of each."""
     generator = np.random.default_rng(SEED)

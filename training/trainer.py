@@ -33,13 +33,23 @@ def build_model(config, arm, vocab_size, device, seed):
     return _new_model(config, arm, vocab_size).to(device, torch.float32)
 
 
-def _new_model(config, arm, vocab_size):
-    sizes = config.d_model, config.n_heads, config.layers, vocab_size, config.seq_len
+def model_of(config, arm, vocab_size):
+    """The class of an arm's model, and the arguments that rebuild it.
+
+    How its attention is evaluated is not among them: that is chosen where it is.
+    """
+    names = ("d_model", "n_heads", "layers", "positions")
+    arguments = {name: getattr(config, name) for name in names}
+    arguments |= {"vocab_size": vocab_size, "max_seq_len": config.seq_len}
     pattern = config.pattern_of(arm)
     if pattern is None:
-        return GPTModel(*sizes, attention=ARMS[arm], positions=config.positions)
-    options = {"positions": config.positions, "nope": config.nope, **pattern}
-    return GPTWindowModel(*sizes, attention=config.window_attention, **options)
+        return GPTModel, arguments
+    return GPTWindowModel, arguments | {"nope": config.nope} | pattern
+
+
+def _new_model(config, arm, vocab_size):
+    build, arguments = model_of(config, arm, vocab_size)
+    return build(**arguments, attention=ARMS.get(arm) or config.window_attention)
 
 
 def parameter_counts(config, vocab_size):

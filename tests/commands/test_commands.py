@@ -13,6 +13,7 @@ from conftest import ROOT
 import analyze_hyperparameters
 import benchmark_attention
 import compare_models
+import convert
 import create_model_plots
 import generate
 import metrics_utils
@@ -146,6 +147,7 @@ SCRIPTS = {
     "analyze_hyperparameters.py": analyze_hyperparameters,
     "benchmark_attention.py": benchmark_attention,
     "generate.py": generate,
+    "convert.py": convert,
     "metrics_utils.py": metrics_utils,
 }
 
@@ -153,7 +155,8 @@ SCRIPTS = {
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_and_wrong_options(tmp_path, monkeypatch, capsys, script):
     monkeypatch.chdir(tmp_path)
-    wrong = ["a prompt", "--no-such-option"] if script == "generate.py" else ["--no-such-option"]
+    first = ["a prompt or a file"] if script in ("generate.py", "convert.py") else []
+    wrong = [*first, "--no-such-option"]
     for options, code in (["--help"], 0), (wrong, 2):
         with pytest.raises(SystemExit) as stop:
             SCRIPTS[script].main(options)

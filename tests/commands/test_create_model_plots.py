@@ -64,8 +64,8 @@ def test_a_figure_that_there_is_not_is_one_line_with_those_that_there_are(tmp_pa
 def test_a_studys_figures_are_chosen_by_their_names(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(LOOK, "savefig.dpi", 40)
     study = str(ROOT / "results" / "h100_length_study.json")
-    assert create_model_plots.main([study, str(tmp_path), "--only", "length_quality"]) == 0
-    assert sorted(path.stem for path in tmp_path.iterdir()) == ["length_quality"] * 2
+    assert create_model_plots.main([study, str(tmp_path), "--only", "length_scaling"]) == 0
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["length_scaling"] * 2
     assert create_model_plots.main([study, str(tmp_path), "--only", "quality"]) == 2
     assert "choose of length_" in capsys.readouterr().err
 

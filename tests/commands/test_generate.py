@@ -12,9 +12,10 @@ from conftest import ROOT
 from tokenizers import ByteLevelBPETokenizer
 
 import generate
+from gpt import GPTModel
 from gpt_win import GPTWindowModel
 from training.prepare import END_OF_TEXT
-from training.weights import load_tokenizer, load_window_model, save_window_weights
+from training.weights import load_tokenizer, load_window_model, save_weights, save_window_weights
 
 TEXT = "def parse(self, naïve: str) -> int:\n    return len(naïve)  # 日本語 🙂\n"
 
@@ -236,3 +237,19 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_one_line(tmp_path, capsy
     (tmp_path / "window_model_config.json").write_text(json.dumps(about))
     code = generate.main([TEXT, "--weights", str(tmp_path / "window_model_weights.pt")])
     assert code == 2 and "tokens that the model does not know" in capsys.readouterr().err
+
+
+def test_any_arm_is_generated_with_and_has_the_tokenizer_of_its_experiment(tmp_path, capsys):
+    save_tokenizer(tmp_path / "source.json", 300)
+    arguments = {"d_model": 16, "n_heads": 2, "layers": 1, "vocab_size": 300, "max_seq_len": 64}
+    model = GPTModel(**arguments)
+    path = save_weights(model, arguments, {"arm": "fused"}, tmp_path / "source.json", tmp_path)
+    command = ["def", "--weights", str(path), "--tokens", "5", "--device", "cpu"]
+    assert generate.main(command) == 0
+    assert capsys.readouterr().out.startswith("def")
+    (tmp_path / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text() + " ")
+    assert generate.main(command) == 2
+    assert "not the tokenizer that fused.safetensors was" in capsys.readouterr().err
+    path.write_bytes(path.read_bytes()[:-4])
+    assert generate.main(command) == 2
+    assert "fused.safetensors: damaged" in capsys.readouterr().err

@@ -28,6 +28,7 @@ import torch
 import compare_models
 from analysis.metrics import load_experiment
 from training import train as training_train
+from training.weights import load_model
 
 KILLS = 12
 OPTIONS = "--seq-len 12 --d-model 8 --n-heads 2 --layers 1 --batch-size 2 --max-steps 3 --lr 1e-2"
@@ -133,6 +134,8 @@ def outcome(folder):
         plan = metadata["plan"]
         found.append([plan["orders"], plan["seeds"], metadata["status"], metadata["set_aside"]])
     weights = torch.load(output / "window_model_weights.pt", weights_only=True)
+    for arm in ("fused", "window"):
+        weights |= load_model(output / "weights" / f"{arm}.safetensors").state_dict(prefix=arm)
     return found + [value.tolist() for value in weights.values()]
 
 

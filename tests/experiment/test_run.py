@@ -1,5 +1,6 @@
 """The experiment as a call: what comes back, what is saved, and how failures are told."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from machine.command import UserError
 from training.batches import validation_rows
 from training.tokens import load_dataset
 from training.trainer import Trainer
-from training.weights import load_window_model
+from training.weights import load_model, load_window_model, read_about
 
 
 def test_every_training_is_what_the_plan_says(workplace):
@@ -75,6 +76,30 @@ def test_saved_weights_rebuild_the_first_blocks_window_model(workplace):
     loss = metrics["window"][0]["val_loss"]
     rows = validation_rows(config, len(dataset.held_out))
     assert trainer.evaluate(dataset.held_out[rows]) == pytest.approx(loss, rel=1e-6)
+
+
+def test_the_first_blocks_models_of_all_arms_are_kept_with_what_rebuilds_them(workplace):
+    arms = ("baseline", "window", "fused", "w5-d0-f1-e2")
+    options = "--runs 2 --layers 2 --positions rotary --arms"
+    config = tiny_config(f"{options} {' '.join(arms)}")
+    metrics, metadata = run_experiment(config)
+    kept = sorted(path.name for path in Path("output/weights").iterdir())
+    assert kept == sorted(f"{arm}.safetensors" for arm in arms)
+    dataset = load_dataset("training_data.npy", 24, 2)
+    rows = validation_rows(config, len(dataset.held_out))
+    for arm in arms:
+        about = read_about(f"output/weights/{arm}.safetensors")
+        assert about["config"] == metadata["config"] and about["seed"] == metrics[arm][0]["seed"]
+        model = load_model(f"output/weights/{arm}.safetensors")
+        trainer = Trainer(config, arm, dataset.train, dataset.vocab_size, torch.device("cpu"), 0)
+        for loaded, trained in zip(model.layers, trainer.model.layers, strict=True):
+            assert loaded.mha.pattern() == trained.mha.pattern()
+        trainer.model.load_state_dict(model.state_dict())
+        loss = trainer.evaluate(dataset.held_out[rows])
+        assert loss == pytest.approx(metrics[arm][0]["val_loss"], rel=1e-6)
+    published = load_window_model("output/window_model_weights.pt").state_dict()
+    for name, value in load_model("output/weights/window.safetensors").state_dict().items():
+        assert torch.equal(value, published[name])
 
 
 def test_an_experiment_with_every_option_of_the_pattern(workplace, capsys):
@@ -135,6 +160,7 @@ def test_a_failed_training_is_named_and_the_experiment_goes_on(
     assert [training["status"] != "ok" for training in metrics["window"]] == [True, True]
     assert [training["status"] for training in metrics["fused"]] == ["ok", "ok"]
     assert not Path("output/window_model_weights.pt").exists()
+    assert os.listdir("output/weights") == ["fused.safetensors"]
 
 
 def test_accumulated_gradients_give_the_losses_of_the_whole_batch(workplace, monkeypatch):

@@ -69,7 +69,9 @@ def test_a_stop_keeps_what_was_finished_and_the_same_command_goes_on(
     assert not [name for name in contents("output") if name.startswith(".")]
 
 
-@pytest.mark.parametrize("name", ["000_", "experiment_results.npz", "window_model_weights.pt"])
+@pytest.mark.parametrize(
+    "name", ["000_", "experiment_results.npz", "window_model_weights.pt", "fused.safetensors"]
+)
 def test_a_stop_inside_a_write_costs_that_training_alone(workplace, monkeypatch, name):
     """The signal comes before the first rename of such a file; the same command completes all."""
     assert run_main(f"{BLOCK} --output-dir undisturbed") == 0

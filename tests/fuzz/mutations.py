@@ -151,3 +151,14 @@ def change_weights(rng, content):
     changed = io.BytesIO()
     torch.save(weights, changed)
     return f"{name} other {number}", changed.getvalue()
+
+
+def change_safetensors(rng, content):
+    """A safetensors file with one value of the JSON text in its header gone or another one."""
+    with io.BytesIO(content) as file:
+        size = int.from_bytes(file.read(8), "little")
+        header, tensors = json.loads(file.read(size)), file.read()
+    what, about = change_value(rng, json.loads(header["__metadata__"]["about"]))
+    header["__metadata__"]["about"] = json.dumps(about)
+    header = json.dumps(header).encode()
+    return what, len(header).to_bytes(8, "little") + header + tensors

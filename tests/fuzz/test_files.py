@@ -23,7 +23,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from conftest import ROOT, add_reach, make_experiment
-from fuzz.mutations import change_json, change_npy, change_npz, change_weights, damaged_bytes
+from fuzz.mutations import (
+    change_json,
+    change_npy,
+    change_npz,
+    change_safetensors,
+    change_weights,
+    damaged_bytes,
+)
 from small_experiment import TINY, write_data
 from tokenizers import ByteLevelBPETokenizer
 
@@ -72,6 +79,8 @@ def cases():
     yield Case("output/runs/000_window.npz", change_npz, main, f"{TINY} {BLOCKS}")
     weights = "def --weights model/window_model_weights.pt --tokens 3 --device cpu"
     yield Case("model/window_model_weights.pt", change_weights, generate.main, weights)
+    fused = "def --weights model/weights/fused.safetensors --tokens 3 --device cpu"
+    yield Case("model/weights/fused.safetensors", change_safetensors, generate.main, fused)
     both = "window_model_weights.pt"  # which may be what does not fit
     yield Case("model/window_model_config.json", change_json, generate.main, weights, both)
     yield Case("model/tokenizer.json", change_json, generate.main, weights, both)

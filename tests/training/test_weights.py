@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from safetensors import safe_open
 
+from gpt import GPTModel
 from gpt_win import GPTWindowModel
 from machine.command import UserError
 from machine.files import write_json
-from training.weights import load_window_model, save_window_weights
+from training.weights import load_model, load_window_model, save_weights, save_window_weights
 
 ARGUMENTS = {"d_model": 8, "n_heads": 2, "layers": 1, "vocab_size": 11, "max_seq_len": 9}
 ARGUMENTS |= {"window_size": 3, "dilation": 2, "full_heads": 1, "stagger": True}
@@ -152,3 +155,65 @@ def test_a_full_disk_is_an_error_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr("training.weights.atomic_write", write_to_a_full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_window_weights(GPTWindowModel(**ARGUMENTS), ARGUMENTS, None, tmp_path)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model with full attention in a safetensors file."""
+    torch.manual_seed(1)
+    arguments = {name: ARGUMENTS[name] for name in list(ARGUMENTS)[:5]}
+    model = GPTModel(**arguments).eval()
+    about = {"arm": "fused", "suite_version": "1", "config": {"lr": 0.1}}
+    return save_weights(model, arguments, about, None, tmp_path), model
+
+
+def test_every_model_comes_back_from_one_file(saved, stored, tmp_path):
+    path, model = saved
+    assert path == tmp_path / "weights" / "fused.safetensors"
+    again = load_model(path)
+    assert type(again) is GPTModel and torch.equal(again(TOKENS), model(TOKENS))
+    path, _ = save_weights(stored[1], ARGUMENTS, {"arm": "w3-d2"}, None, tmp_path), None
+    again = load_model(path)
+    assert type(again) is GPTWindowModel and torch.equal(again(TOKENS), stored[1](TOKENS))
+    assert not again.training and again.layers[0].mha.pattern().stagger
+
+
+def test_a_file_says_what_it_is_to_any_reader_of_safetensors(saved):
+    path, model = saved
+    with safe_open(path, "np") as file:
+        about = json.loads(file.metadata()["about"])
+        assert (file.get_tensor("fc_out.bias") == model.fc_out.bias.detach().numpy()).all()
+    assert (about["model"], about["arm"], about["suite_version"]) == ("GPTModel", "fused", "1")
+    assert about["arguments"]["d_model"] == 8 and about["tokenizer_sha256"] is None
+    assert about["config"] == {"lr": 0.1}
+
+
+def test_mutated_safetensors_are_refused(saved):
+    path, _ = saved
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    places = [*rng.integers(len(content), size=20), *rng.integers(600, size=60)]  # of the header
+    for place in places:
+        mutated = bytearray(content)
+        mutated[place] ^= 1 << rng.integers(8)
+        path.write_bytes(mutated)
+        assert "damaged, or no weights of this suite" in refused(path)
+    for other in (b"", content[:-1], content[:100], pickle.dumps({}), content + b"x"):
+        path.write_bytes(other)
+        assert "damaged, or no weights of this suite" in refused(path)
+    path.unlink()
+    assert "no such file" in refused(path)
+
+
+def test_safetensors_of_another_program_are_refused(saved):
+    path, model = saved
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    for metadata in (None, {"format": "pt"}, {"about": "[]"}, {"about": '{"model": "GPTModel"}'}):
+        safetensors.torch.save_file(weights, path, metadata)
+        assert "damaged, or no weights of this suite" in refused(path)
+
+
+def test_weights_that_fit_no_model_are_refused(saved, tmp_path):
+    _, model = saved
+    path = save_weights(model, ARGUMENTS | {"d_model": 9}, {"arm": "w9-d0"}, None, tmp_path)
+    assert "damaged, or no weights of this suite" in refused(path)

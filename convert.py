@@ -1,0 +1,75 @@
+"""A trained model converted from full attention to a window: what it loses, at once and after a
+little more training.
+
+``python convert.py output/weights/fused.safetensors`` goes on from what main.py has written.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from analysis.words import report_text
+from machine.command import FAILED, run_command, say
+from machine.device import is_out_of_memory
+from machine.files import check_writable, write_json
+from studies.convert import conversion_section, convert
+from training.config import COMPILE_MODES
+
+
+def build_parser():
+    """The command line, with every default in its help."""
+    parser = argparse.ArgumentParser(
+        description="Give the heads of a model that was trained with full attention a window, and "
+        "compare its validation loss with that of the full model, without training and after a "
+        "little. Precision, batch and schedule are those of its training.",
+        epilog="example: python convert.py output/weights/fused.safetensors --full-heads 0 1",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("path", metavar="WEIGHTS", help="output/weights/fused.safetensors")
+    for option, kind, default, text in (
+        ("--data", str, None, "its file of tokens; None: that of its training"),
+        ("--pattern", str, "w96-d0", "what the heads get, the name of an arm without full heads"),
+        ("--sink-tokens", int, 0, "first tokens that every later one attends to as well"),
+        ("--steps", int, 200, "of fine-tuning, the first tenth of them a linear warm-up"),
+        ("--lr", float, None, "peak learning rate; None: a tenth of the training's"),
+        ("--seed", int, 1, "added to the training's, for other batches"),
+        ("--device", str, "auto", "auto, cpu, cuda or cuda:N"),
+        ("--output", str, "output/conversion.json", "file of the results"),
+    ):
+        parser.add_argument(option, type=kind, default=default, help=text)
+    parser.add_argument(
+        "--full-heads",
+        type=int,
+        nargs="+",
+        metavar="F",
+        help="heads of every layer that stay full, the first and the most important ones; None: "
+        "0 1 2 4, where there are more",
+    )
+    parser.add_argument(
+        "--compile", choices=COMPILE_MODES, help="torch.compile; None: as in its training"
+    )
+    return parser
+
+
+def tell(args):
+    """Convert, each row saved when it is known, and print the table."""
+    options = {key: value for key, value in vars(args).items() if key not in ("output", "debug")}
+    check_writable(Path(args.output).parent)
+    try:
+        content = convert(**options, save=lambda content: write_json(args.output, content))
+    except RuntimeError as error:
+        if "debug" in args or not is_out_of_memory(error):
+            raise
+        say(f"error: out of memory on {args.device}: {error}".splitlines()[0])
+        return FAILED
+    print(report_text([conversion_section(content)]), end="")
+    say(f"written: {args.output}")
+
+
+def main(argv=None):
+    """The command line; returns the exit code."""
+    return run_command(build_parser(), tell, argv, kept=": the rows that were finished are kept")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
