@@ -8,11 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis.words import report_text
 from machine.command import FAILED, run_command, say
-from machine.device import is_out_of_memory
 from machine.files import check_writable, write_json
-from studies.convert import conversion_section, convert
 from training.config import COMPILE_MODES
 
 
@@ -53,6 +50,10 @@ def build_parser():
 
 def tell(args):
     """Convert, each row saved when it is known, and print the table."""
+    from analysis.words import report_text
+    from machine.device import is_out_of_memory
+    from studies.convert import conversion_section, convert
+
     options = {key: value for key, value in vars(args).items() if key not in ("output", "debug")}
     check_writable(Path(args.output).parent)
     try:

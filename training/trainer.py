@@ -49,7 +49,8 @@ def model_of(config, arm, vocab_size):
 
 def _new_model(config, arm, vocab_size):
     build, arguments = model_of(config, arm, vocab_size)
-    return build(**arguments, attention=ARMS.get(arm) or config.window_attention)
+    attention = ARMS[arm] if build is GPTModel else config.window_attention
+    return build(**arguments, attention=attention)
 
 
 def parameter_counts(config, vocab_size):
