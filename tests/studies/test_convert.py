@@ -13,6 +13,7 @@ from tiny import CPU, tiny_config
 from torch.nn.functional import scaled_dot_product_attention
 
 import convert as command
+import studies.convert
 from attention.pattern import window_mask
 from gpt import CustomMHA, GPTModel
 from gpt_win import GPTWindowModel
@@ -272,7 +273,7 @@ def test_memory_that_runs_out_is_one_clear_line(saved, capsys, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(command, "convert", fail)
+    monkeypatch.setattr(studies.convert, "convert", fail)
     error = run(capsys, saved[0], code=1).err
     assert error.startswith("error: out of memory") and error.count("\n") == 1
 
