@@ -89,10 +89,11 @@ def _plot_lengths(content):
 
 def _limit_line(ax, points, arm, style):
     """How many times as fast a step were if its time followed the FLOPs the pattern leaves."""
-    here = [p["arms"][arm].get("step_limit") or p["step_limit"] for p in points]
-    if arm not in FULL_ATTENTION:
-        lengths = [point["seq_len"] for point in points]
-        ax.plot(lengths, here, **LIMIT, color=style.color, zorder=1, label=f"_{arm} limit")
+    if arm in FULL_ATTENTION:
+        return
+    lengths = [point["seq_len"] for point in points]
+    limits = [point["arms"][arm].get("step_limit") or point["step_limit"] for point in points]
+    ax.plot(lengths, limits, **LIMIT, color=style.color, zorder=1, label=f"_{arm} limit")
 
 
 def _line_with_bars(ax, estimates, style):
