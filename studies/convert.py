@@ -197,22 +197,28 @@ def head_importance(model, arguments, pattern, rows, passages, config):
     """
     layers, n_heads = arguments["layers"], arguments["n_heads"]
     weights, device = model.state_dict(), next(model.parameters()).device
-    sequences = rows, config.seq_len, passages, config.sequences_at_once
-    with autocast(config, device):
-        base = second_showing_loss(model, *sequences)
-        if base is None:
-            return None
-        rises = [[] for _ in range(layers)]
-        for layer in bar(range(layers), desc="layers probed"):
-            full_heads = [n_heads] * layers
-            full_heads[layer] -= 1  # the window is that of the last head
-            only = GPTWindowModel(**arguments, **pattern | {"full_heads": full_heads})
-            only.to(device).eval()
-            for head in range(n_heads):
-                others = [[] for _ in range(layers)]
-                others[layer] = [other for other in range(n_heads) if other != head]
-                only.load_state_dict(with_heads_first(weights, others, n_heads))
-                rises[layer].append(second_showing_loss(only, *sequences) - base)
+
+    def loss(model):
+        # a context each: autocast keeps its copies of the weights, also when others are loaded
+        with autocast(config, device):
+            return second_showing_loss(
+                model, rows, config.seq_len, passages, config.sequences_at_once
+            )
+
+    base = loss(model)
+    if base is None:
+        return None
+    rises = [[] for _ in range(layers)]
+    for layer in bar(range(layers), desc="layers probed"):
+        full_heads = [n_heads] * layers
+        full_heads[layer] -= 1  # the window is that of the last head
+        only = GPTWindowModel(**arguments, **pattern | {"full_heads": full_heads})
+        only.to(device).eval()
+        for head in range(n_heads):
+            others = [[] for _ in range(layers)]
+            others[layer] = [other for other in range(n_heads) if other != head]
+            only.load_state_dict(with_heads_first(weights, others, n_heads))
+            rises[layer].append(loss(only) - base)
     return rises
 
 

@@ -99,6 +99,18 @@ def test_a_heads_importance_is_what_the_loss_rises_by_without_its_far_keys(monke
         assert abs(rise) > 1e-4 and found[layer][head] == pytest.approx(rise, rel=1e-2, abs=1e-5)
 
 
+def test_heads_are_told_apart_in_bfloat16_too():
+    """Autocast keeps a weight's bfloat16 copy as long as its context lasts."""
+    model = model_of_four_heads(GPTModel, "learned", seq_len=S)
+    rows = np.random.default_rng(0).integers(40, size=(9, S + 1)).astype(np.uint16)
+    arguments = {"d_model": 24, "n_heads": 4, "layers": 2, "vocab_size": 40, "max_seq_len": S}
+    measured = model, arguments, {"window_size": W, "dilation": 0}, rows, 3
+    exact = head_importance(*measured, CONFIG)
+    found = head_importance(*measured, replace(CONFIG, dtype="bfloat16"))
+    assert np.ptp(found, axis=1).min() > 0.05
+    np.testing.assert_allclose(found, exact, atol=0.02)
+
+
 class Recalls(torch.nn.Module):
     """Predicts all alike; surely what followed a token's last showing, where there was one."""
 
