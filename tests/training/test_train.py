@@ -429,7 +429,9 @@ def test_cuda_peak_memory_is_this_trainings_own():
 @pytest.mark.parametrize("arm", ("baseline", "window", "fused"))
 def test_cuda_graphs_train_the_same_in_the_same_memory(arm):
     """Their replays allocate nothing: what the steps take must be seen when they are recorded."""
-    sizes = {"seq_len": 1100, "d_model": 128, "batch_size": 4, "window_attention": "split"}
+    # a rate at which six steps lower the loss by 0.007, and rounding is not carried on
+    sizes = {"seq_len": 1100, "d_model": 128, "batch_size": 4, "lr": 1e-3}
+    sizes["window_attention"] = "split"
     dataset = tiny_dataset(12, 1100)
     device = torch.device("cuda")
     found, left = [], []
@@ -442,8 +444,9 @@ def test_cuda_graphs_train_the_same_in_the_same_memory(arm):
         left.append(torch.cuda.memory_allocated())
     calls, *graphs = found
     for metrics in graphs:
-        np.testing.assert_allclose(metrics["losses"], calls["losses"], rtol=0.1)
-        assert 0.7 < metrics["peak_memory_mb"] / calls["peak_memory_mb"] < 1.5
+        np.testing.assert_allclose(metrics["losses"], calls["losses"], atol=0.003)
+        # calls on several streams take more where a busy GPU is late to give their memory back
+        assert 0.5 < metrics["peak_memory_mb"] / calls["peak_memory_mb"] < 1.5
     # what stays (a workspace of cuBLAS is 32 MiB on a Hopper GPU) is not more after each training
     assert left[2] - left[1] < 2**20
 
