@@ -16,25 +16,31 @@ CURVE_PARTS, CONVERGENCE_PARTS = 100, 30
 SECONDS = "training time (s, timed steps, mean over blocks)"
 
 
-def draw_mean(ax, data, arm, x, rows, band=True):
-    """The mean of (R, points), in its pointwise t band if wanted."""
-    style, mean = data.styles[arm], rows.mean(axis=0)
+def draw_mean(ax, data, arm, x, rows):
+    """The mean of (R, points)."""
+    style = data.styles[arm]
     every = max(len(x) // 8, 1)
     first = data.arms.index(arm) * every // len(data.arms)  # markers of two arms do not meet
     marks = {"marker": style.marker, "ms": 4, "markevery": (first, every)}
-    ax.plot(x, mean, **style.line, **marks, lw=1.2, label=arm)
+    ax.plot(x, rows.mean(axis=0), **style.line, **marks, lw=1.2, label=arm)
     ax.margins(x=0.02)
-    if band and len(rows) > 1:
+
+
+def draw_band(ax, data, arm, x, rows):
+    """The mean of (R, points) in its pointwise t band."""
+    draw_mean(ax, data, arm, x, rows)
+    if len(rows) > 1:
+        mean = rows.mean(axis=0)
         half = stats.t.ppf((1 + LEVEL) / 2, len(rows) - 1) * stats.sem(rows, axis=0)
-        look = {"color": style.color, "alpha": 0.2, "lw": 0, "label": f"{arm} band"}
+        look = {"color": data.styles[arm].color, "alpha": 0.2, "lw": 0, "label": f"{arm} band"}
         ax.fill_between(x, mean - half, mean + half, **look)
 
 
-def draw_blocks(ax, data, arm, x, rows, band=True):
+def draw_blocks(ax, data, arm, x, rows):
     """Every training of (R, points) as a thin line, behind the means of all arms, and the mean."""
     thin = {"lw": 0.6, "alpha": 0.5, "rasterized": True, "zorder": 1}
     ax.plot(x, rows.T, color=data.styles[arm].color, **thin, label=f"_{arm} training")
-    draw_mean(ax, data, arm, x, rows, band)
+    draw_mean(ax, data, arm, x, rows)
 
 
 def fit_to_late(ax, include=()):
@@ -72,7 +78,7 @@ def paired_differences(ax, data, metric):
     for arm in data.arms[1:]:
         blocks = paired_trainings(data.ok, (arm, data.reference))
         middles, differences, _ = smoothed(loss_differences(blocks), CURVE_PARTS)
-        draw_mean(ax, data, arm, tokens_seen(blocks[0])[middles], differences)
+        draw_band(ax, data, arm, tokens_seen(blocks[0])[middles], differences)
     difference_axis(ax, data.reference)
 
 
@@ -121,8 +127,9 @@ def training_curves(data):
     fill_panel(bottom, data, [TRAIN_LOSS], paired_differences)
     tokens_axis(bottom if bottom.axison else top)
     caption = (
-        "Bold = mean over blocks, thin = single trainings; below the mean paired difference. Bands "
-        "= pointwise 95 % t interval. Vertical ranges of the last 90 % of the steps."
+        "Above: bold = mean over blocks, thin = single trainings; below: mean of the paired "
+        "differences with its pointwise 95 % t interval. Vertical ranges of the last 90 % of the "
+        "steps."
     )
     if window > 1:
         caption += f" All are centred moving averages of {window} steps."
@@ -139,8 +146,8 @@ def convergence(data):
     ax.set_ylabel("training loss, smoothed (nats/token)")
     ax.set_xlabel(SECONDS)
     caption = (
-        f"Centred moving average of {window} steps: bold = mean over blocks, band = its pointwise "
-        "95 % t interval, thin = single trainings; vertical range of the last 90 % of the steps."
+        f"Centred moving average of {window} steps: bold = mean over blocks, thin = single "
+        "trainings; vertical range of the last 90 % of the steps."
     )
     return finish(fig, data, "Training loss over time", caption)
 

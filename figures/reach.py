@@ -15,7 +15,7 @@ def gains_by_distance(ax, data):
     """The gain on the second showing over the distance to the first."""
     for arm, records in reach_records(data.ok).items():
         distances, gains = gains_of(records)
-        draw_blocks(ax, data, arm, distances, gains, band=False)
+        draw_blocks(ax, data, arm, distances, gains)
     apart = [one for one, next_one in pairwise(distances) if next_one > 1.2 * one]
     length_axis(ax, [*apart, distances[-1]])
     ax.axhline(0, color="black", lw=0.8)
@@ -28,7 +28,7 @@ def losses_by_position(ax, data):
     """The loss over the position in the sequence."""
     for arm, records in reach_records(data.ok).items():
         rows = np.array([record["position_losses"] for record in records])
-        draw_blocks(ax, data, arm, records[0]["positions"], rows, band=False)
+        draw_blocks(ax, data, arm, records[0]["positions"], rows)
     ax.set_ylabel("loss (nats/token)")
 
 
@@ -40,7 +40,7 @@ def differences_by_position(ax, data):
         if probed:
             rows = [np.subtract(a["position_losses"], b["position_losses"]) for a, b in probed]
             x = probed[0][0]["positions"]
-            draw_blocks(ax, data, arm, x, np.array(rows), band=False)
+            draw_blocks(ax, data, arm, x, np.array(rows))
     ax.axhline(0, color="black", lw=0.8)
     ax.set_ylabel(f"loss minus that\nof {data.reference} (nats/token)")
 

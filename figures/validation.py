@@ -6,8 +6,8 @@ from analysis.values import paired_trainings
 from figures.curves import (
     SECONDS,
     difference_axis,
+    draw_band,
     draw_blocks,
-    draw_mean,
     draw_without_model,
     fit_to_late,
     mean_seconds,
@@ -34,7 +34,7 @@ def loss_panel(ax, data, places):
     """Every training's held-out loss and the means; places: x at every step of trainings."""
     for arm in data.arms:
         steps, losses = curves_of(data.ok[arm])
-        draw_blocks(ax, data, arm, places(data.ok[arm])[steps - 1], losses, band=False)
+        draw_blocks(ax, data, arm, places(data.ok[arm])[steps - 1], losses)
     fit_to_late(ax)
     draw_without_model(ax, data)
 
@@ -45,7 +45,7 @@ def difference_panel(ax, data, metric):
         blocks = paired_trainings(data.ok, (arm, data.reference))
         steps, losses = curves_of([training for block in blocks for training in block])
         tokens = tokens_seen(blocks[0])[steps - 1]
-        draw_mean(ax, data, arm, tokens, losses[::2] - losses[1::2])
+        draw_band(ax, data, arm, tokens, losses[::2] - losses[1::2])
     difference_axis(ax, data.reference)
     tokens_axis(ax)
 
