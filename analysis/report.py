@@ -50,6 +50,8 @@ def _recorded(metadata):
     for arm, used in metadata["attention"].items():
         kernels = used["kernels"] or [name.split("::")[-1] for name in used["operators"]]
         detail = f" ({', '.join(kernels)})" if kernels else ""
+        kept = values.pattern_of_arm(arm) and used.get("density")
+        detail += f", {kept:.1%} of the causal pairs" if kept else ""
         attention.append(f"{arm} {used['evaluation']}{detail}")
     if attention:
         lines.append(f"attention: {'; '.join(attention)}")
@@ -73,11 +75,12 @@ def heading(metadata):
     """What ran where, and on what data, as texts."""
     config, data = metadata["config"], metadata["data"]
     environment, recorded = metadata["environment"], metadata["pattern"]
-    pattern = f"pattern: {values.pattern_text(config)}"
-    if recorded["density"]:
-        pattern += f", {recorded['density']:.1%} of the causal pairs"
-    if recorded["evaluation"]:
-        pattern += f", evaluated as {recorded['evaluation']}"
+    pattern = values.pattern_text(config)
+    if "window" in config["arms"]:
+        if recorded["density"]:
+            pattern += f", {recorded['density']:.1%} of the causal pairs"
+        if recorded["evaluation"]:
+            pattern += f", evaluated as {recorded['evaluation']}"
     compiled = "eager" if config["compile"] == "none" else f"compiled ({config['compile']})"
     rotary = ", rotary positions" if config["positions"] == "rotary" else ""
     lines = [
@@ -88,7 +91,7 @@ def heading(metadata):
         f"model: d_model {config['d_model']}, {counted(config['n_heads'], 'head')}, "
         f"{counted(config['layers'], 'layer')},"
         f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}{rotary}",
-        pattern,
+        *[f"pattern: {pattern}"] * bool(pattern),
         f"data: {data['path']}, {counted(data['train_rows'], 'row')} for training, the last "
         f"{data['val_rows']:,} held out, {data['val_rows_used']:,} of them used for validation; "
         f"batches of {config['batch_size']}",

@@ -31,15 +31,21 @@ def is_smoke_test(metadata):
 
 
 def pattern_text(config):
-    """The pattern of a configuration (a dict): "window_size 96, dilation 4", or one a layer."""
+    """What the names of a configuration's arms leave open, in words; "" for nothing.
+
+    That is the pattern of ``window``, "window_size 96, dilation 4", or one a layer, and what all
+    patterns share.
+    """
     words = []
     for name in ("window_size", "dilation", "sink_tokens", "full_heads"):
         value = config[name]
         if isinstance(value, list | tuple):
             value = ",".join(map(str, value))
-        if value or name in ("window_size", "dilation"):
+        is_asked = "window" in config["arms"] or name == "sink_tokens"
+        if is_asked and (value or name in ("window_size", "dilation")):
             words.append(f"{name} {value}")
-    words += ["staggered"] * config["stagger"] + ["full heads without positions"] * config["nope"]
+    words += ["staggered"] * (config["stagger"] and "window" in config["arms"])
+    words += ["full heads without positions"] * config["nope"]
     return ", ".join(words)
 
 

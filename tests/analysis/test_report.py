@@ -11,7 +11,7 @@ from scipy import stats
 
 from analysis.claims import describe_change
 from analysis.metrics import load_experiment, save_metrics
-from analysis.report import format_report
+from analysis.report import format_report, heading
 from analysis.significance import Ratio, paired_ratio
 from experiment.plan import declare
 from training.config import make_config
@@ -170,6 +170,18 @@ def test_every_pattern_has_its_claims_under_its_name():
     assert places == sorted(places) and claims.rindex("Quality: ") < places[2]
     assert claims.count("Primary, one of 4 such claims") == 4
     assert claims.count("(Holm, 12 tests)") == 8  # those of time and memory
+
+
+def test_the_heading_names_the_patterns_that_were_trained_and_no_other():
+    _, metadata = make_experiment(2, arms=("fused", "w32-d0-f1"))
+    metadata["config"]["nope"] = True
+    used = {"evaluation": "flex", "kernels": ["flex_attention"], "operators": [], "density": 0.146}
+    metadata["attention"] = {"w32-d0-f1": used}
+    lines = heading(metadata)
+    assert "pattern: full heads without positions" in lines
+    assert "attention: w32-d0-f1 flex (flex_attention), 14.6% of the causal pairs" in lines
+    metadata["config"]["nope"] = False
+    assert not any(line.startswith("pattern") for line in heading(metadata))
 
 
 def test_what_was_not_declared_is_not_called_primary():
