@@ -9,40 +9,11 @@ that are right are timed in rounds, in each of which every one has its turn in r
 
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 
-import torch
-
-from analysis.warnings import disturbances
-from analysis.words import report_text
-from benchmarks.attention import measure_attention
-from benchmarks.options import build_parser, complete, problems_of
-from benchmarks.peers import known_peers
-from benchmarks.picture import benchmark_page
-from benchmarks.steps import measure_decode_steps, measure_steps
-from benchmarks.tables import FORWARD, ONE_TOKEN, TRAINING
-from figures.look import save_figures
-from figures.page import write_page
+from benchmarks.options import build_parser
 from machine.command import DISTURBED, DONE, checked_options, run_command, say
-from machine.describe import describe_environment
 from machine.files import check_writable, write_json
-
-
-def benchmark_of(args, device):
-    """What measures one of the problems, and the name of the JSON file."""
-    if args.step:
-        measure, name = measure_steps, "step_benchmark"
-        if args.decode:
-            measure, name = measure_decode_steps, "decode_step_benchmark"
-        return partial(measure, device=device, rounds=args.rounds), name
-    directions, name = [FORWARD, TRAINING], "attention_benchmark"
-    if args.decode:
-        directions, name = [ONE_TOKEN], "decode_benchmark"
-    known = known_peers(args.pattern, args.patterns, args.decode)
-    peers = {peer: known[peer] for peer in args.peers}
-    how = {"peers": peers, "directions": directions, "rounds": args.rounds}
-    return partial(measure_attention, **how), name
 
 
 def tell(args):
@@ -50,6 +21,16 @@ def tell(args):
 
     Returns the exit code.
     """
+    import torch
+
+    from analysis.warnings import disturbances
+    from analysis.words import report_text
+    from benchmarks.picture import benchmark_page
+    from benchmarks.problems import benchmark_of, complete, problems_of
+    from figures.look import save_figures
+    from figures.page import write_page
+    from machine.describe import describe_environment
+
     warnings.filterwarnings("ignore", module="torch")
     with checked_options():
         device = complete(args)

@@ -6,9 +6,15 @@ goes on where a stop left off.  ``python main.py`` runs it from the command line
 ``run`` from a notebook.
 """
 
+import sys
+
+if __name__ == "__main__":  # --help and a wrong option need not wait for what is imported below
+    from main import command
+
+    sys.exit(command())
+
 import argparse
 import os
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -257,7 +263,3 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     story = partial(tell, argv=argv)
     return ranks.run(lambda: run_command(build_parser(), story, argv, kept=f": {GOES_ON}"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

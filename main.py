@@ -12,18 +12,23 @@ def experiment(arguments=None):
     return main()
 
 
-if __name__ == "__main__":
+def command():
+    """The command line, read before what takes seconds to import; returns the exit code."""
     try:
         from machine.command import run_command
         from studies.options import build_parser
 
         if int(os.environ.get("WORLD_SIZE") or 1) > 1:  # of torchrun's ranks one is to be heard
             code = experiment()
-        else:  # --help and a wrong option need not wait for torch
+        else:
             kept = " before anything was started"
             code = run_command(build_parser(), experiment, kept=kept)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience must not end in a traceback
-        sys.exit(code)
+        return code
     except KeyboardInterrupt:  # while those are being imported
         print("interrupted before anything was started", file=sys.stderr)
-        sys.exit(130)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from attention.pattern import layer_density
-from benchmarks.peers import ALL_DTYPES, error_of, work_of
+from benchmarks.peers import error_of, work_of
 from benchmarks.tables import ALL_KEYS, ONE_TOKEN, TRAINING
 from benchmarks.timing import Unavailable, add_ratios, peak_mb, side_by_side, timed, timed_in_rounds
 from training.trainer import release_memory
@@ -68,7 +68,7 @@ def least_memory(name, case):
     """Bytes that a peer is sure to need: what it keeps in squares of the sequence length."""
     square = case.seq_len**2
     if name == "dense":
-        return square * case.batch_size * case.heads * ALL_DTYPES[case.dtype].itemsize * 4
+        return square * case.batch_size * case.heads * case.torch_dtype.itemsize * 4
     return square * 24 if name == "masked" else 0  # the mask is made from 64-bit distances
 
 

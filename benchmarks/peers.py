@@ -18,9 +18,8 @@ from attention.choose import attention_plan
 from attention.pattern import FULL
 from benchmarks.tables import ALL_KEYS, ONE_TOKEN, TRAINING
 from benchmarks.timing import Unavailable
-from training.config import DTYPES, patterns_of_arm
+from training.config import patterns_of_arm
 
-ALL_DTYPES = {name: getattr(torch, name) for name in (*DTYPES, "float16")}
 CHECKED_TOKENS = 384
 LARGEST_ERROR = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
 
@@ -37,6 +36,10 @@ class Case:
     device: str
     planned_for: int = 0  # the length whose evaluation is taken, where it is another
 
+    @property
+    def torch_dtype(self):
+        return getattr(torch, self.dtype)
+
     def pattern(self, attends):
         """The ``Pattern`` of one layer that a peer claims: an arm's name, or ALL_KEYS."""
         if attends == ALL_KEYS:
@@ -51,13 +54,13 @@ class Case:
     def evaluation(self, attends):
         """What ``auto`` comes to where it is compiled."""
         whole = replace(self, seq_len=self.planned_for or self.seq_len, planned_for=0)
-        about = whole.pattern(attends), self.heads, ALL_DTYPES[self.dtype], self.device
+        about = whole.pattern(attends), self.heads, self.torch_dtype, self.device
         plan = attention_plan(whole.seq_len, *about, compiled=True, head_dim=self.head_dim)
         return plan.evaluation
 
     def bytes_read(self, attends):
         """The keys and values to which the last query attends, in bytes."""
-        a_key = 2 * self.batch_size * self.head_dim * ALL_DTYPES[self.dtype].itemsize
+        a_key = 2 * self.batch_size * self.head_dim * self.torch_dtype.itemsize
         keys = 0
         for head in self.pattern(attends).of_heads(self.heads):
             keys += attended_pairs(self.seq_len, *head) - attended_pairs(self.seq_len - 1, *head)
@@ -66,7 +69,11 @@ class Case:
     def inputs(self, seed=0):
         """q, k, v as views of one fused projection, as the models have them, and a gradient."""
         generator = torch.Generator(self.device).manual_seed(seed)
-        options = {"device": self.device, "dtype": ALL_DTYPES[self.dtype], "generator": generator}
+        options = {
+            "device": self.device,
+            "dtype": self.torch_dtype,
+            "generator": generator,
+        }
         shape = self.batch_size, self.seq_len, 3, self.heads, self.head_dim
         qkv = [x.detach().requires_grad_() for x in torch.randn(shape, **options).unbind(2)]
         return qkv, torch.randn(qkv[0].shape, **options)
@@ -80,7 +87,6 @@ class Peer(NamedTuple):
     """
 
     attends: str
-    description: str
     make: Callable
 
 
@@ -92,28 +98,28 @@ def known_peers(pattern, arms=(), decode=False):
     """
     if decode:
         of_model, make_full = _cached, _one_token_sdpa
-        windows = {"window": Peer(pattern, "as the window model generates", _cached)}
-        full = {"full": Peer(ALL_KEYS, "as the other models generate", _cached)}
+        windows = {"window": Peer(pattern, _cached)}
+        full = {"full": Peer(ALL_KEYS, _cached)}
     else:
         of_model, make_full, full = _as_planned, _sdpa, {}
         windows = {
-            "split": Peer(pattern, "this project's split", partial(_evaluation, "split")),
-            "split-compiled": Peer(pattern, "the same compiled", partial(_compiled, "split")),
-            "masked": Peer(pattern, "PyTorch's with a mask", partial(_evaluation, "masked")),
-            "dense": Peer(pattern, "textbook with a mask", partial(_evaluation, "dense")),
-            "flex": Peer(pattern, "FlexAttention, compiled", partial(_compiled, "flex")),
+            "split": Peer(pattern, partial(_evaluation, "split")),
+            "split-compiled": Peer(pattern, partial(_compiled, "split")),
+            "masked": Peer(pattern, partial(_evaluation, "masked")),
+            "dense": Peer(pattern, partial(_evaluation, "dense")),
+            "flex": Peer(pattern, partial(_compiled, "flex")),
         }
     if arms:
-        windows = {arm: Peer(arm, "as its model evaluates it", of_model) for arm in arms}
+        windows = {arm: Peer(arm, of_model) for arm in arms}
     backends = {
-        "flash": (SDPBackend.FLASH_ATTENTION, "FlashAttention"),
-        "cudnn": (SDPBackend.CUDNN_ATTENTION, "cuDNN's kernel"),
-        "efficient": (SDPBackend.EFFICIENT_ATTENTION, "memory-efficient kernel"),
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
     }
     if decode:
-        backends["math"] = (SDPBackend.MATH, "matrix products")
-    for name, (backend, description) in backends.items():
-        full[name] = Peer(ALL_KEYS, description, partial(make_full, backend))
+        backends["math"] = SDPBackend.MATH
+    for name, backend in backends.items():
+        full[name] = Peer(ALL_KEYS, partial(make_full, backend))
     return windows | full
 
 

@@ -47,7 +47,7 @@ def test_a_window_that_is_off_by_one_is_not_timed(timed):
     def off_by_one(attends, case):
         return lambda q, k, v: window_attention(q, k, v, 11, 3)
 
-    records, (missing,) = measure("off by one", Peer("w10-d3", "", off_by_one), [timed])
+    records, (missing,) = measure("off by one", Peer("w10-d3", off_by_one), [timed])
     assert not records
     assert "gives other results than textbook attention" in missing["reason"]
 
@@ -58,12 +58,12 @@ def test_attention_to_the_own_token_alone_is_timed():
     def own_token(attends, case):
         return lambda q, k, v: window_attention(q, k, v, 0, 0)
 
-    records, missing = measure("own", Peer("w0-d0", "", own_token), [TRAINING])
+    records, missing = measure("own", Peer("w0-d0", own_token), [TRAINING])
     assert len(records) == 1 and not missing
 
 
 def test_a_window_longer_than_the_check_hides_no_error():
-    peer = Peer("w500-d4", "", lambda attends, case: fused_attention)
+    peer = Peer("w500-d4", lambda attends, case: fused_attention)
     records, (missing,) = measure("full", peer, [FORWARD], 1024)
     assert not records and "gives other results" in missing["reason"]
 
@@ -74,7 +74,7 @@ def test_without_a_backward_pass_the_forward_pass_is_still_timed():
             raise NotImplementedError("training is not supported")
         return fused_attention(q, k, v)
 
-    peer = Peer(ALL_KEYS, "", lambda attends, case: forward_only)
+    peer = Peer(ALL_KEYS, lambda attends, case: forward_only)
     (record,), (missing,) = measure("mine", peer, [FORWARD, TRAINING])
     assert record["direction"] == FORWARD and missing["direction"] == TRAINING
     assert missing["reason"] == "NotImplementedError: training is not supported"

@@ -9,7 +9,9 @@ from conftest import nobody_reads
 import benchmark_attention
 from analysis.warnings import disturbances
 from attention import density
-from benchmarks import attention, timing
+from benchmarks import attention, problems, timing
+from benchmarks.options import EPILOG
+from benchmarks.peers import known_peers
 
 TINY = ["--device", "cpu", "--heads", "2", "--head-dim", "8", "--rounds", "2"]
 TINY += ["--batch-size", "2", "--seq-lens", "32", "16"]
@@ -18,7 +20,7 @@ TINY += ["--batch-size", "2", "--seq-lens", "32", "16"]
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run the command into the test's folder, as if undisturbed; returns its exit code."""
-    monkeypatch.setattr(benchmark_attention, "disturbances", lambda record: [])
+    monkeypatch.setattr("analysis.warnings.disturbances", lambda record: [])
     folders = ["--output-dir", str(tmp_path / "out"), "--plots-dir", str(tmp_path / "plots")]
     return lambda *options: benchmark_attention.main([*options, *folders])
 
@@ -41,7 +43,7 @@ def test_attention_gives_tables_json_and_picture(run, tmp_path, capsys):
 def test_disturbed_times_are_marked_and_end_with_3(run, monkeypatch, capsys):
     states = iter([{"ran_s": 1, "waited_s": 2}, {"ran_s": 3, "waited_s": 4}] * 4)
     monkeypatch.setattr(timing, "device_state", lambda device: next(states))
-    monkeypatch.setattr(benchmark_attention, "disturbances", disturbances)
+    monkeypatch.setattr("analysis.warnings.disturbances", disturbances)
     assert run(*TINY, "--peers", "flash") == 3
     printed = capsys.readouterr().out
     assert len(re.findall(r"\d !", printed)) == 4
@@ -115,15 +117,22 @@ def test_a_folder_that_cannot_be_written_ends_with_1_before_timing(run, tmp_path
     assert "cannot be written" in captured.err and captured.out == ""
 
 
+def test_help_names_every_peer():
+    for decode, which in ((False, 1), (True, 2)):
+        text = EPILOG.split("attends:\n")[which].split("\n\n")[0]
+        listed = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
+        assert listed == [*known_peers("w96-d4", decode=decode)]
+
+
 def test_an_interruption_keeps_and_shows_the_finished_lengths(run, tmp_path, monkeypatch, capsys):
-    original = benchmark_attention.measure_attention
+    original = problems.measure_attention
 
     def measure(case, **options):
         if case.seq_len == 32:
             raise KeyboardInterrupt
         return original(case, **options)
 
-    monkeypatch.setattr(benchmark_attention, "measure_attention", measure)
+    monkeypatch.setattr(problems, "measure_attention", measure)
     assert run(*TINY, "--peers", "flash") == 130
     records = saved(tmp_path, "attention_benchmark.json")["records"]
     assert {r["seq_len"] for r in records} == {16}

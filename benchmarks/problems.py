@@ -1,0 +1,87 @@
+"""What the benchmark's options mean: the problems, and what measures each."""
+
+from functools import partial
+
+import numpy as np
+
+from analysis.values import pattern_of_arm
+from benchmarks.attention import measure_attention
+from benchmarks.peers import Case, known_peers
+from benchmarks.steps import measure_decode_steps, measure_steps
+from benchmarks.tables import FORWARD, ONE_TOKEN, TRAINING
+from machine.device import resolve_device
+from training.config import make_config
+
+LENGTHS = [256, 1024, 4096, 16384]
+DEFAULTS = {
+    "cpu": {"seq_lens": LENGTHS, "heads": 4, "head_dim": 32, "dtype": "float32"},
+    "cuda": {"seq_lens": [*LENGTHS, 65536], "heads": 16, "head_dim": 64, "dtype": "bfloat16"},
+}
+
+
+def complete(args):
+    """Fill in what depends on the device and check the rest; returns the device.  ValueError."""
+    device = resolve_device(args.device)
+    args.device = str(device)
+    for name, value in DEFAULTS[device.type].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.seq_lens = sorted(set(args.seq_lens))
+    least = dict.fromkeys(("seq_lens", "batch_size", "heads", "head_dim", "rounds", "layers"), 1)
+    if args.tokens is not None:
+        least["tokens"] = 1
+    for name, limit in (least | {"window_size": 0, "dilation": 0}).items():
+        smallest = min(np.atleast_1d(getattr(args, name)))
+        if smallest < limit:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at least {limit}, got {smallest}")
+    if args.step and args.patterns:
+        raise ValueError("--patterns is for attention alone: with --step name them with --arms")
+    args.pattern = f"w{args.window_size}-d{args.dilation}"
+    for arm in args.patterns or [args.pattern]:
+        if pattern_of_arm(arm) is None or pattern_of_arm(arm)["full_layers"]:
+            raise ValueError(f"--patterns {arm}: give names of one layer, as w96-d4-s, w96-d0-f1")
+        Case(1, 1, args.heads, 8, args.dtype, args.device).pattern(arm)  # fits the heads
+    known = known_peers(args.pattern, args.patterns, args.decode)
+    args.peers = args.peers or list(known)
+    for name in args.peers:
+        if name not in known:
+            raise ValueError(f"--peers {name}: choose of {', '.join(known)}")
+    return device
+
+
+def problems_of(args):
+    """What is measured, length by length: cases, or for steps the experiment's configurations."""
+    common = {"device": args.device, "dtype": args.dtype}
+    sizes = [{"seq_len": S, "batch_size": batch_size(args, S)} for S in args.seq_lens]
+    if not args.step:
+        common |= {"heads": args.heads, "head_dim": args.head_dim}
+        return [Case(**size, **common) for size in sizes]
+    common |= {"d_model": args.heads * args.head_dim, "n_heads": args.heads}
+    common |= {"layers": args.layers, "arms": tuple(args.arms)}
+    common |= {"window_size": args.window_size, "dilation": args.dilation}
+    modes = ["none"] if args.decode else args.compile
+    return [
+        make_config("paper", compile=mode, **size, **common) for size in sizes for mode in modes
+    ]
+
+
+def batch_size(args, seq_len):
+    """How many sequences of a length there are."""
+    return args.batch_size if args.tokens is None else max(1, args.tokens // seq_len)
+
+
+def benchmark_of(args, device):
+    """What measures one of the problems, and the name of the JSON file."""
+    if args.step:
+        measure, name = measure_steps, "step_benchmark"
+        if args.decode:
+            measure, name = measure_decode_steps, "decode_step_benchmark"
+        return partial(measure, device=device, rounds=args.rounds), name
+    directions, name = [FORWARD, TRAINING], "attention_benchmark"
+    if args.decode:
+        directions, name = [ONE_TOKEN], "decode_benchmark"
+    known = known_peers(args.pattern, args.patterns, args.decode)
+    peers = {peer: known[peer] for peer in args.peers}
+    how = {"peers": peers, "directions": directions, "rounds": args.rounds}
+    return partial(measure_attention, **how), name
