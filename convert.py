@@ -52,7 +52,8 @@ def tell(args):
     """Convert, each row saved when it is known, and print the table."""
     from analysis.words import report_text
     from machine.device import is_out_of_memory
-    from studies.convert import conversion_section, convert
+    from studies.conversion import conversion_page
+    from studies.convert import convert
 
     options = {key: value for key, value in vars(args).items() if key not in ("output", "debug")}
     check_writable(Path(args.output).parent)
@@ -63,7 +64,7 @@ def tell(args):
             raise
         say(f"error: out of memory on {args.device}: {error}".splitlines()[0])
         return FAILED
-    print(report_text([conversion_section(content)]), end="")
+    print(report_text(conversion_page(content).sections), end="")
     say(f"written: {args.output}")
 
 

@@ -43,8 +43,8 @@ def draw(arguments):
 def main(argv=None):
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description="Draw the figures of a saved experiment, or of a study or a benchmark, each as "
-        ".png and .pdf.",
+        description="Draw the figures of a saved experiment, a study, a benchmark or a conversion, "
+        "each as .png and .pdf.",
         epilog="example: python create_model_plots.py output/experiment_results.npz plots/",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

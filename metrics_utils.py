@@ -25,11 +25,12 @@ from studies.saved import read_study
 
 __all__ = ["load_experiment", "load_metrics", "main", "print_metrics_summary", "save_metrics"]
 
-KINDS = {b"study": "study", b"options": "benchmark"}  # of a .json, by its first key
+# of a .json, by its first key
+KINDS = {b"study": "study", b"options": "benchmark", b"weights": "conversion"}
 
 
 def saved_kind(path):
-    """What a result file holds: "experiment", or of a .json perhaps "study" or "benchmark"."""
+    """What a result file holds: "experiment", or of a .json what its first key says."""
     if Path(path).suffix != ".json":
         return "experiment"
     content = read_file(path, MetricsError, "python main.py writes one")
@@ -38,10 +39,11 @@ def saved_kind(path):
 
 
 def page_of(path):
-    """What a result file says, an experiment's, a study's or a benchmark's, as a Page."""
+    """What a result file says, whatever its kind, as a Page."""
     # matplotlib, for which --help does not wait
     from benchmarks.picture import benchmark_page
     from figures.all import experiment_page
+    from studies.conversion import conversion_page
     from studies.pictures import study_page
 
     kind = saved_kind(path)
@@ -49,7 +51,8 @@ def page_of(path):
         return experiment_page(*load_experiment(path))
     if kind == "study":
         return study_page(read_study(path))
-    return benchmark_page(json.loads(Path(path).read_bytes()))
+    make = {"benchmark": benchmark_page, "conversion": conversion_page}[kind]
+    return make(json.loads(Path(path).read_bytes()))
 
 
 def print_report(arguments):
@@ -79,8 +82,8 @@ def main(argv=None):
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="metrics_utils.py",
-        description="Print the report of a saved experiment again, or the tables of a study or a "
-        "benchmark.",
+        description="Print the report of a saved experiment again, or the tables of a study, a "
+        "benchmark or a conversion.",
         epilog="example: python metrics_utils.py results/h100_paper_10_runs.npz",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

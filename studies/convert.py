@@ -9,11 +9,11 @@ every head is measured by itself.
 import math
 
 from analysis.values import pattern_of_arm
-from analysis.words import Section, amount
+from analysis.words import amount
 from attention.pattern import whole
 from experiment.identity import plain_config
 from gpt_win import GPTWindowModel
-from machine.command import UserError, bar, checked_options, counted, say
+from machine.command import UserError, bar, checked_options, say
 from machine.describe import describe_code, describe_environment
 from machine.device import resolve_device
 from machine.files import file_sha256
@@ -238,27 +238,3 @@ def _losses(config, arm, weights, dataset, device, seed, vocab_size):
         "untrained": untrained,
         "fine_tuned": fine_tuned if math.isfinite(fine_tuned) else None,
     }
-
-
-def conversion_section(content):
-    """The table of a conversion."""
-    config, rows = content["config"], content["rows"]
-    steps = counted(config["max_steps"], "step")
-    table = [["attention", "full heads", "without training", "rise", f"after {steps}", "rise"]]
-    full = rows[0]
-    for row in rows:
-        line = [row["arm"], row["chosen"]]
-        for key in ("untrained", "fine_tuned"):
-            known = row is not full and None not in (row[key], full[key])
-            rise = row[key] - full[key] if known else None
-            line += [amount(row[key], "nats"), amount(rise, "nats", "+")]
-        table.append(line)
-    sinks = f", {counted(config['sink_tokens'], 'sink token')}" if config["sink_tokens"] else ""
-    explanation = (
-        f"Validation loss in nats a token{sinks}; rise: above the same model with all its heads "
-        f"full, trained on alike. Fine-tuning: {steps}, {content['tokens']:,} tokens, learning "
-        f"rate {config['lr']:g} ({config['schedule']}), batches of another seed. first, probe: the "
-        "full heads are the first of every layer, or those without which the loss of a passage's "
-        "second showing rises most."
-    )
-    return Section(f"Conversion of {content['weights']}", [explanation, table])

@@ -1,0 +1,74 @@
+"""A conversion's file is printed and drawn from what it holds."""
+
+import json
+
+import numpy as np
+import pytest
+
+import create_model_plots
+import metrics_utils
+from studies.conversion import answers, plot_conversion
+
+
+@pytest.fixture
+def content():
+    """Of two layers of four heads; the last fine-tuning diverged."""
+    rows = [
+        ("fused", "all", [0, 1, 2, 3], 1.7, 1.6),
+        ("w96-d0", "none", [], 2.2, 2.0),
+        ("w96-d0-f1", "first", [0], 2.1, 1.9),
+        ("w96-d0-f1", "probe", [3], 1.9, None),
+    ]
+    keys = "arm", "chosen", "heads", "untrained", "fine_tuned"
+    rows = [dict(zip(keys, row, strict=True)) for row in rows]
+    for row in rows:
+        row["heads"] = [row["heads"]] * 2
+    config = {"max_steps": 200, "lr": 6e-5, "schedule": "cosine", "sink_tokens": 0}
+    return {
+        "weights": "output/weights/fused.safetensors",
+        "config": config | {"seq_len": 4096, "dtype": "bfloat16"},
+        "environment": {"device_name": "a device"},
+        "tokens": 3_276_800,
+        "rows": rows,
+        "importance": [[0.0, 0.1, 0.0, 0.4], [0.0, -0.1, 0.0, 0.2]],
+    }
+
+
+def line_of(ax, label):
+    (line,) = [line for line in ax.lines if line.get_label() == label]
+    return line.get_xydata().tolist()
+
+
+def test_the_figure_draws_the_rises_and_every_heads_importance(content):
+    before, after, heads, _ = plot_conversion(content)["conversion"].axes
+    first, probe = "the first of every layer", "chosen by the probe"
+    np.testing.assert_allclose(line_of(before, first), [[0, 0.5], [1, 0.4]])
+    np.testing.assert_allclose(line_of(before, probe), [[0, 0.5], [1, 0.2]])
+    np.testing.assert_allclose(line_of(after, first), [[0, 0.4], [1, 0.3]])
+    np.testing.assert_allclose(line_of(after, probe), [[0, 0.4], [1, np.nan]])
+    assert heads.images[0].get_array().tolist() == content["importance"]
+
+
+def test_without_a_probe_nothing_is_drawn_of_single_heads(content):
+    content["importance"] = None
+    content["rows"].pop()
+    _, _, heads = plot_conversion(content)["conversion"].axes
+    assert not heads.images
+
+
+def test_the_answers_name_what_loses_least(content):
+    without, after = answers(content)
+    assert without == "Without training: w96-d0-f1 (probe) loses least, +0.2000 nats a token"
+    assert after == "After 200 steps: w96-d0-f1 (first) loses least, +0.3000 nats a token"
+    del content["rows"][1:]
+    assert answers(content)[0] == "Without training: nothing is known"
+
+
+def test_its_file_is_printed_drawn_and_made_a_page(content, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conversion.json").write_text(json.dumps(content))
+    assert metrics_utils.main(["conversion.json", "--html", "page.html"]) == 0
+    assert "w96-d0-f1       probe            1.9000  +0.2000" in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "page.html").read_text()
+    assert create_model_plots.main(["conversion.json", "plots"]) == 0
+    assert (tmp_path / "plots" / "conversion.png").stat().st_size > 10_000
