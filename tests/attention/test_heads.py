@@ -117,6 +117,22 @@ def test_split_compiles_as_one_graph(backend, pattern):
 
 
 @pytest.mark.parametrize("evaluation", ["dense", "masked", "split"])
+def test_layers_that_see_different_things_compile_as_one_graph(evaluation):
+    """A mask for each of them, which the compiler must not take for one and the same."""
+    torch.compiler.reset()
+    layers = Pattern(5, 3, 0, 1, True), Pattern(5, 3, 0, 1, True, 1), Pattern(9, 0)
+
+    def attend(q, k, v):
+        for pattern in layers:
+            q = window_attention(q, k, v, evaluation=evaluation, **pattern._asdict())
+        return q
+
+    compiled = torch.compile(attend, fullgraph=True, dynamic=False, backend="aot_eager")
+    qkv, _ = random_heads(2, 40, 4, 4, 8)
+    torch.testing.assert_close(compiled(*qkv), attend(*qkv), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("evaluation", ["dense", "masked", "split"])
 def test_lengths_may_vary_in_compiled_code(evaluation):
     torch.compiler.reset()
 
