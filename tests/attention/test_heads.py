@@ -1,11 +1,15 @@
 """Heads that see different things: full heads, staggered far keys, shared keys; their tiles."""
 
+import functools
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
+from attention import flex
 from attention.cache import KeyValueCache
 from attention.choose import window_attention
 from attention.flex import flex_in_graph
@@ -177,6 +181,20 @@ def test_flex_equals_dense_as_torch_compile_traces_it(pattern):
         q.double(), k.double(), v.double(), cached_mask(300, 4, q.device, None, *pattern)
     )
     assert (compiled(q, k, v, *pattern) - expected).norm() < 1e-6 * expected.norm()
+
+
+@torch._dynamo.config.patch(recompile_limit=8)
+def test_flex_is_compiled_for_more_patterns_than_a_function_usually_is(monkeypatch):
+    """Each layer's heads may see something else, and an evaluation has batches of two sizes."""
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(flex, "_compiled", functools.cache(flex._compiled.__wrapped__))
+    for number in range(12):
+        pattern = Pattern(20 + number % 9, 4, 0, 1, True, number)
+        (q, k, v), _ = random_heads(1 + number % 2, 40, 4, 4, 16)
+        mask = cached_mask(40, 4, q.device, None, *pattern)
+        expected = dense_attention(q, k, v, mask)
+        torch.testing.assert_close(flex.flex_compiled(q, k, v, *pattern), expected)
 
 
 @settings(max_examples=40, deadline=None)
