@@ -73,8 +73,8 @@ def heading(metadata):
     """What ran where, and on what data, as texts."""
     config, data = metadata["config"], metadata["data"]
     environment, recorded = metadata["environment"], metadata["pattern"]
-    pattern = f"pattern: {values.pattern_text(config)}"
-    if recorded["density"]:
+    pattern = values.pattern_text(config)
+    if recorded["density"] and "window" in config["arms"]:
         pattern += f", {recorded['density']:.1%} of the causal pairs"
     if recorded["evaluation"]:
         pattern += f", evaluated as {recorded['evaluation']}"
@@ -88,7 +88,7 @@ def heading(metadata):
         f"model: d_model {config['d_model']}, {counted(config['n_heads'], 'head')}, "
         f"{counted(config['layers'], 'layer')},"
         f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}{rotary}",
-        pattern,
+        *([f"pattern: {pattern}"] if pattern else []),
         f"data: {data['path']}, {counted(data['train_rows'], 'row')} for training, the last "
         f"{data['val_rows']:,} held out, {data['val_rows_used']:,} of them used for validation; "
         f"batches of {config['batch_size']}",

@@ -31,15 +31,21 @@ def is_smoke_test(metadata):
 
 
 def pattern_text(config):
-    """The pattern of a configuration (a dict): "window_size 96, dilation 4", or one a layer."""
-    words = []
-    for name in ("window_size", "dilation", "sink_tokens", "full_heads"):
+    """The pattern of a configuration (a dict): "window_size 96, dilation 4", or one a layer.
+
+    It is that of the arm ``window``.  Without that arm, what the arms with patterns in their names
+    have beside them, "" for nothing.
+    """
+    trained, words = "window" in config["arms"], []
+    names = ("window_size", "dilation", "sink_tokens", "full_heads")
+    for name in names if trained else ("sink_tokens",):
         value = config[name]
         if isinstance(value, list | tuple):
             value = ",".join(map(str, value))
         if value or name in ("window_size", "dilation"):
             words.append(f"{name} {value}")
-    words += ["staggered"] * config["stagger"] + ["full heads without positions"] * config["nope"]
+    words += ["staggered"] * (trained and config["stagger"])
+    words += ["full heads without positions"] * config["nope"]
     return ", ".join(words)
 
 
