@@ -58,9 +58,9 @@ def recommend(metrics, metadata):
     plan = metadata["plan"]
     first_fresh = len(plan["orders"]) - plan["confirmation"]
     seen = _in_blocks(metrics, range(first_fresh))
-    blocks = tuple(t["block"] + 1 for t in seen.get("fused", ()) if t["status"] == "ok")
     patterns = patterns_of(metrics)
     failed = tuple(arm for arm in patterns if _failed(seen[arm]))
+    blocks = _seen_beside_fused(seen, patterns)
     found = Recommendation(patterns=patterns, failed=failed, blocks=blocks)
     if note := _nothing_to_say(seen, metadata, found):
         return found._replace(note=note)
@@ -68,13 +68,21 @@ def recommend(metrics, metadata):
     if not ratios:
         return found._replace(use="fused")
     chosen = choose(ratios, metadata)
-    found = found._replace(use=chosen, chosen=chosen, tokens=tokens_of(metrics, chosen))
+    found = found._replace(use=chosen, chosen=chosen, blocks=_seen_beside_fused(seen, [chosen]))
+    found = found._replace(tokens=tokens_of(metrics, chosen))
     return _confirm(found, metrics, metadata, range(first_fresh, len(plan["orders"])))
 
 
 def _in_blocks(metrics, blocks):
     """The trainings of these blocks, counted from 0, alone."""
     return {arm: [t for t in mine if t["block"] in blocks] for arm, mine in metrics.items()}
+
+
+def _seen_beside_fused(metrics, patterns):
+    """The blocks, from 1, that fused ended well and in which one of the patterns was trained."""
+    trained = {training["block"] for arm in patterns for training in metrics[arm]}
+    fused = [t["block"] for t in metrics.get("fused", ()) if t["status"] == "ok"]
+    return tuple(block + 1 for block in fused if block in trained)
 
 
 def _nothing_to_say(metrics, metadata, found):

@@ -91,7 +91,7 @@ def heading(metadata):
         f"model: d_model {config['d_model']}, {counted(config['n_heads'], 'head')}, "
         f"{counted(config['layers'], 'layer')},"
         f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}{rotary}",
-        *[f"pattern: {pattern}"] * bool(pattern),
+        *([f"pattern: {pattern}"] if pattern else []),
         f"data: {data['path']}, {counted(data['train_rows'], 'row')} for training, the last "
         f"{data['val_rows']:,} held out, {data['val_rows_used']:,} of them used for validation; "
         f"batches of {config['batch_size']}",

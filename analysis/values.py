@@ -31,20 +31,20 @@ def is_smoke_test(metadata):
 
 
 def pattern_text(config):
-    """What the names of a configuration's arms leave open, in words; "" for nothing.
+    """The pattern of a configuration (a dict): "window_size 96, dilation 4", or one a layer.
 
-    That is the pattern of ``window``, "window_size 96, dilation 4", or one a layer, and what all
-    patterns share.
+    It is that of the arm ``window``.  Without that arm, what the arms with patterns in their names
+    have beside them, "" for nothing.
     """
-    words = []
-    for name in ("window_size", "dilation", "sink_tokens", "full_heads"):
+    trained, words = "window" in config["arms"], []
+    names = ("window_size", "dilation", "sink_tokens", "full_heads")
+    for name in names if trained else ("sink_tokens",):
         value = config[name]
         if isinstance(value, list | tuple):
             value = ",".join(map(str, value))
-        is_asked = "window" in config["arms"] or name == "sink_tokens"
-        if is_asked and (value or name in ("window_size", "dilation")):
+        if value or name in ("window_size", "dilation"):
             words.append(f"{name} {value}")
-    words += ["staggered"] * (config["stagger"] and "window" in config["arms"])
+    words += ["staggered"] * (trained and config["stagger"])
     words += ["full heads without positions"] * config["nope"]
     return ", ".join(words)
 

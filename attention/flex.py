@@ -16,6 +16,7 @@ from attention.pattern import may_attend
 # 0.96 (H100, torch 2.11, bfloat16, w96 d0 with 1 full head of 8, 4,096 and 16,384 tokens); other
 # tiles backward were slower.
 FORWARD_TILES = {"BLOCK_M": 64, "BLOCK_N": 64}
+MOST_COMPILED = 256
 
 
 def flex_over_pattern(q, k, v, pattern):
@@ -25,8 +26,15 @@ def flex_over_pattern(q, k, v, pattern):
     """
     if not q.is_cuda:
         raise ValueError(f"flex attention needs CUDA, not {q.device}: choose split or masked")
-    attend = flex_in_graph if torch.compiler.is_compiling() else _compiled()
+    attend = flex_in_graph if torch.compiler.is_compiling() else flex_compiled
     return attend(q, k, v, *pattern)
+
+
+def flex_compiled(q, k, v, *pattern):
+    """``flex_in_graph``, compiled once for every pattern, shape and need of gradients."""
+    # of which a model has more than the 8 that torch.compile takes of one function
+    with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED):
+        return _compiled()(q, k, v, *pattern)
 
 
 @functools.cache

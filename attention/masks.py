@@ -9,17 +9,23 @@ from attention.kept import constant_of_a_graph, kept
 from attention.pattern import Pattern, may_attend
 
 
-@constant_of_a_graph
-@kept(16)
 def cached_mask(seq_len, n_heads, device, bias_dtype, *pattern):
     """Who attends to whom, built once for its arguments, (S, S) or (H, S, S); do not write to it.
 
     pattern: the values of a ``Pattern``.  bias_dtype: None for a mask, True = may attend; else its
     ``as_bias``, which scaled_dot_product_attention would make from the mask again in every call.
     """
+    (mask,) = _kept_mask(seq_len, n_heads, device, bias_dtype, *pattern)
+    return mask
+
+
+@constant_of_a_graph
+@kept(16)
+def _kept_mask(seq_len, n_heads, device, bias_dtype, *pattern):
+    """``cached_mask`` in a tuple, as constants of a graph are to be."""
     position = torch.arange(seq_len, device=device)
     mask = heads_mask(position[:, None], position, seq_len, n_heads, Pattern(*pattern))
-    return mask if bias_dtype is None else as_bias(mask, bias_dtype)
+    return (mask if bias_dtype is None else as_bias(mask, bias_dtype),)
 
 
 def heads_mask(query, key, seq_len, n_heads, pattern):
@@ -88,5 +94,5 @@ def _as_list(tiles):
 
 def clear_mask_cache():
     """Forget all of them, so that one model's masks never count as another's memory."""
-    cached_mask.cache_clear()
+    _kept_mask.cache_clear()
     cached_tiles.cache_clear()

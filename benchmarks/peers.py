@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attention import attended_pairs, window_attention
 from attention.cache import KeyValueCache
 from attention.choose import attention_plan
+from attention.flex import MOST_COMPILED
 from attention.pattern import FULL
 from benchmarks.tables import ALL_KEYS, ONE_TOKEN, TRAINING
 from benchmarks.timing import Unavailable
@@ -128,7 +129,8 @@ def _evaluation(evaluation, attends, case):
 
 
 def _compiled(evaluation, attends, case):
-    torch._dynamo.config.recompile_limit = 100  # peers are one function with other constants
+    # peers are one function with other constants
+    torch._dynamo.config.recompile_limit = MOST_COMPILED
     attend = _evaluation(evaluation, attends, case)
     return torch.compile(attend, fullgraph=True, dynamic=False)
 

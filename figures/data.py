@@ -80,7 +80,8 @@ def describe_setting(metadata):
     """Device, sizes, number format and revision in one line."""
     config, environment = metadata["config"], metadata["environment"]
     facts = [environment["device_name"], f"seq_len {config['seq_len']}", config["dtype"]]
-    facts += [pattern_text(config)] * bool(pattern_text(config))
+    if pattern := pattern_text(config):
+        facts.append(pattern)
     code = metadata.get("code") or {}
     if code.get("revision"):
         facts.append(f"git {code['revision'][:12]}{'+' if code['dirty'] else ''}")

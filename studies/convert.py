@@ -7,6 +7,7 @@ every head is measured by itself.
 """
 
 import math
+from dataclasses import replace
 
 from analysis.values import pattern_of_arm
 from analysis.words import amount
@@ -69,6 +70,7 @@ def convert(
         config = _config(path, about, data, pattern, sink_tokens, steps, lr, compile)
         full_heads = _full_heads(full_heads, config.n_heads)
         device = resolve_device(device)
+        config = replace(config, device=str(device))
         seed = about["seed"] + whole("--seed", seed, 1)
         check_compiler(config, device)
     dataset = _dataset(config, about)

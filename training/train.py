@@ -103,7 +103,6 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
     if not math.isfinite(val_loss):  # which the last step's own loss cannot show
         metrics["status"] = "diverged"
         metrics["message"] = f"the validation loss is {val_loss}: the last step broke the weights"
-        metrics["curve"] = None
         return None
     with autocast(config, device):
         sizes = config.seq_len, config.reach_passages, config.sequences_at_once
@@ -132,10 +131,15 @@ class Curve:
         return self.every > 0 and step % self.every == 0
 
     def evaluate(self, step):
-        """Evaluate the model as it is after so many steps."""
+        """Evaluate the model as it is after so many steps.
+
+        A loss that is not finite is not kept: the step broke the weights, and the training ends.
+        """
         started = time.perf_counter()
-        self.losses.append(self.trainer.evaluate(self.rows))
-        self.steps.append(step)
+        loss = self.trainer.evaluate(self.rows)
+        if math.isfinite(loss):
+            self.losses.append(loss)
+            self.steps.append(step)
         self.seconds += time.perf_counter() - started
 
     def record(self):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from attention.flex import MOST_COMPILED
 from attention.masks import clear_mask_cache
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
@@ -143,6 +144,8 @@ class Trainer:
         self.model = build_model(config, arm, vocab_size, device, seed)
         loss = self.eager_loss = NextTokenLoss(self.model)
         if config.compile != "none":
+            # to the compiler all trainers are one function, and beyond its limit they run eagerly
+            torch._dynamo.config.recompile_limit = MOST_COMPILED
             loss = torch.compile(loss, mode=config.compile, dynamic=False)
         self.loss = ranks.data_parallel(loss)
         self.optimizer = make_optimizer(self.model, config)

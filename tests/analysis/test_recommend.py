@@ -146,6 +146,20 @@ def test_that_a_training_failed_is_the_reason():
     assert text.endswith("(5 blocks); a training of window failed")
 
 
+def test_only_blocks_that_have_both_are_counted():
+    """In an unfinished experiment fused may be a block ahead, or two."""
+    one = {"patterns": ("window",), "confirmation": 0}
+    for factors, words in ((FAST, "window, as good as"), (SLOW, "fused: window is not shown")):
+        metrics, metadata = made([GOOD], [factors], **one)
+        del metrics["window"][3:]
+        text = recommendation_text(recommend(metrics, metadata))
+        assert text.startswith(words) and "(3 blocks)" in text
+    metrics, metadata = made([GOOD, GOOD], [SLOW, FAST], confirmation=0)
+    metrics["w96-d0"].pop()
+    text = recommendation_text(recommend(metrics, metadata))
+    assert text.startswith("w96-d0, chosen from 2 patterns on 4 blocks")
+
+
 def test_of_equally_fast_patterns_the_sparser_is_taken():
     for density, chosen in ((0.1, "w96-d0"), (0.9, "w32-d0")):
         nearly = tuple(1.009 * factor for factor in FAST)

@@ -367,6 +367,21 @@ def test_position_and_drift_are_estimated():
     assert float(drift[1]) == pytest.approx(1, abs=0.1)
 
 
+def test_the_head_tells_the_pattern_of_the_arm_window_where_it_was_trained():
+    """Other arms name theirs, and sinks are all arms'."""
+    told = "pattern: window_size 96, dilation 4, sink_tokens 2, 38.5% of the causal pairs, "
+    for arms, line in (
+        (("fused", "window"), told),
+        (("fused", "w32-d0"), "pattern: sink_tokens 2 data: "),
+    ):
+        metrics, metadata = make_experiment(1, arms)
+        metadata["pattern"]["evaluation"] = "split" if "window" in arms else None
+        metadata["config"]["sink_tokens"] = 2
+        assert line in flat(format_report(metrics, metadata))
+    metadata["config"]["sink_tokens"] = 0
+    assert "pattern: " not in format_report(metrics, metadata)
+
+
 def test_a_pattern_that_leaves_out_no_pair_says_nothing_about_sparsity():
     metrics, metadata = make_experiment(4)
     used = {"evaluation": "masked", "kernels": [], "operators": [], "density": 1.0}

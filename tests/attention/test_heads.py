@@ -1,11 +1,15 @@
 """Heads that see different things: full heads, staggered far keys, shared keys; their tiles."""
 
+import functools
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
+from attention import flex
 from attention.cache import KeyValueCache
 from attention.choose import window_attention
 from attention.flex import flex_in_graph
@@ -117,6 +121,22 @@ def test_split_compiles_as_one_graph(backend, pattern):
 
 
 @pytest.mark.parametrize("evaluation", ["dense", "masked", "split"])
+def test_layers_that_see_different_things_compile_as_one_graph(evaluation):
+    """A mask for each of them, which the compiler must not take for one and the same."""
+    torch.compiler.reset()
+    layers = Pattern(5, 3, 0, 1, True), Pattern(5, 3, 0, 1, True, 1), Pattern(9, 0)
+
+    def attend(q, k, v):
+        for pattern in layers:
+            q = window_attention(q, k, v, evaluation=evaluation, **pattern._asdict())
+        return q
+
+    compiled = torch.compile(attend, fullgraph=True, dynamic=False, backend="aot_eager")
+    qkv, _ = random_heads(2, 40, 4, 4, 8)
+    torch.testing.assert_close(compiled(*qkv), attend(*qkv), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("evaluation", ["dense", "masked", "split"])
 def test_lengths_may_vary_in_compiled_code(evaluation):
     torch.compiler.reset()
 
@@ -161,6 +181,20 @@ def test_flex_equals_dense_as_torch_compile_traces_it(pattern):
         q.double(), k.double(), v.double(), cached_mask(300, 4, q.device, None, *pattern)
     )
     assert (compiled(q, k, v, *pattern) - expected).norm() < 1e-6 * expected.norm()
+
+
+@torch._dynamo.config.patch(recompile_limit=8)
+def test_flex_is_compiled_for_more_patterns_than_a_function_usually_is(monkeypatch):
+    """Each layer's heads may see something else, and an evaluation has batches of two sizes."""
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(flex, "_compiled", functools.cache(flex._compiled.__wrapped__))
+    for number in range(12):
+        pattern = Pattern(20 + number % 9, 4, 0, 1, True, number)
+        (q, k, v), _ = random_heads(1 + number % 2, 40, 4, 4, 16)
+        mask = cached_mask(40, 4, q.device, None, *pattern)
+        expected = dense_attention(q, k, v, mask)
+        torch.testing.assert_close(flex.flex_compiled(q, k, v, *pattern), expected)
 
 
 @settings(max_examples=40, deadline=None)

@@ -120,7 +120,7 @@ ERRORS = {
 @pytest.mark.parametrize("mode", MODES)
 def test_a_first_call_in_a_mode_leaves_nothing_behind(mode, evaluation):
     for function in (
-        masks.cached_mask,
+        masks._kept_mask,
         rotary.cached_rotations,
         split._split_kernels,
         kernels._kept_bias,

@@ -23,6 +23,20 @@ def test_every_arm_is_timed_and_fused_is_the_reference(cpu):
         assert r["fused_over_this"] == pytest.approx(fused / np.median(r["samples_ms"]))
 
 
+@torch._dynamo.config.patch(recompile_limit=8)
+def test_every_arm_is_compiled_however_many_there_are(cpu, monkeypatch):
+    """To the compiler they are one function, of which it takes 8 and runs all others eagerly."""
+    torch.compiler.reset()
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **_: compile(module, backend="eager"))
+    arms = tuple(f"w{window_size}-d0" for window_size in range(12))
+    config = make_config("paper", device="cpu", arms=arms, compile="default", **SIZES)
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
+    records, skipped = steps.measure_steps(config, cpu, rounds=1)
+    assert counters["unique_graphs"] == len(records) == len(arms) and not skipped
+
+
 @pytest.mark.parametrize("measure", [steps.measure_steps, steps.measure_decode_steps])
 def test_an_arm_without_room_is_named_and_the_others_are_timed(cpu, monkeypatch, measure):
     name = "Trainer" if measure is steps.measure_steps else "build_model"

@@ -26,7 +26,7 @@ from training.trainer import Trainer, model_of
 from training.weights import load_model, save_weights
 
 S, W = 192, 5
-CONFIG = tiny_config(seq_len=S, arms=("fused",), data="training_data.npy", device="cpu", lr=3e-3)
+CONFIG = tiny_config(seq_len=S, arms=("fused",), data="training_data.npy", device="cuda", lr=3e-3)
 CONFIG = replace(CONFIG, positions="rotary", full_heads=1, nope=True)  # of window models alone
 
 
@@ -176,6 +176,7 @@ def test_a_conversion_is_measured_without_training_and_after_it(saved):
     for row in rows:
         assert row["fine_tuned"] < row["untrained"] - 0.01
     assert content["tokens"] == 4 * 2 * S and content["seed"] == 6
+    assert content["config"]["device"] == "cpu"  # not where it was trained
 
 
 def test_a_window_over_everything_is_the_full_model_before_and_after_training(saved):

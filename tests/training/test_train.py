@@ -18,7 +18,7 @@ from training import train as training_train
 from training import trainer as training_trainer
 from training.config import ARMS
 from training.train import train
-from training.trainer import Trainer, deterministic_algorithms, release_memory
+from training.trainer import UNTIMED_STEPS, Trainer, deterministic_algorithms, release_memory
 
 PLACE = {"block", "position", "index", "order", "process", "previous_arm"}
 
@@ -130,6 +130,24 @@ def test_a_loss_that_is_not_finite_is_not_evaluated(monkeypatch, broken_step, ev
     metrics, _ = train(config, "window", dataset, 7, CPU)
     assert metrics["status"] == "diverged" and metrics["total_steps"] == broken_step
     assert (metrics["curve"] and metrics["curve"]["steps"]) == evaluated
+
+
+def test_a_curve_ends_where_a_step_breaks_the_weights(monkeypatch):
+    """Its own loss is still that of the weights before."""
+    step, calls = Trainer.step, []
+
+    def break_weights(self, batch, lr):
+        loss = step(self, batch, lr)
+        calls.append(None)
+        if len(calls) == UNTIMED_STEPS + 6:
+            self.model.fc_out.bias.data.fill_(math.nan)
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", break_weights)
+    dataset, config = make_held_out_and_config(eval_every=3)
+    metrics, _ = train(config, "window", dataset, 7, CPU)
+    assert metrics["status"] == "diverged" and metrics["total_steps"] == 7
+    assert metrics["curve"]["steps"] == [3] and np.isfinite(metrics["curve"]["losses"]).all()
 
 
 def test_the_model_learns():
