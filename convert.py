@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from machine.command import FAILED, run_command, say
+from machine.command import FAILED, DefaultsInHelp, run_command, say
 from machine.files import check_writable, write_json
 from training.config import COMPILE_MODES
 
@@ -20,15 +20,15 @@ def build_parser():
         "compare its validation loss with that of the full model, without training and after a "
         "little. Precision, batch and schedule are those of its training.",
         epilog="example: python convert.py output/weights/fused.safetensors --full-heads 0 1",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsInHelp,
     )
     parser.add_argument("path", metavar="WEIGHTS", help="output/weights/fused.safetensors")
     for option, kind, default, text in (
-        ("--data", str, None, "its file of tokens; None: that of its training"),
+        ("--data", str, None, "its file of tokens (default: that of its training)"),
         ("--pattern", str, "w96-d0", "what the heads get, the name of an arm without full heads"),
         ("--sink-tokens", int, 0, "first tokens that every later one attends to as well"),
         ("--steps", int, 200, "of fine-tuning, the first tenth of them a linear warm-up"),
-        ("--lr", float, None, "peak learning rate; None: a tenth of the training's"),
+        ("--lr", float, None, "peak learning rate (default: a tenth of the training's)"),
         ("--seed", int, 1, "added to the training's, for other batches"),
         ("--device", str, "auto", "auto, cpu, cuda or cuda:N"),
         ("--output", str, "output/conversion.json", "file of the results"),
@@ -39,11 +39,11 @@ def build_parser():
         type=int,
         nargs="+",
         metavar="F",
-        help="heads of every layer that stay full, the first and the most important ones; None: "
-        "0 1 2 4, where there are more",
+        help="heads of every layer that stay full, the first and the most important ones (default: "
+        "0 1 2 4, where there are more)",
     )
     parser.add_argument(
-        "--compile", choices=COMPILE_MODES, help="torch.compile; None: as in its training"
+        "--compile", choices=COMPILE_MODES, help="torch.compile (default: as in its training)"
     )
     return parser
 

@@ -19,7 +19,7 @@ from analysis.metrics import (
 )
 from analysis.values import print_metrics_summary
 from analysis.words import report_text
-from machine.command import UserError, run_command
+from machine.command import DefaultsInHelp, UserError, run_command
 from machine.files import read_file
 from studies.saved import read_study
 
@@ -85,7 +85,7 @@ def main(argv=None):
         description="Print the report of a saved experiment again, or the tables of a study, a "
         "benchmark or a conversion.",
         epilog="example: python metrics_utils.py results/h100_paper_10_runs.npz",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsInHelp,
     )
     default = f"output/{RESULTS_NAME}.json"
     parser.add_argument("results", nargs="?", default=default, help="saved metrics, .json or .npz")

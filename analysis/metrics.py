@@ -171,6 +171,8 @@ def save_metrics(metrics, metadata, output_dir, name=RESULTS_NAME):
 
 def _read_npz(content):
     """The content of an npz file in the form of the JSON file's."""
+    if not content.startswith(b"PK"):  # numpy would take it for a pickle
+        raise ValueError("every .npz is a zip file, this is none")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = dict(file)
     saved = json.loads(arrays.pop("metadata").tobytes())

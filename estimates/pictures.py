@@ -137,7 +137,11 @@ def plot_configuration(a):
         axes = figure.add_subplot(grid[0, column])
         draw_mask(axes, head, a.seq_len)
         axes.set_title(f"{kind_of_head(head)}\n{count} of {counted(a.heads.total(), 'head')}")
-        axes.label_outer()
+        if len(heads) > 2:  # panels too narrow for the whole label
+            axes.set_xlabel("key j (token)")
+        if column:
+            axes.set_ylabel("")
+            axes.tick_params(labelleft=False)
     draw_cost(figure.add_subplot(grid[1, :]), a)
     linear = Patch(facecolor=LINEAR_COLOR, label="linear layers")
     text = f"{a.label}: {a.density:.2%} of the causal pairs. {a.model}. {ESTIMATE}"

@@ -5,9 +5,11 @@ from collections import Counter
 from dataclasses import replace
 
 from analysis.values import LONG_TOKENS
+from analysis.warnings import disturbances
 from experiment.progress import format_seconds
 from machine import ranks
 from machine.command import counted, say
+from machine.state import device_state
 from training.batches import curve_rows
 from training.reach import probed_sequences
 from training.trainer import Trainer, release_memory
@@ -75,7 +77,7 @@ def estimate(stored, dataset, device):
     say_what_is_short(config, steps)
     # an evaluated batch is a forward pass, a third of a step
     forward = evaluated_batches(config, steps, stored.metadata["data"]) / 3
-    seconds = 0
+    seconds, before = 0, device_state(device)
     for arm, trainings in Counter(arm for arm, _ in waiting).items():
         timed = seconds_of_step(config, arm, dataset, device)
         if timed is None:
@@ -87,8 +89,10 @@ def estimate(stored, dataset, device):
             seconds += trainings * (CHILD_SECONDS + 3 * step)  # the process that measures memory
         if config.compile != "none":
             seconds += trainings * COMPILE_SECONDS
+    found = disturbances({"device_before": before, "device_after": device_state(device)})
+    busy = "".join(f"; {what} ({much})" if much else f"; {what}" for what, much in found)
     say(
         f"roughly {format_seconds(seconds)} for the trainings that wait ({len(waiting)} of "
-        f"{len(stored.trainings())}), if the machine stays as busy as it is now"
+        f"{len(stored.trainings())}), if the machine stays as busy as it is now{busy}"
     )
     return seconds

@@ -109,8 +109,11 @@ def draw_without_model(ax, data):
         ax.set_ylim(min(low, loss - 0.1 * (high - low)), high)
         ax.axhline(loss, color="black", lw=0.8, ls=":")
         low_half = loss < sum(ax.get_ylim()) / 2
-        place = {"xycoords": ("axes fraction", "data"), "ha": "right"}
-        ax.annotate(words, (1, loss), fontsize=7, va="bottom" if low_half else "top", **place)
+        # off its line, and on white: curves would strike it through
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        place |= {"xytext": (-3, 2 if low_half else -2), "va": "bottom" if low_half else "top"}
+        ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+        ax.annotate(words, (1, loss), fontsize=7, ha="right", bbox=ground, **place)
         if loss < low:
             break
 
@@ -143,12 +146,15 @@ def convergence(data):
         middles, losses, window = smoothed(table(data.ok[arm], "losses"), CONVERGENCE_PARTS)
         draw_blocks(ax, data, arm, mean_seconds(data.ok[arm])[middles], losses)
     fit_to_late(ax)
-    ax.set_ylabel("training loss, smoothed (nats/token)")
+    smooth = window > 1
+    ax.set_ylabel(f"training loss{', smoothed' * smooth} (nats/token)")
     ax.set_xlabel(SECONDS)
     caption = (
-        f"Centred moving average of {window} steps: bold = mean over blocks, thin = single "
-        "trainings; vertical range of the last 90 % of the steps."
+        "Bold = mean over blocks, thin = single trainings; vertical range of the last 90 % of the "
+        "steps."
     )
+    if smooth:
+        caption += f" All are centred moving averages of {window} steps."
     return finish(fig, data, "Training loss over time", caption)
 
 

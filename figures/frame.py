@@ -11,6 +11,7 @@ from figures.data import MEMORY
 from figures.look import WIDTH
 
 CAPTION_COLUMNS = 134  # characters of 7 pt in WIDTH
+TITLE_COLUMNS = 84  # of 9 pt, bold
 
 
 def empty_figure(height):
@@ -31,6 +32,19 @@ def caption_below(fig, text):
     lines = textwrap.wrap(text, columns, break_on_hyphens=False)
     fig.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="0.25")
     fig.set_label(text)  # for those who cannot see it
+
+
+def title_lines(title, mark):
+    """The title in as many lines as it needs, with what marks the experiment in brackets, if any.
+
+    The mark begins a line of its own where it does not fit into the title's last.
+    """
+    lines = textwrap.wrap(title, TITLE_COLUMNS)
+    if mark and len(f"{lines[-1]} ({mark})") <= TITLE_COLUMNS:
+        lines[-1] += f" ({mark})"
+    elif mark:
+        lines += textwrap.wrap(f"({mark})", TITLE_COLUMNS)
+    return "\n".join(lines)
 
 
 def count_trainings(data):
@@ -57,11 +71,12 @@ def finish(fig, data, title, caption, arms=None, extra=()):
     """
     handles = [*handles_of({arm: data.styles[arm] for arm in arms or data.arms}), *extra]
     title = f"{title}: {data.compared}"
+    lines = title_lines(title, data.partial)
     look = {"ncols": min(len(handles), 5), "handlelength": 3, "alignment": "left"}
-    look |= {"title": title, "title_fontproperties": {"weight": "bold", "size": 9}}
+    look |= {"title": lines, "title_fontproperties": {"weight": "bold", "size": 9}}
     legend = fig.legend(handles=handles, loc="outside upper left", **look)
     if data.partial:
-        legend.get_title().set(text=f"{title} ({data.partial})", color="#B00000")
+        legend.get_title().set_color("#B00000")
     caption_below(fig, f"{caption} {count_trainings(data)} {data.setting}")
     fig.set_label(f"{title}. {fig.get_label()}")
     return fig

@@ -74,6 +74,13 @@ def _mute(name):
     setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (to the end)
 
 
+class DefaultsInHelp(argparse.ArgumentDefaultsHelpFormatter):
+    """Every default in the help, but for None, which says nothing to who has not written it."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class _Version(argparse.Action):
     """Print the suite's version and that of the torch installed, which is not imported."""
 

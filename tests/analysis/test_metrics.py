@@ -175,6 +175,10 @@ def test_a_foreign_npz_a_pickled_one_and_a_folder_are_refused(tmp_path):
     for name in ("foreign.npz", "pickled.npz"):
         with pytest.raises(MetricsError, match="not of this suite"):
             load_experiment(tmp_path / name)
+    (tmp_path / "text.npz").write_text("# README")
+    with pytest.raises(MetricsError, match=r"every \.npz is a zip file") as caught:
+        load_experiment(tmp_path / "text.npz")
+    assert "allow_pickle" not in str(caught.value)
     with pytest.raises(MetricsError, match=r"cannot be read \(Is a directory\)"):
         load_experiment(tmp_path)
     with pytest.raises(MetricsError, match=r"no such file: python main\.py writes one"):

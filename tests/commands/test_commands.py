@@ -163,6 +163,7 @@ def test_help_and_wrong_options(tmp_path, monkeypatch, capsys, script):
         assert stop.value.code == code
     printed = capsys.readouterr()
     assert "usage" in printed.out and "example" in printed.out
+    assert "default: None" not in printed.out
     assert "--no-such-option" in printed.err and os.listdir(tmp_path) == []
 
 

@@ -47,6 +47,7 @@ def test_the_picture_of_a_configuration_draws_its_costs(pattern):
     figure.draw_without_rendering()
     mask, cost = figure.axes
     assert "128 of 128 heads" in mask.get_title(loc="left")
+    assert mask.get_xlabel() == "key position j (token)" and mask.get_ylabel()
     assert f"{a.label}: {a.density:.2%}" in figure.get_supxlabel()
     ends = [
         max(bar.get_x() + bar.get_width() for bar in row)

@@ -8,6 +8,7 @@ from conftest import make_experiment
 from matplotlib.text import Text
 
 from figures.all import FIGURES, create_all_plots, draw
+from figures.frame import TITLE_COLUMNS, title_lines
 from figures.look import LOOK, save_figures
 
 
@@ -65,6 +66,16 @@ def test_an_arm_looks_the_same_in_every_figure(name, prepared):
     for handle in arms:
         style = data.styles[handle.get_label()]
         assert (handle.get_color(), handle.get_marker()) == (style.color, style.marker)
+
+
+def test_a_long_title_goes_on_in_further_lines():
+    mark = "smoke test: says nothing about time or quality"
+    title = "Speed and validation loss: window against fused"
+    assert title_lines(title, "") == title
+    assert title_lines(title, "partial") == f"{title} (partial)"
+    assert title_lines(title, mark).splitlines() == [title, f"({mark})"]
+    lines = title_lines(title, f"{mark}; not trained; mixed: trainings that differ").splitlines()
+    assert len(lines) == 3 and max(map(len, lines)) <= TITLE_COLUMNS
 
 
 def test_a_partial_experiment_carries_a_visible_mark(prepared):

@@ -66,6 +66,13 @@ def test_long_curves_are_smoothed_training_by_training(prepared, artists, captio
     assert "moving averages of 7 steps" in caption(fig)
 
 
+@pytest.mark.parametrize(("steps", "smooth"), [(40, False), (730, True)])
+def test_only_what_is_smoothed_is_called_so(prepared, caption, steps, smooth):
+    fig = draw("10_convergence", prepared(2, steps=steps))
+    assert ("smoothed" in fig.axes[0].get_ylabel()) == smooth
+    assert ("moving averages" in caption(fig)) == smooth
+
+
 @pytest.mark.parametrize(
     ("places", "drawn"),  # of the two losses in the range of those seen, from 0 to 1
     [((2, 1.5), 0), ((1.5, 0.5), 1), ((0.7, 0.3), 2), ((0.5, -0.5), 2), ((-0.5, -1), 1)],
