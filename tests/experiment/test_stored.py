@@ -32,8 +32,7 @@ def test_going_on_counts_no_tokens_again(workplace, monkeypatch):
     started = stop_at(monkeypatch, 2)
     assert run_main(BLOCK) == 130 and len(started) == 2
     _, before = load_experiment(RESULTS)
-    monkeypatch.delattr(experiment_stored, "unigram_loss")
-    monkeypatch.delattr(experiment_stored, "bigram_loss")
+    monkeypatch.delattr(experiment_stored, "losses_of_counts")
     assert run_main(BLOCK) == 0
     _, metadata = load_experiment(RESULTS)
     assert metadata["data"] == before["data"]
