@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from tiny import big_logits, tiny_model
 from tokenizers import ByteLevelBPETokenizer
 
 import generate
@@ -32,10 +33,7 @@ def save(folder, positions="learned", change=None):
     save_tokenizer(tokenizer, 300)
     arguments = {"d_model": 16, "n_heads": 2, "layers": 2, "vocab_size": 300}
     arguments |= {"max_seq_len": 64, "window_size": 4, "dilation": 3, "positions": positions}
-    torch.manual_seed(0)
-    model = GPTWindowModel(**arguments)
-    for parameter in model.parameters():
-        parameter.data.mul_(20 if parameter.ndim > 1 else 1)
+    model = big_logits(tiny_model(GPTWindowModel, **arguments))
     if change is not None:
         change(model)
     save_window_weights(model, arguments, tokenizer, folder)

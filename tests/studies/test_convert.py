@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny import CPU, tiny_config
+from tiny import CPU, big_logits, tiny_config
 from torch.nn.functional import scaled_dot_product_attention
 
 import convert as command
@@ -30,17 +30,10 @@ CONFIG = tiny_config(seq_len=S, arms=("fused",), data="training_data.npy", devic
 CONFIG = replace(CONFIG, positions="rotary", full_heads=1, nope=True)  # of window models alone
 
 
-def big_logits(model):
-    """Weights large enough for every head to count."""
-    for parameter in model.parameters():
-        parameter.data.mul_(20 if parameter.ndim > 1 else 1)
-    return model.eval()
-
-
 def model_of_four_heads(build, positions, seq_len=30, **pattern):
     torch.manual_seed(3)
     sizes = {"d_model": 24, "n_heads": 4, "layers": 2, "vocab_size": 40, "max_seq_len": seq_len}
-    return big_logits(build(**sizes, positions=positions, **pattern))
+    return big_logits(build(**sizes, positions=positions, **pattern)).eval()
 
 
 def window_heads(model, patch, heads):
@@ -109,30 +102,6 @@ def test_heads_are_told_apart_in_bfloat16_too():
     found = head_importance(*measured, replace(CONFIG, dtype="bfloat16"))
     assert np.ptp(found, axis=1).min() > 0.05
     np.testing.assert_allclose(found, exact, atol=0.02)
-
-
-class Recalls(torch.nn.Module):
-    """Predicts all alike; surely what followed a token's last showing, where there was one."""
-
-    def __init__(self):
-        super().__init__()
-        self.place = torch.nn.Parameter(torch.zeros(()))
-
-    def forward(self, tokens):
-        logits = torch.zeros(*tokens.shape, 40 * (S + 1))
-        for row, predicted in zip(tokens.tolist(), logits, strict=True):
-            last = {}
-            for t, token in enumerate(row):
-                if token in last:
-                    predicted[t, row[last[token] + 1]] = 50.0
-                last[token] = t
-        return logits
-
-
-def test_the_loss_of_a_second_showing_is_that_of_its_passage_alone():
-    rows = np.arange(40 * (S + 1)).reshape(40, S + 1)  # no token comes twice
-    assert second_showing_loss(Recalls(), rows, S, 3, at_once=2) == pytest.approx(0, abs=1e-9)
-    assert second_showing_loss(Recalls(), rows, S - 1, 3) is None  # too short for the probe
 
 
 @pytest.fixture
