@@ -174,6 +174,13 @@ def nobody_reads(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Closed())
 
 
+def one_line(capsys):
+    """The line on stderr that tells an error, where that is all that was said."""
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    return printed.err
+
+
 @pytest.fixture(autouse=True, scope="session")
 def imported_modules_are_no_garbage():
     """Every training collects garbage: half a second each if it went through torch and scipy."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import needs_cuda
 
 from benchmarks import timing
 from benchmarks.peers import Case, known_peers, work_of
@@ -43,7 +44,7 @@ def test_a_work_that_fails_is_skipped_with_its_reason_and_the_others_are_timed(c
     assert record == {"peer": "fine", "seq_len": 8, "more": 7, "timed_as": "calls"}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_on_cuda_a_work_is_recorded_as_a_graph_and_its_tensors_stay():
     device = torch.device("cuda", 0)
     case = Case(1, 256, 2, 64, "bfloat16", "cuda:0")

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import one_line
 
 import prepare_data
 from prepare_data import main
@@ -39,10 +40,8 @@ def nothing_was_written():
 def refused(capsys, *arguments):
     """The one line on stderr, after which everything is as it was."""
     assert main(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
     nothing_was_written()
-    return captured.err
+    return one_line(capsys)
 
 
 def test_it_tells_what_was_written_and_names_what_could_not_be_read(here, capsys):

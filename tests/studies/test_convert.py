@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import one_line
 from tiny import CPU, big_logits, tiny_config
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -172,9 +173,12 @@ def test_options_reach_the_training(saved):
     assert with_sinks[1]["untrained"] != one[1]["untrained"]
 
 
-def run(capsys, path, options="", code=0):
-    options = f"{path} --steps 2 --device cpu --pattern w5-d0 {options}"
-    assert command.main(options.split()) == code
+def code_of(path, options=""):
+    return command.main(f"{path} --steps 2 --device cpu --pattern w5-d0 {options}".split())
+
+
+def run(capsys, path, options=""):
+    assert code_of(path, options) == 0
     return capsys.readouterr()
 
 
@@ -205,9 +209,8 @@ def test_sequences_too_short_for_the_probe_keep_the_first_heads_alone(saved, cap
 
 
 def refused(capsys, path, options=""):
-    error = run(capsys, path, options, code=2).err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    return error
+    assert code_of(path, options) == 2
+    return one_line(capsys)
 
 
 def test_what_cannot_be_converted_is_one_clear_line(saved, capsys):
@@ -255,8 +258,7 @@ def test_memory_that_runs_out_is_one_clear_line(saved, capsys, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(studies.convert, "convert", fail)
-    error = run(capsys, saved[0], code=1).err
-    assert error.startswith("error: out of memory") and error.count("\n") == 1
+    assert code_of(saved[0]) == 1 and one_line(capsys).startswith("error: out of memory")
 
 
 def test_from_python_what_is_wrong_is_raised(saved):
