@@ -21,7 +21,7 @@ def test_each_kind_of_positions_has_a_table(study, summed_up):
 
 @pytest.mark.parametrize("study", ["lengths", "patterns"])
 def test_one_block_has_no_intervals(study, experiment_of):
-    content = summarize(study, [experiment_of(study, runs=1)])
+    content = summarize(study, [experiment_of(study, blocks=1)])
     tables, _ = format_study(content).split("[ ]")
     assert "[" not in tables
     for figure in plot_study(content).values():
