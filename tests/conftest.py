@@ -181,6 +181,11 @@ def nobody_reads(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Closed())
 
 
+def flat(text):
+    """A text in one line, with single blanks."""
+    return " ".join(text.split())
+
+
 def one_line(capsys):
     """The line on stderr that tells an error, where that is all that was said."""
     printed = capsys.readouterr()

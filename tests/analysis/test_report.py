@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import make_experiment, set_beside_fused
+from conftest import flat, make_experiment, set_beside_fused
 from scipy import stats
 
 from analysis.claims import describe_change
@@ -15,11 +15,6 @@ from analysis.report import format_report
 from analysis.significance import Ratio, paired_ratio
 from experiment.plan import declare
 from training.config import make_config
-
-
-def flat(report):
-    """A report's text without its line breaks."""
-    return " ".join(report.split())
 
 
 def column(metrics, arm, key):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import one_line
+from conftest import flat, one_line
 from small_experiment import (
     BLOCK,
     RESULTS,
@@ -190,7 +190,7 @@ def test_help_is_complete_and_grouped():
         assert f"--{option} " in text or f"--{option}\n" in text, option
     for group in ("experiment:", "training:", "model:", "pattern:", "files:"):
         assert f"\n{group}\n" in text
-    assert "paper 256, long 4096, laptop 512, smoke 512" in " ".join(text.split())
+    assert "paper 256, long 4096, laptop 512, smoke 512" in flat(text)
 
 
 def test_a_value_for_each_layer_is_read_from_the_command_line():

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import one_line
+from conftest import flat, one_line
 
 import prepare_data
 from prepare_data import main
@@ -111,7 +111,7 @@ def test_an_interruption_says_that_nothing_was_written(here, monkeypatch, capsys
 def test_help_gives_defaults_and_an_example(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
+    text = flat(capsys.readouterr().out)
     assert stop.value.code == 0 and "example: python prepare_data.py" in text
     for default in ("256", "10000", "training_data.npy", "Python's standard library", "stdlib"):
         assert f"default: {default})" in text

@@ -69,26 +69,6 @@ def test_a_stop_keeps_what_was_finished_and_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize(
-    "name", ["000_", "experiment_results.npz", "window_model_weights.pt", "fused.safetensors"]
-)
-def test_a_stop_inside_a_write_costs_that_training_alone(workplace, monkeypatch, name):
-    """The signal comes before the first rename of such a file; the same command completes all."""
-    assert run_main(f"{BLOCK} --output-dir undisturbed") == 0
-    replace, sent = os.replace, []
-
-    def stop_inside(source, target):
-        if not sent and Path(target).name.startswith(name):
-            sent.append(target)
-            signal.raise_signal(signal.SIGTERM)
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", stop_inside)
-    assert run_main(BLOCK) == 143 and sent
-    assert run_main(BLOCK) == 0
-    assert same_losses(load_metrics("undisturbed/experiment_results.npz"), load_metrics(RESULTS))
-
-
-@pytest.mark.parametrize(
     ("call", "code", "remedy"),
     [("fsync", errno.ENOSPC, "free some space"), ("replace", errno.EACCES, "writable")],
 )
