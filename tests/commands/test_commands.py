@@ -243,7 +243,7 @@ def refusing(request):
 
 @pytest.mark.parametrize(
     "command",
-    ["-m attention", "metrics_utils.py --help", "metrics_utils.py results/h200_paper_3_runs.npz"],
+    ["metrics_utils.py --help", "metrics_utils.py results/h200_paper_3_runs.npz"],
 )
 def test_what_nobody_takes_is_no_traceback(refusing, command):
     stream, code, line = refusing
