@@ -45,14 +45,8 @@ def build_parser():
 
 def prepare(options):
     """Prepare the data as the options say, and tell what was written and what was left out."""
-    summary, left_out = prepare_data(
-        options.paths,
-        options.seq_len,
-        options.vocab_size,
-        options.output,
-        options.corpus,
-        options.encoding,
-    )
+    given = {key: value for key, value in vars(options).items() if key != "debug"}
+    summary, left_out = prepare_data(**given)
     named = left_out if "debug" in options else {"unreadable": left_out["unreadable"]}
     for kind, files in named.items():
         for file in files[:NAMED_AT_MOST]:

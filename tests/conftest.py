@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.contrasts import family_of, primary_of
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 matplotlib.use("Agg")
 # a shell that starts pytest in the background has it ignore Ctrl-C, which some tests send
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -138,18 +139,8 @@ def make_experiment(blocks=4, arms=("baseline", "window", "fused"), steps=40, se
             "alpha": 0.05,
             "equivalence_margin": 0.02,
             "confirmation": 0,
-            "primary": [
-                [a, b, key, test]
-                for key, test in (("training_time", "ratio"), ("val_loss", "non-inferiority"))
-                for a, b in (("window", "fused"), ("window", "baseline"))
-                if a in arms and b in arms
-            ],
-            "family": [
-                [a, b, key]
-                for a, b in (("window", "fused"), ("fused", "baseline"), ("window", "baseline"))
-                if a in arms and b in arms
-                for key in ("training_time", "peak_memory_mb", "val_loss")
-            ],
+            "primary": [list(claim) for claim in primary_of(arms)],
+            "family": [list(test) for test in family_of(arms)],
         },
         "environment": {"device_name": "2-core CPU", "torch": "2.13.0"},
         "data": {

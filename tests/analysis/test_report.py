@@ -13,8 +13,6 @@ from analysis.claims import describe_change
 from analysis.metrics import load_experiment, save_metrics
 from analysis.report import format_report
 from analysis.significance import Ratio, paired_ratio
-from experiment.plan import declare
-from training.config import make_config
 
 
 def column(metrics, arm, key):
@@ -138,15 +136,8 @@ def test_a_pattern_evaluated_as_a_mask_says_nothing_about_sparsity(experiment):
 PATTERNS = ("w96-d4-s", "w96-d0-f1", "w32-d0-f1", "w96-d0-e4")
 
 
-def with_plan(metrics, metadata):
-    """The experiment with what its arms have declared today."""
-    config = make_config(arms=tuple(metrics), equivalence_margin=0.02)
-    metadata["plan"] |= declare(config)
-    return metrics, metadata
-
-
 def test_every_pattern_has_its_claims_under_its_name():
-    metrics, metadata = with_plan(*make_experiment(6, arms=("fused", *PATTERNS)))
+    metrics, metadata = make_experiment(6, arms=("fused", *PATTERNS))
     set_beside_fused(metrics, "w32-d0-f1", factors=0.8 + 1e-3 * np.arange(6))
     metadata["attention"] = {"w96-d4-s": {"evaluation": "masked", "kernels": [], "operators": []}}
     report = flat(format_report(metrics, metadata))

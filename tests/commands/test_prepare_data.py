@@ -65,7 +65,7 @@ def test_it_tells_what_was_written_and_names_what_could_not_be_read(here, capsys
 
 def test_of_many_files_left_out_only_some_are_named(capsys, monkeypatch):
     left_out = {"binary": ["b"], "unreadable": [f"name{i}" for i in range(1234)]}
-    monkeypatch.setattr(prepare_data, "prepare_data", lambda *_: ("done", left_out))
+    monkeypatch.setattr(prepare_data, "prepare_data", lambda **_: ("done", left_out))
     assert main([]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11 and lines[9].endswith("name9") and lines[10].endswith("and 1,224 more")
