@@ -22,29 +22,23 @@ def build_parser():
         epilog="example: python convert.py output/weights/fused.safetensors --full-heads 0 1",
         formatter_class=DefaultsInHelp,
     )
-    parser.add_argument("path", metavar="WEIGHTS", help="output/weights/fused.safetensors")
-    for option, kind, default, text in (
-        ("--data", str, None, "its file of tokens (default: that of its training)"),
-        ("--pattern", str, "w96-d0", "what the heads get, the name of an arm without full heads"),
-        ("--sink-tokens", int, 0, "first tokens that every later one attends to as well"),
-        ("--steps", int, 200, "of fine-tuning, the first tenth of them a linear warm-up"),
-        ("--lr", float, None, "peak learning rate (default: a tenth of the training's)"),
-        ("--seed", int, 1, "added to the training's, for other batches"),
-        ("--device", str, "auto", "auto, cpu, cuda or cuda:N"),
-        ("--output", str, "output/conversion.json", "file of the results"),
-    ):
-        parser.add_argument(option, type=kind, default=default, help=text)
-    parser.add_argument(
-        "--full-heads",
-        type=int,
-        nargs="+",
-        metavar="F",
-        help="heads of every layer that stay full, the first and the most important ones (default: "
-        "0 1 2 4, where there are more)",
-    )
-    parser.add_argument(
-        "--compile", choices=COMPILE_MODES, help="torch.compile (default: as in its training)"
-    )
+    add = parser.add_argument
+    add("path", metavar="WEIGHTS", help="output/weights/fused.safetensors")
+    add("--data", help="its file of tokens (default: that of its training)")
+    text = "what the heads get, the name of an arm without full heads"
+    add("--pattern", default="w96-d0", help=text)
+    text = "first tokens that every later one attends to as well"
+    add("--sink-tokens", type=int, default=0, help=text)
+    text = "of fine-tuning, the first tenth of them a linear warm-up"
+    add("--steps", type=int, default=200, help=text)
+    add("--lr", type=float, help="peak learning rate (default: a tenth of the training's)")
+    add("--seed", type=int, default=1, help="added to the training's, for other batches")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--output", default="output/conversion.json", help="file of the results")
+    text = "heads of every layer that stay full, the first and the most important ones (default: "
+    text += "0 1 2 4, where there are more)"
+    add("--full-heads", type=int, nargs="+", metavar="F", help=text)
+    add("--compile", choices=COMPILE_MODES, help="torch.compile (default: as in its training)")
     return parser
 
 

@@ -24,21 +24,19 @@ def build_parser():
         epilog='example: python generate.py "def parse(" --tokens 100 --temperature 0.5',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("prompt", metavar="PROMPT", help="text to go on from; -: standard input")
-    for option, default, text in (
-        (
-            "--weights",
-            "output/window_model_weights.pt",
-            "the model: window, or output/weights/ARM.safetensors",
-        ),
-        ("--tokens", 200, "tokens to generate, at most"),
-        ("--temperature", 0.8, "0: always the most probable token; 1: the model's probabilities"),
-        ("--top-k", 50, "draw only from so many most probable tokens; 0: from all"),
-        ("--top-p", 1.0, "draw only from the most probable tokens that reach this probability"),
-        ("--seed", 0, "of the drawing"),
-        ("--device", "auto", "auto, cpu, cuda or cuda:N"),
-    ):
-        parser.add_argument(option, type=type(default), default=default, help=text)
+    add = parser.add_argument
+    add("prompt", metavar="PROMPT", help="text to go on from; -: standard input")
+    text = "the model: window, or output/weights/ARM.safetensors"
+    add("--weights", default="output/window_model_weights.pt", help=text)
+    add("--tokens", type=int, default=200, help="tokens to generate, at most")
+    text = "0: always the most probable token; 1: the model's probabilities"
+    add("--temperature", type=float, default=0.8, help=text)
+    text = "draw only from so many most probable tokens; 0: from all"
+    add("--top-k", type=int, default=50, help=text)
+    text = "draw only from the most probable tokens that reach this probability"
+    add("--top-p", type=float, default=1.0, help=text)
+    add("--seed", type=int, default=0, help="of the drawing")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 
 

@@ -27,44 +27,26 @@ def build_parser():
         f"left out and counted; --debug names {NAMED_AT_MOST} of a kind.",
         epilog="example: python prepare_data.py notes.txt books/ --seq-len 1024 --output books.npy",
     )
-    parser.add_argument(
-        "paths",
-        metavar="PATH",
-        nargs="*",
-        help="text file, also as .gz, or folder walked for text (default: Python's standard "
-        "library)",
-    )
-    parser.add_argument(
-        "--corpus",
-        choices=CORPORA,
-        help="without PATH: Python's standard library, or that and the source (.py, tests too) of "
-        "every package installed beside it (default: stdlib)",
-    )
-    for option, default, text in (
-        ("--seq-len", DEFAULT_SEQ_LEN, "tokens that a row predicts"),
-        ("--vocab-size", DEFAULT_VOCAB_SIZE, "tokens to learn, at most"),
-        (
-            "--output",
-            DEFAULT_PATH,
-            "file to write, X.npy, with X.tokenizer.json beside it",
-        ),
-        ("--encoding", UTF_8, "how the files at PATH are encoded, as UTF-16 or cp1252"),
-    ):
-        shown = f"{text} (default: {default})"
-        parser.add_argument(option, type=type(default), default=default, help=shown)
+    add, said = parser.add_argument, " (default: %(default)s)"
+    text = "text file, also as .gz, or folder walked for text (default: Python's standard library)"
+    add("paths", metavar="PATH", nargs="*", help=text)
+    text = "without PATH: Python's standard library, or that and the source (.py, tests too) of "
+    text += "every package installed beside it (default: stdlib)"
+    add("--corpus", choices=CORPORA, help=text)
+    add("--seq-len", type=int, default=DEFAULT_SEQ_LEN, help="tokens that a row predicts" + said)
+    text = "tokens to learn, at most" + said
+    add("--vocab-size", type=int, default=DEFAULT_VOCAB_SIZE, help=text)
+    text = "file to write, X.npy, with X.tokenizer.json beside it"
+    add("--output", default=DEFAULT_PATH, help=text + said)
+    text = "how the files at PATH are encoded, as UTF-16 or cp1252"
+    add("--encoding", default=UTF_8, help=text + said)
     return parser
 
 
 def prepare(options):
     """Prepare the data as the options say, and tell what was written and what was left out."""
-    summary, left_out = prepare_data(
-        options.paths,
-        options.seq_len,
-        options.vocab_size,
-        options.output,
-        options.corpus,
-        options.encoding,
-    )
+    given = {key: value for key, value in vars(options).items() if key != "debug"}
+    summary, left_out = prepare_data(**given)
     named = left_out if "debug" in options else {"unreadable": left_out["unreadable"]}
     for kind, files in named.items():
         for file in files[:NAMED_AT_MOST]:

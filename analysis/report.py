@@ -25,7 +25,7 @@ from analysis.spread import loss_section
 from analysis.warnings import find_warnings
 from analysis.words import Section, report_text
 from machine.command import counted
-from machine.files import atomic_write
+from machine.files import write_text
 
 TITLE = "Sliding-window + dilated attention against full attention"
 LEGEND = (
@@ -220,6 +220,5 @@ def format_report(metrics, metadata):
 def write_report(metrics, metadata, output_dir):
     """Write ``format_report`` into ``output_dir``; returns the path and the text."""
     text, path = format_report(metrics, metadata), Path(output_dir) / REPORT_NAME
-    # a path may hold what UTF-8 cannot say
-    atomic_write(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+    write_text(path, text)
     return path, text

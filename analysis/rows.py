@@ -10,7 +10,7 @@ import numpy as np
 from analysis.metrics import NUMBERS, TEXTS
 from analysis.values import OUTCOMES, trainings_of
 from analysis.words import Section, amount
-from machine.files import atomic_write
+from machine.files import write_text
 
 TRAININGS_NAME, CURVES_NAME = "trainings.csv", "curves.csv"
 CURVE_COLUMNS = ("arm", "block", "step", "tokens", "seconds", "training_loss", "validation_loss")
@@ -48,8 +48,7 @@ def write_rows(metrics, output_dir):
         writer.writeheader()
         writer.writerows(rows[name])
         paths.append(Path(output_dir) / name)
-        content = text.getvalue().encode(errors="backslashreplace")
-        atomic_write(paths[-1], lambda file, content=content: file.write(content))
+        write_text(paths[-1], text.getvalue())
     return paths
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from attention.kernels import CAUSAL, Kernel
+from attention.kernels import CAUSAL, KERNELS, Kernel
+from attention.pattern import FULL_HEAD, first_with_far_keys
 
 
 class Pieces(NamedTuple):
@@ -94,11 +95,10 @@ def near_part(seq_len, window_size, kernel):
 
     The sequence whole where the kernel takes windows, else the pieces of ``_chunks``.
     """
-    whole = _whole_sequence(seq_len)
-    if kernel.least_chunk is None:
-        return Part([whole], kernel, window_size, seq_len)
-    chunks = _chunks(seq_len, window_size, kernel.least_chunk)
-    return Part(chunks, kernel, window_size, seq_len)
+    pieces = [_whole_sequence(seq_len)]
+    if kernel.least_chunk is not None:
+        pieces = _chunks(seq_len, window_size, kernel.least_chunk)
+    return Part(pieces, kernel, window_size, seq_len)
 
 
 def _whole_sequence(seq_len):
@@ -144,6 +144,18 @@ def far_part(seq_len, first, dilation, kernel):
     if length:
         pieces.append(Pieces(longer, longer, dilation - longer, 1, length, length, dilation))
     return Part(pieces, kernel, CAUSAL, queries, first)
+
+
+def parts_of_head(seq_len, head, near_kernel, far_kernel):
+    """The ``Part`` list of a ``HeadPattern``: full; or near, and far where there are far keys."""
+    near_kernel, far_kernel = KERNELS[near_kernel], KERNELS[far_kernel]
+    if head == FULL_HEAD:
+        return [full_part(seq_len, far_kernel)]
+    parts = [near_part(seq_len, head.window_size, near_kernel)]
+    if head.dilation:
+        first = first_with_far_keys(seq_len, *head)
+        parts.append(far_part(seq_len, first, head.dilation, far_kernel))
+    return parts
 
 
 def one_token(x):

@@ -29,7 +29,6 @@ parts.py and sinks.py.  Names: ``first`` is o, or S where no query has far keys;
 M = S - first queries from there on.  Shapes: q, k, v, out (B, S, H, D); lse (B, H, S).
 """
 
-import functools
 import warnings
 from functools import partial
 
@@ -38,58 +37,19 @@ import torch.nn.functional as F
 
 from attention.full import dense_attention
 from attention.kept import constant_of_a_graph, kept, recording
-from attention.kernels import CHOICES, CUDA_HEAD_DIM, KERNELS
+from attention.kernels import CHOICES, CUDA_HEAD_DIM
 from attention.masks import cached_mask
-from attention.parts import backward, empty_results, forward, readable, with_tokens
-from attention.pattern import FULL_HEAD, HeadPattern, Pattern, first_with_far_keys
-from attention.pieces import far_part, foldable, full_part, near_part
+from attention.parts import (
+    backward,
+    empty_results,
+    forward,
+    readable,
+    side_by_side,
+    with_tokens,
+)
+from attention.pattern import HeadPattern, Pattern
+from attention.pieces import foldable, parts_of_head
 from attention.sinks import merge_sinks, sink_backward
-
-
-def parts_of_head(seq_len, head, near_kernel, far_kernel):
-    """The ``Part`` list of a ``HeadPattern``: full; or near, and far where there are far keys."""
-    near_kernel, far_kernel = KERNELS[near_kernel], KERNELS[far_kernel]
-    if head == FULL_HEAD:
-        return [full_part(seq_len, far_kernel)]
-    parts = [near_part(seq_len, head.window_size, near_kernel)]
-    if head.dilation:
-        first = first_with_far_keys(seq_len, *head)
-        parts.append(far_part(seq_len, first, head.dilation, far_kernel))
-    return parts
-
-
-def _side_by_side(device, functions):
-    """What each of the functions returns; on CUDA their kernels may run at the same time.
-
-    No part alone fills a GPU to its end, and the backward kernels begin and end with passes that
-    only move memory.  Near and far, forward and backward, compiled, took 0.95 of the time one after
-    the other at 1,024 tokens (H200, B8 H16 D32), 0.96 at 4,096 and 0.99 from 16,384 on (B1 H16
-    D64).
-    """
-    if device.type != "cuda":
-        return [function() for function in functions]
-    stream = torch.cuda.current_stream(device)
-    sides = [_side_stream(stream, number) for number in range(len(functions) - 1)]
-    results = []
-    for side, function in zip(sides, functions, strict=False):
-        side.wait_stream(stream)
-        with torch.cuda.stream(side):
-            results.append(function())
-    results.append(functions[-1]())
-    for side in sides:
-        stream.wait_stream(side)
-    return results
-
-
-@functools.cache
-def _side_stream(stream, number):
-    """A stream that only works between a wait for ``stream`` and one of ``stream`` for it.
-
-    Tensors made on it may therefore be used and freed on ``stream`` as if they were its own.
-    PyTorch hands streams out in turn and again; few programs take any of high priority.  (One of
-    ordinary priority would gain another 1 to 2 % from 16,384 tokens on.)
-    """
-    return torch.cuda.Stream(stream.device, priority=-1)
 
 
 # To torch.compile the two operators are closed boxes; what it can fuse stands outside of them.
@@ -106,7 +66,7 @@ def _parts(
     for group, part in _all_parts(qkv, patterns, near_kernel, far_kernel):
         q, k, v = _of_group(qkv, group)
         todo.append(partial(forward, q[:, part.first :], k, v, part, scale))
-    return [x for results in _side_by_side(qkv[0].device, todo) for x in results]
+    return [x for results in side_by_side(qkv[0].device, todo) for x in results]
 
 
 def _all_parts(qkv, patterns, near_kernel, far_kernel):
@@ -155,7 +115,7 @@ def _parts_backward(
         gradient, late_q, out = (x[:, late] for x in (gradients[group], q, outs[group]))
         lse = lses[group][:, :, late]
         todo.append(partial(backward, gradient, late_q, k, v, out, lse, part, scale))
-    return [x for results in _side_by_side(qkv[0].device, todo) for x in results]
+    return [x for results in side_by_side(qkv[0].device, todo) for x in results]
 
 
 @_parts_backward.register_fake

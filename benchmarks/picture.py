@@ -4,13 +4,12 @@ from functools import partial
 
 import numpy as np
 import seaborn as sns
-from matplotlib.figure import Figure
 
 from analysis.warnings import disturbances
 from analysis.words import Section, fact_table
 from benchmarks.tables import ALL_KEYS, FORWARD, TRAINING, benchmark_sections, title_of
-from figures.frame import length_axis, log_axis
-from figures.look import OUR_LOOK, WIDTH
+from figures.frame import length_axis, log_axis, new_figure
+from figures.look import OUR_LOOK
 from figures.page import Page
 
 MARKERS = "os^DvP<*>X"
@@ -42,8 +41,7 @@ def plot_scaling(records, title):
 
     Dashed: the share of the pairs that a peer's pattern keeps, the limit.
     """
-    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure, (axes,) = new_figure(1, 2, 3.8, sharex=True, sharey=True)
     names = dict.fromkeys(r["peer"] for r in records)
     looks = zip(sns.color_palette("colorblind"), MARKERS, strict=True)
     looks = dict(zip(names, looks, strict=False))

@@ -2,14 +2,13 @@
 
 import numpy as np
 import seaborn as sns
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from attention.pattern import may_attend
-from figures.frame import caption_below
-from figures.look import OUR_LOOK, WIDTH, arm_styles
+from figures.frame import caption_below, empty_figure, new_figure
+from figures.look import OUR_LOOK, arm_styles
 from machine.command import counted
 from studies.pictures import error_bars
 from studies.tables import measured_rows
@@ -91,8 +90,7 @@ def plot_comparison(analyses):
     """The masks of several configurations in one grid, as a Figure."""
     columns = min(4, len(analyses))
     rows = -(-len(analyses) // columns)
-    figure = Figure(figsize=(WIDTH, 0.8 + 1.95 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    figure, grid = new_figure(rows, columns, 0.8 + 1.95 * rows, sharex=True, sharey=True)
     for axes, a in zip(grid.flat, analyses, strict=False):
         draw_mask(axes, next(iter(a.heads)), a.seq_len)
         axes.label_outer()
@@ -131,7 +129,7 @@ def draw_cost(axes, a):
 def plot_configuration(a):
     """One PatternAnalysis: its mask and its cost, as a Figure; a mask for each kind of heads."""
     heads = list(a.heads.items())[:MOST_MASKS]
-    figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
+    figure = empty_figure(4.8)
     grid = figure.add_gridspec(2, len(heads), height_ratios=(1.5, 1))
     for column, (head, count) in enumerate(heads):
         axes = figure.add_subplot(grid[0, column])
@@ -177,8 +175,7 @@ def plot_tradeoff(analyses, content=None):
     content: of a study of patterns, whose measured speed-ups are drawn over them.
     """
     share = analyses[0].attention_share
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, ((axes,),) = new_figure(1, 1, 3.6)
     sparsity = [a.sparsity for a in analyses]
     curve = np.linspace(min(sparsity), max(sparsity), 200)
     axes.plot(100 * curve, 1 / (1 - share * curve), color="0.6", lw=1, zorder=1)

@@ -14,8 +14,8 @@ from experiment.plan import declare, make_plan
 from machine import ranks
 from machine.command import SUITE_VERSION, UserError, counted, say
 from machine.describe import describe_code, describe_environment
-from machine.files import atomic_write, file_sha256, json_sha256, utc_now, write_json
-from training.batches import bigram_loss, planned_steps, unigram_loss, validation_rows
+from machine.files import file_sha256, json_sha256, utc_now, write_json, write_text
+from training.batches import losses_of_counts, planned_steps, validation_rows
 from training.config import arm_density, pattern_options
 from training.config_file import CONFIG_NAME, to_toml
 from training.memory import MEMORY_STEPS
@@ -103,8 +103,7 @@ class StoredExperiment:
             self._refuse_foreign()
         used = validation_rows(config, len(dataset.held_out))
         # counted once, for it reads all the data
-        for name, loss in (("unigram_loss", unigram_loss), ("bigram_loss", bigram_loss)):
-            self.metadata["data"][name] = loss(dataset, used)
+        self.metadata["data"] |= losses_of_counts(dataset, used)
 
     def _take_up(self, before, allow_mixed):
         self.metadata = before
@@ -184,8 +183,7 @@ class StoredExperiment:
             moved = files.set_aside(self.folder, path)
             say(f"warning: {reason}; it is now {moved}, and its training will be repeated")
         write_json(self.folder / files.PLAN_NAME, self.metadata)
-        text = to_toml(self.metadata["config"]).encode(errors="backslashreplace")
-        atomic_write(self.folder / CONFIG_NAME, lambda file: file.write(text))
+        write_text(self.folder / CONFIG_NAME, to_toml(self.metadata["config"]))
 
     def finished(self, arm, training, model):
         """Save a finished training, and the results that follow from all of them.

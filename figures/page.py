@@ -12,7 +12,7 @@ import matplotlib
 
 from figures.look import OUR_LOOK, save_figures
 from machine.command import UserError
-from machine.files import atomic_write
+from machine.files import write_text
 
 PAGE_NAME = "report.html"
 TEMPLATES = jinja2.Environment(
@@ -80,5 +80,4 @@ def html(page, figures):
 
 def write_page(path, page, figures):
     """Write ``html`` as a file that needs no other."""
-    text = html(page, figures).encode(errors="backslashreplace")
-    atomic_write(path, lambda file: file.write(text))
+    write_text(path, html(page, figures))

@@ -83,10 +83,15 @@ def to_json(value, indent=None):
     return json.dumps(missing_to_none(value), indent=indent, allow_nan=False)
 
 
+def write_text(path, text):
+    """Write a text, whole or not at all; what UTF-8 cannot say, as a path may hold, is escaped."""
+    content = text.encode(errors="backslashreplace")
+    atomic_write(path, lambda file: file.write(content))
+
+
 def write_json(path, content):
     """Write strict JSON (see ``to_json``), whole or not at all."""
-    text = to_json(content, indent=1)
-    atomic_write(path, lambda file: file.write(text.encode()))
+    write_text(path, to_json(content, indent=1))
 
 
 def file_sha256(path):

@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.contrasts import family_of, primary_of
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 matplotlib.use("Agg")
 # a shell that starts pytest in the background has it ignore Ctrl-C, which some tests send
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the models here are tiny: more threads only wait for one another
 
 
-def make_run(arm, run, position, launch_index, steps=40, seed=0, time_scale=1.0):
-    """One synthetic run whose numbers agree with one another (losses fall, times add up)."""
-    rng = np.random.default_rng([seed, run, len(arm)])
+def make_training(arm, block, position, index, steps=40, seed=0, time_scale=1.0):
+    """One made-up training whose numbers agree with one another (losses fall, times add up)."""
+    rng = np.random.default_rng([seed, block, len(arm)])
     losses = (9.2 * np.exp(-np.arange(steps) / 30) + 2 + rng.normal(0, 0.05, steps)).astype(
         np.float32
     )
@@ -33,15 +34,15 @@ def make_run(arm, run, position, launch_index, steps=40, seed=0, time_scale=1.0)
     evaluated = [*range(4, steps, 4), steps]
     held_out = [float(losses[step - 1] + 0.1 + rng.normal(0, 0.01)) for step in evaluated]
     return {
-        "block": run,
+        "block": block,
         "position": position,
-        "index": launch_index,
-        "seed": 1000 + run,
+        "index": index,
+        "seed": 1000 + block,
         "total_steps": steps,
         "total_tokens": steps * 2048,
         "training_time": training_time,
         "tokens_per_second": steps * 2048 / training_time,
-        "peak_memory_mb": 1400.0 if arm == "fused" else 1500.0 + run,
+        "peak_memory_mb": 1400.0 if arm == "fused" else 1500.0 + block,
         "peak_reserved_mb": float("nan"),
         "final_loss": float(losses[-1]),
         "avg_loss_last_100": float(losses[-100:].mean(dtype=np.float64)),
@@ -67,6 +68,17 @@ def make_run(arm, run, position, launch_index, steps=40, seed=0, time_scale=1.0)
     }
 
 
+def set_beside_fused(metrics, arm, factors=(), differences=()):
+    """Give an arm fused's times multiplied by the factors, and its losses plus the differences.
+
+    Both are block by block.
+    """
+    for training, fused, factor in zip(metrics[arm], metrics["fused"], factors, strict=False):
+        training["training_time"] = fused["training_time"] * factor
+    for training, fused, change in zip(metrics[arm], metrics["fused"], differences, strict=False):
+        training["val_loss"] = fused["val_loss"] + change
+
+
 def add_reach(metrics, reaches):
     """Give the trainings of ``reaches``, {arm: tokens it copies from}, made-up records of it."""
     distances = [128, 256, 512, 960]
@@ -86,24 +98,20 @@ def add_reach(metrics, reaches):
             }
 
 
-def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed=0):
-    """A synthetic experiment: ``(metrics, metadata)`` as metrics_utils keeps them."""
+def make_experiment(blocks=4, arms=("baseline", "window", "fused"), steps=40, seed=0):
+    """A made-up experiment: ``(metrics, metadata)`` as metrics_utils keeps them."""
     scale = {"baseline": 1.3, "window": 0.9, "fused": 1.0, "published": 1.5}
-    metrics = {
-        arm: [
-            make_run(
-                arm, run, position, run * len(arms) + position, steps, seed, scale.get(arm, 1.0)
-            )
-            for run in range(runs)
-        ]
-        for position, arm in enumerate(arms)
-    }
+    metrics = {arm: [] for arm in arms}
+    for block in range(blocks):
+        for position, arm in enumerate(arms):
+            place = block, position, block * len(arms) + position
+            metrics[arm].append(make_training(arm, *place, steps, seed, scale.get(arm, 1.0)))
     metadata = {
         "status": "complete",
         "created_at": "2026-01-01T00:00:00+00:00",
         "config": {
             "preset": "laptop",
-            "runs": runs,
+            "runs": blocks,
             "arms": list(arms),
             "seed": seed,
             "device": "cpu",
@@ -126,23 +134,13 @@ def make_experiment(runs=4, arms=("baseline", "window", "fused"), steps=40, seed
             "gradient_accumulation": 1,
         },
         "plan": {
-            "orders": [list(arms)] * runs,
-            "seeds": [1000 + r for r in range(runs)],
+            "orders": [list(arms)] * blocks,
+            "seeds": [1000 + block for block in range(blocks)],
             "alpha": 0.05,
             "equivalence_margin": 0.02,
             "confirmation": 0,
-            "primary": [
-                [a, b, key, test]
-                for key, test in (("training_time", "ratio"), ("val_loss", "non-inferiority"))
-                for a, b in (("window", "fused"), ("window", "baseline"))
-                if a in arms and b in arms
-            ],
-            "family": [
-                [a, b, key]
-                for a, b in (("window", "fused"), ("fused", "baseline"), ("window", "baseline"))
-                if a in arms and b in arms
-                for key in ("training_time", "peak_memory_mb", "val_loss")
-            ],
+            "primary": [list(claim) for claim in primary_of(arms)],
+            "family": [list(test) for test in family_of(arms)],
         },
         "environment": {"device_name": "2-core CPU", "torch": "2.13.0"},
         "data": {
@@ -172,6 +170,18 @@ def nobody_reads(monkeypatch):
                 raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stdout", Closed())
+
+
+def flat(text):
+    """A text in one line, with single blanks."""
+    return " ".join(text.split())
+
+
+def one_line(capsys):
+    """The line on stderr that tells an error, where that is all that was said."""
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    return printed.err
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,4 +1,4 @@
-"""Configurations and rows of tokens that train in a moment."""
+"""Models, configurations and rows of tokens that are computed and trained in a moment."""
 
 from types import SimpleNamespace
 
@@ -6,12 +6,32 @@ import numpy as np
 import pytest
 import torch
 
+from gpt import GPTModel
 from training.config import make_config
 
 CPU = torch.device("cpu")
 VOCABULARY = 30
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+SIZES = {"d_model": 24, "n_heads": 3, "layers": 2, "vocab_size": 50, "max_seq_len": 40}
+
+
+def tiny_model(build=GPTModel, seed=0, **changes):
+    """A model of two layers of width 24, for 40 tokens of 50 kinds."""
+    torch.manual_seed(seed)
+    return build(**{**SIZES, **changes})
+
+
+def big_logits(model):
+    """The same model with logits that differ: weights of 0.01 would leave every key alike."""
+    for parameter in model.parameters():
+        parameter.data.mul_(20 if parameter.ndim > 1 else 1)
+    return model
+
+
+def tiny_tokens(batch=2, seq_len=33, seed=1):
+    """Token ids (B, S) for such a model."""
+    return torch.randint(50, (batch, seq_len), generator=torch.Generator().manual_seed(seed))
 
 
 def tiny_config(**changes):

@@ -55,28 +55,6 @@ def _counts(tokens, vocab_size):
     return np.bincount(tokens.astype(np.int64).ravel(), minlength=vocab_size)
 
 
-def _parts(rows):
-    """The rows in parts of about COUNTED_AT_ONCE tokens."""
-    return np.array_split(rows, 1 + rows.size // COUNTED_AT_ONCE)
-
-
-def _token_shares(dataset):
-    """The share of each token in the training rows, each counted once more (Laplace), (V,)."""
-    counts = np.ones(dataset.vocab_size)
-    for rows in _parts(dataset.train):
-        counts += _counts(rows, dataset.vocab_size)
-    return counts / counts.sum()
-
-
-def unigram_loss(dataset, used):
-    """The loss on held-out rows of always predicting the frequencies of tokens, in nats a token.
-
-    used: the rows' indices.  The frequencies are those of the training rows.  A model above this
-    line has not learned that context says anything.
-    """
-    return float(-np.log(_token_shares(dataset))[dataset.held_out[used, 1:]].mean())
-
-
 def _pair_codes(rows, vocab_size):
     """A number for each token and the one before it, inside rows (R, S + 1) alone: (R * S,)."""
     codes = rows[:, :-1].astype(np.int64)
@@ -85,25 +63,35 @@ def _pair_codes(rows, vocab_size):
     return codes.ravel()
 
 
-def bigram_loss(dataset, used):
-    """The loss on held-out rows of predicting each token from the one before it, in nats a token.
+def losses_of_counts(dataset, used):
+    """The losses on held-out rows of predictions from counts in the training rows, in nats a token.
 
-    used: the rows' indices.  P(b | a) = (c(a, b) + m P(b)) / (c(a) + m), with the counts c of the
-    training rows, P of ``unigram_loss`` and m = UNIGRAM_WEIGHT.  A model above this line has not
-    learned more than pairs of tokens say.  Only the pairs that are asked for are counted, for a
-    table of all would not fit.
+    used: the rows' indices.  Returns a dict of
+
+    unigram_loss: of always predicting the frequencies of tokens, each counted once more (Laplace).
+    A model above this line has not learned that context says anything.
+    bigram_loss: of predicting each token from the one before it, P(b | a) = (c(a, b) + m P(b)) /
+    (c(a) + m), with the counts c, the frequencies P and m = UNIGRAM_WEIGHT.  A model above this
+    line has not learned more than pairs of tokens say.  Only the pairs that are asked for are
+    counted, for a table of all would not fit.
     """
-    codes = _pair_codes(dataset.held_out[used], dataset.vocab_size)
-    pairs, where = np.unique(codes, return_inverse=True)
-    found, contexts = np.zeros(pairs.size), np.zeros(dataset.vocab_size)
-    for rows in _parts(dataset.train):
-        contexts += _counts(rows[:, :-1], dataset.vocab_size)
-        seen = np.sort(_pair_codes(rows, dataset.vocab_size))
+    vocab_size, held_out = dataset.vocab_size, dataset.held_out[used]
+    pairs, where = np.unique(_pair_codes(held_out, vocab_size), return_inverse=True)
+    found, contexts, last = np.zeros(pairs.size), np.zeros(vocab_size), np.zeros(vocab_size)
+    for rows in np.array_split(dataset.train, 1 + dataset.train.size // COUNTED_AT_ONCE):
+        contexts += _counts(rows[:, :-1], vocab_size)
+        last += _counts(rows[:, -1], vocab_size)
+        seen = np.sort(_pair_codes(rows, vocab_size))
         found += np.searchsorted(seen, pairs, "right") - np.searchsorted(seen, pairs, "left")
-    before, token = np.divmod(pairs, dataset.vocab_size)
-    prior = UNIGRAM_WEIGHT * _token_shares(dataset)[token]
-    loss = -np.log((found + prior) / (contexts[before] + UNIGRAM_WEIGHT))
-    return float(loss[where.ravel()].mean())
+    counts = 1 + contexts + last
+    shares = counts / counts.sum()
+    before, token = np.divmod(pairs, vocab_size)
+    prior = UNIGRAM_WEIGHT * shares[token]
+    of_pairs = -np.log((found + prior) / (contexts[before] + UNIGRAM_WEIGHT))
+    return {
+        "unigram_loss": float(-np.log(shares)[held_out[:, 1:]].mean()),
+        "bigram_loss": float(of_pairs[where.ravel()].mean()),
+    }
 
 
 def batches(rows, batch_size, steps, seed, share=slice(None)):

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from machine.command import UserError, bar, counted
-from machine.files import atomic_write, remove_leftovers
+from machine.files import atomic_write, remove_leftovers, write_text
 from training.corpus import UTF_8, read_corpus
 from training.tokens import (
     DEFAULT_PATH,
@@ -165,13 +165,12 @@ def prepare_data(
         raise UserError(f"{places}: no text in there{_counted(left_out)}; give a PATH to text")
     tokenizer = train_tokenizer(sample(documents), vocab_size)
     rows = cut_into_rows(encode(tokenizer, documents), seq_len)
-    text = tokenizer.to_str(pretty=True).encode()
 
     def write_both(file):
         np.save(file, rows)
         file.flush()
         # only once the rows have found room on the disk is an older tokenizer replaced
-        atomic_write(beside, lambda file: file.write(text))
+        write_text(beside, tokenizer.to_str(pretty=True))
 
     atomic_write(output, write_both)
     summary = (

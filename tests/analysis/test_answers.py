@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_experiment
+from conftest import ROOT, make_experiment, set_beside_fused
 from scipy import stats
 
 from analysis.answers import answers
@@ -16,10 +16,7 @@ def made(factors=(0.8, 0.81, 0.82, 0.805), differences=(-0.04, -0.041, -0.043, -
     """An experiment whose first arm differs so from fused in time and validation loss."""
     options = {"arms": ("window", "fused")} | options
     metrics, metadata = make_experiment(len(factors), **options)
-    pairs = zip(metrics[options["arms"][0]], metrics["fused"], factors, differences, strict=True)
-    for training, fused, factor, difference in pairs:
-        training["training_time"] = fused["training_time"] * factor
-        training["val_loss"] = fused["val_loss"] + difference
+    set_beside_fused(metrics, options["arms"][0], factors, differences)
     return metrics, metadata
 
 
@@ -82,9 +79,7 @@ def test_models_that_were_not_trained_say_nothing_about_quality():
 
 def test_they_speak_of_the_recommended_pattern_and_else_of_the_fastest():
     metrics, metadata = made(arms=("w96-d4", "fused", "w32-d0"))
-    for training, fused in zip(metrics["w32-d0"], metrics["fused"], strict=True):
-        training["training_time"] = 0.5 * fused["training_time"]
-        training["val_loss"] = fused["val_loss"] + 1 + 0.01 * training["block"]
+    set_beside_fused(metrics, "w32-d0", [0.5] * 4, [1, 1.01, 1.02, 1.03])
     assert all("w96-d4" in answer for answer in answers(metrics, metadata))
     for training in metrics["w96-d4"]:
         training["val_loss"] += 1

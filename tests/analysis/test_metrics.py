@@ -62,7 +62,7 @@ def test_round_trip_is_exact(tmp_path, experiment, suffix):
     st.text(st.characters(codec="utf-8"), max_size=20),
 )
 def test_round_trip_of_any_figure(tmp_path_factory, losses, time, message):
-    metrics, metadata = make_experiment(runs=1, arms=("window",), steps=len(losses))
+    metrics, metadata = make_experiment(blocks=1, arms=("window",), steps=len(losses))
     metrics["window"][0] |= {"losses": np.array(losses, np.float32), "training_time": time}
     metrics["window"][0]["message"] = message
     folder = tmp_path_factory.mktemp("any")
@@ -121,7 +121,7 @@ def test_a_json_file_of_an_earlier_version_still_loads(tmp_path, experiment):
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_cut_file_is_refused_and_a_mutated_npz_gives_no_other_figure(tmp_path, which):
-    path = save_metrics(*make_experiment(runs=2), tmp_path)[which]
+    path = save_metrics(*make_experiment(blocks=2), tmp_path)[which]
     content, (metrics, metadata) = path.read_bytes(), load_experiment(path)
     for share in (0.0, 0.3, 0.6, 0.99):
         path.write_bytes(content[: int(share * len(content))])

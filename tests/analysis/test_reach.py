@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import add_reach, make_experiment
+from conftest import add_reach, flat, make_experiment
 
 from analysis.metrics import load_experiment, save_metrics
 from analysis.reach import reach_claims, reach_section
@@ -51,7 +51,7 @@ def test_the_table_has_every_gain_and_the_report_holds_both(probed):
     assert cells["window"] == ["3", *expected]
     assert cells["fused"][0] == "2" and "baseline" not in cells
     report = format_report(*probed)
-    assert title in report and reach_claims(probed[0])[0] in " ".join(report.split())
+    assert title in report and reach_claims(probed[0])[0] in flat(report)
 
 
 def test_without_a_probe_the_report_says_nothing_of_it():

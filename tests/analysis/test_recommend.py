@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import make_experiment
+from conftest import make_experiment, set_beside_fused
 from scipy import stats
 
 from analysis.recommend import AFTER_LONGER, Recommendation, recommend, recommendation_text
@@ -23,9 +23,9 @@ def random_experiment(seed):
     for arm in PATTERNS:
         metadata["attention"][arm] = {"density": float(rng.uniform(0.1, 0.9))}
         shift, factor = rng.choice([-0.05, 0.0, 0.03]), rng.choice([0.8, 0.803, 0.9, 0.99, 1.1])
-        for training, fused in zip(metrics[arm], metrics["fused"], strict=True):
-            training["val_loss"] = fused["val_loss"] + shift + rng.normal(0, 0.01)
-            training["training_time"] = fused["training_time"] * factor * rng.normal(1, 0.002)
+        losses, times = rng.normal(shift, 0.01, blocks), factor * rng.normal(1, 0.002, blocks)
+        set_beside_fused(metrics, arm, times, losses)
+        for training in metrics[arm]:
             if rng.random() < 0.03:
                 training["status"] = "diverged"
     return metrics, metadata
@@ -80,10 +80,7 @@ def made(differences, factors, patterns=PATTERNS[:2], confirmation=2):
     metrics, metadata = make_experiment(len(factors[0]), arms=("fused", *patterns))
     metadata["plan"]["confirmation"] = confirmation
     for arm, losses, times in zip(patterns, differences, factors, strict=True):
-        for training, fused in zip(metrics[arm], metrics["fused"], strict=True):
-            block = training["block"]
-            training["val_loss"] = fused["val_loss"] + losses[block]
-            training["training_time"] = fused["training_time"] * times[block]
+        set_beside_fused(metrics, arm, times, losses)
     return metrics, metadata
 
 

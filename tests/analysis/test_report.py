@@ -6,20 +6,13 @@ import re
 
 import numpy as np
 import pytest
-from conftest import make_experiment
+from conftest import flat, make_experiment, set_beside_fused
 from scipy import stats
 
 from analysis.claims import describe_change
 from analysis.metrics import load_experiment, save_metrics
 from analysis.report import format_report, heading
 from analysis.significance import Ratio, paired_ratio
-from experiment.plan import declare
-from training.config import make_config
-
-
-def flat(report):
-    """A report's text without its line breaks."""
-    return " ".join(report.split())
 
 
 def column(metrics, arm, key):
@@ -107,10 +100,8 @@ def test_decomposition_multiplies_up(experiment):
 
 def with_times(experiment, factors):
     """The training time of window is that of fused times these, block by block."""
-    metrics, metadata = experiment
-    for training, fused, factor in zip(metrics["window"], metrics["fused"], factors, strict=True):
-        training["training_time"] = fused["training_time"] * factor
-    return metrics, metadata
+    set_beside_fused(experiment[0], "window", factors=factors)
+    return experiment
 
 
 STEADY = 1 + 1e-4 * np.arange(4)
@@ -145,17 +136,9 @@ def test_a_pattern_evaluated_as_a_mask_says_nothing_about_sparsity(experiment):
 PATTERNS = ("w96-d4-s", "w96-d0-f1", "w32-d0-f1", "w96-d0-e4")
 
 
-def with_plan(metrics, metadata):
-    """The experiment with what its arms have declared today."""
-    config = make_config(arms=tuple(metrics), equivalence_margin=0.02)
-    metadata["plan"] |= declare(config)
-    return metrics, metadata
-
-
 def test_every_pattern_has_its_claims_under_its_name():
-    metrics, metadata = with_plan(*make_experiment(6, arms=("fused", *PATTERNS)))
-    for training, fused in zip(metrics["w32-d0-f1"], metrics["fused"], strict=True):
-        training["training_time"] = (0.8 + 1e-3 * training["block"]) * fused["training_time"]
+    metrics, metadata = make_experiment(6, arms=("fused", *PATTERNS))
+    set_beside_fused(metrics, "w32-d0-f1", factors=0.8 + 1e-3 * np.arange(6))
     metadata["attention"] = {"w96-d4-s": {"evaluation": "masked", "kernels": [], "operators": []}}
     report = flat(format_report(metrics, metadata))
     assert "Sparsity (w32-d0-f1) made training faster at sequence length 1,024: w32-d0" in report
@@ -190,7 +173,7 @@ def test_what_was_not_declared_is_not_called_primary():
 
 
 def test_one_block_is_reported_without_any_test():
-    report = format_report(*make_experiment(runs=1))
+    report = format_report(*make_experiment(blocks=1))
     assert "One block: no spread, no test." in report
     assert "No speed from sparsity is shown at sequence length 1,024" in report
     figures = report.split("improvement: of")[0].replace("Mean ± standard", "")
@@ -264,11 +247,8 @@ def test_every_claim_has_its_evidence_and_its_limits(experiment):
 
 def with_losses(experiment, differences):
     """The validation loss of window is that of fused plus these, block by block."""
-    metrics, metadata = experiment
-    pairs = zip(metrics["window"], metrics["fused"], differences, strict=True)
-    for training, fused, difference in pairs:
-        training["val_loss"] = fused["val_loss"] + difference
-    return metrics, metadata
+    set_beside_fused(experiment[0], "window", differences=differences)
+    return experiment
 
 
 def quality_of(metrics, metadata):

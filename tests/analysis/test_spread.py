@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import make_experiment
+from conftest import flat, make_experiment
 
 from analysis.report import format_report
 from analysis.spread import groups, loss_section, unsteady
@@ -53,7 +53,7 @@ def test_an_arm_without_a_mean_has_its_blocks_in_warning_table_and_claim():
     of_fused = [training["val_loss"] for training in metrics["fused"]]
     differences = np.subtract(losses, of_fused)
     every = ", ".join(f"{difference:+.4f}" for difference in differences)
-    text = " ".join(report.split())
+    text = flat(report)
     words = f"No mean describes w96-d4: block by block the difference is {every}, the median"
     assert f"{words} {np.median(differences):+.4f} nats" in text
     assert text.count("No mean describes") == 1

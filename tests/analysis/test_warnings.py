@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import make_experiment
+from conftest import flat, make_experiment
 
 from analysis.report import format_report
 from analysis.warnings import disturbances, find_warnings, risen, split_blocks
@@ -66,7 +66,7 @@ def test_what_disturbed_a_training_is_warned_of(arm, block, change, words):
     metrics[arm][block] |= change
     warnings = " ".join(find_warnings(metrics, metadata))
     assert words in warnings
-    assert words in " ".join(format_report(metrics, metadata).split())
+    assert words in flat(format_report(metrics, metadata))
 
 
 def test_blocks_that_the_same_disturbed_share_a_line():
@@ -148,12 +148,12 @@ def test_a_block_is_split_when_two_processes_trained_it(experiment):
 def test_an_arm_above_the_unigram_loss_takes_the_claims_of_quality_with_it():
     """Its losses say nothing, which report and figures must not keep to themselves."""
     metrics, metadata = make_experiment(6)
-    report = " ".join(format_report(metrics, metadata).split())
+    report = flat(format_report(metrics, metadata))
     assert "NOT TRAINED" not in report and "is not worse than" in report
     assert partial_mark(metrics, metadata) == ""
     of_window = np.mean([training["val_loss"] for training in metrics["window"]])
     metadata["data"]["unigram_loss"] = of_window - 1e-6
-    report = " ".join(format_report(metrics, metadata).split())
+    report = flat(format_report(metrics, metadata))
     assert "NOT TRAINED: " in report and "Quality: not trained, so this says nothing" in report
     assert f"{of_window:.3f} from their frequencies, 14.000 from the token before" in report
     assert "worse than" not in report.split("Quality:")[1].split("Memory")[0]

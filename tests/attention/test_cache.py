@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from attention.cache import KeyValueCache, decode_kernel
-from attention.full import dense_attention
-from attention.masks import cached_mask
 from attention.pattern import Pattern
 
 
@@ -24,22 +22,6 @@ def test_a_step_reads_the_keys_of_its_pattern_and_copies_none():
                 assert flat.untyped_storage().data_ptr() == store.untyped_storage().data_ptr()
         expected = numbers[0][:, (slot - 9) % 4 : slot - 9 : 4].transpose(1, 2)
         assert torch.equal(far[0], expected)
-
-
-@pytest.mark.parametrize("kernel", ["cpu", None])
-@pytest.mark.parametrize("pattern", [Pattern(9, 4), Pattern(5, 1), Pattern(7, 0), Pattern(9, 3, 5)])
-def test_a_step_by_kernel_or_products_equals_dense_attention(kernel, pattern, monkeypatch):
-    monkeypatch.setattr("attention.cache.decode_kernel", lambda *_: kernel)
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, 2, 120, 3, 8, generator=generator, dtype=torch.float64)
-    expected = dense_attention(q, k, v, cached_mask(120, 3, q.device, None, *pattern))
-    cache = KeyValueCache((2, 3, 8), 120, pattern, dtype=torch.float64)
-    cache.write(k[:, :60], v[:, :60])
-    for slot in range(60, 120):
-        now = slice(slot, slot + 1)
-        cache.write(k[:, now], v[:, now])
-        out = cache.attend(q[:, now])
-        torch.testing.assert_close(out, expected[:, now], rtol=1e-9, atol=1e-12)
 
 
 def test_products_take_the_place_of_kernels_that_are_not_there():

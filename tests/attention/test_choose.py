@@ -14,7 +14,6 @@ from attention.choose import attention_plan, window_attention
 from attention.full import FULL_ATTENTION
 from attention.kept import constant_of_a_graph
 from attention.kernels import KERNELS
-from attention.masks import clear_mask_cache
 from attention.pattern import Pattern
 from attention.split import _split_kernels
 
@@ -164,19 +163,6 @@ def test_a_kernel_that_does_not_work_warns_once_and_masked_takes_its_place(
     with pytest.raises(ValueError, match=r"no kernel for torch.float32 with head_dim 4 on cpu"):
         window_attention(q, k, v, 5, 3, "split")
     _split_kernels.cache_clear()
-
-
-@pytest.mark.parametrize("evaluation", ON_CPU)
-def test_what_is_kept_from_a_call_without_gradients_serves_a_training(random_qkv, evaluation):
-    clear_mask_cache()
-    _split_kernels.cache_clear()  # they are tried with gradients
-    qkv = random_qkv(1, 40, 1, 4)
-    with torch.inference_mode():
-        expected = window_attention(*qkv.unbind(2), 5, 3, evaluation)
-    out = window_attention(*qkv.unbind(2), 5, 3, evaluation)
-    assert torch.equal(out, expected)
-    out.square().sum().backward()
-    assert qkv.grad.norm() > 0
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from tiny import needs_cuda
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attention.cache import KeyValueCache, decode_kernel
@@ -16,7 +17,7 @@ from attention.split import split_attention, split_kernels
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = needs_cuda
 CASES = [  # B, S, H, D, Pattern
     (1, 1, 1, 8, Pattern(1, 1)),
     (2, 257, 3, 64, Pattern(96, 4)),  # classes of two lengths

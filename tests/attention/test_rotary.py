@@ -4,30 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_model, tiny_tokens
 
-from attention import rotary as attention_rotary
 from attention.rotary import rotate
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
 
-SIZES = {"d_model": 24, "n_heads": 3, "layers": 2, "vocab_size": 50, "max_seq_len": 40}
-MODELS = [
-    (GPTModel, {"attention": "fused"}),
-    (GPTModel, {"attention": "dense"}),
-    (GPTModel, {"attention": "published"}),
-    (GPTWindowModel, {"attention": "dense", "window_size": 40, "dilation": 0}),
-    (GPTWindowModel, {"attention": "masked", "window_size": 3, "dilation": 1}),
-    (GPTWindowModel, {"attention": "split", "window_size": 3, "dilation": 1}),
-]
 
-
-def build(model_class=GPTModel, seed=0, **changes):
-    torch.manual_seed(seed)
-    return model_class(**{**SIZES, "positions": "rotary", **changes})
-
-
-def tokens(batch=2, seq_len=33, seed=1):
-    return torch.randint(50, (batch, seq_len), generator=torch.Generator().manual_seed(seed))
+def build(model_class=GPTModel, **changes):
+    return tiny_model(model_class, positions="rotary", **changes)
 
 
 def rotated_by_complex_numbers(x, first_position=0):
@@ -83,26 +68,14 @@ def test_an_odd_head_dim_is_named():
     with pytest.raises(ValueError, match="rotary positions need an even head_dim, got 5"):
         build(d_model=15)
     with pytest.raises(ValueError, match="unknown positions 'none': choose one of learned, rotary"):
-        build(positions="none")
+        tiny_model(positions="none")
 
 
 def test_there_is_no_position_table():
     full, window = build(), build(GPTWindowModel)
-    learned = set(GPTModel(**SIZES).state_dict())
+    learned = set(tiny_model().state_dict())
     assert learned - set(full.state_dict()) == {"position_embeddings.weight"}
     window.load_state_dict(full.state_dict())
-
-
-def test_every_attention_takes_the_same_positions():
-    results = []
-    for model_class, options in MODELS:
-        model = build(model_class, dropout=0.0, **options).double()
-        logits = model(tokens())
-        logits.logsumexp(-1).sum().backward()
-        results.append((logits.detach(), model.layers[0].mha.qkv.grad))
-    for logits, gradient in results[1:]:
-        torch.testing.assert_close(logits, results[0][0], rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(gradient, results[0][1], rtol=1e-6, atol=1e-12)
 
 
 def test_positions_reach_the_model():
@@ -125,21 +98,9 @@ def test_compiled_as_one_graph():
 
     def results(forward):
         model.zero_grad(set_to_none=True)
-        logits = forward(tokens())
+        logits = forward(tiny_tokens())
         logits.logsumexp(-1).mean().backward()
         return logits, model.layers[0].mha.qkv.grad.clone()
 
     found = results(torch.compile(model, fullgraph=True, backend="aot_eager"))
     torch.testing.assert_close(found, results(model), rtol=1e-5, atol=1e-7)
-
-
-def test_tables_made_without_gradients_serve_a_training():
-    attention_rotary.cached_rotations.cache_clear()
-    x = torch.randn(1, 9, 2, 4)
-    with torch.inference_mode():
-        expected = rotate(x)
-    x.requires_grad_()
-    found = rotate(x)
-    assert torch.equal(found, expected)
-    found.square().sum().backward()
-    torch.testing.assert_close(x.grad, 2 * x.detach())  # a rotation keeps every length

@@ -1,16 +1,10 @@
 """What the tests of the benchmarks share."""
 
 import pytest
-import torch
 
 from benchmarks.attention import measure_attention
 from benchmarks.peers import Case, known_peers
 from benchmarks.tables import FORWARD, TRAINING
-
-
-@pytest.fixture(scope="session")
-def cpu():
-    return torch.device("cpu")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from conftest import flat
 
 from analysis.words import report_text
 from attention import density
@@ -22,7 +23,7 @@ def test_a_time_that_is_missing_is_a_dash_and_its_reason_is_told():
     missing = {"peer": "mine", "direction": TRAINING, "reason": "out of memory"}
     skipped = [{**missing, "seq_len": seq_len} for seq_len in (64, 1024)]
     text = results_text([forward, other], skipped)
-    heading, titles, mine, others, *_, last = (" ".join(s.split()) for s in text.splitlines())
+    heading, titles, mine, others, *_, last = (flat(s) for s in text.splitlines())
     assert heading == "S 64"
     assert titles == "peer attends to forward (ms) forward + backward (ms) over best full"
     assert mine == "mine all keys 12.0 ± 1.5 - -"
@@ -33,9 +34,7 @@ def test_a_time_that_is_missing_is_a_dash_and_its_reason_is_told():
 def test_one_round_has_no_spread():
     record = {"peer": "mine", "seq_len": 64, "direction": FORWARD, "median_ms": 12.0}
     record |= {"quartiles_ms": [12, 12], "samples_ms": [12]}
-    assert " ".join(results_text([record], []).split()).startswith(
-        "S 64 peer forward (ms) mine 12.0 ms:"
-    )
+    assert flat(results_text([record], [])).startswith("S 64 peer forward (ms) mine 12.0 ms:")
 
 
 def test_times_that_were_disturbed_are_marked_and_their_table_says_by_what():
@@ -46,7 +45,7 @@ def test_times_that_were_disturbed_are_marked_and_their_table_says_by_what():
         {**about, "peer": "other", "direction": FORWARD},
         {**about, "peer": "mine", "direction": TRAINING, **busy},
     ]
-    lines = [" ".join(line.split()) for line in results_text(records, []).splitlines()]
+    lines = [flat(line) for line in results_text(records, []).splitlines()]
     assert lines[2:4] == ["mine 12.0 ± 1.5 ! 12.0 ± 1.5 !", "other 12.0 ± 1.5 -"]
     assert lines[4:7] == [
         f"! {FORWARD}: times spread or drift by 10% or more",

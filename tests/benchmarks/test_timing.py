@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from tiny import CPU, needs_cuda
 
 from benchmarks import timing
 from benchmarks.peers import Case, known_peers, work_of
 from benchmarks.tables import TRAINING
 
 
-def test_every_round_takes_every_work_once_in_random_order(cpu, monkeypatch):
+def test_every_round_takes_every_work_once_in_random_order(monkeypatch):
     monkeypatch.setattr(timing, "SAMPLE_SECONDS", 1e-9)  # one call a sample
     calls = []
     works = {name: lambda name=name: calls.append(name) for name in "abc"}
-    samples = timing.timed_in_rounds(works, cpu, rounds=8)
+    samples = timing.timed_in_rounds(works, CPU, rounds=8)
     assert {name: len(seconds) for name, seconds in samples.items()} == dict.fromkeys("abc", 8)
     rounds = ["".join(calls[start : start + 3]) for start in range(3, len(calls), 3)]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds) and len(set(rounds)) > 2
@@ -28,12 +29,12 @@ def test_every_round_takes_every_work_once_in_random_order(cpu, monkeypatch):
         (ValueError("No such kernel. Try\nanother"), "ValueError: No such kernel"),
     ],
 )
-def test_a_work_that_fails_is_skipped_with_its_reason_and_the_others_are_timed(cpu, error, reason):
+def test_a_work_that_fails_is_skipped_with_its_reason_and_the_others_are_timed(error, reason):
     def broken():
         raise error
 
     makers = {"broken": broken, "fine": lambda: (lambda: 1 + 1, {"more": 7})}
-    (record,), (missing,) = timing.side_by_side("peer", makers, {"seq_len": 8}, cpu, rounds=3)
+    (record,), (missing,) = timing.side_by_side("peer", makers, {"seq_len": 8}, CPU, rounds=3)
     assert missing == {"peer": "broken", "seq_len": 8, "reason": reason}
     assert record.pop("device_before") and record.pop("device_after")
     samples = record.pop("samples_ms")
@@ -43,7 +44,7 @@ def test_a_work_that_fails_is_skipped_with_its_reason_and_the_others_are_timed(c
     assert record == {"peer": "fine", "seq_len": 8, "more": 7, "timed_as": "calls"}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_on_cuda_a_work_is_recorded_as_a_graph_and_its_tensors_stay():
     device = torch.device("cuda", 0)
     case = Case(1, 256, 2, 64, "bfloat16", "cuda:0")

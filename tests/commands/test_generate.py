@@ -8,7 +8,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, one_line
+from tiny import big_logits, tiny_model
 from tokenizers import ByteLevelBPETokenizer
 
 import generate
@@ -18,6 +19,7 @@ from training.prepare import END_OF_TEXT
 from training.weights import load_tokenizer, load_window_model, save_weights, save_window_weights
 
 TEXT = "def parse(self, naïve: str) -> int:\n    return len(naïve)  # 日本語 🙂\n"
+WEIGHTS = ["--weights", "window_model_weights.pt", "--device", "cpu"]
 
 
 def save_tokenizer(path, tokens):
@@ -32,10 +34,7 @@ def save(folder, positions="learned", change=None):
     save_tokenizer(tokenizer, 300)
     arguments = {"d_model": 16, "n_heads": 2, "layers": 2, "vocab_size": 300}
     arguments |= {"max_seq_len": 64, "window_size": 4, "dilation": 3, "positions": positions}
-    torch.manual_seed(0)
-    model = GPTWindowModel(**arguments)
-    for parameter in model.parameters():
-        parameter.data.mul_(20 if parameter.ndim > 1 else 1)
+    model = big_logits(tiny_model(GPTWindowModel, **arguments))
     if change is not None:
         change(model)
     save_window_weights(model, arguments, tokenizer, folder)
@@ -49,16 +48,13 @@ def folder(tmp_path, monkeypatch):
 
 
 def run(capsys, *arguments, code=0):
-    weights = ["--weights", "window_model_weights.pt", "--device", "cpu"]
-    assert generate.main([*arguments, *weights]) == code
+    assert generate.main([*arguments, *WEIGHTS]) == code
     return capsys.readouterr()
 
 
 def refused(capsys, *arguments):
-    captured = run(capsys, *arguments, code=2)
-    assert captured.out == ""
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
-    return captured.err
+    assert generate.main([*arguments, *WEIGHTS]) == 2
+    return one_line(capsys)
 
 
 def test_the_text_is_the_prompt_and_what_the_model_gives(folder, capsys):
@@ -199,8 +195,7 @@ def test_an_interruption_ends_the_line_and_exits_with_130(folder, capsys, monkey
 
 
 def test_a_reader_that_stops_reading_ends_it_quietly(folder):
-    command = [sys.executable, ROOT / "generate.py", "def parse(", "--tokens", "50"]
-    command += ["--weights", "window_model_weights.pt", "--device", "cpu"]
+    command = [sys.executable, ROOT / "generate.py", "def parse(", "--tokens", "50", *WEIGHTS]
     read, end = os.pipe()
     os.close(read)
     done = subprocess.run(command, stdout=end, stderr=subprocess.PIPE, text=True)

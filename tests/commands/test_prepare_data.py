@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import flat, one_line
 
 import prepare_data
 from prepare_data import main
@@ -39,10 +40,8 @@ def nothing_was_written():
 def refused(capsys, *arguments):
     """The one line on stderr, after which everything is as it was."""
     assert main(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
     nothing_was_written()
-    return captured.err
+    return one_line(capsys)
 
 
 def test_it_tells_what_was_written_and_names_what_could_not_be_read(here, capsys):
@@ -66,7 +65,7 @@ def test_it_tells_what_was_written_and_names_what_could_not_be_read(here, capsys
 
 def test_of_many_files_left_out_only_some_are_named(capsys, monkeypatch):
     left_out = {"binary": ["b"], "unreadable": [f"name{i}" for i in range(1234)]}
-    monkeypatch.setattr(prepare_data, "prepare_data", lambda *_: ("done", left_out))
+    monkeypatch.setattr(prepare_data, "prepare_data", lambda **_: ("done", left_out))
     assert main([]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11 and lines[9].endswith("name9") and lines[10].endswith("and 1,224 more")
@@ -112,7 +111,7 @@ def test_an_interruption_says_that_nothing_was_written(here, monkeypatch, capsys
 def test_help_gives_defaults_and_an_example(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
+    text = flat(capsys.readouterr().out)
     assert stop.value.code == 0 and "example: python prepare_data.py" in text
     for default in ("256", "10000", "training_data.npy", "Python's standard library", "stdlib"):
         assert f"default: {default})" in text

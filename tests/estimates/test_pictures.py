@@ -1,6 +1,5 @@
 """The pictures of patterns show the pattern."""
 
-import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -68,9 +67,3 @@ def test_the_tradeoff_shows_every_configuration_on_amdahls_curve(seq_len):
     expected = [(100 * (1 - a.density), a.step_speedup) for a in analyses]
     np.testing.assert_allclose(places, expected)
     assert curve.get_ydata()[-1] == pytest.approx(max(y for _, y in places))
-
-
-def test_plotting_leaves_global_settings_alone():
-    before = dict(matplotlib.rcParams)
-    plot_tradeoff([PatternAnalysis(96, 4)])
-    assert dict(matplotlib.rcParams) == before

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import flat
 from small_experiment import BLOCK, contents, run_main, stop_at, tiny_config
 
 from experiment.estimate import evaluated_batches, say_what_is_short
@@ -79,7 +80,7 @@ def test_data_too_small_for_the_long_experiment_are_told_with_the_remedy(
     changes, steps, words, capsys
 ):
     say_what_is_short(replace(make_config("long"), **changes), steps)
-    said = " ".join(capsys.readouterr().err.split())
+    said = flat(capsys.readouterr().err)
     assert re.search(words, said) if words else not said
 
 

@@ -258,13 +258,6 @@ def test_the_lock_keeps_other_processes_out_and_ends_with_its_own(tmp_path):
         assert contents(tmp_path / "runs") == []
 
 
-def test_a_lock_that_cannot_be_had_is_named(tmp_path):
-    (tmp_path / ".lock").mkdir()
-    with pytest.raises(OSError, match="Is a directory") as caught, locked(tmp_path):
-        pass
-    assert caught.value.filename == str(tmp_path / ".lock")
-
-
 def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
     def unlockable(*_, timeout):  # NFS without its lock daemon: the error names no file
         raise OSError(errno.ENOLCK, "No locks available")

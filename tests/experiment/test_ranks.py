@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, flat
 from small_experiment import RESULTS, TINY, contents, prepare_workplace, run_main, write_data
 from tiny import CPU, VOCABULARY, tiny_config, tiny_dataset
 
@@ -120,7 +120,7 @@ def test_ranks_are_stored_and_reported(ran):
     assert metadata["config"]["world_size"] == 2 and metadata["config"]["backend"] == "gloo"
     assert metadata["identity"]["config"]["world_size"] == 2
     report = (ran[0] / "parts" / "improved_comparison_results.txt").read_text()
-    heading = " ".join(report.split("\n\n")[1].split())
+    heading = flat(report.split("\n\n")[1])
     assert "2 ranks (gloo), gradients accumulated over 2 micro-steps" in heading
     assert "on one rank's share of the batch" in heading
     assert not any("TORCHELASTIC" in name for name in metadata["environment"]["variables"])

@@ -20,7 +20,6 @@ from analysis.values import in_order
 from attention.pattern import Pattern, window_mask
 from experiment.run import run_experiment
 from figures.data import describe_setting
-from machine.command import UserError
 from training.batches import validation_rows
 from training.tokens import load_dataset
 from training.trainer import Trainer
@@ -53,29 +52,6 @@ def test_the_notebook_and_the_command_line_are_the_same_experiment(workplace):
     device = "cpu" if torch.cuda.is_available() else "auto"
     metrics, _ = run_experiment(replace(tiny_config(), device=device))
     assert metrics["fused"][0]["process"] == trained["fused"][0]["process"]
-
-
-def test_notebook_use_raises_what_the_command_line_explains(workplace, capsys):
-    config = replace(tiny_config(), arms=("fused",))
-    run_experiment(config)
-    printed = capsys.readouterr()
-    assert "roughly" in printed.err and printed.out == ""
-    with pytest.raises(UserError, match=r"config\.lr"):
-        run_experiment(replace(config, lr=0.5))
-    metrics, _ = run_experiment(replace(config, lr=0.5), restart=True)
-    assert metrics["fused"][0]["total_steps"] == 4 and list(Path().glob("output_earlier_*"))
-
-
-def test_saved_weights_rebuild_the_first_blocks_window_model(workplace):
-    metrics, _ = run_experiment(tiny_config("--runs 1 --arms window"))
-    weights = load_window_model("output/window_model_weights.pt").state_dict()
-    dataset = load_dataset("training_data.npy", 24, 2)
-    config, cpu = tiny_config(), torch.device("cpu")
-    trainer = Trainer(config, "window", dataset.train, dataset.vocab_size, cpu, seed=0)
-    trainer.model.load_state_dict(weights)
-    loss = metrics["window"][0]["val_loss"]
-    rows = validation_rows(config, len(dataset.held_out))
-    assert trainer.evaluate(dataset.held_out[rows]) == pytest.approx(loss, rel=1e-6)
 
 
 def test_the_first_blocks_models_of_all_arms_are_kept_with_what_rebuilds_them(workplace):

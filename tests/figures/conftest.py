@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import add_reach, make_experiment
+from conftest import add_reach, flat, make_experiment
 from scipy import stats
 
 from figures.data import prepare
@@ -95,7 +95,7 @@ def artists():
 @pytest.fixture
 def caption():
     """A figure's caption on one line."""
-    return lambda fig: " ".join(fig.get_supxlabel().split()).replace("\N{NO-BREAK SPACE}", " ")
+    return lambda fig: flat(fig.get_supxlabel()).replace("\N{NO-BREAK SPACE}", " ")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import matplotlib as mpl
 import pytest
-from conftest import make_experiment
+from conftest import flat, make_experiment
 from matplotlib.text import Text
 
 from figures.all import FIGURES, create_all_plots, draw
@@ -117,7 +117,7 @@ def test_titles_say_what_is_compared(prepared, arms, words):
 def test_memory_that_was_not_measured_is_said_in_its_panel(name, prepared):
     data = prepared("one block")
     data.ok["window"][0]["peak_memory_mb"] = float("nan")
-    words = [" ".join(text.get_text().split()) for text in draw(name, data).findobj(Text)]
+    words = [flat(text.get_text()) for text in draw(name, data).findobj(Text)]
     assert "peak memory: not measured in every training" in words
 
 

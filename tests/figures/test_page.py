@@ -5,7 +5,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
-from conftest import make_experiment
+from conftest import flat, make_experiment
 from matplotlib.figure import Figure
 
 from analysis.words import Section
@@ -75,7 +75,7 @@ def test_it_says_what_the_report_says_and_shows_every_figure(page, figures, pars
         for part in section.parts:
             cells = [part] if isinstance(part, str) else [cell for row in part for cell in row]
             for cell in cells:
-                assert " ".join(cell.split()) in parsed.text
+                assert flat(cell) in parsed.text
     described = parsed.values("aria-label")
     assert sorted(described) == sorted(figure.get_label() for figure in figures.values())
     assert all(len(text) > 40 for text in described)

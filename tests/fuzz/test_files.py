@@ -31,7 +31,7 @@ from fuzz.mutations import (
     change_weights,
     damaged_bytes,
 )
-from small_experiment import TINY, write_data
+from small_experiment import TINY, prepare_workplace
 from tokenizers import ByteLevelBPETokenizer
 
 import analyze_hyperparameters
@@ -112,10 +112,7 @@ def workplace(tmp_path_factory):
     """A folder with every kind of file, an experiment that one training waits in among them."""
     folder = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(training_train, "child_peak_memory_mb", lambda *_: 12.5)
-        patch.setattr(compare_models, "create_all_plots", lambda *_: [])
-        write_data(folder)
+        prepare_workplace(folder, patch)
         tokenizer = ByteLevelBPETokenizer()
         tokenizer.train_from_iterator(["def parse(self)"], 280, special_tokens=[END_OF_TEXT])
         tokenizer.save(TOKENIZER)

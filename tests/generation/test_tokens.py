@@ -7,28 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import big_logits, tiny_model, tiny_tokens
 
 from generation import tokens as generation_tokens
 from generation.sampling import draw
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
 
-SIZES = {"d_model": 24, "n_heads": 3, "layers": 2, "vocab_size": 50, "max_seq_len": 64}
-
 NOPE = {"positions": "rotary", "nope": True}
 
 
 def build(model_class=GPTModel, seed=0, **changes):
-    """A model whose logits differ: the initial weights of 0.01 would leave every key alike."""
-    torch.manual_seed(seed)
-    model = model_class(**{**SIZES, **changes})
-    for parameter in model.parameters():
-        parameter.data.mul_(20 if parameter.ndim > 1 else 1)
-    return model
-
-
-def prompts(batch, length, seed=1):
-    return torch.randint(50, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return big_logits(tiny_model(model_class, seed, **{"max_seq_len": 64, **changes}))
 
 
 def recomputed(model, prompt, new):
@@ -85,7 +75,7 @@ def check_equal(model, prompt, new, monkeypatch):
 )
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 30)])
 def test_named_patterns_equal_recomputation(model_class, options, batch, length, monkeypatch):
-    check_equal(build(model_class, **options), prompts(batch, length), 64 - length, monkeypatch)
+    check_equal(build(model_class, **options), tiny_tokens(batch, length), 64 - length, monkeypatch)
 
 
 @given(
@@ -101,7 +91,7 @@ def test_any_pattern_equals_recomputation(window, dilation, sinks, length, batch
     options = {"window_size": window, "dilation": dilation, "sink_tokens": sinks}
     model = build(GPTWindowModel, max_seq_len=40, layers=1, positions=positions, **options)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        check_equal(model, prompts(batch, length), 40 - length, monkeypatch)
+        check_equal(model, tiny_tokens(batch, length), 40 - length, monkeypatch)
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
@@ -120,7 +110,7 @@ def test_prompts_of_different_lengths_are_what_each_is_alone(
     model_class, options, positions, lengths, monkeypatch
 ):
     model = build(model_class, positions=positions, **options).eval()
-    rows = [prompts(1, n, seed=n)[0] for n in lengths]
+    rows = [tiny_tokens(1, n, seed=n)[0] for n in lengths]
     together, logits = cached(model, rows, 30, monkeypatch)
     assert isinstance(together, list)
     for number, (row, found) in enumerate(zip(rows, together, strict=True)):
@@ -132,8 +122,8 @@ def test_prompts_of_different_lengths_are_what_each_is_alone(
 
 def test_float64_is_exact_to_rounding(monkeypatch):
     model = build(GPTWindowModel, window_size=5, dilation=3, sink_tokens=2).double().eval()
-    _, logits = recomputed(model, prompts(2, 9), 30)
-    _, found = cached(model, prompts(2, 9), 30, monkeypatch)
+    _, logits = recomputed(model, tiny_tokens(2, 9), 30)
+    _, found = cached(model, tiny_tokens(2, 9), 30, monkeypatch)
     for one, other in zip(found, logits, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
@@ -142,7 +132,7 @@ def test_float64_is_exact_to_rounding(monkeypatch):
 def test_16_bits_by_autocast_stay_within_their_rounding(sinks, monkeypatch):
     model = build(GPTWindowModel, window_size=5, dilation=3, sink_tokens=sinks).eval()
     with torch.autocast("cpu", torch.bfloat16):
-        tokens, logits = cached(model, prompts(2, 9), 20, monkeypatch)
+        tokens, logits = cached(model, tiny_tokens(2, 9), 20, monkeypatch)
     exact = model(tokens[:, :-1])[:, 8:]  # the same tokens at once, in float32
     for step, found in enumerate(logits):
         assert (found - exact[:, step]).norm() < 0.05 * exact[:, step].norm()
@@ -153,13 +143,13 @@ def test_the_stream_gives_what_generate_gives_and_training_goes_on_meanwhile():
     model.layers[1].eval()
     modes = [module.training for module in model.modules()]
     found = []
-    for ids in model.stream(prompts(2, 3), 10, temperature=0):
+    for ids in model.stream(tiny_tokens(2, 3), 10, temperature=0):
         assert torch.is_grad_enabled() and not ids.requires_grad
         assert [module.training for module in model.modules()] == modes
         found.append(ids)
-    expected = model.generate(prompts(2, 3), 10, temperature=0)  # no dropout
+    expected = model.generate(tiny_tokens(2, 3), 10, temperature=0)  # no dropout
     assert torch.equal(torch.stack(found, dim=1), expected[:, 3:])
-    assert torch.equal(expected[:, :3], prompts(2, 3)) and expected.dtype == torch.int64
+    assert torch.equal(expected[:, :3], tiny_tokens(2, 3)) and expected.dtype == torch.int64
     assert [module.training for module in model.modules()] == modes
 
 
@@ -171,28 +161,28 @@ def test_an_error_inside_restores_the_mode(monkeypatch):
 
     monkeypatch.setattr(generation_tokens, "draw", broken)
     with pytest.raises(RuntimeError, match="broken"):
-        model.generate(prompts(1, 3), 2)
+        model.generate(tiny_tokens(1, 3), 2)
     assert all(module.training for module in model.modules())
 
 
 def test_no_new_tokens_and_small_integers_and_lists():
     model = build()
-    assert torch.equal(model.generate(prompts(2, 5), 0), prompts(2, 5))
-    expected = model.generate(prompts(2, 5), 4, temperature=0)
+    assert torch.equal(model.generate(tiny_tokens(2, 5), 0), tiny_tokens(2, 5))
+    expected = model.generate(tiny_tokens(2, 5), 4, temperature=0)
     for dtype in (torch.uint8, torch.uint16, torch.int32):
-        assert torch.equal(model.generate(prompts(2, 5).to(dtype), 4, temperature=0), expected)
+        assert torch.equal(model.generate(tiny_tokens(2, 5).to(dtype), 4, temperature=0), expected)
     assert [len(row) for row in model.generate([[1, 2], (3,)], 4)] == [6, 5]
 
 
 @pytest.mark.parametrize("model_class", [GPTModel, GPTWindowModel])
 def test_learned_positions_end_at_max_seq_len(model_class):
     model = build(model_class)
-    assert model.generate(prompts(1, 60), 4).shape == (1, 64)
+    assert model.generate(tiny_tokens(1, 60), 4).shape == (1, 64)
     words = "a prompt of 60 tokens and max_new_tokens 5 are more than max_seq_len 64"
     with pytest.raises(ValueError, match=words):
-        model.generate(prompts(1, 60), 5)
+        model.generate(tiny_tokens(1, 60), 5)
     with pytest.raises(ValueError, match="more than max_seq_len"):
-        model.stream([prompts(1, 60)[0], prompts(1, 2)[0]], 5)  # before the first token
+        model.stream([tiny_tokens(1, 60)[0], tiny_tokens(1, 2)[0]], 5)  # before the first token
 
 
 def test_rotary_positions_go_on_beyond_max_seq_len(monkeypatch):
@@ -200,8 +190,8 @@ def test_rotary_positions_go_on_beyond_max_seq_len(monkeypatch):
     short = build(GPTWindowModel, max_seq_len=8, **options).eval()
     long = build(GPTWindowModel, max_seq_len=64, **options).eval()
     long.load_state_dict(short.state_dict())
-    tokens, _ = recomputed(long, prompts(1, 6), 40)
-    assert torch.equal(short.generate(prompts(1, 6), 40, temperature=0), tokens)
+    tokens, _ = recomputed(long, tiny_tokens(1, 6), 40)
+    assert torch.equal(short.generate(tiny_tokens(1, 6), 40, temperature=0), tokens)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +233,7 @@ def test_a_seed_decides_what_is_drawn():
 
     def text(seed):
         return model.generate(
-            prompts(2, 3), 40, top_k=20, generator=torch.Generator().manual_seed(seed)
+            tiny_tokens(2, 3), 40, top_k=20, generator=torch.Generator().manual_seed(seed)
         )
 
     assert torch.equal(text(0), text(0)) and not torch.equal(text(0), text(1))
@@ -251,7 +241,7 @@ def test_a_seed_decides_what_is_drawn():
 
 def test_rows_end_at_the_stop_token():
     model = build(GPTWindowModel, window_size=4, dilation=3)
-    rows = [prompts(1, n, seed=n)[0] for n in (3, 5, 5)]
+    rows = [tiny_tokens(1, n, seed=n)[0] for n in (3, 5, 5)]
     going_on = torch.stack(list(model.stream(rows, 40, temperature=0)), dim=1)
     counts = {}  # of every token how many a row has up to its first one
     for token in range(50):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import needs_cuda
 
 from analysis.values import throttled
 from machine import state as machine_state
@@ -155,7 +156,7 @@ def test_a_cpu_has_the_load_average_alone(monkeypatch):
     assert device_state(CPU) is None
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_the_state_of_a_real_gpu():
     torch.zeros(1, device="cuda")
     state = device_state(resolve_device("cuda"))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny import CPU, tiny_config
+from conftest import one_line
+from tiny import CPU, big_logits, tiny_config
 from torch.nn.functional import scaled_dot_product_attention
 
 import convert as command
@@ -30,17 +31,10 @@ CONFIG = tiny_config(seq_len=S, arms=("fused",), data="training_data.npy", devic
 CONFIG = replace(CONFIG, positions="rotary", full_heads=1, nope=True)  # of window models alone
 
 
-def big_logits(model):
-    """Weights large enough for every head to count."""
-    for parameter in model.parameters():
-        parameter.data.mul_(20 if parameter.ndim > 1 else 1)
-    return model.eval()
-
-
 def model_of_four_heads(build, positions, seq_len=30, **pattern):
     torch.manual_seed(3)
     sizes = {"d_model": 24, "n_heads": 4, "layers": 2, "vocab_size": 40, "max_seq_len": seq_len}
-    return big_logits(build(**sizes, positions=positions, **pattern))
+    return big_logits(build(**sizes, positions=positions, **pattern)).eval()
 
 
 def window_heads(model, patch, heads):
@@ -109,30 +103,6 @@ def test_heads_are_told_apart_in_bfloat16_too():
     found = head_importance(*measured, replace(CONFIG, dtype="bfloat16"))
     assert np.ptp(found, axis=1).min() > 0.05
     np.testing.assert_allclose(found, exact, atol=0.02)
-
-
-class Recalls(torch.nn.Module):
-    """Predicts all alike; surely what followed a token's last showing, where there was one."""
-
-    def __init__(self):
-        super().__init__()
-        self.place = torch.nn.Parameter(torch.zeros(()))
-
-    def forward(self, tokens):
-        logits = torch.zeros(*tokens.shape, 40 * (S + 1))
-        for row, predicted in zip(tokens.tolist(), logits, strict=True):
-            last = {}
-            for t, token in enumerate(row):
-                if token in last:
-                    predicted[t, row[last[token] + 1]] = 50.0
-                last[token] = t
-        return logits
-
-
-def test_the_loss_of_a_second_showing_is_that_of_its_passage_alone():
-    rows = np.arange(40 * (S + 1)).reshape(40, S + 1)  # no token comes twice
-    assert second_showing_loss(Recalls(), rows, S, 3, at_once=2) == pytest.approx(0, abs=1e-9)
-    assert second_showing_loss(Recalls(), rows, S - 1, 3) is None  # too short for the probe
 
 
 @pytest.fixture
@@ -204,9 +174,12 @@ def test_options_reach_the_training(saved):
     assert with_sinks[1]["untrained"] != one[1]["untrained"]
 
 
-def run(capsys, path, options="", code=0):
-    options = f"{path} --steps 2 --device cpu --pattern w5-d0 {options}"
-    assert command.main(options.split()) == code
+def code_of(path, options=""):
+    return command.main(f"{path} --steps 2 --device cpu --pattern w5-d0 {options}".split())
+
+
+def run(capsys, path, options=""):
+    assert code_of(path, options) == 0
     return capsys.readouterr()
 
 
@@ -237,9 +210,8 @@ def test_sequences_too_short_for_the_probe_keep_the_first_heads_alone(saved, cap
 
 
 def refused(capsys, path, options=""):
-    error = run(capsys, path, options, code=2).err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    return error
+    assert code_of(path, options) == 2
+    return one_line(capsys)
 
 
 def test_what_cannot_be_converted_is_one_clear_line(saved, capsys):
@@ -287,8 +259,7 @@ def test_memory_that_runs_out_is_one_clear_line(saved, capsys, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(studies.convert, "convert", fail)
-    error = run(capsys, saved[0], code=1).err
-    assert error.startswith("error: out of memory") and error.count("\n") == 1
+    assert code_of(saved[0]) == 1 and one_line(capsys).startswith("error: out of memory")
 
 
 def test_from_python_what_is_wrong_is_raised(saved):

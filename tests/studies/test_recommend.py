@@ -15,7 +15,7 @@ from studies.tables import format_study
 
 
 def test_every_point_says_first_what_to_use(experiment_of):
-    metrics, metadata = experiment_of("patterns", runs=5)
+    metrics, metadata = experiment_of("patterns", blocks=5)
     metadata["plan"]["confirmation"] = 2
     content = json.loads(json.dumps(summarize("patterns", [(metrics, metadata)])))
     found = json.loads(json.dumps(recommend(metrics, metadata)._asdict()))

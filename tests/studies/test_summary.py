@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from scipy import stats
 
 from analysis.metrics import MetricsError
@@ -69,12 +68,6 @@ def test_curves_are_differences_over_the_tokens(patterns):
     assert curve["tokens"][0] == 5 * 2048 and curve["tokens"][-1] == 60 * 2048
     assert curve["mean"][-1] == pytest.approx(0.3 * 57 / 59, abs=1e-5)
     assert curve["low"][-1] <= curve["mean"][-1] <= curve["high"][-1]
-
-
-@pytest.mark.parametrize("study", ["length", "pattern"])
-def test_the_studies_on_the_h100_are_still_told_and_drawn(study):
-    content = load_study(ROOT / f"results/h100_{study}_study.json")
-    assert "NVIDIA H100" in format_study(content) and plot_study(content)
 
 
 @pytest.mark.parametrize(

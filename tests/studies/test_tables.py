@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from conftest import flat
 
 from estimates.pattern import PatternAnalysis
 from estimates.report import format_report
@@ -13,7 +14,7 @@ from studies.tables import format_study
 
 @pytest.mark.parametrize("study", ["lengths", "patterns"])
 def test_each_kind_of_positions_has_a_table(study, summed_up):
-    text = " ".join(format_study(summed_up[study]).split())
+    text = flat(format_study(summed_up[study]))
     assert text.count("pairs kept") == text.count("faster than fused memory/fused") == 2
     assert "learned positions" in text and "rotary positions" in text
     assert "blocks a point: 4; 60 steps" in text
@@ -21,7 +22,7 @@ def test_each_kind_of_positions_has_a_table(study, summed_up):
 
 @pytest.mark.parametrize("study", ["lengths", "patterns"])
 def test_one_block_has_no_intervals(study, experiment_of):
-    content = summarize(study, [experiment_of(study, runs=1)])
+    content = summarize(study, [experiment_of(study, blocks=1)])
     tables, _ = format_study(content).split("[ ]")
     assert "[" not in tables
     for figure in plot_study(content).values():
@@ -39,7 +40,7 @@ def test_what_disturbed_a_point_is_told_above_the_tables(experiment_of):
     content = summarize("patterns", experiments)
     words = r"warning: rotary: w96-d4, \w+ 3: 1 of 60 steps took more than 1.5 times the median"
     for text in (format_study(content), format_report([PatternAnalysis(96, 4, 1024)], content)):
-        text = " ".join(text.split())
+        text = flat(text)
         assert re.search(words, text) and "warning: learned" not in text
 
 

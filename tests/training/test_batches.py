@@ -12,11 +12,10 @@ from training.batches import (
     CURVE_TOKENS,
     UNIGRAM_WEIGHT,
     batches,
-    bigram_loss,
     curve_rows,
     learning_rate,
+    losses_of_counts,
     planned_steps,
-    unigram_loss,
     validation_rows,
 )
 from training.tokens import Dataset
@@ -72,21 +71,8 @@ def test_a_curve_takes_few_tokens_at_least_a_row_and_at_most_all(seq_len, rows):
         assert used[-1] == 30 and np.ptp(np.diff(used)) <= 1
 
 
-def test_the_unigram_loss_is_that_of_the_training_rows_frequencies(monkeypatch):
-    monkeypatch.setattr("training.batches.COUNTED_AT_ONCE", 40)  # several parts
-    rng = np.random.default_rng(0)
-    train, held_out = rng.integers(0, 7, (30, 9)), rng.integers(0, 7, (5, 9))
-    counts = Counter(train.ravel().tolist())
-    losses = []
-    for row in (0, 3):
-        for token in held_out[row, 1:]:
-            losses.append(-math.log((counts[token] + 1) / (train.size + 8)))
-    found = unigram_loss(Dataset("made up", train, held_out, 8), [0, 3])
-    assert found == pytest.approx(np.mean(losses))
-
-
 @pytest.mark.parametrize("seed", range(4))
-def test_the_bigram_loss_counts_pairs_inside_rows_alone(monkeypatch, seed):
+def test_counts_are_those_of_the_training_rows_and_of_pairs_inside_them(monkeypatch, seed):
     monkeypatch.setattr("training.batches.COUNTED_AT_ONCE", 40)  # several parts
     rng = np.random.default_rng(seed)
     vocab_size = int(rng.integers(3, 9))
@@ -96,17 +82,19 @@ def test_the_bigram_loss_counts_pairs_inside_rows_alone(monkeypatch, seed):
     singles = Counter(int(token) for token in train.ravel())
     pairs = Counter((int(a), int(b)) for row in train for a, b in itertools.pairwise(row))
     contexts = Counter(int(a) for row in train for a in row[:-1])
-    losses, used = [], [0, 2, 5]
+    of_tokens, of_pairs, used = [], [], [0, 2, 5]
     for row in held_out[used]:
         for a, b in itertools.pairwise(map(int, row)):
             share = (singles[b] + 1) / (train.size + vocab_size)
             weight = UNIGRAM_WEIGHT
-            losses.append(-math.log((pairs[a, b] + weight * share) / (contexts[a] + weight)))
-    found = bigram_loss(Dataset("made up", train, held_out, vocab_size), used)
-    assert found == pytest.approx(np.mean(losses), rel=1e-12)
+            of_tokens.append(-math.log(share))
+            of_pairs.append(-math.log((pairs[a, b] + weight * share) / (contexts[a] + weight)))
+    found = losses_of_counts(Dataset("made up", train, held_out, vocab_size), used)
+    expected = {"unigram_loss": np.mean(of_tokens), "bigram_loss": np.mean(of_pairs)}
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_bigram_loss_needs_no_table_of_the_vocabulary():
+def test_pairs_need_no_table_of_the_vocabulary():
     rows = np.random.default_rng(0).integers(2**24 - 5, 2**24, (20, 17))
-    found = bigram_loss(Dataset("made up", rows[:15], rows[15:], 2**24), np.arange(5))
-    assert math.log(5) < found < math.log(2**24)
+    found = losses_of_counts(Dataset("made up", rows[:15], rows[15:], 2**24), np.arange(5))
+    assert math.log(5) < found["bigram_loss"] < math.log(2**24)

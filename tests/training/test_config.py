@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import flat
 from tiny import CPU, tiny_config
 
 from attention import choose, rotary
@@ -134,7 +135,7 @@ def test_the_options_choose_among_what_there_is():
 def test_every_field_with_a_help_is_an_option_that_tells_its_default():
     parser = argparse.ArgumentParser()
     add_options(parser)
-    text = " ".join(parser.format_help().split())
+    text = flat(parser.format_help())
     assert "(default: paper 256, long 4096, laptop 512, smoke 512)" in text
     assert "(default: paper baseline window fused, long fused window w96-d4-s" in text
     assert "(default: cosine)" in text

@@ -11,7 +11,7 @@ from torch import nn
 from analysis.reach import PASSAGE
 from machine import ranks
 from training import train as training_train
-from training.reach import POSITION_BINS, probed_distances, reach
+from training.reach import POSITION_BINS, probed_distances, reach, second_showing_loss
 from training.train import train
 
 SURE = 9.0  # logit of the token that a model here predicts; 0 for all others
@@ -42,6 +42,10 @@ def distinct_rows(count, seq_len):
     return tokens.reshape(count, seq_len + 1).astype(np.uint16)
 
 
+def loss_where_sure(vocab_size):
+    return math.log(1 + (vocab_size - 1) * math.exp(-SURE))
+
+
 @pytest.mark.parametrize(
     ("sees", "share"),
     [
@@ -56,10 +60,18 @@ def test_the_gain_ends_where_a_model_ends_to_see(sees, share):
     rows = distinct_rows(3, 700)
     found = reach(Copier(rows.size, sees), rows, 700, passages=16, at_once=5)
     assert found["passages"] == 16 and found["distances"] == [128, 256, 512, 636]
-    sure = math.log(rows.size) - math.log(1 + (rows.size - 1) * math.exp(-SURE))
+    sure = math.log(rows.size) - loss_where_sure(rows.size)
     np.testing.assert_allclose(found["gains"], sure * np.array(share), rtol=1e-5)
     spread = np.sqrt(np.array(share) * (1 - np.array(share)) / 15)  # of 16 that gain or do not
     np.testing.assert_allclose(found["gain_errors"], sure * spread, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_of_a_second_showing_is_that_of_its_passage_alone():
+    rows = distinct_rows(9, 192)
+    model = Copier(rows.size, lambda r: True)
+    found = second_showing_loss(model, rows, 192, 3, at_once=2)
+    assert found == pytest.approx(loss_where_sure(rows.size), rel=1e-5)
+    assert second_showing_loss(model, rows, 191, 3) is None  # too short for the probe
 
 
 def bigram_model():

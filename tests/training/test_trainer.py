@@ -56,13 +56,6 @@ def test_validation_is_the_mean_over_held_out_rows_without_dropout():
     assert trainer.model.training
 
 
-def test_the_window_arm_gets_its_layers_patterns():
-    config = tiny_config(window_size=5, dilation=[3, 1], sink_tokens=2)
-    model = build_model(config, "window", VOCABULARY, CPU, 0)
-    assert [b.mha.pattern()[:2] for b in model.layers] == [(5, 3), (5, 1)]
-    assert all(b.mha.pattern().sink_tokens == 2 for b in model.layers)
-
-
 def test_parameters_are_counted_for_the_chosen_arms():
     config = tiny_config(arms=("window", "published"))
     expected = {
