@@ -25,7 +25,7 @@ def test_every_arm_is_timed_and_fused_is_the_reference():
 
 
 @torch._dynamo.config.patch(recompile_limit=8)
-def test_every_arm_is_compiled_however_many_there_are(cpu, monkeypatch):
+def test_every_arm_is_compiled_however_many_there_are(monkeypatch):
     """To the compiler they are one function, of which it takes 8 and runs all others eagerly."""
     torch.compiler.reset()
     compile = torch.compile
@@ -34,7 +34,7 @@ def test_every_arm_is_compiled_however_many_there_are(cpu, monkeypatch):
     config = make_config("paper", device="cpu", arms=arms, compile="default", **SIZES)
     counters = torch._dynamo.utils.counters["stats"]
     counters.clear()
-    records, skipped = steps.measure_steps(config, cpu, rounds=1)
+    records, skipped = steps.measure_steps(config, CPU, rounds=1)
     assert counters["unique_graphs"] == len(records) == len(arms) and not skipped
 
 
