@@ -20,9 +20,9 @@ COMPILE_SECONDS = 20
 
 
 def seconds_of_step(config, arm, dataset, device):
-    """Seconds of the arm's first eager step and of a later one; None where memory is too small.
+    """Seconds of the arm's first eager step in this process and of a later one.
 
-    Every rank takes part.
+    None where memory is too small.  Every rank takes part.
     """
     trainer = None
     try:
@@ -84,7 +84,7 @@ def estimate(stored, dataset, device):
             say(f"{arm} ran out of memory when tried without torch.compile: it may fail")
             continue
         first, step = timed
-        seconds += trainings * (first + step * (steps + 3 + forward))
+        seconds += first + trainings * step * (steps + 4 + forward)
         if device.type == "cpu":
             seconds += trainings * (CHILD_SECONDS + 3 * step)  # the process that measures memory
         if config.compile != "none":
