@@ -186,9 +186,12 @@ def describe_quality(claim, arm, reference, loss, declared):
     if claim.high is None:
         return f"{text} ({claim.note})."
     low, high = amount(claim.low, "nats", "+"), amount(claim.high, "nats", "+")
+    p, test = claim.p_not_worse, "non-inferiority"
+    if claim.verdict == "worse":
+        p, test = 1 - p, "inferiority"
     text += (
-        f"{bound_text(claim)} (one-sided {LEVEL:.0%} bound), p {p_value(claim.p_not_worse)} "
-        f"(non-inferiority, paired t-test, {claim.n} blocks). {declared} "
+        f"{bound_text(claim)} (one-sided {LEVEL:.0%} bound), p {p_value(p)} "
+        f"({test}, paired t-test, {claim.n} blocks). {declared} "
         f"Equivalence within ±{claim.margin:g}: {claim.equivalence}, {1 - 2 * ALPHA:.0%} interval "
         f"[{low}, {high}], p {p_value(claim.p_equivalent)} (two one-sided tests)."
     )
