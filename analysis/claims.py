@@ -140,7 +140,7 @@ def _trend(metrics, pair):
     change = with_interval(found.mean, found.low, found.high, "{:+.4f}".format)
     change = f"their difference changed by {change} nats over the last fifth of the steps"
     if found.low <= 0 <= found.high:
-        return f"The training losses show no trend at the end: {change}."
+        return f"No trend of the training losses at the end is shown: {change}."
     favoured = pair[0] if found.mean < 0 else pair[1]
     return f"The training losses still moved in favour of {favoured} at the end: {change}."
 

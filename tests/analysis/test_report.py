@@ -287,7 +287,11 @@ def test_quality_is_a_claim_with_three_answers(center, spread, words, equivalenc
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(0.3, "in favour of fused"), (-0.3, "in favour of window"), (0.0, "show no trend")],
+    [
+        (0.3, "in favour of fused"),
+        (-0.3, "in favour of window"),
+        (0.0, "No trend of the training losses"),
+    ],
 )
 @pytest.mark.parametrize("worse", [1, -1])
 def test_a_difference_that_changes_at_the_end_is_said_so(change, words, worse):
