@@ -122,8 +122,10 @@ def test_without_fresh_blocks_all_are_chosen_on():
 
 def test_where_no_pattern_is_good_enough_fused_is():
     found = recommend(*made([GOOD, WORSE], [SLOW, FAST]))
-    words = "fused: none of 2 patterns is shown to be as good and faster (3 blocks)"
-    assert recommendation_text(found) == words
+    words = "fused: none of 2 patterns is shown to be as good and faster (3 blocks"
+    assert recommendation_text(found) == words + ", without the plan's last 2)"
+    found = recommend(*made([GOOD, WORSE], [SLOW, FAST], confirmation=0))
+    assert recommendation_text(found) == words.replace("3", "5") + ")"
 
 
 def test_one_pattern_is_not_chosen():
