@@ -148,12 +148,14 @@ def _confirm(found, metrics, metadata):
     pairs = paired_trainings(asked, pair)
     if _failed(asked[found.chosen]):
         return found._replace(use="fused", confirmed=False)
-    if not found.fresh or len(pairs) < len(found.fresh):
-        return found
     differences = tuple(chosen["val_loss"] - fused["val_loss"] for chosen, fused in pairs)
-    ratio = time_ratio(asked, pair).ratio
     margin = metadata["plan"]["equivalence_margin"]
-    confirmed = ratio < 1 and all(difference < margin for difference in differences)
+    refuted = any(difference >= margin for difference in differences)
+    waiting = not found.fresh or len(pairs) < len(found.fresh)
+    if waiting and not refuted:
+        return found
+    ratio = time_ratio(asked, pair).ratio
+    confirmed = ratio < 1 and not refuted
     return found._replace(
         use=found.chosen if confirmed else "fused",
         differences=differences,
