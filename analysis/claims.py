@@ -140,7 +140,7 @@ def _trend(metrics, pair):
     change = with_interval(found.mean, found.low, found.high, "{:+.4f}".format)
     change = f"their difference changed by {change} nats over the last fifth of the steps"
     if found.low <= 0 <= found.high:
-        return f"The training losses show no trend at the end: {change}."
+        return f"No trend of the training losses at the end is shown: {change}."
     favoured = pair[0] if found.mean < 0 else pair[1]
     return f"The training losses still moved in favour of {favoured} at the end: {change}."
 
@@ -186,9 +186,12 @@ def describe_quality(claim, arm, reference, loss, declared):
     if claim.high is None:
         return f"{text} ({claim.note})."
     low, high = amount(claim.low, "nats", "+"), amount(claim.high, "nats", "+")
+    p, test = claim.p_not_worse, "non-inferiority"
+    if claim.verdict == "worse":
+        p, test = 1 - p, "inferiority"
     text += (
-        f"{bound_text(claim)} (one-sided {LEVEL:.0%} bound), p {p_value(claim.p_not_worse)} "
-        f"(non-inferiority, paired t-test, {claim.n} blocks). {declared} "
+        f"{bound_text(claim)} (one-sided {LEVEL:.0%} bound), p {p_value(p)} "
+        f"({test}, paired t-test, {claim.n} blocks). {declared} "
         f"Equivalence within ±{claim.margin:g}: {claim.equivalence}, {1 - 2 * ALPHA:.0%} interval "
         f"[{low}, {high}], p {p_value(claim.p_equivalent)} (two one-sided tests)."
     )

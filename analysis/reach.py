@@ -22,15 +22,18 @@ def gains_of(records):
 
 
 def _farthest(records):
-    """From how far an arm copies, in words: the farthest distance whose mean gain is enough."""
+    """From how far an arm copies, in words: every block's farthest distance with enough gain."""
     distances, gains = gains_of(records)
-    reached = np.flatnonzero(gains.mean(axis=0) >= REACH_GAIN)
-    if not reached.size:
-        return "from nowhere probed"
-    there = gains[:, reached[-1]]
-    blocks = f"{np.sum(there >= REACH_GAIN)} of {counted(there.size, 'block')}"
-    gain = f"gain {there.mean():.2f} nats a token there, {blocks}"
-    return f"from as far as {distances[reached[-1]]:,} tokens ({gain})"
+    farthest = np.where(gains >= REACH_GAIN, np.arange(len(distances)), -1).max(axis=1)
+    found = []
+    for place in np.unique(farthest):
+        there = gains[farthest == place, place]
+        where, gain = "from nowhere probed", ""
+        if place >= 0:
+            where = f"from as far as {distances[place]:,} tokens"
+            gain = f"gain {there.mean():.2f} nats a token there, "
+        found.append(f"{where} ({gain}{there.size} of {counted(len(gains), 'block')})")
+    return " and ".join(found)
 
 
 def reach_claims(metrics):

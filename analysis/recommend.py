@@ -61,7 +61,8 @@ def recommend(metrics, metadata):
     patterns = patterns_of(metrics)
     failed = tuple(arm for arm in patterns if _failed(seen[arm]))
     blocks = _seen_beside_fused(seen, patterns)
-    found = Recommendation(patterns=patterns, failed=failed, blocks=blocks)
+    fresh = tuple(range(first_fresh + 1, len(plan["orders"]) + 1))
+    found = Recommendation(patterns=patterns, failed=failed, blocks=blocks, fresh=fresh)
     if note := _nothing_to_say(seen, metadata, found):
         return found._replace(note=note)
     ratios = good_patterns(seen, metadata, found.patterns)
@@ -70,7 +71,7 @@ def recommend(metrics, metadata):
     chosen = choose(ratios, metadata)
     found = found._replace(use=chosen, chosen=chosen, blocks=_seen_beside_fused(seen, [chosen]))
     found = found._replace(tokens=tokens_of(metrics, chosen))
-    return _confirm(found, metrics, metadata, range(first_fresh, len(plan["orders"])))
+    return _confirm(found, metrics, metadata)
 
 
 def _in_blocks(metrics, blocks):
@@ -140,19 +141,21 @@ def _kept_by_name(arm):
     return full, pattern["full_heads"], far, pattern.get("window_size", 0)
 
 
-def _confirm(found, metrics, metadata, fresh):
-    """The recommendation with what the fresh blocks, counted from 0, say of what was chosen."""
-    found = found._replace(fresh=tuple(block + 1 for block in fresh))
-    asked, pair = _in_blocks(metrics, fresh), (found.chosen, "fused")
+def _confirm(found, metrics, metadata):
+    """The recommendation with what the fresh blocks say of what was chosen."""
+    asked = _in_blocks(metrics, [block - 1 for block in found.fresh])
+    pair = found.chosen, "fused"
     pairs = paired_trainings(asked, pair)
     if _failed(asked[found.chosen]):
         return found._replace(use="fused", confirmed=False)
-    if not fresh or len(pairs) < len(fresh):
-        return found
     differences = tuple(chosen["val_loss"] - fused["val_loss"] for chosen, fused in pairs)
-    ratio = time_ratio(asked, pair).ratio
     margin = metadata["plan"]["equivalence_margin"]
-    confirmed = ratio < 1 and all(difference < margin for difference in differences)
+    refuted = any(difference >= margin for difference in differences)
+    waiting = not found.fresh or len(pairs) < len(found.fresh)
+    if waiting and not refuted:
+        return found
+    ratio = time_ratio(asked, pair).ratio
+    confirmed = ratio < 1 and not refuted
     return found._replace(
         use=found.chosen if confirmed else "fused",
         differences=differences,
@@ -170,6 +173,8 @@ def recommendation_text(found):
         if len(found.patterns) > 1:
             which = f"none of {len(found.patterns)} patterns is"
         blocks = counted(len(found.blocks), "block")
+        if found.fresh:
+            blocks += f", without the plan's last {len(found.fresh)}"
         text = f"fused: {which} shown to be as good and faster ({blocks})"
         failed = ", ".join(found.failed)
         return text + f"; a training of {failed} failed" * bool(failed)

@@ -256,13 +256,15 @@ def holm(p_values):
     return adjusted
 
 
-def slope(x, y):
+def slope(x, y, fitted=2):
     """Slope of the least-squares line of y on x with its t interval (independent normal residuals).
 
-    None with fewer than 3 points, equal x or no spread about the line.  An interval that includes
-    0 does not show that there is no slope.
+    fitted: how many numbers were fitted to the points, the line's two among them.  None without a
+    point more than that, with equal x or no spread about the line.  An interval that includes 0
+    does not show that there is no slope.
     """
-    if len(x) < 3:
+    freedom = len(x) - fitted
+    if freedom < 1:
         return None
     x, y = array(x), array(y)
     if no_spread(x):
@@ -270,17 +272,19 @@ def slope(x, y):
     fit = scipy.stats.linregress(x, y)
     if no_spread(y - fit.intercept - fit.slope * x, scale=np.abs(y).max()):
         return None
-    half = scipy.stats.t.ppf((1 + LEVEL) / 2, x.size - 2) * fit.stderr
+    error = fit.stderr * math.sqrt((x.size - 2) / freedom)
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, freedom) * error
     return Interval(float(fit.slope), float(fit.slope - half), float(fit.slope + half), x.size)
 
 
 def drift(seconds, arms, index):
     """Does the machine get slower or faster over the experiment?  In log units per training.
 
-    The slope, over the trainings' index, of their log times less their arm's mean.  The blocks'
+    The slope of their log times over the trainings' index, each less its arm's mean.  The blocks'
     means stay in: drift is what differs between blocks.
     """
-    logs, arms = np.log(array(seconds)), np.asarray(arms)
+    logs, index, arms = np.log(array(seconds)), np.array(index, dtype=np.float64), np.asarray(arms)
     for arm in set(arms):
         logs[arms == arm] -= logs[arms == arm].mean()
-    return slope(index, logs)
+        index[arms == arm] -= index[arms == arm].mean()
+    return slope(index, logs, fitted=1 + len(set(arms)))

@@ -136,15 +136,21 @@ def _failure_warnings(metrics):
     failed = sum(training["status"] != "ok" for training in in_order(metrics))
     if failed > 1:
         yield f"{failed} trainings failed: with more than one, take no comparison as valid."
-    blocks = [len(paired_trainings(metrics, arms)) for *arms, _ in contrasts_of(metrics)]
-    fewest = min(filter(None, blocks), default=0)
+    blocks = {
+        f"{arm} against {reference}": len(paired_trainings(metrics, (arm, reference)))
+        for arm, reference, _ in contrasts_of(metrics)
+    }
+    counts = set(blocks.values()) - {0}
+    fewest = min(counts, default=0)
+    whose = ", ".join(name for name, count in blocks.items() if count == fewest) + ": "
+    whose *= len(counts) > 1
     if fewest == 1:
-        yield "One block: no spread, no test. Use --runs 6 or more for both."
+        yield f"{whose}One block: no spread, no test. Use --runs 6 or more for both."
     least = 2 / 2**fewest  # of the two-sided sign-flip test
     if fewest >= 2 and least >= ALPHA:
         yield (
-            f"{fewest} blocks: the exact test cannot go below p {least:.4g}, so it cannot reach "
-            f"{ALPHA} whatever the data. Use --runs 6 or more."
+            f"{whose}{fewest} blocks: the exact test cannot go below p {least:.4g}, so it cannot "
+            f"reach {ALPHA} whatever the data. Use --runs 6 or more."
         )
 
 

@@ -62,7 +62,8 @@ def validation(data):
     tokens_axis(axes["t"])
     fill_panel(axes["d"], data, [VAL_LOSS], difference_panel)
     caption = (
-        "Loss on the same held-out rows in every training, evaluated outside of the timed steps. "
+        "Loss on the same held-out rows in every training, evaluated outside of the timed steps; "
+        "of many rows a few, so that losses and differences may end elsewhere than the report's. "
         "Above: bold = mean over blocks, thin = single trainings; below: mean of the paired "
         "differences with its pointwise 95 % t interval. Vertical ranges of the last 90 % of the "
         "steps."

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import add_reach, flat, make_experiment
+from conftest import ROOT, add_reach, flat, make_experiment
 
 from analysis.metrics import load_experiment, save_metrics
 from analysis.reach import reach_claims, reach_section
@@ -31,14 +31,26 @@ def probed():
     return metrics, metadata
 
 
-def test_the_claim_names_the_farthest_distance_with_a_gain(probed):
+def test_the_claim_names_the_farthest_distance_with_a_gain_in_every_block(probed):
     (claim,) = reach_claims(probed[0])
     farthest = np.mean([t["reach"]["gains"][3] for t in probed[0]["fused"] if t["reach"]])
     words = f"fused copies from as far as 960 tokens (gain {farthest:.2f} nats a token there, 2 of"
     assert f"{words} 2 blocks)" in claim
-    assert "window copies from as far as 512 tokens (gain 0.25 nats a token there, 2 of 3" in claim
-    assert "w9-d0 copies from nowhere probed" in claim
+    assert (
+        "window copies from as far as 128 tokens (gain 1.00 nats a token there, 1 of 3 blocks) and "
+        "from as far as 512 tokens (gain 0.36 nats a token there, 2 of 3 blocks)" in claim
+    )
+    assert "w9-d0 copies from nowhere probed (3 of 3 blocks)" in claim
     assert "baseline" not in claim and "64 tokens" in claim and "200 passages" in claim
+
+
+def test_one_block_of_large_gain_does_not_stand_for_the_others():
+    metrics, _ = load_experiment(ROOT / "results" / "h200_long_windows.npz")
+    (claim,) = reach_claims(metrics)
+    assert (
+        "w512-d0-f1 copies from as far as 512 tokens (gain 1.91 nats a token there, 2 of 3 blocks) "
+        "and from as far as 2,048 tokens (gain 0.35 nats a token there, 1 of 3 blocks)" in claim
+    )
 
 
 def test_the_table_has_every_gain_and_the_report_holds_both(probed):

@@ -113,6 +113,14 @@ def test_a_fresh_block_that_is_missing_confirms_nothing():
     assert text.startswith("fused: ") and text.endswith("2 fresh ones (a training failed)")
 
 
+def test_one_fresh_block_above_the_margin_is_enough_to_refute():
+    metrics, metadata = made([(*GOOD[:3], 0.3, -0.04), WORSE], [FAST, FAST])
+    metrics["w32-d0"].pop()
+    found = recommend(metrics, metadata)
+    assert found.use == "fused" and found.confirmed is False
+    assert "not confirmed on 2 fresh ones (+0.3000 nats, 0.810 times" in recommendation_text(found)
+
+
 def test_without_fresh_blocks_all_are_chosen_on():
     found = recommend(*made([GOOD, WORSE], [FAST, FAST], confirmation=0))
     words = "w32-d0, chosen from 2 patterns on 5 blocks, not confirmed on fresh seeds"
@@ -122,8 +130,10 @@ def test_without_fresh_blocks_all_are_chosen_on():
 
 def test_where_no_pattern_is_good_enough_fused_is():
     found = recommend(*made([GOOD, WORSE], [SLOW, FAST]))
-    words = "fused: none of 2 patterns is shown to be as good and faster (3 blocks)"
-    assert recommendation_text(found) == words
+    words = "fused: none of 2 patterns is shown to be as good and faster (3 blocks"
+    assert recommendation_text(found) == words + ", without the plan's last 2)"
+    found = recommend(*made([GOOD, WORSE], [SLOW, FAST], confirmation=0))
+    assert recommendation_text(found) == words.replace("3", "5") + ")"
 
 
 def test_one_pattern_is_not_chosen():

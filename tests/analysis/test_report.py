@@ -277,6 +277,9 @@ def test_quality_is_a_claim_with_three_answers(center, spread, words, equivalenc
     is_worse = words.startswith("window is worse")
     bound = f"at least {low:+.4f}" if is_worse else f"at most {high:+.4f}"
     assert bound in text and f"[{low:+.4f}, {high:+.4f}]" in text
+    p = stats.ttest_1samp(e, 0.02, alternative="greater" if is_worse else "less").pvalue
+    test = "inferiority" if is_worse else "non-inferiority"
+    assert f", p {p:.2g} ({test}, paired" in text
     percent = 100 * e.mean() / column(metrics, "fused", "val_loss").mean()
     assert f"({percent:+.2f} %)" in text
     assert bool(re.search(r"About \d+ blocks would decide it", text)) == ("undecided" in words)
@@ -284,7 +287,11 @@ def test_quality_is_a_claim_with_three_answers(center, spread, words, equivalenc
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(0.3, "in favour of fused"), (-0.3, "in favour of window"), (0.0, "show no trend")],
+    [
+        (0.3, "in favour of fused"),
+        (-0.3, "in favour of window"),
+        (0.0, "No trend of the training losses"),
+    ],
 )
 @pytest.mark.parametrize("worse", [1, -1])
 def test_a_difference_that_changes_at_the_end_is_said_so(change, words, worse):

@@ -324,6 +324,10 @@ def test_coverage_of_slope_and_drift():
     logs = true * np.arange(30) + 0.5 * (arms == "a") + rng.normal(0, 0.01, (400, 30))
     drifts = [drift(seconds, arms, range(30)) for seconds in np.exp(logs)]
     assert 0.917 < share(found.low < true < found.high for found in drifts) < 0.983
+    # an arm more often late: 2 blocks, of which the second was stopped
+    logs = true * np.arange(5) + [0, 0.5, 1, 0.5, 0] + rng.normal(0, 0.01, (400, 5))
+    drifts = [drift(seconds, list("abcba"), range(5)) for seconds in np.exp(logs)]
+    assert 0.917 < share(found.low < true < found.high for found in drifts) < 0.983
     x = np.array([1.0, 1, 1, -1, -1, -1, 1, -1, 1, 1])
     slopes = [slope(x, 0.2 + 0.1 * x + rng.normal(0, 0.3, 10)) for _ in range(400)]
     assert 0.917 < share(found.low < 0.1 < found.high for found in slopes) < 0.983

@@ -37,6 +37,14 @@ def test_an_arm_that_always_failed_does_not_hide_that_the_others_have_few_blocks
     )
 
 
+def test_of_a_stopped_experiment_they_say_which_comparison_has_few_blocks():
+    metrics, metadata = make_experiment(3, arms=("fused", "w96-d0", "w96-d4"))
+    del metrics["w96-d0"][1:]
+    assert find_warnings(metrics, metadata)[0].startswith("w96-d0 against fused: One block: no")
+    metrics["w96-d0"] += make_experiment(2, arms=("w96-d0",))[0]["w96-d0"][1:]
+    assert find_warnings(metrics, metadata)[0].startswith("w96-d0 against fused: 2 blocks: the ex")
+
+
 def test_few_pairs_are_warned_of_also_where_every_arm_has_many_blocks():
     metrics, metadata = make_experiment(7)
     for i, arm in enumerate(metrics):

@@ -92,11 +92,13 @@ def curve_of(data, arm):
     return np.array([training["curve"]["losses"] for training in data.ok[arm]])
 
 
-def test_held_out_losses_are_drawn_over_tokens_and_seconds(prepared, artists):
+def test_held_out_losses_are_drawn_over_tokens_and_seconds(prepared, artists, caption):
     data = prepared("four blocks")
     steps = np.arange(4, 41, 4)
     seconds = [np.cumsum(training["step_seconds"])[steps - 1] for training in data.ok["window"]]
-    axes = draw("11_validation", data).axes
+    fig = draw("11_validation", data)
+    assert "may end elsewhere than the report's" in caption(fig)
+    axes = fig.axes
     for ax, x in zip(axes, (2048 * steps, np.mean(seconds, axis=0)), strict=False):
         (mean,), trainings = artists(ax, "window"), artists(ax, "_window training")
         assert mean.get_xdata() == pytest.approx(x, rel=1e-5)
