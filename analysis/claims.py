@@ -7,7 +7,14 @@ import numpy as np
 
 from analysis.contrasts import contrasts_of, primary_of, verdict
 from analysis.reach import reach_claims
-from analysis.significance import ALPHA, LEVEL, mean_interval, non_inferiority, paired_ratio
+from analysis.significance import (
+    ALPHA,
+    LEVEL,
+    largest_share,
+    mean_interval,
+    non_inferiority,
+    paired_ratio,
+)
 from analysis.spread import unsteady
 from analysis.values import (
     PRACTICAL_SHARE,
@@ -112,6 +119,17 @@ def ratio_claims(metrics, metadata, found, key, what):
         evidence = _evidence(compared, family_size, primary)
         claims.append(f"{title}: {change}{evidence} {not_shown(meaning, used)}")
     return claims
+
+
+def _seeds_that_may_be_worse(claim, differences):
+    """Of what is not worse in the mean: how often it still may be, for seeds differ."""
+    if claim.verdict != "not worse" or claim.n < 2:
+        return ""
+    worse = int((differences > claim.margin).sum())
+    return (
+        f"It was worse by more than {claim.margin:g} nats in {worse} of {claim.n} blocks, and may "
+        f"be with up to {largest_share(worse, claim.n):.0%} of all seeds ({LEVEL:.0%} bound)."
+    )
 
 
 def _block_by_block(differences, unsteady_arms):
@@ -224,6 +242,7 @@ def _quality_claim(metrics, metadata, claim):
     found = non_inferiority(x, ref, plan["equivalence_margin"])
     sentences = (
         f"Quality: {describe_quality(found, arm, reference, ref.mean(), _declared(plan, claim))}",
+        _seeds_that_may_be_worse(found, x - ref),
         _block_by_block(x - ref, {arm, reference} & set(unsteady(metrics))),
         _trend(metrics, (arm, reference)),
         _trained_on(metrics, metadata, arm),

@@ -7,7 +7,7 @@ several patterns keeps its last blocks out of the choice and asks them afterward
 from typing import NamedTuple
 
 from analysis.contrasts import time_ratio
-from analysis.significance import non_inferiority
+from analysis.significance import FEWEST_BLOCKS, non_inferiority
 from analysis.values import (
     LONG_TOKENS,
     not_trained,
@@ -21,7 +21,7 @@ from analysis.words import amount
 from machine.command import counted
 
 TIED = 0.01  # share by which ratios of times may differ for the sparser pattern to be taken
-FRESH, FEWEST_BLOCKS = 2, 4  # blocks kept out of the choice, and those it takes for that
+FRESH = 2  # blocks kept out of the choice, where that leaves enough for it
 
 AFTER_LONGER = "; longer training may rank patterns the other way round"
 
@@ -50,7 +50,7 @@ def patterns_of(arms):
 def fresh_blocks(arms, blocks):
     """How many of the last blocks an experiment keeps out of the choice among its patterns."""
     to_choose = "fused" in arms and len(patterns_of(arms)) > 1
-    return FRESH if to_choose and blocks >= FEWEST_BLOCKS else 0
+    return FRESH if to_choose and blocks >= FEWEST_BLOCKS + FRESH else 0
 
 
 def recommend(metrics, metadata):

@@ -15,7 +15,7 @@ import numpy as np
 import scipy
 
 ALPHA, LEVEL, POWER = 0.05, 0.95, 0.8
-FEWEST_BLOCKS, MOST_BLOCKS = 3, 10_000  # of power; beyond it "more blocks" is no advice
+FEWEST_BLOCKS, MOST_BLOCKS = 3, 10_000  # to decide; beyond it "more blocks" is no advice
 MOST_FLIPS = 2**14  # of the sign-flip test, which is exact up to 14 blocks
 # Relative size below which a difference is rounding and no spread: losses come in float32, which
 # rounds by 6e-8, and through a few operations.
@@ -194,8 +194,9 @@ def non_inferiority(x, reference, margin):
     one-sided tests (TOST; Schuirmann 1987), "equivalent" when the interval at 1 - 2 ALPHA lies
     within ± margin, "different" when it lies wholly outside.  A large p of an ordinary t-test
     would show neither.  Assumes roughly normal differences and a margin fixed before the first
-    block.  ``runs_needed``: the blocks that would decide with POWER, were the observed mean and sd
-    the true ones.  Differences without spread are compared with the margin untested.
+    block, and of two blocks that assumption would be all: they decide nothing.  ``runs_needed``:
+    the blocks that would decide with POWER, were the observed mean and sd the true ones.
+    Differences without spread are compared with the margin untested.
     """
     x, reference = array(x), array(reference)
     d = x - reference
@@ -207,6 +208,8 @@ def non_inferiority(x, reference, margin):
         answers = _answers(mean, mean, margin)
         return QualityClaim(mean, n, margin, *answers, note="the same difference in every block")
     verdict, equivalence = _answers(low, high, margin)
+    if n < FEWEST_BLOCKS:
+        verdict, equivalence = "undecided", "undecided"
     p_below = scipy.stats.ttest_1samp(d, margin, alternative="less").pvalue
     p_above = scipy.stats.ttest_1samp(d, -margin, alternative="greater").pvalue
     needed = None
@@ -224,6 +227,14 @@ def non_inferiority(x, reference, margin):
         p_equivalent=float(max(p_below, p_above)),
         runs_needed=needed,
     )
+
+
+def largest_share(found, blocks):
+    """The largest share of all seeds of which so many of these blocks are still likely.
+
+    The one-sided bound at LEVEL of Clopper and Pearson (1934); blocks are independent seeds.
+    """
+    return 1.0 if found == blocks else float(scipy.stats.beta.ppf(LEVEL, found + 1, blocks - found))
 
 
 def two_sample_t(x, reference):

@@ -6,11 +6,11 @@ with one seed and not with another: then a mean stands for no training.
 
 import numpy as np
 
+from analysis.significance import FEWEST_BLOCKS
 from analysis.values import ok_values, ordered_arms
 from analysis.words import Section, amount
 
 MOST_SHOWN = 10  # blocks; with more, least, median and most must do
-FEWEST_BLOCKS = 3
 WIDE, LEAST_SPREAD = 4, 0.05  # times the other arms' standard deviation, and nats
 # Two groups: the largest gap between sorted values over the larger range inside a group.  Of normal
 # values 2.4, 2.2, 1.8 and 2.2 % pass for 3, 4, 5 and 6 blocks, of more below 1 % (200,000 draws).

@@ -285,6 +285,15 @@ def test_quality_is_a_claim_with_three_answers(center, spread, words, equivalenc
     assert bool(re.search(r"About \d+ blocks would decide it", text)) == ("undecided" in words)
 
 
+def test_what_is_not_worse_in_the_mean_says_with_how_many_seeds_it_was():
+    metrics, metadata = with_losses(make_experiment(8), [-0.1, -0.1, 0.03, *[-0.1] * 5])
+    text = quality_of(metrics, metadata)
+    assert "window is not worse" in text
+    assert "worse by more than 0.02 nats in 1 of 8 blocks, and may be with up to 47% of" in text
+    metrics, metadata = with_losses(make_experiment(8), [0.1] * 7 + [0.11])
+    assert "all seeds" not in quality_of(metrics, metadata)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

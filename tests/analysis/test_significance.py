@@ -15,6 +15,7 @@ from analysis.significance import (
     detectable_effect,
     drift,
     holm,
+    largest_share,
     log_interval,
     mean_interval,
     non_inferiority,
@@ -331,3 +332,16 @@ def test_coverage_of_slope_and_drift():
     x = np.array([1.0, 1, 1, -1, -1, -1, 1, -1, 1, 1])
     slopes = [slope(x, 0.2 + 0.1 * x + rng.normal(0, 0.3, 10)) for _ in range(400)]
     assert 0.917 < share(found.low < 0.1 < found.high for found in slopes) < 0.983
+
+
+def test_two_blocks_decide_nothing_about_quality():
+    found = non_inferiority([1.0, 1.001], [1.1, 1.1], 0.02)
+    assert (found.verdict, found.equivalence) == ("undecided", "undecided")
+    assert found.high < 0.02 and found.runs_needed == 3  # a third such block would
+
+
+@pytest.mark.parametrize(("found", "blocks"), [(0, 3), (0, 5), (1, 5), (4, 10)])
+def test_the_largest_share_makes_so_few_blocks_as_rare_as_the_level_says(found, blocks):
+    share = largest_share(found, blocks)
+    assert stats.binom.cdf(found, blocks, share) == pytest.approx(0.05)
+    assert largest_share(blocks, blocks) == 1
