@@ -88,10 +88,10 @@ def test_curve_and_probe_are_in_the_estimate():
     data = {"val_rows": 40, "val_rows_used": 9}
     probed = make_config("long", batch_size=4)
     config = replace(probed, reach_passages=0)
-    assert evaluated_batches(config, 501, data) == (9 + 3 * 16) / 4  # after 250, 500, 501
+    assert evaluated_batches(config, 501, data) == (9 + 3 * 40) / 4  # after 250, 500, 501
     assert evaluated_batches(replace(config, eval_every=0), 501, data) == 9 / 4
     # a control and 128, 256, 512, 1024, 2048, 4032 tokens
-    assert evaluated_batches(probed, 501, data) == (9 + 3 * 16 + 200 * 7) / 4
+    assert evaluated_batches(probed, 501, data) == (9 + 3 * 40 + 200 * 7) / 4
 
 
 def test_a_dry_run_takes_the_device_that_a_notebook_leaves_open(workplace, monkeypatch):

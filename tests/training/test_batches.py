@@ -63,7 +63,7 @@ def test_held_out_rows_are_evenly_spread_ends_included():
     assert validation_rows(tiny_config(val_batches=9), 7).tolist() == list(range(7))
 
 
-@pytest.mark.parametrize(("seq_len", "rows"), [(24, 31), (4096, 16), (2 * CURVE_TOKENS, 1)])
+@pytest.mark.parametrize(("seq_len", "rows"), [(24, 31), (16_384, 16), (2 * CURVE_TOKENS, 1)])
 def test_a_curve_takes_few_tokens_at_least_a_row_and_at_most_all(seq_len, rows):
     used = curve_rows(tiny_config(seq_len=seq_len), 31)
     assert len(set(used)) == rows and used[0] == 0
