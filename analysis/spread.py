@@ -6,12 +6,14 @@ with one seed and not with another: then a mean stands for no training.
 
 import numpy as np
 
+from analysis.reach import REACH_GAIN, gains_of, reach_records
 from analysis.significance import FEWEST_BLOCKS
 from analysis.values import ok_values, ordered_arms
 from analysis.words import Section, amount
 
 MOST_SHOWN = 10  # blocks; with more, least, median and most must do
 WIDE, LEAST_SPREAD = 4, 0.05  # times the other arms' standard deviation, and nats
+KINDS_APART = 0.5  # nats a token, by which gains differ where some trainings copy and some do not
 # Two groups: the largest gap between sorted values over the larger range inside a group.  Of normal
 # values 2.4, 2.2, 1.8 and 2.2 % pass for 3, 4, 5 and 6 blocks, of more below 1 % (200,000 draws).
 GAPS, GAP = {3: 70, 4: 10, 5: 5}, 3
@@ -31,11 +33,27 @@ def groups(values):
     return low, high
 
 
+def _kinds(records):
+    """In words, of how many of an arm's trainings copy from where the others do not, else ""."""
+    if len(records) < FEWEST_BLOCKS:
+        return ""
+    distances, gains = gains_of(records)
+    split = (gains.min(axis=0) < REACH_GAIN) & (np.ptp(gains, axis=0) >= KINDS_APART)
+    if not split.any():
+        return ""
+    place = split.argmax()
+    able = int((gains[:, place] >= REACH_GAIN).sum())
+    return (
+        f"are of two kinds of training, {able} that copy from {distances[place]:,} tokens and "
+        f"{len(gains) - able} that do not"
+    )
+
+
 def unsteady(metrics):
     """{arm: what its validation losses do} of the arms whose mean stands for no training."""
     losses = {arm: ok_values(metrics, arm, "val_loss") for arm in ordered_arms(metrics)}
     losses = {arm: values for arm, values in losses.items() if values.size >= FEWEST_BLOCKS}
-    found = {}
+    found, probed = {}, reach_records(metrics)
     for arm, values in losses.items():
         others = [other.std(ddof=1) for name, other in losses.items() if name != arm]
         usual = np.median(others) if others else np.inf
@@ -44,6 +62,8 @@ def unsteady(metrics):
             ends = [f"{amount(x.min(), 'nats')} to {amount(x.max(), 'nats')}" for x in two]
             found[arm] = f"lie in two groups, {len(two[0])} from {ends[0]}, {len(two[1])} from "
             found[arm] += ends[1]
+        elif kinds := _kinds(probed.get(arm, [])):
+            found[arm] = kinds
         elif spread >= max(LEAST_SPREAD, WIDE * usual):
             found[arm] = (
                 f"vary from block to block by {amount(spread, 'nats')} nats (standard deviation), "

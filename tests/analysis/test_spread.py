@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import flat, make_experiment
+from conftest import add_reach, flat, make_experiment
 
 from analysis.report import format_report
 from analysis.spread import groups, loss_section, unsteady
@@ -57,6 +57,20 @@ def test_an_arm_without_a_mean_has_its_blocks_in_warning_table_and_claim():
     words = f"No mean describes w96-d4: block by block the difference is {every}, the median"
     assert f"{words} {np.median(differences):+.4f} nats" in text
     assert text.count("No mean describes") == 1
+
+
+def test_trainings_that_copy_and_trainings_that_do_not_are_of_two_kinds():
+    metrics, _ = with_losses([1.67, 1.75, 1.751, 1.74])
+    add_reach(metrics, {"fused": 960, "w96-d4": 256})
+    assert unsteady(metrics) == {}
+    metrics["w96-d4"][0]["reach"]["gains"][2] = 0.4
+    assert unsteady(metrics) == {}  # not far enough from those of the others
+    metrics["w96-d4"][0]["reach"]["gains"][2] = 0.7
+    words = "are of two kinds of training, 1 that copy from 512 tokens and 3 that do not"
+    assert unsteady(metrics) == {"w96-d4": words}
+    for trainings in metrics.values():
+        del trainings[2:]
+    assert unsteady(metrics) == {}  # too few
 
 
 def test_a_spread_many_times_that_of_the_others_is_warned_of():
