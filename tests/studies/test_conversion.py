@@ -24,6 +24,7 @@ def content():
     for row in rows:
         row["heads"] = [row["heads"]] * 2
     config = {"max_steps": 200, "lr": 6e-5, "schedule": "cosine", "sink_tokens": 0}
+    config["arms"] = ["fused", "w96-d0"]
     return {
         "weights": "output/weights/fused.safetensors",
         "config": config | {"seq_len": 4096, "dtype": "bfloat16"},
@@ -49,11 +50,13 @@ def test_the_figure_draws_the_rises_and_every_heads_importance(content):
     assert heads.images[0].get_array().tolist() == content["importance"]
 
 
-def test_without_a_probe_nothing_is_drawn_of_single_heads(content):
+def test_without_a_probe_nothing_is_said_of_it(content):
     content["importance"] = None
     content["rows"].pop()
-    _, _, heads = plot_conversion(content)["conversion"].axes
-    assert not heads.images
+    figure = plot_conversion(content)["conversion"]
+    before, _, heads = figure.axes
+    assert not heads.images and "Right:" not in figure.get_label()
+    assert [text.get_text() for text in before.get_legend().texts] == ["the first of every layer"]
 
 
 def test_the_answers_name_what_loses_least(content):
