@@ -4,6 +4,7 @@ from functools import partial
 from operator import itemgetter
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from analysis.words import Section, amount, fact_table
 from figures.frame import caption_below, new_figure
@@ -119,6 +120,8 @@ def plot_conversion(content):
         image = heads.imshow(content["importance"], cmap="Reds", vmin=0, aspect="auto")
         heads.set(title="rise by one head", xlabel="head", ylabel="layer")
         heads.grid(False)
+        for axis in (heads.xaxis, heads.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(image, ax=heads)
         caption += (
             " Right: rise of the loss on the second showing of a passage when one head alone gets "

@@ -48,6 +48,7 @@ def test_the_figure_draws_the_rises_and_every_heads_importance(content):
     np.testing.assert_allclose(line_of(after, first), [[0, 0.4], [1, 0.3]])
     np.testing.assert_allclose(line_of(after, probe), [[0, 0.4], [1, np.nan]])
     assert heads.images[0].get_array().tolist() == content["importance"]
+    assert all(tick == round(tick) for tick in (*heads.get_xticks(), *heads.get_yticks()))
 
 
 def test_without_a_probe_nothing_is_said_of_it(content):
