@@ -204,7 +204,7 @@ def test_sequences_too_short_for_the_probe_keep_the_first_heads_alone(saved, cap
     path = save_weights(
         model, arguments, {"arm": "x", "seed": 5, "config": asdict(config)}, None, "output"
     )
-    printed = run(capsys, path, "--full-heads 1")
+    printed = run(capsys, path, "--full-heads 1 --debug")
     assert " probe  " not in printed.out and " first  " in printed.out
     assert "too short for the probe" in printed.err
 
