@@ -9,7 +9,7 @@ out.  A file is a document.  Knows nothing of models or devices and needs no tor
 import argparse
 import sys
 
-from machine.command import run_command, say
+from machine.command import DefaultsInHelp, run_command, say
 from training.corpus import CORPORA, TEXT_SUFFIXES, UTF_8
 from training.prepare import prepare_data
 from training.tokens import DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE
@@ -26,20 +26,20 @@ def build_parser():
         f"{suffixes}, or in one of these and .gz. Duplicates, binary files and other encodings are "
         f"left out and counted; --debug names {NAMED_AT_MOST} of a kind.",
         epilog="example: python prepare_data.py notes.txt books/ --seq-len 1024 --output books.npy",
+        formatter_class=DefaultsInHelp,
     )
-    add, said = parser.add_argument, " (default: %(default)s)"
+    add = parser.add_argument
     text = "text file, also as .gz, or folder walked for text (default: Python's standard library)"
     add("paths", metavar="PATH", nargs="*", help=text)
     text = "without PATH: Python's standard library, or that and the source (.py, tests too) of "
     text += "every package installed beside it (default: stdlib)"
     add("--corpus", choices=CORPORA, help=text)
-    add("--seq-len", type=int, default=DEFAULT_SEQ_LEN, help="tokens that a row predicts" + said)
-    text = "tokens to learn, at most" + said
-    add("--vocab-size", type=int, default=DEFAULT_VOCAB_SIZE, help=text)
+    add("--seq-len", type=int, default=DEFAULT_SEQ_LEN, help="tokens that a row predicts")
+    add("--vocab-size", type=int, default=DEFAULT_VOCAB_SIZE, help="tokens to learn, at most")
     text = "file to write, X.npy, with X.tokenizer.json beside it"
-    add("--output", default=DEFAULT_PATH, help=text + said)
+    add("--output", default=DEFAULT_PATH, help=text)
     text = "how the files at PATH are encoded, as UTF-16 or cp1252"
-    add("--encoding", default=UTF_8, help=text + said)
+    add("--encoding", default=UTF_8, help=text)
     return parser
 
 

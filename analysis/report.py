@@ -50,8 +50,9 @@ def _recorded(metadata):
     for arm, used in metadata["attention"].items():
         kernels = used["kernels"] or [name.split("::")[-1] for name in used["operators"]]
         detail = f" ({', '.join(kernels)})" if kernels else ""
-        kept = values.pattern_of_arm(arm) and used.get("density")
-        detail += f", {kept:.1%} of the causal pairs" if kept else ""
+        density = used.get("density")
+        if density and values.pattern_of_arm(arm):  # that of window stands in a line of its own
+            detail += f", {density:.1%} of the causal pairs"
         attention.append(f"{arm} {used['evaluation']}{detail}")
     if attention:
         lines.append(f"attention: {'; '.join(attention)}")
@@ -71,16 +72,22 @@ def _recorded(metadata):
     return lines
 
 
+def _pattern_in_words(metadata):
+    """``pattern_text``, and how much the arm ``window`` keeps and by what, if it was trained."""
+    config, recorded = metadata["config"], metadata["pattern"]
+    pattern = values.pattern_text(config)
+    if "window" not in config["arms"]:
+        return pattern
+    if recorded["density"]:
+        pattern += f", {recorded['density']:.1%} of the causal pairs"
+    if recorded["evaluation"]:
+        pattern += f", evaluated as {recorded['evaluation']}"
+    return pattern
+
+
 def heading(metadata):
     """What ran where, and on what data, as texts."""
-    config, data = metadata["config"], metadata["data"]
-    environment, recorded = metadata["environment"], metadata["pattern"]
-    pattern = values.pattern_text(config)
-    if "window" in config["arms"]:
-        if recorded["density"]:
-            pattern += f", {recorded['density']:.1%} of the causal pairs"
-        if recorded["evaluation"]:
-            pattern += f", evaluated as {recorded['evaluation']}"
+    config, data, environment = metadata["config"], metadata["data"], metadata["environment"]
     compiled = "eager" if config["compile"] == "none" else f"compiled ({config['compile']})"
     rotary = ", rotary positions" if config["positions"] == "rotary" else ""
     lines = [
@@ -91,7 +98,10 @@ def heading(metadata):
         f"model: d_model {config['d_model']}, {counted(config['n_heads'], 'head')}, "
         f"{counted(config['layers'], 'layer')},"
         f" vocabulary {data['vocab_size']:,}, sequence length {config['seq_len']:,}{rotary}",
-        *([f"pattern: {pattern}"] if pattern else []),
+    ]
+    if pattern := _pattern_in_words(metadata):
+        lines.append(f"pattern: {pattern}")
+    lines += [
         f"data: {data['path']}, {counted(data['train_rows'], 'row')} for training, the last "
         f"{data['val_rows']:,} held out, {data['val_rows_used']:,} of them used for validation; "
         f"batches of {config['batch_size']}",

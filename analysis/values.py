@@ -33,19 +33,24 @@ def is_smoke_test(metadata):
 def pattern_text(config):
     """The pattern of a configuration (a dict): "window_size 96, dilation 4", or one a layer.
 
-    It is that of the arm ``window``.  Without that arm, what the arms with patterns in their names
-    have beside them, "" for nothing.
+    It is that of the arm ``window``.  Where that was not trained, only what holds for the arms that
+    name their patterns too: sinks, and full heads without positions; "" for neither.
     """
-    trained, words = "window" in config["arms"], []
-    names = ("window_size", "dilation", "sink_tokens", "full_heads")
-    for name in names if trained else ("sink_tokens",):
+    trained = "window" in config["arms"]
+    names = ["sink_tokens"]
+    if trained:
+        names = ["window_size", "dilation", "sink_tokens", "full_heads"]
+    words = []
+    for name in names:
         value = config[name]
         if isinstance(value, list | tuple):
             value = ",".join(map(str, value))
         if value or name in ("window_size", "dilation"):
             words.append(f"{name} {value}")
-    words += ["staggered"] * (trained and config["stagger"])
-    words += ["full heads without positions"] * config["nope"]
+    if trained and config["stagger"]:
+        words.append("staggered")
+    if config["nope"]:
+        words.append("full heads without positions")
     return ", ".join(words)
 
 

@@ -61,6 +61,12 @@ def disturbances(measured):
     return found
 
 
+def in_words(disturbance):
+    """One of ``disturbances`` as a text, with how much of it in brackets where that is known."""
+    what, how_much = disturbance
+    return f"{what} ({how_much})" if how_much else what
+
+
 def _unsteady_rounds(times):
     """Whether half the interquartile range, or the second half against the first, is beyond it."""
     half = len(times) // 2

@@ -16,6 +16,8 @@ from attention.pattern import may_attend
 # 0.96 (H100, torch 2.11, bfloat16, w96 d0 with 1 full head of 8, 4,096 and 16,384 tokens); other
 # tiles backward were slower.
 FORWARD_TILES = {"BLOCK_M": 64, "BLOCK_N": 64}
+# Variants of one function that torch.compile keeps here.  Its own limit is 8; what comes later it
+# runs eagerly, with a warning alone, or refuses where the graph must be whole.
 MOST_COMPILED = 256
 
 
@@ -32,7 +34,6 @@ def flex_over_pattern(q, k, v, pattern):
 
 def flex_compiled(q, k, v, *pattern):
     """``flex_in_graph``, compiled once for every pattern, shape and need of gradients."""
-    # of which a model has more than the 8 that torch.compile takes of one function
     with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED):
         return _compiled()(q, k, v, *pattern)
 

@@ -11,7 +11,7 @@ def constant_of_a_graph(function):
     """``torch.compiler.assume_constant_result``, which would load the compiler to set one mark.
 
     Dynamo may not trace into a cache: it takes the function's result as a constant of its graph.
-    Tensors must come in a tuple or a list: of those alone it takes a second one for the first.
+    Return a tensor in a tuple or a list: a bare one it takes for the first that it has met.
     Loading the compiler costs seconds, also for those who compile nothing.
     """
     function._dynamo_marked_constant = True

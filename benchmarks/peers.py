@@ -39,6 +39,7 @@ class Case:
 
     @property
     def torch_dtype(self):
+        """What torch calls ``dtype``."""
         return getattr(torch, self.dtype)
 
     def pattern(self, attends):
@@ -70,11 +71,7 @@ class Case:
     def inputs(self, seed=0):
         """q, k, v as views of one fused projection, as the models have them, and a gradient."""
         generator = torch.Generator(self.device).manual_seed(seed)
-        options = {
-            "device": self.device,
-            "dtype": self.torch_dtype,
-            "generator": generator,
-        }
+        options = {"device": self.device, "dtype": self.torch_dtype, "generator": generator}
         shape = self.batch_size, self.seq_len, 3, self.heads, self.head_dim
         qkv = [x.detach().requires_grad_() for x in torch.randn(shape, **options).unbind(2)]
         return qkv, torch.randn(qkv[0].shape, **options)

@@ -3,7 +3,7 @@
 Nothing is measured here, and no torch needed; a record is the dict that the JSON file holds.
 """
 
-from analysis.warnings import disturbances
+from analysis.warnings import disturbances, in_words
 from analysis.words import Section
 from machine.command import counted
 from machine.files import missing_to_none
@@ -88,8 +88,7 @@ def _disturbed_texts(records):
     """For every kind of time that was disturbed a text that says by what."""
     seen = {}
     for r in records:
-        for what, how_much in disturbances(r):
-            words = what + f" ({how_much})" * bool(how_much)
+        for words in map(in_words, disturbances(r)):
             seen.setdefault(r["direction"], {})[words] = None
     return [f"! {timed}: {'; '.join(words)}" for timed, words in seen.items()]
 

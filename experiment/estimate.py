@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 from analysis.values import LONG_TOKENS
-from analysis.warnings import disturbances
+from analysis.warnings import disturbances, in_words
 from experiment.progress import format_seconds
 from machine import ranks
 from machine.command import counted, say
@@ -77,7 +77,8 @@ def estimate(stored, dataset, device):
     say_what_is_short(config, steps)
     # an evaluated batch is a forward pass, a third of a step
     forward = evaluated_batches(config, steps, stored.metadata["data"]) / 3
-    seconds, before = 0, device_state(device)
+    seconds = 0
+    before = device_state(device)
     for arm, trainings in Counter(arm for arm, _ in waiting).items():
         timed = seconds_of_step(config, arm, dataset, device)
         if timed is None:
@@ -89,10 +90,10 @@ def estimate(stored, dataset, device):
             seconds += trainings * (CHILD_SECONDS + 3 * step)  # the process that measures memory
         if config.compile != "none":
             seconds += trainings * COMPILE_SECONDS
-    found = disturbances({"device_before": before, "device_after": device_state(device)})
-    busy = "".join(f"; {what} ({much})" if much else f"; {what}" for what, much in found)
+    states = {"device_before": before, "device_after": device_state(device)}
+    as_now = ["as busy as it is now", *map(in_words, disturbances(states))]
     say(
         f"roughly {format_seconds(seconds)} for the trainings that wait ({len(waiting)} of "
-        f"{len(stored.trainings())}), if the machine stays as busy as it is now{busy}"
+        f"{len(stored.trainings())}), if the machine stays {'; '.join(as_now)}"
     )
     return seconds

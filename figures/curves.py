@@ -140,20 +140,20 @@ def training_curves(data):
 
 
 def convergence(data):
-    """10: smoothed training loss over seconds."""
+    """10: training loss over seconds, smoothed where there are many steps."""
     fig, ((ax,),) = new_figure(1, 1, 3.7)
     for arm in data.arms:
         middles, losses, window = smoothed(table(data.ok[arm], "losses"), CONVERGENCE_PARTS)
         draw_blocks(ax, data, arm, mean_seconds(data.ok[arm])[middles], losses)
     fit_to_late(ax)
-    smooth = window > 1
-    ax.set_ylabel(f"training loss{', smoothed' * smooth} (nats/token)")
+    ax.set_ylabel("training loss (nats/token)")
     ax.set_xlabel(SECONDS)
     caption = (
         "Bold = mean over blocks, thin = single trainings; vertical range of the last 90 % of the "
         "steps."
     )
-    if smooth:
+    if window > 1:
+        ax.set_ylabel("training loss, smoothed (nats/token)")
         caption += f" All are centred moving averages of {window} steps."
     return finish(fig, data, "Training loss over time", caption)
 

@@ -1,8 +1,10 @@
 """What a conversion has found, as a table, a figure and a page; nothing is measured here."""
 
 from functools import partial
+from operator import itemgetter
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from analysis.words import Section, amount, fact_table
 from figures.frame import caption_below, new_figure
@@ -33,33 +35,35 @@ def rise(content, row, key):
     return None if row is full or None in (row[key], full[key]) else row[key] - full[key]
 
 
-def answers(content):
-    """The conversion that loses least, at once and after the fine-tuning, a sentence each."""
-    sentences = []
-    for key, when in _moments(content).items():
-        found = {
-            f"{row['arm']} ({row['chosen']})": rise(content, row, key)
-            for row in content["rows"]
-            if row["chosen"] != "all"
-        }
-        found = {name: risen for name, risen in found.items() if risen is not None}
-        said = "nothing is known"
-        if found:
-            best = min(found, key=found.get)
-            said = f"{best} loses least, {amount(found[best], 'nats', '+')} nats a token"
-        sentences.append(f"{when.capitalize()}: {said}")
-    return sentences
-
-
 def _moments(content):
+    """The keys of a row's losses, and when they were measured in words."""
     steps = counted(content["config"]["max_steps"], "step")
     return {"untrained": "without training", "fine_tuned": f"after {steps}"}
+
+
+def answers(content):
+    """The conversion that loses least, at once and after the fine-tuning, a sentence each."""
+    converted = [row for row in content["rows"] if row["chosen"] != "all"]
+    sentences = []
+    for key, when in _moments(content).items():
+        rises = [(rise(content, row, key), row) for row in converted]
+        known = [(risen, row) for risen, row in rises if risen is not None]
+        said = "nothing is known"
+        if known:
+            least, row = min(known, key=itemgetter(0))
+            least = amount(least, "nats", "+")
+            said = f"{row['arm']} ({row['chosen']}) loses least, {least} nats a token"
+        sentences.append(f"{when.capitalize()}: {said}")
+    return sentences
 
 
 def conversion_section(content):
     """The table of a conversion."""
     config, moments = content["config"], _moments(content)
-    table = [["attention", "full heads", *(x for when in moments.values() for x in (when, "rise"))]]
+    titles = ["attention", "full heads"]
+    for when in moments.values():
+        titles += [when, "rise"]
+    table = [titles]
     for row in content["rows"]:
         line = [row["arm"], row["chosen"]]
         for key in moments:
@@ -76,38 +80,54 @@ def conversion_section(content):
     return Section(f"Conversion of {content['weights']}", [explanation, table])
 
 
+def _full_heads(row):
+    """How many heads of a layer stay full."""
+    return len(row["heads"][0])
+
+
+def _rise_panel(ax, content, key):
+    """The rise of a loss over the number of full heads, a line for each way to choose them."""
+    for choice, (color, marker, label) in CHOICES.items():
+        if choice == "probe" and content["importance"] is None:
+            continue
+        rows = [row for row in content["rows"] if row["chosen"] in (choice, "none")]
+        rows.sort(key=_full_heads)
+        rises = np.array([rise(content, row, key) for row in rows], dtype=float)  # None: NaN
+        counts = [_full_heads(row) for row in rows]
+        ax.plot(counts, rises, color=color, marker=marker, ms=4, label=label)
+    ax.axhline(0, color="black", lw=0.8)
+    ax.set(xlabel="full heads", xticks=sorted({_full_heads(row) for row in content["rows"]}))
+
+
 @OUR_LOOK
 def plot_conversion(content):
     """The rise of the loss over the number of full heads, and what the probe found of each."""
     figure, ((*axes, heads),) = new_figure(1, 3, 2.6, width_ratios=(2, 2, 1.6))
-    config, counts = content["config"], {len(row["heads"][0]) for row in content["rows"]}
+    config = content["config"]
     for ax, (key, when) in zip(axes, _moments(content).items(), strict=True):
-        for choice, (color, marker, label) in CHOICES.items():
-            rises = {
-                len(row["heads"][0]): rise(content, row, key)
-                for row in content["rows"]
-                if row["chosen"] in (choice, "none")
-            }
-            drawn = np.array(sorted(rises.items()), dtype=float).reshape(-1, 2)
-            ax.plot(*drawn.T, color=color, marker=marker, ms=4, label=label)
-        ax.axhline(0, color="black", lw=0.8)
-        ax.set(title=when, xlabel="full heads", xticks=sorted(counts))
+        _rise_panel(ax, content, key)
+        ax.set_title(when)
     axes[1].sharey(axes[0])
     axes[0].set_ylabel("rise of validation loss\n(nats/token)")
     axes[0].legend()
+    caption = (
+        f"Other heads: {config['arms'][1]}. Rise: above the same model with all its heads full, "
+        "trained on alike."
+    )
     if content["importance"] is None:
         heads.set_axis_off()
     else:
         image = heads.imshow(content["importance"], cmap="Reds", vmin=0, aspect="auto")
         heads.set(title="rise by one head", xlabel="head", ylabel="layer")
         heads.grid(False)
+        for axis in (heads.xaxis, heads.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(image, ax=heads)
-    pattern = content["rows"][1]["arm"] if len(content["rows"]) > 1 else "the window"
-    caption_below(
-        figure,
-        f"Other heads: {pattern.partition('-f')[0]}. Rise: above the same model with all its heads "
-        "full, trained on alike. Right: rise of the loss on the second showing of a passage when "
-        f"one head alone gets the window (nats/token). {content['environment']['device_name']}, "
-        f"seq_len {config['seq_len']}, {config['dtype']}.",
-    )
+        caption += (
+            " Right: rise of the loss on the second showing of a passage when one head alone gets "
+            "the window (nats/token)."
+        )
+    device = content["environment"]["device_name"]
+    setting = f"{device}, seq_len {config['seq_len']}, {config['dtype']}."
+    caption_below(figure, f"{caption} {setting}")
     return {"conversion": figure}

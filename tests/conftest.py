@@ -68,15 +68,18 @@ def make_training(arm, block, position, index, steps=40, seed=0, time_scale=1.0)
     }
 
 
-def set_beside_fused(metrics, arm, factors=(), differences=()):
+def set_beside_fused(metrics, arm, factors=None, differences=None):
     """Give an arm fused's times multiplied by the factors, and its losses plus the differences.
 
-    Both are block by block.
+    Both have a number for every block; None changes nothing.
     """
-    for training, fused, factor in zip(metrics[arm], metrics["fused"], factors, strict=False):
-        training["training_time"] = fused["training_time"] * factor
-    for training, fused, change in zip(metrics[arm], metrics["fused"], differences, strict=False):
-        training["val_loss"] = fused["val_loss"] + change
+    blocks = list(zip(metrics[arm], metrics["fused"], strict=True))
+    if factors is not None:
+        for (training, fused), factor in zip(blocks, factors, strict=True):
+            training["training_time"] = fused["training_time"] * factor
+    if differences is not None:
+        for (training, fused), difference in zip(blocks, differences, strict=True):
+            training["val_loss"] = fused["val_loss"] + difference
 
 
 def add_reach(metrics, reaches):

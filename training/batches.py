@@ -66,18 +66,21 @@ def _pair_codes(rows, vocab_size):
 def losses_of_counts(dataset, used):
     """The losses on held-out rows of predictions from counts in the training rows, in nats a token.
 
-    used: the rows' indices.  Returns a dict of
+    used: the rows' indices.  Returns a dict of two:
 
     unigram_loss: of always predicting the frequencies of tokens, each counted once more (Laplace).
     A model above this line has not learned that context says anything.
+
     bigram_loss: of predicting each token from the one before it, P(b | a) = (c(a, b) + m P(b)) /
     (c(a) + m), with the counts c, the frequencies P and m = UNIGRAM_WEIGHT.  A model above this
     line has not learned more than pairs of tokens say.  Only the pairs that are asked for are
     counted, for a table of all would not fit.
     """
-    vocab_size, held_out = dataset.vocab_size, dataset.held_out[used]
+    vocab_size = dataset.vocab_size
+    held_out = dataset.held_out[used]
     pairs, where = np.unique(_pair_codes(held_out, vocab_size), return_inverse=True)
-    found, contexts, last = np.zeros(pairs.size), np.zeros(vocab_size), np.zeros(vocab_size)
+    found = np.zeros(pairs.size)
+    contexts, last = np.zeros((2, vocab_size))  # tokens with one after them, and without
     for rows in np.array_split(dataset.train, 1 + dataset.train.size // COUNTED_AT_ONCE):
         contexts += _counts(rows[:, :-1], vocab_size)
         last += _counts(rows[:, -1], vocab_size)

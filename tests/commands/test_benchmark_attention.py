@@ -116,11 +116,13 @@ def test_a_folder_that_cannot_be_written_ends_with_1_before_timing(run, tmp_path
     assert "cannot be written" in captured.err and captured.out == ""
 
 
-def test_help_names_every_peer():
-    for decode, which in ((False, 1), (True, 2)):
-        text = EPILOG.split("attends:\n")[which].split("\n\n")[0]
-        listed = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
-        assert listed == [*known_peers("w96-d4", decode=decode)]
+@pytest.mark.parametrize(("title", "decode"), [("\npeers of --decode, ", True), ("peers, ", False)])
+def test_help_names_every_peer_and_its_keys(title, decode):
+    """They are told twice, for the peers themselves would load torch."""
+    _, *lines = EPILOG[EPILOG.index(title) :].strip().splitlines()
+    for name, peer in known_peers("pattern", decode=decode).items():
+        assert lines.pop(0).startswith(f"  {name:16}{peer.attends:12}")
+    assert not lines[0].startswith("  ")  # no further ones
 
 
 def test_an_interruption_keeps_and_shows_the_finished_lengths(run, tmp_path, monkeypatch, capsys):

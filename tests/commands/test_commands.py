@@ -184,6 +184,12 @@ print(sorted({{"torch", "scipy.stats", "matplotlib", "pandas"}} & set(sys.module
     assert done.stdout.startswith("usage: ") and done.stdout.endswith("\n[]\n"), done.stderr
 
 
+def test_compare_models_goes_on_to_the_experiment(tmp_path):
+    """Its command line comes before its imports, and is told to what they give."""
+    done = run("compare_models.py --runs 0 --device cpu", tmp_path)
+    assert (done.returncode, done.stderr) == (2, "error: --runs must be at least 1, got 0\n")
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_command_tells_its_version_and_torchs(capsys, script):
     with pytest.raises(SystemExit) as stop:

@@ -89,12 +89,16 @@ def test_studies_and_benchmarks_are_drawn_from_their_files(
     assert figures or capsys.readouterr().err.startswith(line)
 
 
-@pytest.mark.parametrize("status", ["diverged", None])
-def test_where_nothing_went_well_that_is_one_line_and_exit_2(tmp_path, capsys, status):
-    metrics, metadata = make_experiment(1, ("window",)) if status else ({}, {})
-    if status:
-        metrics["window"][0]["status"] = status
-    path, _ = save_metrics(metrics, metadata, tmp_path)
+def diverged():
+    """An experiment of one training, which diverged."""
+    metrics, metadata = make_experiment(1, ("window",))
+    metrics["window"][0]["status"] = "diverged"
+    return metrics, metadata
+
+
+@pytest.mark.parametrize("experiment", [diverged(), ({}, {})], ids=["diverged", "empty"])
+def test_without_a_training_to_draw_it_is_one_line_and_exit_2(tmp_path, capsys, experiment):
+    path, _ = save_metrics(*experiment, tmp_path)
     assert create_model_plots.main([str(path), str(tmp_path / "plots")]) == 2
     one_line(capsys)
     assert not (tmp_path / "plots").exists()

@@ -135,7 +135,9 @@ def test_a_file_where_a_folder_should_be_is_found_before_anything_is_trained(
     started = stop_at(monkeypatch, 1)
     for option in ("--output-dir", "--plots-dir"):
         assert run_main(f"{option} taken") == 1
-        assert one_line(capsys).startswith("error: taken: cannot be written")
+        line = one_line(capsys)
+        assert line.startswith("error: taken: cannot be written")
+        assert "a file is where its folder should be" in line
     with pytest.raises(OSError):
         run_main("--output-dir taken --debug")
     assert started == []

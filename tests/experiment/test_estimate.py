@@ -36,7 +36,7 @@ def test_an_estimate_says_how_busy_the_machine_was(workplace, monkeypatch, capsy
     states = [{"ran_s": 1.0, "waited_s": 0.0}, {"ran_s": 2.0, "waited_s": 3.0}]
     monkeypatch.setattr("experiment.estimate.device_state", lambda _: states.pop(0))
     dry_run(tiny_config("--runs 1"), load_dataset("training_data.npy", 24, 2))
-    said = " ".join(capsys.readouterr().err.split())
+    said = flat(capsys.readouterr().err)
     assert "busy as it is now; threads waited for a core that others had (75% of the time)" in said
 
 

@@ -1,4 +1,4 @@
-"""Strict JSON, checksums, folders that take no file, and what killed writes leave.
+"""Texts, strict JSON, checksums, folders that take no file, and what killed writes leave.
 
 Writes themselves: test_atomic_write.py.
 """
@@ -22,6 +22,7 @@ from machine.files import (
     remove_leftovers,
     to_json,
     write_json,
+    write_text,
 )
 
 
@@ -75,6 +76,12 @@ def test_what_json_cannot_hold_leaves_no_file(tmp_path):
         write_json(tmp_path / "file.json", {"a": object()})
     assert os.listdir(tmp_path) == []
     assert to_json(np.arange(2)) == "[0, 1]"
+
+
+def test_what_utf_8_cannot_say_is_escaped_in_a_text(tmp_path):
+    """As a file's name may hold, of which Python makes lone surrogates."""
+    write_text(tmp_path / "new.txt", "± \udcff")
+    assert (tmp_path / "new.txt").read_text(encoding="utf-8") == "± \\udcff"
 
 
 def test_checksums(tmp_path):

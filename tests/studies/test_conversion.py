@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import flat
 
 import create_model_plots
 import metrics_utils
@@ -12,18 +13,20 @@ from studies.conversion import answers, plot_conversion
 
 @pytest.fixture
 def content():
-    """Of two layers of four heads; the last fine-tuning diverged."""
+    """Of two layers of four heads; a fine-tuning diverged."""
     rows = [
         ("fused", "all", [0, 1, 2, 3], 1.7, 1.6),
         ("w96-d0", "none", [], 2.2, 2.0),
         ("w96-d0-f1", "first", [0], 2.1, 1.9),
         ("w96-d0-f1", "probe", [3], 1.9, None),
+        ("w96-d0-f4", "all", [0, 1, 2, 3], 1.7, 1.6),
     ]
     keys = "arm", "chosen", "heads", "untrained", "fine_tuned"
     rows = [dict(zip(keys, row, strict=True)) for row in rows]
     for row in rows:
         row["heads"] = [row["heads"]] * 2
     config = {"max_steps": 200, "lr": 6e-5, "schedule": "cosine", "sink_tokens": 0}
+    config["arms"] = ["fused", "w96-d0"]
     return {
         "weights": "output/weights/fused.safetensors",
         "config": config | {"seq_len": 4096, "dtype": "bfloat16"},
@@ -47,13 +50,16 @@ def test_the_figure_draws_the_rises_and_every_heads_importance(content):
     np.testing.assert_allclose(line_of(after, first), [[0, 0.4], [1, 0.3]])
     np.testing.assert_allclose(line_of(after, probe), [[0, 0.4], [1, np.nan]])
     assert heads.images[0].get_array().tolist() == content["importance"]
+    assert all(tick == round(tick) for tick in (*heads.get_xticks(), *heads.get_yticks()))
 
 
-def test_without_a_probe_nothing_is_drawn_of_single_heads(content):
+def test_without_a_probe_nothing_is_said_of_it(content):
     content["importance"] = None
-    content["rows"].pop()
-    _, _, heads = plot_conversion(content)["conversion"].axes
-    assert not heads.images
+    content["rows"] = [row for row in content["rows"] if row["chosen"] != "probe"]
+    figure = plot_conversion(content)["conversion"]
+    before, _, heads = figure.axes
+    assert not heads.images and "Right:" not in figure.get_label()
+    assert [text.get_text() for text in before.get_legend().texts] == ["the first of every layer"]
 
 
 def test_the_answers_name_what_loses_least(content):
@@ -68,7 +74,9 @@ def test_its_file_is_printed_drawn_and_made_a_page(content, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conversion.json").write_text(json.dumps(content))
     assert metrics_utils.main(["conversion.json", "--html", "page.html"]) == 0
-    assert "w96-d0-f1       probe            1.9000  +0.2000" in capsys.readouterr().out
+    lines = [flat(line) for line in capsys.readouterr().out.splitlines()]
+    assert "fused all 1.7000 - 1.6000 -" in lines
+    assert "w96-d0-f1 probe 1.9000 +0.2000 - -" in lines
     assert "<svg" in (tmp_path / "page.html").read_text()
     assert create_model_plots.main(["conversion.json", "plots"]) == 0
     assert (tmp_path / "plots" / "conversion.png").stat().st_size > 10_000

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import one_line
-from tiny import CPU, big_logits, tiny_config
+from tiny import CPU, big_logits, tiny_config, tiny_model
 from torch.nn.functional import scaled_dot_product_attention
 
 import convert as command
@@ -31,10 +31,17 @@ CONFIG = tiny_config(seq_len=S, arms=("fused",), data="training_data.npy", devic
 CONFIG = replace(CONFIG, positions="rotary", full_heads=1, nope=True)  # of window models alone
 
 
-def model_of_four_heads(build, positions, seq_len=30, **pattern):
-    torch.manual_seed(3)
-    sizes = {"d_model": 24, "n_heads": 4, "layers": 2, "vocab_size": 40, "max_seq_len": seq_len}
-    return big_logits(build(**sizes, positions=positions, **pattern)).eval()
+FOUR_HEADS = {"d_model": 24, "n_heads": 4, "layers": 2, "vocab_size": 40, "max_seq_len": S}
+
+
+def model_of_four_heads(build, positions, **pattern):
+    model = tiny_model(build, seed=3, **FOUR_HEADS, positions=positions, **pattern)
+    return big_logits(model).eval()
+
+
+def random_rows():
+    """Nine rows of tokens for such a model."""
+    return np.random.default_rng(0).integers(40, size=(9, S + 1)).astype(np.uint16)
 
 
 def window_heads(model, patch, heads):
@@ -78,12 +85,11 @@ def test_the_heads_that_are_named_stay_full(monkeypatch):
 
 
 def test_a_heads_importance_is_what_the_loss_rises_by_without_its_far_keys(monkeypatch):
-    model = model_of_four_heads(GPTModel, "learned", seq_len=S)
+    model = model_of_four_heads(GPTModel, "learned")
     model.layers[1].mha.wo.data[:, 12:18] = 0  # what head 2 says is not heard
-    rows = np.random.default_rng(0).integers(40, size=(9, S + 1)).astype(np.uint16)
+    rows = random_rows()
     pattern = {"window_size": W, "dilation": 0}
-    arguments = {"d_model": 24, "n_heads": 4, "layers": 2, "vocab_size": 40, "max_seq_len": S}
-    found = head_importance(model, arguments, pattern, rows, 3, CONFIG)
+    found = head_importance(model, FOUR_HEADS, pattern, rows, 3, CONFIG)
     assert np.shape(found) == (2, 4) and found[1][2] == pytest.approx(0, abs=1e-6)
     base = second_showing_loss(model, rows, S, 3)
     for layer, head in ((0, 0), (0, 3), (1, 1)):
@@ -95,10 +101,8 @@ def test_a_heads_importance_is_what_the_loss_rises_by_without_its_far_keys(monke
 
 def test_heads_are_told_apart_in_bfloat16_too():
     """Autocast keeps a weight's bfloat16 copy as long as its context lasts."""
-    model = model_of_four_heads(GPTModel, "learned", seq_len=S)
-    rows = np.random.default_rng(0).integers(40, size=(9, S + 1)).astype(np.uint16)
-    arguments = {"d_model": 24, "n_heads": 4, "layers": 2, "vocab_size": 40, "max_seq_len": S}
-    measured = model, arguments, {"window_size": W, "dilation": 0}, rows, 3
+    model = model_of_four_heads(GPTModel, "learned")
+    measured = model, FOUR_HEADS, {"window_size": W, "dilation": 0}, random_rows(), 3
     exact = head_importance(*measured, CONFIG)
     found = head_importance(*measured, replace(CONFIG, dtype="bfloat16"))
     assert np.ptp(found, axis=1).min() > 0.05
@@ -204,7 +208,7 @@ def test_sequences_too_short_for_the_probe_keep_the_first_heads_alone(saved, cap
     path = save_weights(
         model, arguments, {"arm": "x", "seed": 5, "config": asdict(config)}, None, "output"
     )
-    printed = run(capsys, path, "--full-heads 1")
+    printed = run(capsys, path, "--full-heads 1 --debug")
     assert " probe  " not in printed.out and " first  " in printed.out
     assert "too short for the probe" in printed.err
 
