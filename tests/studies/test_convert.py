@@ -164,15 +164,16 @@ def test_a_window_over_everything_is_the_full_model_before_and_after_training(sa
         assert row["fine_tuned"] == pytest.approx(rows[0]["fine_tuned"], rel=1e-4)
 
 
-def test_options_reach_the_training(saved):
+def test_options_reach_the_training(saved, monkeypatch):
+    monkeypatch.setattr(studies.convert, "PASSAGES", 2)  # of the probe, which is not meant here
     path, _ = saved
     how = HOW | {"full_heads": (0,)}
-    one = convert(path, **how)["rows"]
+    content = convert(path, **how)
+    one = content["rows"]
+    assert content["config"]["lr"] == pytest.approx(CONFIG.lr / 10)
     assert convert(path, **how)["rows"][1]["fine_tuned"] == one[1]["fine_tuned"]
     for change in ({"seed": 2}, {"lr": 1e-2}, {"steps": 5}):
         assert convert(path, **how | change)["rows"][1]["fine_tuned"] != one[1]["fine_tuned"]
-    default = convert(path, **how)["config"]["lr"]
-    assert default == pytest.approx(CONFIG.lr / 10)
     with_sinks = convert(path, **how, sink_tokens=4)["rows"]
     assert with_sinks[0] == one[0]
     assert with_sinks[1]["untrained"] != one[1]["untrained"]
