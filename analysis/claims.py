@@ -123,7 +123,7 @@ def ratio_claims(metrics, metadata, found, key, what):
 
 def _seeds_that_may_be_worse(claim, differences):
     """Of what is not worse in the mean: how often it still may be, for seeds differ."""
-    if claim.verdict != "not worse" or claim.n < 2:
+    if claim.verdict != "not worse":
         return ""
     worse = int((differences > claim.margin).sum())
     return (

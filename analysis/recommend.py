@@ -69,8 +69,8 @@ def recommend(metrics, metadata):
     if not ratios:
         return found._replace(use="fused")
     chosen = choose(ratios, metadata)
-    found = found._replace(use=chosen, chosen=chosen, blocks=_seen_beside_fused(seen, [chosen]))
-    found = found._replace(tokens=tokens_of(metrics, chosen))
+    blocks, tokens = _seen_beside_fused(seen, [chosen]), tokens_of(metrics, chosen)
+    found = found._replace(use=chosen, chosen=chosen, blocks=blocks, tokens=tokens)
     return _confirm(found, metrics, metadata)
 
 

@@ -15,11 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attention import attended_pairs, window_attention
 from attention.cache import KeyValueCache
 from attention.choose import attention_plan
-from attention.flex import MOST_COMPILED
 from attention.pattern import FULL
 from benchmarks.tables import ALL_KEYS, ONE_TOKEN, TRAINING
 from benchmarks.timing import Unavailable
 from training.config import patterns_of_arm
+from training.trainer import compiled
 
 CHECKED_TOKENS = 384
 LARGEST_ERROR = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
@@ -126,10 +126,7 @@ def _evaluation(evaluation, attends, case):
 
 
 def _compiled(evaluation, attends, case):
-    # peers are one function with other constants
-    torch._dynamo.config.recompile_limit = MOST_COMPILED
-    attend = _evaluation(evaluation, attends, case)
-    return torch.compile(attend, fullgraph=True, dynamic=False)
+    return compiled(_evaluation(evaluation, attends, case), fullgraph=True)
 
 
 def _as_planned(arm, case):

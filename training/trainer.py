@@ -98,6 +98,15 @@ def autocast(config, device):
     )
 
 
+def compiled(function, **options):
+    """torch.compile, for which all trainers, or peers, are one function with other constants.
+
+    Beyond its own limit of variants it would run them eagerly.
+    """
+    torch._dynamo.config.recompile_limit = MOST_COMPILED
+    return torch.compile(function, dynamic=False, **options)
+
+
 @contextmanager
 def deterministic_algorithms(wanted):
     """Deterministic algorithms alone inside, where ``wanted``; afterwards all is as it was."""
@@ -144,9 +153,7 @@ class Trainer:
         self.model = build_model(config, arm, vocab_size, device, seed)
         loss = self.eager_loss = NextTokenLoss(self.model)
         if config.compile != "none":
-            # to the compiler all trainers are one function, and beyond its limit they run eagerly
-            torch._dynamo.config.recompile_limit = MOST_COMPILED
-            loss = torch.compile(loss, mode=config.compile, dynamic=False)
+            loss = compiled(loss, mode=config.compile)
         self.loss = ranks.data_parallel(loss)
         self.optimizer = make_optimizer(self.model, config)
         if ranks.rank():  # other rows, so other dropout; the first rank draws what one process does
