@@ -4,7 +4,6 @@ from functools import partial
 from operator import itemgetter
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from analysis.words import Section, amount, fact_table
 from figures.frame import caption_below, new_figure
@@ -99,29 +98,33 @@ def _rise_panel(ax, content, key):
     ax.set(xlabel="full heads", xticks=sorted({_full_heads(row) for row in content["rows"]}))
 
 
+def _some_of(count):
+    """Whole numbers below ``count``, not more than a panel has room for."""
+    return range(0, count, 1 + count // 9)
+
+
 @OUR_LOOK
 def plot_conversion(content):
     """The rise of the loss over the number of full heads, and what the probe found of each."""
     figure, ((*axes, heads),) = new_figure(1, 3, 2.6, width_ratios=(2, 2, 1.6))
-    config = content["config"]
+    config, importance = content["config"], content["importance"]
+    axes[1].sharey(axes[0])  # before anything is drawn, so that the range holds both
     for ax, (key, when) in zip(axes, _moments(content).items(), strict=True):
         _rise_panel(ax, content, key)
         ax.set_title(when)
-    axes[1].sharey(axes[0])
     axes[0].set_ylabel("rise of validation loss\n(nats/token)")
     axes[0].legend()
     caption = (
         f"Other heads: {config['arms'][1]}. Rise: above the same model with all its heads full, "
         "trained on alike."
     )
-    if content["importance"] is None:
+    if importance is None:
         heads.set_axis_off()
     else:
-        image = heads.imshow(content["importance"], cmap="Reds", vmin=0, aspect="auto")
+        image = heads.imshow(importance, cmap="Reds", vmin=0, aspect="auto")
         heads.set(title="rise by one head", xlabel="head", ylabel="layer")
+        heads.set(xticks=_some_of(len(importance[0])), yticks=_some_of(len(importance)))
         heads.grid(False)
-        for axis in (heads.xaxis, heads.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(image, ax=heads)
         caption += (
             " Right: rise of the loss on the second showing of a passage when one head alone gets "

@@ -53,6 +53,19 @@ def test_the_figure_draws_the_rises_and_every_heads_importance(content):
     assert all(tick == round(tick) for tick in (*heads.get_xticks(), *heads.get_yticks()))
 
 
+def test_both_panels_show_all_that_either_has(content):
+    content["rows"][1]["fine_tuned"] = 3.0  # a rise far above those without training
+    before, after, *_ = plot_conversion(content)["conversion"].axes
+    assert before.get_ylim() == after.get_ylim() and before.get_ylim()[1] > 1.4
+
+
+def test_layers_and_heads_are_told_by_whole_numbers_that_have_room(content):
+    for layers, ticks in ((1, [0]), (9, [*range(9)][::2]), (40, [*range(0, 40, 5)])):
+        content["importance"] = [[0.1, 0.2]] * layers
+        heads = plot_conversion(content)["conversion"].axes[2]
+        assert (list(heads.get_xticks()), list(heads.get_yticks())) == ([0, 1], ticks)
+
+
 def test_without_a_probe_nothing_is_said_of_it(content):
     content["importance"] = None
     content["rows"] = [row for row in content["rows"] if row["chosen"] != "probe"]
