@@ -174,7 +174,8 @@ def read_about(path):
 def _read_config(weights):
     """What lies beside the weights of that path."""
     path = Path(weights).parent / WEIGHTS_CONFIG_NAME
-    text = read_file(path, UserError, "python main.py writes it")
+    remedy = f"python main.py writes it; {weights} needs it, as all weights but {SUFFIX} do"
+    text = read_file(path, UserError, remedy)
     with suppress(ValueError, TypeError, KeyError):
         about = json.loads(text)
         if about["model"] == "GPTWindowModel" and {"arguments", "weights_sha256"} <= set(about):
