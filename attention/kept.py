@@ -23,10 +23,6 @@ def recording():
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-class _Recording(Exception):
-    """A CUDA graph is being recorded."""
-
-
 def kept(most):
     """A decorator: the function's ``most`` latest results are kept, none of them from a mode.
 
@@ -37,20 +33,26 @@ def kept(most):
     """
 
     def decorate(function):
-        @functools.lru_cache(most)
-        def made(*arguments):
-            if recording():
-                raise _Recording
-            return _aside(function, arguments)
+        results = {}
 
         @functools.wraps(function)
         def found(*arguments):
-            try:
-                return made(*arguments)
-            except _Recording:
-                return function(*arguments)
+            if arguments not in results:
+                if recording():
+                    return function(*arguments)
+                if len(results) == most:
+                    del results[next(iter(results))]
+                results[arguments] = _aside(function, arguments)
+            return results[arguments]
 
-        found.cache_clear, found.cache_info = made.cache_clear, made.cache_info
+        def clear():
+            """Forget them and empty those that are lists: Dynamo holds a constant for good."""
+            for result in results.values():
+                if isinstance(result, list):
+                    result.clear()
+            results.clear()
+
+        found.clear, found.results = clear, results
         return found
 
     return decorate

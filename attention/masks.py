@@ -22,10 +22,10 @@ def cached_mask(seq_len, n_heads, device, bias_dtype, *pattern):
 @constant_of_a_graph
 @kept(16)
 def _kept_mask(seq_len, n_heads, device, bias_dtype, *pattern):
-    """``cached_mask`` in a tuple, as constants of a graph are to be."""
+    """``cached_mask`` in a list, which can be emptied of it."""
     position = torch.arange(seq_len, device=device)
     mask = heads_mask(position[:, None], position, seq_len, n_heads, Pattern(*pattern))
-    return (mask if bias_dtype is None else as_bias(mask, bias_dtype),)
+    return [mask if bias_dtype is None else as_bias(mask, bias_dtype)]
 
 
 def heads_mask(query, key, seq_len, n_heads, pattern):
@@ -94,5 +94,5 @@ def _as_list(tiles):
 
 def clear_mask_cache():
     """Forget all of them, so that one model's masks never count as another's memory."""
-    _kept_mask.cache_clear()
-    cached_tiles.cache_clear()
+    _kept_mask.clear()
+    cached_tiles.clear()

@@ -153,7 +153,7 @@ def test_a_kernel_that_does_not_work_warns_once_and_masked_takes_its_place(
     random_qkv, monkeypatch, forward
 ):
     monkeypatch.setitem(KERNELS, "cpu", CPU_KERNEL._replace(forward=forward))
-    _split_kernels.cache_clear()
+    _split_kernels.clear()
     q, k, v = random_qkv(1, 600, 1, 4).unbind(2)
     with pytest.warns(UserWarning, match="split attention does not work here") as warned:
         for _ in range(2):
@@ -162,7 +162,7 @@ def test_a_kernel_that_does_not_work_warns_once_and_masked_takes_its_place(
     assert torch.equal(out, window_attention(q, k, v, 5, 3, "masked"))
     with pytest.raises(ValueError, match=r"no kernel for torch.float32 with head_dim 4 on cpu"):
         window_attention(q, k, v, 5, 3, "split")
-    _split_kernels.cache_clear()
+    _split_kernels.clear()
 
 
 @pytest.mark.parametrize(

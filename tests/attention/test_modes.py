@@ -125,7 +125,7 @@ def test_a_first_call_in_a_mode_leaves_nothing_behind(mode, evaluation):
         split._split_kernels,
         kernels._kept_bias,
     ):
-        function.cache_clear()
+        function.clear()
     qkv = random_qkv(requires_grad=True)
     expected, gradient = exact(qkv)
     if (mode, evaluation) in ERRORS:

@@ -1,5 +1,8 @@
 """The pattern against a literal double loop; counts in closed form; the drawing."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -68,6 +71,20 @@ def test_masks_are_shared_until_the_cache_is_cleared():
     assert torch.equal(bias, torch.zeros(12, 12).masked_fill(~mask, float("-inf")))
     clear_mask_cache()
     assert cached_mask(12, 2, device, None, *Pattern(3, 2)) is not mask
+
+
+def test_compiled_code_that_is_forgotten_leaves_no_mask():
+    """Dynamo never removes the constants of its graphs from the module of what it compiled."""
+    arguments = 12, 2, torch.device("cpu"), None, *Pattern(3, 2)
+    clear_mask_cache()
+    compiled = torch.compile(lambda x: x * cached_mask(*arguments), backend="aot_eager")
+    compiled(torch.ones(12, 12))
+    mask = weakref.ref(cached_mask(*arguments))
+    clear_mask_cache()
+    torch.compiler.reset()
+    del compiled
+    gc.collect()
+    assert mask() is None
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_looking_at_attention_and_parameters_leaves_no_trace(device):
         attention_used(tiny_config(), arm, device)
     parameter_counts(tiny_config(), VOCABULARY)
     assert all(torch.equal(a, b) for a, b in zip(before, random_states(), strict=True))
-    assert attention_masks._kept_mask.cache_info().currsize == 0
+    assert attention_masks._kept_mask.results == {}
 
 
 @needs_cuda
