@@ -98,9 +98,9 @@ def test_a_training_that_lacks_a_key_is_refused_before_anything_is_written(tmp_p
 def test_files_of_earlier_versions_still_load(path):
     metrics, metadata = load_experiment(path)
     trainings = [training for of_arm in metrics.values() for training in of_arm]
-    arms, blocks = len(metadata["config"]["arms"]), {training["block"] for training in trainings}
-    assert len(trainings) == arms * len(blocks) and blocks == set(range(len(blocks)))
-    assert len(blocks) == metadata["config"]["runs"] or metadata["status"] == "partial"
+    planned = len(metadata["config"]["arms"]) * metadata["config"]["runs"]
+    assert 0 < len(trainings) <= planned
+    assert (len(trainings) < planned) == (metadata["status"] == "partial")
     for training in trainings:
         assert set(training) == KEYS
         assert all(len(training[key]) == training["total_steps"] for key in SERIES)
