@@ -15,11 +15,13 @@ import pytest
 import torch
 
 from analysis.contrasts import family_of, primary_of
+from figures.look import LOOK
 
 ROOT = Path(__file__).resolve().parent.parent
 matplotlib.use("Agg")
 # a shell that starts pytest in the background has it ignore Ctrl-C, which some tests send
 signal.signal(signal.SIGINT, signal.default_int_handler)
+LOOK.update({"savefig.dpi": 40, "pdf.fonttype": 3})  # quicker to save; no test is about them
 torch.set_num_threads(1)  # the models here are tiny: more threads only wait for one another
 
 

@@ -5,12 +5,6 @@ import pytest
 from conftest import ROOT, nobody_reads, one_line
 
 import analyze_hyperparameters
-from figures.look import LOOK
-
-
-@pytest.fixture(autouse=True)
-def coarse_pictures(monkeypatch):
-    monkeypatch.setitem(LOOK, "savefig.dpi", 60)  # speed: resolution is not at stake here
 
 
 def run(arguments, path):

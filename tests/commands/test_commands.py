@@ -21,9 +21,6 @@ import prepare_data
 import train_model
 from machine.command import SUITE_VERSION
 
-SMALL = "--runs 1 --max-steps 2 --seq-len 32 --d-model 16 --n-heads 2 --layers 1 --batch-size 2"
-SMALL += " --window-size 8 --device cpu --eval-every 0 --data training_data.npy"
-
 
 def run(command, folder, **environment):
     """Run ``python <command>`` of this project in ``folder``."""
@@ -37,58 +34,54 @@ def run(command, folder, **environment):
     )
 
 
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-    """A folder in which text was prepared and a small experiment run, by command."""
-    folder = tmp_path_factory.mktemp("experiment")
+def test_prepare(tmp_path):
     text = "".join(f"def f{i}(x):\n    return x * {i} + {i % 7}\n\n" for i in range(600))
-    (folder / "source.py").write_text(text)
-    prepared = run("prepare_data.py source.py --seq-len 32 --vocab-size 300", folder)
-    # as data of earlier versions has it
-    (folder / "training_data.tokenizer.json").rename(folder / "tokenizer.json")
-    trained = run(f"main.py {SMALL}", folder)
-    return folder, prepared, trained
-
-
-def test_prepare_and_main(experiment):
-    folder, prepared, trained = experiment
-    assert prepared.returncode == 0, prepared.stderr
-    assert "rows of 33" in prepared.stdout
-    assert trained.returncode == 0, trained.stderr
-    report = (folder / "output" / "improved_comparison_results.txt").read_text(encoding="utf-8")
-    assert trained.stdout == f"{report}\n{report[: report.index('Sliding-window')].rstrip()}\n"
-    assert "sequence length 32" in report
-    # no terminal: plain lines, no bars
-    assert trained.stderr.count("block 1/1 ") == 3 and "\r" not in trained.stderr
-    names = {path.name for path in (folder / "output").iterdir()}
-    assert {"experiment_results.npz", "window_model_weights.pt", "tokenizer.json"} <= names
-    assert len(list((folder / "plots").glob("*.png"))) == 10
-    with np.load(folder / "output" / "experiment_results.npz", allow_pickle=False) as file:
-        assert file["window_peak_memory_mb"][0] > 0  # of a real child process
-
-
-def test_generate_goes_on_from_a_prompt(experiment):
-    folder, *_ = experiment
-    done = run("generate.py def --tokens 5 --device cpu", folder)
+    (tmp_path / "source.py").write_text(text)
+    done = run("prepare_data.py source.py --seq-len 32 --vocab-size 300", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("def") and "tokens/s" in done.stderr
+    assert "rows of 33" in done.stdout
 
 
-def test_smoke_goes_through_everything_and_says_that_it_shows_nothing(tmp_path):
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A folder with a small experiment of every part, and what its command said."""
+    folder = tmp_path_factory.mktemp("smoke")
     without_asserts = {"PYTHONOPTIMIZE": "1"}  # as python -O: no assert may act
     command = "main.py --preset smoke --device cpu --runs 1"
-    done = run(command, tmp_path, OMP_NUM_THREADS="1", **without_asserts)
+    done = run(command, folder, OMP_NUM_THREADS="1", **without_asserts)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {
+    assert {path.name for path in folder.iterdir()} == {
         "training_data_smoke.npy",
         "training_data_smoke.tokenizer.json",
         "smoke",
     }
-    assert done.stderr.count("block 1/1 ") == 2
+    for name in ("output", "plots"):  # where the other commands look
+        (folder / name).symlink_to(folder / "smoke" / name)
+    return folder, done
+
+
+def test_smoke_goes_through_everything_and_says_that_it_shows_nothing(smoke):
+    folder, done = smoke
+    report = (folder / "output" / "improved_comparison_results.txt").read_text(encoding="utf-8")
+    assert done.stdout == f"{report}\n{report[: report.index('Sliding-window')].rstrip()}\n"
+    assert "sequence length 512" in report
     warnings = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
     assert warnings[0] == "warning: smoke test: says nothing about time or quality"
-    drawn = {path.stem for path in (tmp_path / "smoke" / "plots").glob("*.png")}
+    # no terminal: plain lines, no bars
+    assert done.stderr.count("block 1/1 ") == 2 and "\r" not in done.stderr
+    names = {path.name for path in (folder / "output").iterdir()}
+    assert {"experiment_results.npz", "window_model_weights.pt", "tokenizer.json"} <= names
+    drawn = {path.stem for path in (folder / "plots").glob("*.png")}
     assert {"11_validation", "reach"} < drawn and len(drawn) >= 10
+    with np.load(folder / "output" / "experiment_results.npz", allow_pickle=False) as file:
+        assert file["window_peak_memory_mb"][0] > 0  # of a real child process
+
+
+def test_generate_goes_on_from_a_prompt(smoke):
+    folder, _ = smoke
+    done = run("generate.py def --tokens 5 --device cpu", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("def") and "tokens/s" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +92,15 @@ def without_torch(tmp_path_factory):
     return {"PYTHONPATH": str(folder)}
 
 
-def test_plots_again_without_torch(experiment, without_torch):
-    folder, *_ = experiment
-    done = run("create_model_plots.py output/experiment_results.npz other", folder, **without_torch)
+def test_plots_again_without_torch(smoke, without_torch):
+    folder, _ = smoke
+    command = "create_model_plots.py output/experiment_results.npz other --only 1 9 reach"
+    done = run(command, folder, **without_torch)
     assert done.returncode == 0, done.stderr
-    for path in (folder / "plots").iterdir():
-        assert (folder / "other" / path.name).read_bytes() == path.read_bytes()
+    drawn = list((folder / "other").iterdir())
+    assert len(drawn) == 6
+    for path in drawn:
+        assert (folder / "plots" / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -121,8 +117,8 @@ def test_studies_and_benchmarks_again_without_torch(tmp_path, without_torch, scr
     assert (done.returncode, done.stderr) == (0, "") and done.stdout
 
 
-def test_the_report_again(experiment):
-    folder, _, trained = experiment
+def test_the_report_again(smoke):
+    folder, trained = smoke
     done = run("metrics_utils.py", folder)
     assert (done.returncode, done.stderr) == (0, "") and trained.stdout.startswith(done.stdout)
 

@@ -5,11 +5,9 @@ from conftest import ROOT, add_reach, make_experiment, one_line
 
 import create_model_plots
 from analysis.metrics import save_metrics
-from figures.look import LOOK
 
 
 def test_writes_eleven_png_and_eleven_pdf_and_lists_them(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(LOOK, "savefig.dpi", 40)  # speed: resolution is not at stake here
     path, _ = save_metrics(*make_experiment(2, ("window",)), tmp_path)
     assert create_model_plots.main([str(path), str(tmp_path / "new" / "plots")]) == 0
     listed = capsys.readouterr().out.split()
@@ -23,7 +21,6 @@ def test_writes_eleven_png_and_eleven_pdf_and_lists_them(tmp_path, capsys, monke
 
 
 def test_the_probe_has_a_figure_where_there_was_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(LOOK, "savefig.dpi", 40)
     metrics, metadata = make_experiment(2, ("window", "fused"))
     add_reach(metrics, {"window": 128})  # of one arm alone
     path, _ = save_metrics(metrics, metadata, tmp_path)
@@ -40,7 +37,6 @@ def test_the_probe_has_a_figure_where_there_was_one(tmp_path, monkeypatch, capsy
     ],
 )
 def test_only_what_is_asked_for_is_drawn_and_the_rest_stays(tmp_path, monkeypatch, only, drawn):
-    monkeypatch.setitem(LOOK, "savefig.dpi", 40)
     path, _ = save_metrics(*make_experiment(2), tmp_path)
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "reach.png").write_text("of earlier")
@@ -61,7 +57,6 @@ def test_a_figure_that_there_is_not_is_one_line_with_those_that_there_are(tmp_pa
 
 
 def test_a_studys_figures_are_chosen_by_their_names(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(LOOK, "savefig.dpi", 40)
     study = str(ROOT / "results" / "h100_length_study.json")
     assert create_model_plots.main([study, str(tmp_path), "--only", "length_scaling"]) == 0
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["length_scaling"] * 2
@@ -81,7 +76,6 @@ def test_a_studys_figures_are_chosen_by_their_names(tmp_path, monkeypatch, capsy
 def test_studies_and_benchmarks_are_drawn_from_their_files(
     tmp_path, monkeypatch, capsys, name, figures
 ):
-    monkeypatch.setitem(LOOK, "savefig.dpi", 40)
     code = create_model_plots.main([str(ROOT / "results" / f"{name}.json"), str(tmp_path)])
     assert sorted(path.name for path in tmp_path.glob("*.png")) == figures
     assert code == (0 if figures else 2)

@@ -14,7 +14,7 @@ import json
 import os
 import random
 import signal
-import stat
+import subprocess
 import sys
 import traceback
 from functools import partial
@@ -30,11 +30,11 @@ from analysis.metrics import load_experiment
 from training import train as training_train
 from training.weights import load_model
 
-KILLS = 12
+KILLS = 8
 OPTIONS = "--seq-len 12 --d-model 8 --n-heads 2 --layers 1 --batch-size 2 --max-steps 3 --lr 1e-2"
 OPTIONS += " --device cpu --window-size 3 --dilation 2 --warmup-steps 2 --val-batches 1"
 OPTIONS += " --arms window fused --runs 1 --data training_data.npy"
-ENDED, BROKEN = 77, 70
+BROKEN = 70
 
 
 def new_folder(parent, name):
@@ -71,34 +71,32 @@ def experiment(folder, prepare=dict):
 
 
 # moments
-def end_at_write(number):
-    """Patch this process to end at its ``number``-th change of the disk; counts them."""
+def copy_at_writes(cases):
+    """Copy the folder at each change of the disk, as it would be left if this process ended."""
     seen, fsync, open_file = {"count": 0}, os.fsync, io.open
 
-    def is_the_end():
+    def copy():
         seen["count"] += 1
-        return seen["count"] == number
+        case = cases / str(seen["count"])
+        subprocess.run(["cp", "-r", ".", case], check=True)
+        return case
 
     def before(change):
         def wrapper(*arguments, **options):
-            if is_the_end():
-                os._exit(ENDED)
+            copy()
             return change(*arguments, **options)
 
         return wrapper
 
     def flush(handle):
-        if is_the_end():
-            state = os.fstat(handle)
-            if stat.S_ISREG(state.st_mode):  # half of the file has reached the disk
-                os.truncate(handle, state.st_size // 2)
-            os._exit(ENDED)
+        for path in copy().rglob(".*.tmp"):  # half of the file has reached the disk
+            os.truncate(path, path.stat().st_size // 2)
         fsync(handle)
 
     def opened(file, mode="r", *arguments, **options):
         found = open_file(file, mode, *arguments, **options)
-        if "w" in mode and is_the_end():  # it is empty now
-            os._exit(ENDED)
+        if "w" in mode:  # it is empty now
+            copy()
         return found
 
     for name in ("replace", "rename", "unlink", "mkdir"):
@@ -149,25 +147,23 @@ def goes_on(folder, undisturbed):
     return outcome(folder) == undisturbed
 
 
-def sweep(parent, moments, undisturbed):
-    """End an experiment at every moment, go on, and say where the end is another."""
-    failures, statuses = [], []
-    for number, prepare in enumerate(moments):
-        folder = new_folder(parent, f"case{number}")
-        statuses.append(experiment(folder, prepare))
+def failures(folders, undisturbed):
+    """Go on with the experiment in every folder, and say where the end is another."""
+    found = []
+    for folder in folders:
         try:
             reason = "" if goes_on(folder, undisturbed) else "another outcome"
         except Exception:
             reason = traceback.format_exc()
         if reason:
             log = (folder / "log.txt").read_text()[-2000:]
-            failures.append({"moment": number, "reason": reason, "log": log})
-    return {"statuses": statuses, "failures": failures}
+            found.append({"folder": folder.name, "reason": reason, "log": log})
+    return found
 
 
 def main():
     torch.set_num_threads(1)
-    mode, parent = sys.argv[1:]
+    mode, parent = sys.argv[1], Path(sys.argv[2])
     # a child process and figures would take most of the time, and write nothing of their own kind
     training_train.child_peak_memory_mb = lambda *_: 12.5
     compare_models.create_all_plots = lambda *_: []
@@ -177,14 +173,18 @@ def main():
     for name in json.loads((first / "found.json").read_text())["modules"]:
         with contextlib.suppress(ImportError):  # ahead: else every fork would, for seconds
             importlib.import_module(name)
-    end_at = {"writes": end_at_write, "kills": kill_at_call}[mode]
-    assert experiment(expected, partial(end_at, 0)) == 0, (expected / "log.txt").read_text()
-    last = json.loads((expected / "found.json").read_text())["count"]
-    numbers = range(1, last)  # the last one is that of found.json
+    cases = parent / "cases"
+    cases.mkdir()
+    watch = partial(copy_at_writes, cases) if mode == "writes" else partial(kill_at_call, 0)
+    assert experiment(expected, watch) == 0, (expected / "log.txt").read_text()
+    statuses = []
     if mode == "kills":  # the number of calls differs a little from one to the next
-        numbers = random.Random(2026).sample(range(1, int(0.97 * last)), KILLS)
-    moments = [partial(end_at, number) for number in numbers]
-    print(json.dumps(sweep(parent, moments, outcome(expected))))
+        calls = json.loads((expected / "found.json").read_text())["count"]
+        for number in random.Random(2026).sample(range(1, int(0.97 * calls)), KILLS):
+            folder = new_folder(cases, str(number))
+            statuses.append(experiment(folder, partial(kill_at_call, number)))
+    found = failures(sorted(cases.iterdir()), outcome(expected))
+    print(json.dumps({"cases": len(list(cases.iterdir())), "failures": found, "killed": statuses}))
 
 
 if __name__ == "__main__":

