@@ -9,7 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first use
 
-import matplotlib
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -164,6 +164,11 @@ def make_experiment(blocks=4, arms=("baseline", "window", "fused"), steps=40, se
         "memory_measure": "resident growth of a fresh process",
     }
     return metrics, metadata
+
+
+def is_drawn(path):
+    """Whether a picture shows something: a blank one has no contrast."""
+    return matplotlib.image.imread(path)[..., :3].std() > 0.05
 
 
 def nobody_reads(monkeypatch):
