@@ -194,10 +194,9 @@ def one_line(capsys):
     return printed.err
 
 
-@pytest.fixture(autouse=True, scope="session")
-def imported_modules_are_no_garbage():
+@pytest.fixture(autouse=True, scope="module")
+def what_was_there_before_is_no_garbage():
     """Every training collects garbage: half a second each if it went through torch and scipy."""
-    gc.collect()
     gc.freeze()
 
 

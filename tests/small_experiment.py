@@ -1,6 +1,5 @@
 """An experiment of a second, by the command or by a call, and ways to stop and break it."""
 
-import gc
 import os
 import signal
 
@@ -42,7 +41,6 @@ def prepare_workplace(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(compare_models, "create_all_plots", lambda *_: [])
     monkeypatch.setattr(training_train, "child_peak_memory_mb", lambda *_: 12.5)
-    monkeypatch.setattr(gc, "collect", lambda: 0)  # through all of torch, seven times a command
     write_data(folder)
     return folder
 

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import traceback
@@ -73,7 +74,7 @@ def experiment(folder, prepare=dict):
 # moments
 def copy_at_writes(cases):
     """Copy the folder at each change of the disk, as it would be left if this process ended."""
-    seen, fsync, open_file = {"count": 0}, os.fsync, io.open
+    seen, fsync, open_file, mkdir = {"count": 0}, os.fsync, io.open, os.mkdir
 
     def copy():
         seen["count"] += 1
@@ -82,15 +83,17 @@ def copy_at_writes(cases):
         return case
 
     def before(change):
-        def wrapper(*arguments, **options):
-            copy()
-            return change(*arguments, **options)
+        def wrapper(path, *arguments, **options):
+            if os.path.exists(path) or change is mkdir:
+                copy()
+            return change(path, *arguments, **options)
 
         return wrapper
 
     def flush(handle):
-        for path in copy().rglob(".*.tmp"):  # half of the file has reached the disk
-            os.truncate(path, path.stat().st_size // 2)
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            for path in copy().rglob(".*.tmp"):  # half of the file has reached the disk
+                os.truncate(path, path.stat().st_size // 2)
         fsync(handle)
 
     def opened(file, mode="r", *arguments, **options):
