@@ -21,7 +21,7 @@ from training.tokens import DEFAULT_SEQ_LEN
 
 DEFAULT_STUDY = Path("output/pattern_study.json")
 # what is known of patterns: a study's .json, or an experiment's .npz
-KNOWN = Path(__file__).resolve().parent / "results" / "h100_pattern_study.json"
+KNOWN = Path(__file__).resolve().parent / "results" / "h200_long.npz"
 EXAMPLE = "python analyze_hyperparameters.py 96 4 512"
 EPILOG = f"""\
 examples:
