@@ -1,4 +1,4 @@
-"""Figures 1, 8 and 10: losses over a training, and the trainings of an experiment over time."""
+"""Figures 1, 8, 10 and 11: losses over a training, and the trainings of an experiment over time."""
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -7,13 +7,18 @@ from scipy import stats
 
 from analysis.significance import LEVEL
 from analysis.values import loss_differences, paired_trainings, smooth, table
-from figures.data import METRICS, TRAIN_LOSS
-from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
+from figures.data import METRICS, TRAIN_LOSS, VAL_LOSS
+from figures.frame import dots, empty_figure, fill_panel, finish, metric_axis, new_figure
 from figures.look import FAILED
 
 # a loss is smoothed over one of so many parts of a training: enough to tell lines apart
 CURVE_PARTS, CONVERGENCE_PARTS = 100, 30
 SECONDS = "training time (s, timed steps, mean over blocks)"
+CURVES_AND_DIFFERENCES = (
+    "Above: bold = mean over blocks, thin = single trainings; below: mean of the paired "
+    "differences with its pointwise 95 % t interval. Vertical ranges of the last 90 % of the "
+    "steps."
+)
 
 
 def draw_mean(ax, data, arm, x, rows):
@@ -73,8 +78,22 @@ def smoothed(losses, parts):
     return np.arange(losses.shape[1]) + window // 2, losses, window
 
 
+def smoothed_losses(ax, data, parts, places):
+    """Every training's smoothed loss and the means; places: x at every step of trainings.
+
+    Returns over how many steps they are smoothed, and that as a sentence for the caption.
+    """
+    for arm in data.arms:
+        middles, losses, window = smoothed(table(data.ok[arm], "losses"), parts)
+        draw_blocks(ax, data, arm, places(data.ok[arm])[middles], losses)
+    fit_to_late(ax)
+    ax.set_ylabel("training loss (nats/token)")
+    words = f" All are centred moving averages of {window} steps." if window > 1 else ""
+    return window, words
+
+
 def paired_differences(ax, data, metric):
-    """The paired difference of the loss to the reference at each step."""
+    """The paired difference of the training loss to the reference at each step."""
     for arm in data.arms[1:]:
         blocks = paired_trainings(data.ok, (arm, data.reference))
         middles, differences, _ = smoothed(loss_differences(blocks), CURVE_PARTS)
@@ -121,41 +140,75 @@ def draw_without_model(ax, data):
 def training_curves(data):
     """1: training loss over tokens, and its paired difference to the reference."""
     fig, ((top,), (bottom,)) = new_figure(2, 1, 5.4, sharex=True, height_ratios=(3, 2))
-    for arm in data.arms:
-        middles, losses, window = smoothed(table(data.ok[arm], "losses"), CURVE_PARTS)
-        draw_blocks(top, data, arm, tokens_seen(data.ok[arm])[middles], losses)
-    top.set_ylabel("training loss (nats/token)")
-    fit_to_late(top)
+    _, smoothing = smoothed_losses(top, data, CURVE_PARTS, tokens_seen)
     draw_without_model(top, data)
     fill_panel(bottom, data, [TRAIN_LOSS], paired_differences)
     tokens_axis(bottom if bottom.axison else top)
-    caption = (
-        "Above: bold = mean over blocks, thin = single trainings; below: mean of the paired "
-        "differences with its pointwise 95 % t interval. Vertical ranges of the last 90 % of the "
-        "steps."
-    )
-    if window > 1:
-        caption += f" All are centred moving averages of {window} steps."
-    return finish(fig, data, "Training loss", caption)
+    return finish(fig, data, "Training loss", CURVES_AND_DIFFERENCES + smoothing)
 
 
 def convergence(data):
     """10: training loss over seconds, smoothed where there are many steps."""
     fig, ((ax,),) = new_figure(1, 1, 3.7)
-    for arm in data.arms:
-        middles, losses, window = smoothed(table(data.ok[arm], "losses"), CONVERGENCE_PARTS)
-        draw_blocks(ax, data, arm, mean_seconds(data.ok[arm])[middles], losses)
-    fit_to_late(ax)
-    ax.set_ylabel("training loss (nats/token)")
+    window, smoothing = smoothed_losses(ax, data, CONVERGENCE_PARTS, mean_seconds)
+    if window > 1:
+        ax.set_ylabel("training loss, smoothed (nats/token)")
     ax.set_xlabel(SECONDS)
     caption = (
         "Bold = mean over blocks, thin = single trainings; vertical range of the last 90 % of the "
         "steps."
     )
-    if window > 1:
-        ax.set_ylabel("training loss, smoothed (nats/token)")
-        caption += f" All are centred moving averages of {window} steps."
-    return finish(fig, data, "Training loss over time", caption)
+    return finish(fig, data, "Training loss over time", caption + smoothing)
+
+
+def held_out_curves(trainings):
+    """Steps after which these trainings were evaluated, (points,), and losses, (R, points)."""
+    points = min(len(training["curve"]["steps"]) for training in trainings)
+    losses = [training["curve"]["losses"][:points] for training in trainings]
+    return np.array(trainings[0]["curve"]["steps"][:points]), np.array(losses, dtype=float)
+
+
+def held_out_losses(ax, data, places):
+    """Every training's held-out loss and the means; places: x at every step of trainings."""
+    for arm in data.arms:
+        steps, losses = held_out_curves(data.ok[arm])
+        draw_blocks(ax, data, arm, places(data.ok[arm])[steps - 1], losses)
+    fit_to_late(ax)
+    draw_without_model(ax, data)
+
+
+def held_out_differences(ax, data, metric):
+    """The paired difference to the reference after each evaluation."""
+    for arm in data.arms[1:]:
+        blocks = paired_trainings(data.ok, (arm, data.reference))
+        steps, losses = held_out_curves([training for block in blocks for training in block])
+        tokens = tokens_seen(blocks[0])[steps - 1]
+        draw_band(ax, data, arm, tokens, losses[::2] - losses[1::2])
+    difference_axis(ax, data.reference)
+    tokens_axis(ax)
+
+
+def validation(data):
+    """11: held-out loss over tokens and seconds, and its paired difference to the reference.
+
+    None unless it was evaluated in the course of every training.
+    """
+    if not all(training["curve"] for trainings in data.ok.values() for training in trainings):
+        return None
+    fig = empty_figure(5.4)
+    axes = fig.subplot_mosaic("ts;dd", height_ratios=(3, 2))
+    axes["s"].sharey(axes["t"])
+    held_out_losses(axes["s"], data, mean_seconds)
+    axes["s"].set_xlabel(SECONDS)
+    held_out_losses(axes["t"], data, tokens_seen)
+    axes["t"].set_ylabel("held-out loss (nats/token)")
+    tokens_axis(axes["t"])
+    fill_panel(axes["d"], data, [VAL_LOSS], held_out_differences)
+    caption = (
+        "Loss on the same held-out rows in every training, evaluated outside of the timed steps; "
+        "of many rows a few, so that losses and differences may end elsewhere than the report's. "
+    )
+    return finish(fig, data, "Held-out loss", caption + CURVES_AND_DIFFERENCES)
 
 
 def place_of(training):
