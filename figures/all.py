@@ -9,7 +9,7 @@ from analysis.words import Section, fact_table
 from figures.curves import convergence, per_run, training_curves, validation
 from figures.data import MEMORY, SPEED, VAL_LOSS, prepare
 from figures.look import OUR_LOOK
-from figures.page import Page, save_drawn, write_page
+from figures.page import Page, write_all
 from figures.reach import reach
 from figures.values import distributions, final_losses, metrics_comparison, summary, tradeoff
 
@@ -64,15 +64,6 @@ def experiment_page(metrics, metadata):
     )
 
 
-def create_all_plots(metrics, metadata, plots_dir, page_path=None):
-    """Draw and save the figures that there is something for; returns the paths written.
-
-    page_path: where the experiment is to be written as a page too.
-    """
-    page = experiment_page(metrics, metadata)
-    figures = page.draw()
-    paths = save_drawn(page, figures, plots_dir)
-    if page_path:
-        write_page(page_path, page, figures)
-        paths.append(page_path)
-    return paths
+def create_all_plots(metrics, metadata, plots_dir, page_path):
+    """Save the figures that there is something for, and the experiment as a page: the paths."""
+    return write_all(page_path, experiment_page(metrics, metadata), plots_dir)

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jinja2
 import matplotlib
 
+from analysis.words import report_text
 from figures.look import OUR_LOOK, save_figures
-from machine.command import UserError
+from machine.command import UserError, say
 from machine.files import write_text
 
 PAGE_NAME = "report.html"
@@ -81,3 +82,18 @@ def html(page, figures):
 def write_page(path, page, figures):
     """Write ``html`` as a file that needs no other."""
     write_text(path, html(page, figures))
+
+
+def write_all(path, page, plots_dir):
+    """Draw a page's figures, save them and write the page to ``path``; returns all paths."""
+    figures = page.draw()
+    drawn = save_drawn(page, figures, plots_dir)
+    write_page(path, page, figures)
+    return [path, *drawn]
+
+
+def publish(page, path, plots_dir):
+    """Print what a result file says, and write its figures and, beside ``path``, its page."""
+    paths = [path, *write_all(path.with_suffix(".html"), page, plots_dir)]
+    print(report_text(page.sections), flush=True)
+    say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
