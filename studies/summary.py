@@ -3,13 +3,14 @@
 Estimates are dicts with ``mean``, ``low`` and ``high``, see tables.py.
 """
 
+import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from analysis.metrics import load_experiment
+from analysis.metrics import MetricsError, fitting, load_experiment
 from analysis.recommend import patterns_of, recommend
 from analysis.significance import log_interval, mean_interval, non_inferiority, paired_ratio
 from analysis.values import (
@@ -24,8 +25,8 @@ from analysis.values import (
 from analysis.warnings import measurement_warnings
 from attention.pattern import causal_pairs
 from gpt import model_flops
-from machine.files import utc_now
-from studies.saved import NO_ROOM, read_study
+from machine.files import read_file, utc_now
+from studies.saved import NO_ROOM, STUDIES
 from training.config import arm_density
 
 CURVE_POINTS = 40
@@ -54,7 +55,12 @@ def load_study(path):
     """
     if Path(path).suffix == ".npz":
         return summarize("patterns", [load_experiment(path)])
-    return read_study(path)
+    text = read_file(path, MetricsError, "python compare_models.py --study patterns writes it")
+    with fitting(path):
+        content = json.loads(text)
+        if content["study"] not in STUDIES or not content["points"]:
+            raise ValueError("it holds no study")
+    return content
 
 
 def _point(study, metrics, metadata):
