@@ -2,9 +2,8 @@
 
 from functools import partial
 
-import numpy as np
-
 from analysis.values import pattern_of_arm
+from attention.pattern import whole
 from benchmarks.attention import measure_attention
 from benchmarks.peers import Case, known_peers
 from benchmarks.steps import measure_decode_steps, measure_steps
@@ -27,14 +26,12 @@ def complete(args):
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.seq_lens = sorted(set(args.seq_lens))
-    least = dict.fromkeys(("seq_lens", "batch_size", "heads", "head_dim", "rounds", "layers"), 1)
-    if args.tokens is not None:
-        least["tokens"] = 1
-    for name, limit in (least | {"window_size": 0, "dilation": 0}).items():
-        smallest = min(np.atleast_1d(getattr(args, name)))
-        if smallest < limit:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} must be at least {limit}, got {smallest}")
+    for name in ("batch_size", "tokens", "heads", "head_dim", "rounds", "layers"):
+        if getattr(args, name) is not None:
+            whole(f"--{name.replace('_', '-')}", getattr(args, name), 1)
+    whole("--seq-lens", args.seq_lens[0], 1)
+    whole("--window-size", args.window_size)
+    whole("--dilation", args.dilation)
     if args.step and args.patterns:
         raise ValueError("--patterns is for attention alone: with --step name them with --arms")
     args.pattern = f"w{args.window_size}-d{args.dilation}"
@@ -53,7 +50,10 @@ def complete(args):
 def problems_of(args):
     """What is measured, length by length: cases, or for steps the experiment's configurations."""
     common = {"device": args.device, "dtype": args.dtype}
-    sizes = [{"seq_len": S, "batch_size": batch_size(args, S)} for S in args.seq_lens]
+    sizes = []
+    for seq_len in args.seq_lens:
+        batch_size = args.batch_size if args.tokens is None else max(1, args.tokens // seq_len)
+        sizes.append({"seq_len": seq_len, "batch_size": batch_size})
     if not args.step:
         common |= {"heads": args.heads, "head_dim": args.head_dim}
         return [Case(**size, **common) for size in sizes]
@@ -64,11 +64,6 @@ def problems_of(args):
     return [
         make_config("paper", compile=mode, **size, **common) for size in sizes for mode in modes
     ]
-
-
-def batch_size(args, seq_len):
-    """How many sequences of a length there are."""
-    return args.batch_size if args.tokens is None else max(1, args.tokens // seq_len)
 
 
 def benchmark_of(args, device):
