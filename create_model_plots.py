@@ -21,14 +21,14 @@ def create_plots(path, plots_dir, only=None):
     """
     # matplotlib, for which --help does not wait
     from figures.look import save_figures
-    from figures.page import figure_named, save_drawn
+    from figures.page import figure_named
 
     page = page_of(path)
     figures = page.draw()
     if not figures:
         raise UserError(f"{path}: steps have no figure: python metrics_utils.py {path} prints them")
     if only is None:
-        return save_drawn(page, figures, plots_dir)
+        return save_figures(figures, plots_dir, page.known)
     names = [figure_named(text, figures) for text in only]
     return save_figures({name: figures[name] for name in names}, plots_dir)
 

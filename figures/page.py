@@ -3,7 +3,6 @@
 import io
 import re
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,13 +53,6 @@ def figure_named(text, names):
     raise UserError(f"no figure {text!r}: choose of {', '.join(names)}")
 
 
-def save_drawn(page, figures, plots_dir):
-    """Save the figures that were drawn and remove those of an earlier result; the paths written."""
-    for name, kind in product(set(page.known) - set(figures), ("png", "pdf")):
-        (Path(plots_dir) / f"{name}.{kind}").unlink(missing_ok=True)
-    return save_figures(figures, plots_dir)
-
-
 @OUR_LOOK
 def _svg(name, figure):
     """A figure as an svg element; its ids begin with its name, for a page has several."""
@@ -87,7 +79,7 @@ def write_page(path, page, figures):
 def write_all(path, page, plots_dir):
     """Draw a page's figures, save them and write the page to ``path``; returns all paths."""
     figures = page.draw()
-    drawn = save_drawn(page, figures, plots_dir)
+    drawn = save_figures(figures, plots_dir, page.known)
     write_page(path, page, figures)
     return [path, *drawn]
 

@@ -47,7 +47,7 @@ def test_the_setting_names_the_revision_and_no_pattern_that_no_arm_has():
 def test_a_file_of_unlike_trainings_is_marked():
     metrics, metadata = make_experiment(1)
     data = prepare(metrics, metadata | {"mixed": ["code"]})
-    assert data.partial == "mixed: trainings that differ"
+    assert data.mark == "mixed: trainings that differ"
 
 
 def test_a_smoke_test_is_marked_beside_everything_else():
@@ -55,7 +55,7 @@ def test_a_smoke_test_is_marked_beside_everything_else():
     metadata["config"]["preset"] = "smoke"
     data = prepare(metrics, metadata | {"mixed": ["code"]})
     smoke = "smoke test: says nothing about time or quality"
-    assert data.partial == f"{smoke}; mixed: trainings that differ"
+    assert data.mark == f"{smoke}; mixed: trainings that differ"
 
 
 def test_smoothing_a_straight_line_changes_nothing_and_leaves_no_lag():

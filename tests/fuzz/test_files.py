@@ -98,7 +98,7 @@ CASES = list(cases())
 PROCESSES = [CASES[0], next(case for case in CASES if case.main is metrics_utils.main)]
 
 
-def draw(made, plots_dir):
+def draw(made, plots_dir, known=()):
     """In place of save_figures, and quicker: every figure is drawn, but not fitted nor written."""
     for figure in made.values():
         figure.set_layout_engine("none")
