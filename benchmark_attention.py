@@ -33,10 +33,10 @@ def tell(args):
     with checked_options():
         device = complete(args)
         problems = problems_of(args)
+        measure, name = benchmark_of(args, device)
     check_writable(args.output_dir, args.plots_dir)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    measure, name = benchmark_of(args, device)
     content = {"options": vars(args), "environment": describe_environment(device)}
     content |= {"records": [], "skipped": []}
     path = Path(args.output_dir) / f"{name}.json"

@@ -29,7 +29,7 @@ def complete(args):
     for name in ("batch_size", "tokens", "heads", "head_dim", "rounds", "layers"):
         if getattr(args, name) is not None:
             whole(f"--{name.replace('_', '-')}", getattr(args, name), 1)
-    whole("--seq-lens", args.seq_lens[0], 1)
+    whole("--seq-lens", args.seq_lens[0], 1)  # the shortest
     whole("--window-size", args.window_size)
     whole("--dilation", args.dilation)
     if args.step and args.patterns:
@@ -39,11 +39,6 @@ def complete(args):
         if pattern_of_arm(arm) is None or pattern_of_arm(arm)["full_layers"]:
             raise ValueError(f"--patterns {arm}: give names of one layer, as w96-d4-s, w96-d0-f1")
         Case(1, 1, args.heads, 8, args.dtype, args.device).pattern(arm)  # fits the heads
-    known = known_peers(args.pattern, args.patterns, args.decode)
-    args.peers = args.peers or list(known)
-    for name in args.peers:
-        if name not in known:
-            raise ValueError(f"--peers {name}: choose of {', '.join(known)}")
     return device
 
 
@@ -67,7 +62,12 @@ def problems_of(args):
 
 
 def benchmark_of(args, device):
-    """What measures one of the problems, and the name of the JSON file."""
+    """What measures one of the problems, and the JSON file's name; ValueError for unknown peers."""
+    known = known_peers(args.pattern, args.patterns, args.decode)
+    args.peers = args.peers or list(known)
+    for name in args.peers:
+        if name not in known:
+            raise ValueError(f"--peers {name}: choose of {', '.join(known)}")
     if args.step:
         measure, name = measure_steps, "step_benchmark"
         if args.decode:
@@ -76,7 +76,6 @@ def benchmark_of(args, device):
     directions, name = [FORWARD, TRAINING], "attention_benchmark"
     if args.decode:
         directions, name = [ONE_TOKEN], "decode_benchmark"
-    known = known_peers(args.pattern, args.patterns, args.decode)
     peers = {peer: known[peer] for peer in args.peers}
     how = {"peers": peers, "directions": directions, "rounds": args.rounds}
     return partial(measure_attention, **how), name

@@ -83,12 +83,11 @@ def table_of(rows):
 
 
 def uses(points):
-    """What to use at each of these points, a text each; none of an earlier file's."""
+    """What to use at each of these points, a text each."""
     return [
         f"Use at S {point['seq_len']:,}, {point['positions']} positions: "
         + recommendation_text(Recommendation(**point["recommendation"]))
         for point in points
-        if "recommendation" in point
     ]
 
 
