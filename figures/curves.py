@@ -6,7 +6,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
 from analysis.significance import LEVEL
-from analysis.values import loss_differences, paired_trainings, smooth, table
+from analysis.values import paired_trainings, smooth, table
 from figures.data import METRICS, TRAIN_LOSS, VAL_LOSS
 from figures.frame import dots, empty_figure, fill_panel, finish, metric_axis, new_figure
 from figures.look import FAILED
@@ -68,44 +68,46 @@ def mean_seconds(trainings):
     return table(trainings, "step_seconds").cumsum(axis=1).mean(axis=0)
 
 
-def smoothed(losses, parts):
-    """Losses (R, steps), smoothed over one of so many parts of a training.
+def smoothing_window(trainings, parts):
+    """How many steps a loss is averaged over: one of so many parts of a training.
 
-    Returns the step in the middle of each point, counted from 0, the losses and the window.
+    It is odd, so that it has a middle.
     """
-    window = losses.shape[1] // parts | 1  # odd, so that it has a middle
-    losses = smooth(losses, window)
-    return np.arange(losses.shape[1]) + window // 2, losses, window
+    return min(training["total_steps"] for training in trainings) // parts | 1
 
 
-def smoothed_losses(ax, data, parts, places):
-    """Every training's smoothed loss and the means; places: x at every step of trainings.
+def curves_of(trainings, metric, parts):
+    """A loss in the course of trainings: at which steps, (points,) from 0, and losses (R, points).
 
-    Returns over how many steps they are smoothed, and that as a sentence for the caption.
+    The training loss is smoothed over one of so many parts of a training.
     """
+    if metric is VAL_LOSS:
+        points = min(len(training["curve"]["steps"]) for training in trainings)
+        losses = [training["curve"]["losses"][:points] for training in trainings]
+        return np.array(trainings[0]["curve"]["steps"][:points]) - 1, np.array(losses, dtype=float)
+    window = smoothing_window(trainings, parts)
+    losses = smooth(table(trainings, "losses"), window)
+    return np.arange(losses.shape[1]) + window // 2, losses
+
+
+def draw_losses(ax, data, metric, places, parts=CURVE_PARTS):
+    """Every training's loss and the means; places: x at every step of trainings."""
     for arm in data.arms:
-        middles, losses, window = smoothed(table(data.ok[arm], "losses"), parts)
-        draw_blocks(ax, data, arm, places(data.ok[arm])[middles], losses)
+        steps, losses = curves_of(data.ok[arm], metric, parts)
+        draw_blocks(ax, data, arm, places(data.ok[arm])[steps], losses)
     fit_to_late(ax)
-    ax.set_ylabel("training loss (nats/token)")
-    words = f" All are centred moving averages of {window} steps." if window > 1 else ""
-    return window, words
 
 
-def paired_differences(ax, data, metric):
-    """The paired difference of the training loss to the reference at each step."""
+def draw_differences(ax, data, metric):
+    """The paired difference of a loss to the reference over the tokens, beside a line at zero."""
     for arm in data.arms[1:]:
         blocks = paired_trainings(data.ok, (arm, data.reference))
-        middles, differences, _ = smoothed(loss_differences(blocks), CURVE_PARTS)
-        draw_band(ax, data, arm, tokens_seen(blocks[0])[middles], differences)
-    difference_axis(ax, data.reference)
-
-
-def difference_axis(ax, reference):
-    """The vertical axis of differences to an arm, and a line where there is none."""
+        trainings = [training for block in blocks for training in block]
+        steps, losses = curves_of(trainings, metric, CURVE_PARTS)
+        draw_band(ax, data, arm, tokens_seen(trainings)[steps], losses[::2] - losses[1::2])
     fit_to_late(ax, include=[0])
     ax.axhline(0, color="black", lw=0.8)
-    ax.set_ylabel(f"difference to {reference}\n(nats/token)")
+    ax.set_ylabel(f"difference to {data.reference}\n(nats/token)")
 
 
 def tokens_axis(ax):
@@ -137,55 +139,36 @@ def draw_without_model(ax, data):
             break
 
 
+def smoothing_text(window):
+    """What a caption says of smoothed losses."""
+    return f" All are centred moving averages of {window} steps." if window > 1 else ""
+
+
 def training_curves(data):
     """1: training loss over tokens, and its paired difference to the reference."""
     fig, ((top,), (bottom,)) = new_figure(2, 1, 5.4, sharex=True, height_ratios=(3, 2))
-    _, smoothing = smoothed_losses(top, data, CURVE_PARTS, tokens_seen)
+    draw_losses(top, data, TRAIN_LOSS, tokens_seen)
+    top.set_ylabel("training loss (nats/token)")
     draw_without_model(top, data)
-    fill_panel(bottom, data, [TRAIN_LOSS], paired_differences)
+    fill_panel(bottom, data, [TRAIN_LOSS], draw_differences)
     tokens_axis(bottom if bottom.axison else top)
-    return finish(fig, data, "Training loss", CURVES_AND_DIFFERENCES + smoothing)
+    window = smoothing_window(data.ok[data.reference], CURVE_PARTS)
+    caption = CURVES_AND_DIFFERENCES + smoothing_text(window)
+    return finish(fig, data, "Training loss", caption)
 
 
 def convergence(data):
     """10: training loss over seconds, smoothed where there are many steps."""
     fig, ((ax,),) = new_figure(1, 1, 3.7)
-    window, smoothing = smoothed_losses(ax, data, CONVERGENCE_PARTS, mean_seconds)
-    if window > 1:
-        ax.set_ylabel("training loss, smoothed (nats/token)")
-    ax.set_xlabel(SECONDS)
+    draw_losses(ax, data, TRAIN_LOSS, mean_seconds, CONVERGENCE_PARTS)
+    window = smoothing_window(data.ok[data.reference], CONVERGENCE_PARTS)
+    smoothed = ", smoothed" if window > 1 else ""
+    ax.set(xlabel=SECONDS, ylabel=f"training loss{smoothed} (nats/token)")
     caption = (
         "Bold = mean over blocks, thin = single trainings; vertical range of the last 90 % of the "
         "steps."
     )
-    return finish(fig, data, "Training loss over time", caption + smoothing)
-
-
-def held_out_curves(trainings):
-    """Steps after which these trainings were evaluated, (points,), and losses, (R, points)."""
-    points = min(len(training["curve"]["steps"]) for training in trainings)
-    losses = [training["curve"]["losses"][:points] for training in trainings]
-    return np.array(trainings[0]["curve"]["steps"][:points]), np.array(losses, dtype=float)
-
-
-def held_out_losses(ax, data, places):
-    """Every training's held-out loss and the means; places: x at every step of trainings."""
-    for arm in data.arms:
-        steps, losses = held_out_curves(data.ok[arm])
-        draw_blocks(ax, data, arm, places(data.ok[arm])[steps - 1], losses)
-    fit_to_late(ax)
-    draw_without_model(ax, data)
-
-
-def held_out_differences(ax, data, metric):
-    """The paired difference to the reference after each evaluation."""
-    for arm in data.arms[1:]:
-        blocks = paired_trainings(data.ok, (arm, data.reference))
-        steps, losses = held_out_curves([training for block in blocks for training in block])
-        tokens = tokens_seen(blocks[0])[steps - 1]
-        draw_band(ax, data, arm, tokens, losses[::2] - losses[1::2])
-    difference_axis(ax, data.reference)
-    tokens_axis(ax)
+    return finish(fig, data, "Training loss over time", caption + smoothing_text(window))
 
 
 def validation(data):
@@ -198,12 +181,14 @@ def validation(data):
     fig = empty_figure(5.4)
     axes = fig.subplot_mosaic("ts;dd", height_ratios=(3, 2))
     axes["s"].sharey(axes["t"])
-    held_out_losses(axes["s"], data, mean_seconds)
+    for ax, places in ((axes["s"], mean_seconds), (axes["t"], tokens_seen)):
+        draw_losses(ax, data, VAL_LOSS, places)
+        draw_without_model(ax, data)
     axes["s"].set_xlabel(SECONDS)
-    held_out_losses(axes["t"], data, tokens_seen)
     axes["t"].set_ylabel("held-out loss (nats/token)")
     tokens_axis(axes["t"])
-    fill_panel(axes["d"], data, [VAL_LOSS], held_out_differences)
+    fill_panel(axes["d"], data, [VAL_LOSS], draw_differences)
+    tokens_axis(axes["d"])
     caption = (
         "Loss on the same held-out rows in every training, evaluated outside of the timed steps; "
         "of many rows a few, so that losses and differences may end elsewhere than the report's. "
