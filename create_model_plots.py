@@ -14,29 +14,23 @@ from machine.command import DefaultsInHelp, UserError, run_command
 from metrics_utils import page_of
 
 
-def create_plots(path, plots_dir, only=None):
-    """Draw the figures of a result file; returns the paths written.
-
-    only: their numbers or names, where it is not all of them; the others' files stay.
-    """
+def draw(arguments):
+    """Draw the figures of a result file, all or those asked for, and list the files."""
     # matplotlib, for which --help does not wait
     from figures.look import save_figures
     from figures.page import figure_named
 
-    page = page_of(path)
-    figures = page.draw()
-    if not figures:
-        raise UserError(f"{path}: steps have no figure: python metrics_utils.py {path} prints them")
-    if only is None:
-        return save_figures(figures, plots_dir, page.known)
-    names = [figure_named(text, figures) for text in only]
-    return save_figures({name: figures[name] for name in names}, plots_dir)
-
-
-def draw(arguments):
-    """Draw the figures of a result file and list the files."""
-    with fitting(arguments.results):
-        paths = create_plots(arguments.results, arguments.plots_dir, arguments.only)
+    path = arguments.results
+    with fitting(path):
+        page = page_of(path)
+        figures, known = page.draw(), page.known
+        if not figures:
+            remedy = f"python metrics_utils.py {path} prints them"
+            raise UserError(f"{path}: steps have no figure: {remedy}")
+        if arguments.only:  # the files of others stay
+            names = [figure_named(text, figures) for text in arguments.only]
+            figures, known = {name: figures[name] for name in names}, ()
+        paths = save_figures(figures, arguments.plots_dir, known)
     print(*paths, sep="\n")
 
 
