@@ -25,7 +25,7 @@ from analysis.warnings import measurement_warnings
 from attention.pattern import causal_pairs
 from gpt import model_flops
 from machine.files import read_file, utc_now
-from studies.saved import NO_ROOM, STUDIES
+from studies.tables import NO_ROOM, STUDIES
 from training.config import arm_density
 
 CURVE_POINTS = 40
