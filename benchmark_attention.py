@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 from benchmarks.options import build_parser
-from machine.command import DISTURBED, DONE, checked_options, run_command, say
+from machine.command import DISTURBED, DONE, checked_options, run_command
 from machine.files import check_writable, write_json
 
 
@@ -24,21 +24,19 @@ def tell(args):
     import torch
 
     from analysis.warnings import disturbances
-    from analysis.words import report_text
     from benchmarks.picture import benchmark_page
     from benchmarks.problems import benchmark_of, complete, problems_of
-    from figures.look import save_figures
-    from figures.page import write_page
+    from figures.page import publish
     from machine.describe import describe_environment
 
     warnings.filterwarnings("ignore", module="torch")
     with checked_options():
         device = complete(args)
         problems = problems_of(args)
+        measure, name = benchmark_of(args, device)
     check_writable(args.output_dir, args.plots_dir)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    measure, name = benchmark_of(args, device)
     content = {"options": vars(args), "environment": describe_environment(device)}
     content |= {"records": [], "skipped": []}
     path = Path(args.output_dir) / f"{name}.json"
@@ -49,14 +47,8 @@ def tell(args):
             content["skipped"] += failed
             write_json(path, content)
     finally:  # what was measured before an interruption is shown too
-        page = benchmark_page(content)
-        figures, written = page.draw(), []
-        if content["records"]:
-            written = [path, path.with_suffix(".html")]
-            write_page(written[1], page, figures)
-        written += save_figures(figures, args.plots_dir)
-        print(report_text(page.sections), flush=True)
-        say("written: " + ", ".join(map(str, written)))
+        if content["records"] or content["skipped"]:
+            publish(benchmark_page(content), path, args.plots_dir)
     return DISTURBED if any(map(disturbances, content["records"])) else DONE
 
 

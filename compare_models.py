@@ -58,7 +58,7 @@ from studies.points import (
     study_folder,
 )
 from studies.run import run_study
-from studies.saved import point_name
+from studies.tables import point_name
 from training.config import POSITIONS, make_config
 from training.config_file import read_config
 from training.prepare import PRESET_DATA, prepare_data

@@ -10,33 +10,27 @@ import argparse
 import sys
 
 from analysis.metrics import fitting
-from machine.command import UserError, checked_options, run_command
+from machine.command import DefaultsInHelp, UserError, run_command
 from metrics_utils import page_of
 
 
-def create_plots(path, plots_dir, only=()):
-    """Draw the figures of a result file; returns the paths written.
-
-    only: their numbers or names, where it is not all of them; the others' files stay.
-    """
+def draw(arguments):
+    """Draw the figures of a result file, all or those asked for, and list the files."""
     # matplotlib, for which --help does not wait
     from figures.look import save_figures
-    from figures.page import figure_named, save_drawn
+    from figures.page import figure_named
 
-    page = page_of(path)
-    figures = page.draw()
-    if not figures:
-        raise UserError(f"{path}: steps have no figure: python metrics_utils.py {path} prints them")
-    if only:
-        names = [figure_named(text, figures) for text in only]
-        return save_figures({name: figures[name] for name in names}, plots_dir)
-    return save_drawn(page, figures, plots_dir)
-
-
-def draw(arguments):
-    """Draw the figures of a result file and list the files."""
-    with checked_options(), fitting(arguments.results):
-        paths = create_plots(arguments.results, arguments.plots_dir, getattr(arguments, "only", ()))
+    path = arguments.results
+    with fitting(path):
+        page = page_of(path)
+        figures, known = page.draw(), page.known
+        if not figures:
+            remedy = f"python metrics_utils.py {path} prints them"
+            raise UserError(f"{path}: steps have no figure: {remedy}")
+        if arguments.only:  # the files of others stay
+            names = [figure_named(text, figures) for text in arguments.only]
+            figures, known = {name: figures[name] for name in names}, ()
+        paths = save_figures(figures, arguments.plots_dir, known)
     print(*paths, sep="\n")
 
 
@@ -46,13 +40,13 @@ def main(argv=None):
         description="Draw the figures of a saved experiment, a study, a benchmark or a conversion, "
         "each as .png and .pdf.",
         epilog="example: python create_model_plots.py output/experiment_results.npz plots/",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsInHelp,
     )
     results = "output/experiment_results.npz"
     parser.add_argument("results", nargs="?", default=results, help="saved metrics")
     parser.add_argument("plots_dir", nargs="?", default="plots/", help="folder for the figures")
     text = "these alone, by number or name, as 4 9_summary; the files of others stay"
-    parser.add_argument("--only", nargs="+", metavar="FIGURE", default=argparse.SUPPRESS, help=text)
+    parser.add_argument("--only", nargs="+", metavar="FIGURE", help=text)
     return run_command(parser, draw, argv, kept=": the figures finished so far are written")
 
 

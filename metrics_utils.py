@@ -21,7 +21,6 @@ from analysis.values import print_metrics_summary
 from analysis.words import report_text
 from machine.command import DefaultsInHelp, UserError, run_command
 from machine.files import read_file
-from studies.saved import read_study
 
 __all__ = ["load_experiment", "load_metrics", "main", "print_metrics_summary", "save_metrics"]
 
@@ -49,9 +48,7 @@ def page_of(path):
     kind = saved_kind(path)
     if kind == "experiment":
         return experiment_page(*load_experiment(path))
-    if kind == "study":
-        return study_page(read_study(path))
-    make = {"benchmark": benchmark_page, "conversion": conversion_page}[kind]
+    make = {"study": study_page, "benchmark": benchmark_page, "conversion": conversion_page}[kind]
     return make(json.loads(Path(path).read_bytes()))
 
 

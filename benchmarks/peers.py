@@ -23,6 +23,11 @@ from training.trainer import compiled
 
 CHECKED_TOKENS = 384
 LARGEST_ERROR = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
+KERNELS = {  # of PyTorch, for attention to all keys
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 
 
 @dataclass(frozen=True)
@@ -95,28 +100,19 @@ def known_peers(pattern, arms=(), decode=False):
     as its compiled model evaluates it.
     """
     if decode:
-        of_model, make_full = _cached, _one_token_sdpa
-        windows = {"window": Peer(pattern, _cached)}
+        windows = {arm: Peer(arm, _cached) for arm in arms} or {"window": Peer(pattern, _cached)}
         full = {"full": Peer(ALL_KEYS, _cached)}
+        make_full, kernels = _one_token_sdpa, KERNELS | {"math": SDPBackend.MATH}
     else:
-        of_model, make_full, full = _as_planned, _sdpa, {}
-        windows = {
+        windows = {arm: Peer(arm, _as_planned) for arm in arms} or {
             "split": Peer(pattern, partial(_evaluation, "split")),
             "split-compiled": Peer(pattern, partial(_compiled, "split")),
             "masked": Peer(pattern, partial(_evaluation, "masked")),
             "dense": Peer(pattern, partial(_evaluation, "dense")),
             "flex": Peer(pattern, partial(_compiled, "flex")),
         }
-    if arms:
-        windows = {arm: Peer(arm, of_model) for arm in arms}
-    backends = {
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    }
-    if decode:
-        backends["math"] = SDPBackend.MATH
-    for name, backend in backends.items():
+        full, make_full, kernels = {}, _sdpa, KERNELS
+    for name, backend in kernels.items():
         full[name] = Peer(ALL_KEYS, partial(make_full, backend))
     return windows | full
 

@@ -15,15 +15,6 @@ from figures.page import Page
 MARKERS = "os^DvP<*>X"
 
 
-def plot_benchmark(content):
-    """The figures of a benchmark's content, {file name without suffix: Figure}: of attention."""
-    records = [r for r in content["records"] if r["direction"] in (FORWARD, TRAINING)]
-    title = title_of(content)
-    if any(map(disturbances, records)):
-        title += "; DISTURBED, not to be quoted"
-    return {"attention_scaling": plot_scaling(records, title)} if records else {}
-
-
 def benchmark_page(content):
     """A benchmark as a Page."""
     facts = content["options"] | content["environment"]
@@ -36,11 +27,15 @@ def benchmark_page(content):
 
 
 @OUR_LOOK
-def plot_scaling(records, title):
-    """Time as a share of the best full kernel's over length, a line a peer, quartiles as a band.
+def plot_benchmark(content):
+    """The figures of a benchmark's content, {file name without suffix: Figure}: of attention.
 
+    Time as a share of the best full kernel's over length, a line a peer, quartiles as a band.
     Dashed: the share of the pairs that a peer's pattern keeps, the limit.
     """
+    records = [r for r in content["records"] if r["direction"] in (FORWARD, TRAINING)]
+    if not records:
+        return {}
     figure, (axes,) = new_figure(1, 2, 3.8, sharex=True, sharey=True)
     names = dict.fromkeys(r["peer"] for r in records)
     looks = zip(sns.color_palette("colorblind"), MARKERS, strict=True)
@@ -58,9 +53,12 @@ def plot_scaling(records, title):
     log_axis(axes[0], "{x:.2g}")
     axes[0].set_ylabel("time as a share of full attention's")
     figure.legend(handles.values(), handles, loc="outside right center", fontsize=7)
+    title = title_of(content)
+    if any(map(disturbances, records)):
+        title += "; DISTURBED, not to be quoted"
     figure.suptitle(f"{title}. Dashed: pairs kept", fontsize=8)
     figure.set_label(f"Time as a share of full attention's over the sequence length. {title}")
-    return figure
+    return {"attention_scaling": figure}
 
 
 def draw_peer(axis, name, records, color, marker):

@@ -2,9 +2,8 @@
 
 from functools import partial
 
-import numpy as np
-
 from analysis.values import pattern_of_arm
+from attention.pattern import whole
 from benchmarks.attention import measure_attention
 from benchmarks.peers import Case, known_peers
 from benchmarks.steps import measure_decode_steps, measure_steps
@@ -27,14 +26,12 @@ def complete(args):
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.seq_lens = sorted(set(args.seq_lens))
-    least = dict.fromkeys(("seq_lens", "batch_size", "heads", "head_dim", "rounds", "layers"), 1)
-    if args.tokens is not None:
-        least["tokens"] = 1
-    for name, limit in (least | {"window_size": 0, "dilation": 0}).items():
-        smallest = min(np.atleast_1d(getattr(args, name)))
-        if smallest < limit:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} must be at least {limit}, got {smallest}")
+    for name in ("batch_size", "tokens", "heads", "head_dim", "rounds", "layers"):
+        if getattr(args, name) is not None:
+            whole(f"--{name.replace('_', '-')}", getattr(args, name), 1)
+    whole("--seq-lens", args.seq_lens[0], 1)  # the shortest
+    whole("--window-size", args.window_size)
+    whole("--dilation", args.dilation)
     if args.step and args.patterns:
         raise ValueError("--patterns is for attention alone: with --step name them with --arms")
     args.pattern = f"w{args.window_size}-d{args.dilation}"
@@ -42,18 +39,16 @@ def complete(args):
         if pattern_of_arm(arm) is None or pattern_of_arm(arm)["full_layers"]:
             raise ValueError(f"--patterns {arm}: give names of one layer, as w96-d4-s, w96-d0-f1")
         Case(1, 1, args.heads, 8, args.dtype, args.device).pattern(arm)  # fits the heads
-    known = known_peers(args.pattern, args.patterns, args.decode)
-    args.peers = args.peers or list(known)
-    for name in args.peers:
-        if name not in known:
-            raise ValueError(f"--peers {name}: choose of {', '.join(known)}")
     return device
 
 
 def problems_of(args):
     """What is measured, length by length: cases, or for steps the experiment's configurations."""
     common = {"device": args.device, "dtype": args.dtype}
-    sizes = [{"seq_len": S, "batch_size": batch_size(args, S)} for S in args.seq_lens]
+    sizes = []
+    for seq_len in args.seq_lens:
+        batch_size = args.batch_size if args.tokens is None else max(1, args.tokens // seq_len)
+        sizes.append({"seq_len": seq_len, "batch_size": batch_size})
     if not args.step:
         common |= {"heads": args.heads, "head_dim": args.head_dim}
         return [Case(**size, **common) for size in sizes]
@@ -66,13 +61,13 @@ def problems_of(args):
     ]
 
 
-def batch_size(args, seq_len):
-    """How many sequences of a length there are."""
-    return args.batch_size if args.tokens is None else max(1, args.tokens // seq_len)
-
-
 def benchmark_of(args, device):
-    """What measures one of the problems, and the name of the JSON file."""
+    """What measures one of the problems, and the JSON file's name; ValueError for unknown peers."""
+    known = known_peers(args.pattern, args.patterns, args.decode)
+    args.peers = args.peers or list(known)
+    for name in args.peers:
+        if name not in known:
+            raise ValueError(f"--peers {name}: choose of {', '.join(known)}")
     if args.step:
         measure, name = measure_steps, "step_benchmark"
         if args.decode:
@@ -81,7 +76,6 @@ def benchmark_of(args, device):
     directions, name = [FORWARD, TRAINING], "attention_benchmark"
     if args.decode:
         directions, name = [ONE_TOKEN], "decode_benchmark"
-    known = known_peers(args.pattern, args.patterns, args.decode)
     peers = {peer: known[peer] for peer in args.peers}
     how = {"peers": peers, "directions": directions, "rounds": args.rounds}
     return partial(measure_attention, **how), name

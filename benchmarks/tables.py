@@ -65,23 +65,23 @@ def result_sections(records, skipped):
     for seq_len in dict.fromkeys(r["seq_len"] for r in records):
         here = [r for r in records if r["seq_len"] == seq_len]
         rows = _rows(here)
-        known = {key for row in rows for key, value in row.items() if value is not None}
-        keys = [key for key in COLUMNS if key in known]
-        table = [[COLUMNS[key][0] for key in keys]]
-        table += [[_cell(row, key) for key in keys] for row in rows]
-        found.append(Section(_heading(rows[0]), [table, *_disturbed_texts(here)]))
+        known = set().union(*rows)
+        columns = {key: column for key, column in COLUMNS.items() if key in known}
+        table = [[title for title, _ in columns.values()]]
+        for row in rows:
+            cells = []
+            for key, (_, form) in columns.items():
+                cells.append(form.format(row[key]) if key in row else "-")
+            table.append(cells)
+        heading = f"S {seq_len:,}"
+        if "copy_gb_per_s" in rows[0]:
+            heading += f"; a copy moves {rows[0]['copy_gb_per_s']:,.0f} GB/s"
+        found.append(Section(heading, [table, *_disturbed_texts(here)]))
         shown |= known
     notes = [note for key, note in NOTES.items() if key in shown]
     if any(map(disturbances, records)):
         notes.append("!: disturbed, not to be quoted; repeat it on an idle machine.")
     return [*found, Section("", notes + _skipped_texts(skipped))]
-
-
-def _heading(record):
-    heading = f"S {record['seq_len']:,}"
-    if "copy_gb_per_s" in record:
-        heading += f"; a copy moves {record['copy_gb_per_s']:,.0f} GB/s"
-    return heading
 
 
 def _disturbed_texts(records):
@@ -106,12 +106,7 @@ def _rows(records):
         if len(r["samples_ms"]) > 1:
             time += f" ± {(high - low) / 2:,.{digits}f}"
         row[r["direction"]] = time + " !" * bool(disturbances(r))
-    return list(rows.values())
-
-
-def _cell(row, key):
-    value = row.get(key)
-    return "-" if value is None else COLUMNS[key][1].format(value)
+    return [{k: value for k, value in row.items() if value is not None} for row in rows.values()]
 
 
 def _skipped_texts(skipped):

@@ -3,19 +3,17 @@
 import shlex
 from functools import partial
 
-from analysis.reach import reach_records
 from analysis.report import TITLE, report_sections
 from analysis.rows import training_section
 from analysis.words import Section, fact_table
-from figures.curves import convergence, per_run, training_curves
+from figures.curves import convergence, per_run, training_curves, validation
 from figures.data import MEMORY, SPEED, VAL_LOSS, prepare
 from figures.look import OUR_LOOK
-from figures.page import Page, save_drawn, write_page
+from figures.page import Page, write_all
 from figures.reach import reach
-from figures.validation import has_curves, validation
 from figures.values import distributions, final_losses, metrics_comparison, summary, tradeoff
 
-FIGURES = {
+FIGURES = {  # each gives None where an experiment has nothing for it
     "1_training_curves": training_curves,
     "2_final_losses": final_losses,
     "3_metrics_comparison": metrics_comparison,
@@ -29,20 +27,19 @@ FIGURES = {
     "11_validation": validation,
     "reach": reach,
 }
-NEEDS = {"11_validation": has_curves, "reach": reach_records}  # what not every experiment has
 
 
 @OUR_LOOK
 def draw(name, data):
-    """The figure of this name, a matplotlib Figure; ``data`` is an ``Experiment``."""
+    """The figure of this name, a matplotlib Figure or None; ``data`` is an ``Experiment``."""
     return FIGURES[name](data)
 
 
 def draw_all(metrics, metadata):
     """The figures that there is something for, {name: Figure}."""
     data = prepare(metrics, metadata)
-    names = [name for name in FIGURES if name not in NEEDS or NEEDS[name](data.ok)]
-    return {name: draw(name, data) for name in names}
+    figures = {name: draw(name, data) for name in FIGURES}
+    return {name: figure for name, figure in figures.items() if figure}
 
 
 def experiment_page(metrics, metadata):
@@ -67,15 +64,6 @@ def experiment_page(metrics, metadata):
     )
 
 
-def create_all_plots(metrics, metadata, plots_dir, page_path=None):
-    """Draw and save the figures that there is something for; returns the paths written.
-
-    page_path: where the experiment is to be written as a page too.
-    """
-    page = experiment_page(metrics, metadata)
-    figures = page.draw()
-    paths = save_drawn(page, figures, plots_dir)
-    if page_path:
-        write_page(page_path, page, figures)
-        paths.append(page_path)
-    return paths
+def create_all_plots(metrics, metadata, plots_dir, page_path):
+    """Save the figures that there is something for, and the experiment as a page: the paths."""
+    return write_all(page_path, experiment_page(metrics, metadata), plots_dir)

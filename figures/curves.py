@@ -1,4 +1,4 @@
-"""Figures 1, 8 and 10: losses over a training, and the trainings of an experiment over time."""
+"""Figures 1, 8, 10 and 11: losses over a training, and the trainings of an experiment over time."""
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -6,14 +6,19 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
 from analysis.significance import LEVEL
-from analysis.values import loss_differences, paired_trainings, smooth, table
-from figures.data import METRICS, TRAIN_LOSS
-from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
+from analysis.values import paired_trainings, smooth, table
+from figures.data import METRICS, TRAIN_LOSS, VAL_LOSS
+from figures.frame import dots, empty_figure, fill_panel, finish, metric_axis, new_figure
 from figures.look import FAILED
 
 # a loss is smoothed over one of so many parts of a training: enough to tell lines apart
 CURVE_PARTS, CONVERGENCE_PARTS = 100, 30
 SECONDS = "training time (s, timed steps, mean over blocks)"
+CURVES_AND_DIFFERENCES = (
+    "Above: bold = mean over blocks, thin = single trainings; below: mean of the paired "
+    "differences with its pointwise 95 % t interval. Vertical ranges of the last 90 % of the "
+    "steps."
+)
 
 
 def draw_mean(ax, data, arm, x, rows):
@@ -63,30 +68,46 @@ def mean_seconds(trainings):
     return table(trainings, "step_seconds").cumsum(axis=1).mean(axis=0)
 
 
-def smoothed(losses, parts):
-    """Losses (R, steps), smoothed over one of so many parts of a training.
+def smoothing_window(trainings, parts):
+    """How many steps a loss is averaged over: one of so many parts of a training.
 
-    Returns the step in the middle of each point, counted from 0, the losses and the window.
+    It is odd, so that it has a middle.
     """
-    window = losses.shape[1] // parts | 1  # odd, so that it has a middle
-    losses = smooth(losses, window)
-    return np.arange(losses.shape[1]) + window // 2, losses, window
+    return min(training["total_steps"] for training in trainings) // parts | 1
 
 
-def paired_differences(ax, data, metric):
-    """The paired difference of the loss to the reference at each step."""
+def curves_of(trainings, metric, parts):
+    """A loss in the course of trainings: at which steps, (points,) from 0, and losses (R, points).
+
+    The training loss is smoothed over one of so many parts of a training.
+    """
+    if metric is VAL_LOSS:
+        points = min(len(training["curve"]["steps"]) for training in trainings)
+        losses = [training["curve"]["losses"][:points] for training in trainings]
+        return np.array(trainings[0]["curve"]["steps"][:points]) - 1, np.array(losses, dtype=float)
+    window = smoothing_window(trainings, parts)
+    losses = smooth(table(trainings, "losses"), window)
+    return np.arange(losses.shape[1]) + window // 2, losses
+
+
+def draw_losses(ax, data, metric, places, parts=CURVE_PARTS):
+    """Every training's loss and the means; places: x at every step of trainings."""
+    for arm in data.arms:
+        steps, losses = curves_of(data.ok[arm], metric, parts)
+        draw_blocks(ax, data, arm, places(data.ok[arm])[steps], losses)
+    fit_to_late(ax)
+
+
+def draw_differences(ax, data, metric):
+    """The paired difference of a loss to the reference over the tokens, beside a line at zero."""
     for arm in data.arms[1:]:
         blocks = paired_trainings(data.ok, (arm, data.reference))
-        middles, differences, _ = smoothed(loss_differences(blocks), CURVE_PARTS)
-        draw_band(ax, data, arm, tokens_seen(blocks[0])[middles], differences)
-    difference_axis(ax, data.reference)
-
-
-def difference_axis(ax, reference):
-    """The vertical axis of differences to an arm, and a line where there is none."""
+        trainings = [training for block in blocks for training in block]
+        steps, losses = curves_of(trainings, metric, CURVE_PARTS)
+        draw_band(ax, data, arm, tokens_seen(trainings)[steps], losses[::2] - losses[1::2])
     fit_to_late(ax, include=[0])
     ax.axhline(0, color="black", lw=0.8)
-    ax.set_ylabel(f"difference to {reference}\n(nats/token)")
+    ax.set_ylabel(f"difference to {data.reference}\n(nats/token)")
 
 
 def tokens_axis(ax):
@@ -118,44 +139,61 @@ def draw_without_model(ax, data):
             break
 
 
+def smoothing_text(window):
+    """What a caption says of smoothed losses."""
+    return f" All are centred moving averages of {window} steps." if window > 1 else ""
+
+
 def training_curves(data):
     """1: training loss over tokens, and its paired difference to the reference."""
     fig, ((top,), (bottom,)) = new_figure(2, 1, 5.4, sharex=True, height_ratios=(3, 2))
-    for arm in data.arms:
-        middles, losses, window = smoothed(table(data.ok[arm], "losses"), CURVE_PARTS)
-        draw_blocks(top, data, arm, tokens_seen(data.ok[arm])[middles], losses)
+    draw_losses(top, data, TRAIN_LOSS, tokens_seen)
     top.set_ylabel("training loss (nats/token)")
-    fit_to_late(top)
     draw_without_model(top, data)
-    fill_panel(bottom, data, [TRAIN_LOSS], paired_differences)
+    fill_panel(bottom, data, [TRAIN_LOSS], draw_differences)
     tokens_axis(bottom if bottom.axison else top)
-    caption = (
-        "Above: bold = mean over blocks, thin = single trainings; below: mean of the paired "
-        "differences with its pointwise 95 % t interval. Vertical ranges of the last 90 % of the "
-        "steps."
-    )
-    if window > 1:
-        caption += f" All are centred moving averages of {window} steps."
+    window = smoothing_window(data.ok[data.reference], CURVE_PARTS)
+    caption = CURVES_AND_DIFFERENCES + smoothing_text(window)
     return finish(fig, data, "Training loss", caption)
 
 
 def convergence(data):
     """10: training loss over seconds, smoothed where there are many steps."""
     fig, ((ax,),) = new_figure(1, 1, 3.7)
-    for arm in data.arms:
-        middles, losses, window = smoothed(table(data.ok[arm], "losses"), CONVERGENCE_PARTS)
-        draw_blocks(ax, data, arm, mean_seconds(data.ok[arm])[middles], losses)
-    fit_to_late(ax)
-    ax.set_ylabel("training loss (nats/token)")
-    ax.set_xlabel(SECONDS)
+    draw_losses(ax, data, TRAIN_LOSS, mean_seconds, CONVERGENCE_PARTS)
+    window = smoothing_window(data.ok[data.reference], CONVERGENCE_PARTS)
+    smoothed = ", smoothed" if window > 1 else ""
+    ax.set(xlabel=SECONDS, ylabel=f"training loss{smoothed} (nats/token)")
     caption = (
         "Bold = mean over blocks, thin = single trainings; vertical range of the last 90 % of the "
         "steps."
     )
-    if window > 1:
-        ax.set_ylabel("training loss, smoothed (nats/token)")
-        caption += f" All are centred moving averages of {window} steps."
-    return finish(fig, data, "Training loss over time", caption)
+    return finish(fig, data, "Training loss over time", caption + smoothing_text(window))
+
+
+def validation(data):
+    """11: held-out loss over tokens and seconds, and its paired difference to the reference.
+
+    None unless it was evaluated in the course of every training.
+    """
+    if not all(training["curve"] for trainings in data.ok.values() for training in trainings):
+        return None
+    fig = empty_figure(5.4)
+    axes = fig.subplot_mosaic("ts;dd", height_ratios=(3, 2))
+    axes["s"].sharey(axes["t"])
+    for ax, places in ((axes["s"], mean_seconds), (axes["t"], tokens_seen)):
+        draw_losses(ax, data, VAL_LOSS, places)
+        draw_without_model(ax, data)
+    axes["s"].set_xlabel(SECONDS)
+    axes["t"].set_ylabel("held-out loss (nats/token)")
+    tokens_axis(axes["t"])
+    fill_panel(axes["d"], data, [VAL_LOSS], draw_differences)
+    tokens_axis(axes["d"])
+    caption = (
+        "Loss on the same held-out rows in every training, evaluated outside of the timed steps; "
+        "of many rows a few, so that losses and differences may end elsewhere than the report's. "
+    )
+    return finish(fig, data, "Held-out loss", caption + CURVES_AND_DIFFERENCES)
 
 
 def place_of(training):

@@ -49,7 +49,7 @@ class Experiment:
     started: list  # [(arm, training)] of every training, failed ones too, in the order of time
     styles: dict  # {arm: ArmStyle}
     setting: str  # device, sizes and revision, for the captions
-    partial: str  # "partial: 7/20 trainings", or "" when complete
+    mark: str  # what must be seen on every figure, as "partial: 7/20 trainings", or ""
     margin: float | None  # of equivalence, in nats of validation loss, where declared
     idle: list  # the arms that are not trained, so that their losses say nothing of quality
     without_model: dict  # {words: validation loss without a model, in nats}, where known
@@ -115,7 +115,7 @@ def prepare(metrics, metadata):
         started=sorted(trainings_of(metrics), key=lambda item: item[1]["index"]),
         styles=arm_styles(metrics),
         setting=describe_setting(metadata),
-        partial=partial_mark(metrics, metadata),
+        mark=partial_mark(metrics, metadata),
         margin=metadata["plan"]["equivalence_margin"],
         idle=not_trained(ok, metadata),
         without_model=losses_without_model(metadata["data"]),

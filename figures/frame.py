@@ -71,11 +71,11 @@ def finish(fig, data, title, caption, arms=None, extra=()):
     """
     handles = [*handles_of({arm: data.styles[arm] for arm in arms or data.arms}), *extra]
     title = f"{title}: {data.compared}"
-    lines = title_lines(title, data.partial)
+    lines = title_lines(title, data.mark)
     look = {"ncols": min(len(handles), 5), "handlelength": 3, "alignment": "left"}
     look |= {"title": lines, "title_fontproperties": {"weight": "bold", "size": 9}}
     legend = fig.legend(handles=handles, loc="outside upper left", **look)
-    if data.partial:
+    if data.mark:
         legend.get_title().set_color("#B00000")
     caption_below(fig, f"{caption} {count_trainings(data)} {data.setting}")
     fig.set_label(f"{title}. {fig.get_label()}")

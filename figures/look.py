@@ -66,9 +66,15 @@ def arm_styles(arms):
 
 
 @OUR_LOOK
-def save_figures(figures, plots_dir):
-    """Write {name: Figure} as .png and .pdf, without dates, each whole or not at all: the paths."""
+def save_figures(figures, plots_dir, known=()):
+    """Write {name: Figure} as .png and .pdf, without dates, each whole or not at all: the paths.
+
+    known: names of which those that are not among the figures are of an earlier result, and go.
+    """
     paths = []
+    for name in set(known) - set(figures):
+        for kind in ("png", "pdf"):
+            (Path(plots_dir) / f"{name}.{kind}").unlink(missing_ok=True)
     for name, fig in figures.items():
         for kind, info in (("png", {}), ("pdf", {"CreationDate": None})):
             paths.append(Path(plots_dir) / f"{name}.{kind}")

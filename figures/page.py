@@ -3,15 +3,15 @@
 import io
 import re
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
 import matplotlib
 
+from analysis.words import report_text
 from figures.look import OUR_LOOK, save_figures
-from machine.command import UserError
+from machine.command import UserError, say
 from machine.files import write_text
 
 PAGE_NAME = "report.html"
@@ -53,13 +53,6 @@ def figure_named(text, names):
     raise UserError(f"no figure {text!r}: choose of {', '.join(names)}")
 
 
-def save_drawn(page, figures, plots_dir):
-    """Save the figures that were drawn and remove those of an earlier result; the paths written."""
-    for name, kind in product(set(page.known) - set(figures), ("png", "pdf")):
-        (Path(plots_dir) / f"{name}.{kind}").unlink(missing_ok=True)
-    return save_figures(figures, plots_dir)
-
-
 @OUR_LOOK
 def _svg(name, figure):
     """A figure as an svg element; its ids begin with its name, for a page has several."""
@@ -81,3 +74,18 @@ def html(page, figures):
 def write_page(path, page, figures):
     """Write ``html`` as a file that needs no other."""
     write_text(path, html(page, figures))
+
+
+def write_all(path, page, plots_dir):
+    """Draw a page's figures, save them and write the page to ``path``; returns all paths."""
+    figures = page.draw()
+    drawn = save_figures(figures, plots_dir, page.known)
+    write_page(path, page, figures)
+    return [path, *drawn]
+
+
+def publish(page, path, plots_dir):
+    """Print what a result file says, and write its figures and, beside ``path``, its page."""
+    paths = [path, *write_all(path.with_suffix(".html"), page, plots_dir)]
+    print(report_text(page.sections), flush=True)
+    say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))

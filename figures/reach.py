@@ -46,7 +46,13 @@ def differences_by_position(ax, data):
 
 
 def reach(data):
-    """How far back the models copy from, and where in the sequence they lose."""
+    """How far back the models copy from, and where in the sequence they lose.
+
+    None where no training was probed.
+    """
+    found = reach_records(data.ok)
+    if not found:
+        return None
     fig, ((left, right),) = new_figure(1, 2, 3.9)
     gains_by_distance(left, data)
     several = len(data.arms) > 1
@@ -55,7 +61,6 @@ def reach(data):
     right.set_xlabel("position in the sequence (tokens)")
     right.xaxis.set_major_locator(MaxNLocator(6))
     right.xaxis.set_major_formatter("{x:,.0f}")
-    found = reach_records(data.ok)
     records = [record for of_arm in found.values() for record in of_arm]
     error = max(max(record["gain_errors"]) for record in records)
     caption = (

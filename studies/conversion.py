@@ -1,7 +1,6 @@
 """What a conversion has found, as a table, a figure and a page; nothing is measured here."""
 
 from functools import partial
-from operator import itemgetter
 
 import numpy as np
 
@@ -42,16 +41,18 @@ def _moments(content):
 
 def answers(content):
     """The conversion that loses least, at once and after the fine-tuning, a sentence each."""
-    converted = [row for row in content["rows"] if row["chosen"] != "all"]
     sentences = []
     for key, when in _moments(content).items():
-        rises = [(rise(content, row, key), row) for row in converted]
-        known = [(risen, row) for risen, row in rises if risen is not None]
+        rises = {
+            f"{row['arm']} ({row['chosen']})": rise(content, row, key)
+            for row in content["rows"]
+            if row["chosen"] != "all"
+        }
+        known = {name: risen for name, risen in rises.items() if risen is not None}
         said = "nothing is known"
         if known:
-            least, row = min(known, key=itemgetter(0))
-            least = amount(least, "nats", "+")
-            said = f"{row['arm']} ({row['chosen']}) loses least, {least} nats a token"
+            best = min(known, key=known.get)
+            said = f"{best} loses least, {amount(known[best], 'nats', '+')} nats a token"
         sentences.append(f"{when.capitalize()}: {said}")
     return sentences
 

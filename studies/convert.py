@@ -28,7 +28,6 @@ from training.trainer import (
     autocast,
     check_compiler,
     deterministic_algorithms,
-    model_of,
     release_memory,
 )
 from training.weights import load_model, read_about
@@ -67,11 +66,11 @@ def convert(
     """
     about = read_about(path)
     with checked_options():
-        config = _config(path, about, data, pattern, sink_tokens, steps, lr, compile)
-        full_heads = _full_heads(full_heads, config.n_heads)
         device = resolve_device(device)
-        config = replace(config, device=str(device))
-        seed = about["seed"] + whole("--seed", seed, 1)
+        changes = {"device": str(device), "arms": ("fused", pattern), "sink_tokens": sink_tokens}
+        config = _config(path, about, steps, lr, changes | {"data": data, "compile": compile})
+        full_heads = _full_heads(full_heads, config.n_heads)
+        seed = config.seed + whole("--seed", seed, 1)
         check_compiler(config, device)
     dataset = _dataset(config, about)
     model = load_model(path, device)
@@ -89,8 +88,7 @@ def convert(
     }
     with deterministic_algorithms(config.deterministic):
         # of rows that it was trained with: the others are to tell how good the choice is
-        far = config.pattern_of(pattern)
-        importance = head_importance(model, arguments, far, dataset.train, PASSAGES, config)
+        importance = head_importance(model, arguments, pattern, dataset.train, config)
         content["importance"] = importance
         if importance is None:
             say(f"{config.seq_len} tokens are too short for the probe: the first heads alone")
@@ -115,36 +113,33 @@ def _full_heads(counts, n_heads):
     return counts
 
 
-def _config(path, about, data, pattern, sink_tokens, steps, lr, compile):
-    """The configuration of the fine-tuning; ValueError for what cannot be run."""
+def _config(path, about, steps, lr, changes):
+    """The configuration of the fine-tuning; ValueError for what cannot be run.
+
+    changes: in that of the training, which stays as it was where they are None.
+    """
     if about["model"] != "GPTModel":
         raise ValueError(f"{path}: name a model trained with full attention, as fused.safetensors")
+    _, pattern = changes["arms"]
     options = pattern_of_arm(pattern)
     if options is None or options["full_heads"] or options["full_layers"]:
         raise ValueError(f"--pattern {pattern}: name one without full heads, as w96-d0")
     steps = whole("--steps", steps, 1)
     try:
-        trained, seeded = ExperimentConfig(**about["config"]), whole("seed", about["seed"])
-        _, arguments = model_of(trained, "fused", about["arguments"]["vocab_size"])
-        if arguments != about["arguments"]:
-            raise ValueError("its configuration is of another model")
+        trained = ExperimentConfig(**about["config"] | {"seed": about["seed"]})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: says nothing usable of its training ({error})") from None
-    changes = {
-        "arms": ("fused", pattern),
-        "sink_tokens": sink_tokens,
-        "nope": False,  # of window models alone: the trained one has all its positions
-        "max_steps": steps,
-        "warmup_steps": int(WARMUP_SHARE * steps),
-        "lr": LR_SHARE * trained.lr if lr is None else lr,
-        "seed": seeded,
-        "eval_every": 0,
-        "world_size": 1,
-        "backend": "none",
-    }
-    changes |= {"data": data} if data else {}
-    changes |= {"compile": compile} if compile else {}
-    return ExperimentConfig(**about["config"] | changes)
+    return replace(
+        trained,
+        nope=False,  # of window models alone: the trained one has all its positions
+        max_steps=steps,
+        warmup_steps=int(WARMUP_SHARE * steps),
+        lr=LR_SHARE * trained.lr if lr is None else lr,
+        eval_every=0,
+        world_size=1,
+        backend="none",
+        **{name: value for name, value in changes.items() if value is not None},
+    )
 
 
 def _dataset(config, about):
@@ -190,12 +185,12 @@ def with_heads_first(weights, heads, n_heads):
     return ordered
 
 
-def head_importance(model, arguments, pattern, rows, passages, config):
+def head_importance(model, arguments, pattern, rows, config):
     """By how much the loss of a second showing rises when one head alone gets the pattern.
 
-    model: of full attention, built with ``arguments``; pattern: of GPTWindowModel's arguments;
-    rows: of tokens (N, S + 1), see ``second_showing_loss``.  Returns nats a token, a list of the
-    heads' (H,) for every layer; None where the sequences are too short.
+    model: of full attention, built with ``arguments``; pattern: an arm's name; rows: of tokens
+    (N, S + 1), see ``second_showing_loss``.  Returns nats a token, a list of the heads' (H,) for
+    every layer; None where the sequences are too short.
     """
     layers, n_heads = arguments["layers"], arguments["n_heads"]
     weights, device = model.state_dict(), next(model.parameters()).device
@@ -204,7 +199,7 @@ def head_importance(model, arguments, pattern, rows, passages, config):
         # a context each: autocast keeps its copies of the weights, also when others are loaded
         with autocast(config, device):
             return second_showing_loss(
-                model, rows, config.seq_len, passages, config.sequences_at_once
+                model, rows, config.seq_len, PASSAGES, config.sequences_at_once
             )
 
     base = loss(model)
@@ -214,7 +209,8 @@ def head_importance(model, arguments, pattern, rows, passages, config):
     for layer in bar(range(layers), desc="layers probed"):
         full_heads = [n_heads] * layers
         full_heads[layer] -= 1  # the window is that of the last head
-        only = GPTWindowModel(**arguments, **pattern | {"full_heads": full_heads})
+        far = config.pattern_of(pattern) | {"full_heads": full_heads}
+        only = GPTWindowModel(**arguments, **far)
         only.to(device).eval()
         for head in range(n_heads):
             others = [[] for _ in range(layers)]

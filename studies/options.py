@@ -5,7 +5,7 @@ import sys
 
 from machine.command import GOES_ON
 from studies.points import LENGTHS, PATTERNS
-from studies.saved import STUDIES
+from studies.tables import STUDIES
 from training.config import PRESETS, add_options
 from training.config_file import CONFIG_NAME
 

@@ -55,7 +55,7 @@ def _plot_lengths(content):
     """Every arm's speed and loss against fused over the length, a row a kind of positions."""
     kinds, margin = points_of_kinds(content), content["config"]["equivalence_margin"]
     pairs = dict.fromkeys(pair for point in content["points"] for pair in point["contrasts"])
-    arms = [arm for arm, reference in (pair.split("/") for pair in pairs) if reference == "fused"]
+    arms = [pair.removesuffix("/fused") for pair in pairs if pair.endswith("/fused")]
     lengths = sorted({point["seq_len"] for point in content["points"]})
     styles = arm_styles(arms)
     figure, rows = new_figure(len(kinds), 2, 1.1 + 2.2 * len(kinds), sharex=True, sharey="col")

@@ -1,12 +1,10 @@
 """A study: an experiment at every point, one after the other, and what they come to."""
 
 from analysis.report import write_report
-from analysis.words import report_text
 from experiment.files import move_aside
 from experiment.progress import format_seconds
 from experiment.run import dry_run, run_experiment
-from figures.look import save_figures
-from figures.page import write_page
+from figures.page import publish
 from machine import ranks
 from machine.command import DONE, TRAININGS_FAILED, say
 from machine.files import write_json
@@ -52,15 +50,10 @@ def move_study_aside(folder, path, data):
 
 
 def report_study(content, path, plots_dir):
-    """Draw a study's figures, write its page and print its tables; returns the exit code.
+    """Print and draw a study; returns the exit code.
 
     Memory that ran out is a result of a study, and no failure.
     """
-    page = study_page(content)
-    figures = page.draw()
-    paths = [path, path.with_suffix(".html"), *save_figures(figures, plots_dir)]
-    write_page(paths[1], page, figures)
-    print(report_text(page.sections), flush=True)
-    say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
+    publish(study_page(content), path, plots_dir)
     arms = [arm for point in content["points"] for arm in point["arms"].values()]
     return TRAININGS_FAILED if any(arm["diverged"] for arm in arms) else DONE

@@ -3,13 +3,13 @@
 Estimates are dicts with ``mean``, ``low`` and ``high``, see tables.py.
 """
 
-from collections import Counter
+import json
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from analysis.metrics import load_experiment
+from analysis.metrics import MetricsError, fitting, load_experiment
 from analysis.recommend import patterns_of, recommend
 from analysis.significance import log_interval, mean_interval, non_inferiority, paired_ratio
 from analysis.values import (
@@ -24,8 +24,8 @@ from analysis.values import (
 from analysis.warnings import measurement_warnings
 from attention.pattern import causal_pairs
 from gpt import model_flops
-from machine.files import utc_now
-from studies.saved import NO_ROOM, read_study
+from machine.files import read_file, utc_now
+from studies.tables import NO_ROOM, STUDIES
 from training.config import arm_density
 
 CURVE_POINTS = 40
@@ -54,7 +54,12 @@ def load_study(path):
     """
     if Path(path).suffix == ".npz":
         return summarize("patterns", [load_experiment(path)])
-    return read_study(path)
+    text = read_file(path, MetricsError, "python compare_models.py --study patterns writes it")
+    with fitting(path):
+        content = json.loads(text)
+        if content["study"] not in STUDIES or not content["points"]:
+            raise ValueError("it holds no study")
+    return content
 
 
 def _point(study, metrics, metadata):
@@ -70,12 +75,16 @@ def _point(study, metrics, metadata):
         "warnings": measurement_warnings(metrics),
         "arms": {arm: _summary(metrics, arm, metadata["steps"]) for arm in ordered_arms(metrics)},
     }
-    if study == "patterns":
-        return point | _about_patterns(metrics, metadata, point["arms"])
-    for arm in patterns_of(metrics):
+    patterns = patterns_of(metrics)
+    for arm in patterns:
         point["arms"][arm] |= _limits(metadata, arm_density(config, arm))
+    if study == "patterns":
+        for arm in patterns:
+            point["arms"][arm]["contrast"] = _contrast(metrics, metadata, (arm, "fused"))
+        point["curves"] = _curves(metrics, patterns, metadata["steps"])
+        return point
     pairs = [(arm, "fused") for arm in point["arms"] if arm != "fused"]
-    pairs += [(arm, "baseline") for arm in patterns_of(metrics)]
+    pairs += [(arm, "baseline") for arm in patterns]
     point["contrasts"] = {
         f"{arm}/{reference}": _contrast(metrics, metadata, (arm, reference))
         for arm, reference in pairs
@@ -87,35 +96,15 @@ def _point(study, metrics, metadata):
 
 def _summary(metrics, arm, steps):
     """How an arm's trainings ended, and means of those that did well, geometric but of losses."""
-    ended = Counter(training["status"] for training in metrics[arm])
-    estimates = {
-        "step_ms": (log_interval, 1e3 * ok_values(metrics, arm, "training_time") / steps),
-        "peak_memory_mb": (log_interval, ok_values(metrics, arm, "peak_memory_mb")),
-        "val_loss": (mean_interval, ok_values(metrics, arm, "val_loss")),
-    }
-    counts = {status: ended[status] for status in ("ok", NO_ROOM, "diverged")}
-    means = {
-        key: asdict(interval(values)) if values.size else None
-        for key, (interval, values) in estimates.items()
-    }
-    return counts | means
-
-
-def _about_patterns(metrics, metadata, arms):
-    """Every pattern against fused, after whole trainings and over them.
-
-    arms: {arm: its summary}, which the patterns' contrasts are added to.
-    """
-    config, curves = metadata["config"], {}
-    # the loss at a moment is the mean over these last steps
-    window = min(metadata["steps"], max(5, metadata["steps"] // 20))
-    for arm in patterns_of(arms):
-        arms[arm] |= _limits(metadata, arm_density(config, arm))
-        arms[arm]["contrast"] = _contrast(metrics, metadata, (arm, "fused"))
-        paired = paired_trainings(metrics, (arm, "fused"))
-        if paired:
-            curves[arm] = _curve(paired, window)
-    return {"curves": curves}
+    ended = [training["status"] for training in metrics[arm]]
+    summary = {status: ended.count(status) for status in ("ok", NO_ROOM, "diverged")}
+    for key, values, interval in (
+        ("step_ms", 1e3 * ok_values(metrics, arm, "training_time") / steps, log_interval),
+        ("peak_memory_mb", ok_values(metrics, arm, "peak_memory_mb"), log_interval),
+        ("val_loss", ok_values(metrics, arm, "val_loss"), mean_interval),
+    ):
+        summary[key] = asdict(interval(values)) if values.size else None
+    return summary
 
 
 def _contrast(metrics, metadata, pair):
@@ -148,16 +137,22 @@ def _limits(metadata, kept):
     return {"density": kept, "step_limit": (linear + attention) / (linear + attention * kept)}
 
 
-def _curve(paired, window):
+def _curves(metrics, patterns, steps):
     """Training loss minus that of fused over the tokens seen, with the t interval over blocks."""
-    differences = smooth(loss_differences(paired), window)  # (blocks, steps - window + 1)
-    last = differences.shape[1] - 1
-    chosen = np.unique(np.linspace(0, last, CURVE_POINTS).round().astype(int))
-    intervals = [mean_interval(differences[:, step]) for step in chosen]
-    tokens_seen = paired[0][0]["tokens_seen"]
-    return {
-        "tokens": tokens_seen[chosen + window - 1].tolist(),
-        "mean": [interval.mean for interval in intervals],
-        "low": [interval.low for interval in intervals],
-        "high": [interval.high for interval in intervals],
-    }
+    curves = {}
+    window = min(steps, max(5, steps // 20))  # the loss at a moment is the mean over these steps
+    for arm in patterns:
+        paired = paired_trainings(metrics, (arm, "fused"))
+        if not paired:
+            continue
+        differences = smooth(loss_differences(paired), window)  # (blocks, steps - window + 1)
+        last = differences.shape[1] - 1
+        chosen = np.unique(np.linspace(0, last, CURVE_POINTS).round().astype(int))
+        intervals = [mean_interval(differences[:, step]) for step in chosen]
+        curves[arm] = {
+            "tokens": paired[0][0]["tokens_seen"][chosen + window - 1].tolist(),
+            "mean": [interval.mean for interval in intervals],
+            "low": [interval.low for interval in intervals],
+            "high": [interval.high for interval in intervals],
+        }
+    return curves

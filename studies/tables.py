@@ -7,13 +7,20 @@ where there is none.
 from analysis.recommend import Recommendation, recommendation_text
 from analysis.words import Section, report_text, with_interval
 from machine.command import counted
-from studies.saved import NO_ROOM, point_name
 
+STUDIES = ("lengths", "patterns")
+NO_ROOM = "out_of_memory"  # what became of a training
 EXPLANATION = (
     "[ ]: 95 % t interval over the blocks, paired where two arms are compared; on a log scale for "
     "times and ratios, whose means are geometric, and none beyond a factor of 10. faster: how many "
     "times as fast as the other arm. loss: nats a token, lower is better."
 )
+
+
+def point_name(study, config):
+    """What the folder of a point is called: ``rotary_1024``, of a study of patterns ``rotary``."""
+    kind = config["positions"]
+    return f"{kind}_{config['seq_len']}" if study == "lengths" else kind
 
 
 def estimate_text(estimate, template):
@@ -83,12 +90,11 @@ def table_of(rows):
 
 
 def uses(points):
-    """What to use at each of these points, a text each; none of an earlier file's."""
+    """What to use at each of these points, a text each."""
     return [
         f"Use at S {point['seq_len']:,}, {point['positions']} positions: "
         + recommendation_text(Recommendation(**point["recommendation"]))
         for point in points
-        if "recommendation" in point
     ]
 
 

@@ -7,8 +7,16 @@ from conftest import flat
 
 from analysis.words import report_text
 from attention import density
-from benchmarks.picture import plot_benchmark, plot_scaling
+from benchmarks.picture import plot_benchmark
 from benchmarks.tables import ALL_KEYS, FORWARD, TRAINING, result_sections
+
+OPTIONS = {"tokens": None, "batch_size": 1, "heads": 2, "head_dim": 8, "dtype": "float32"}
+OPTIONS |= {"patterns": ["w10-d3"]}
+
+
+def picture_of(records):
+    content = {"options": OPTIONS, "environment": {"device_name": "CPU"}, "records": records}
+    return plot_benchmark(content)["attention_scaling"]
 
 
 def results_text(records, skipped):
@@ -53,22 +61,15 @@ def test_times_that_were_disturbed_are_marked_and_their_table_says_by_what():
         "",
     ]
     assert lines[-1].startswith("!: disturbed, not to be quoted")
-    options = {"tokens": None, "batch_size": 1, "heads": 2, "head_dim": 8, "dtype": "float32"}
-    options |= {"patterns": ["w10-d3"]}
     for r in records:
         r |= {"ratio_to_best_full": 1.0, "attends": ALL_KEYS}
-    content = {"options": options, "environment": {"device_name": "CPU"}, "records": records}
-    (figure,) = plot_benchmark(content).values()
-    assert "DISTURBED" in figure.get_suptitle()
-    content["records"] = records[1:2]
-    (figure,) = plot_benchmark(content).values()
-    assert "DISTURBED" not in figure.get_suptitle()
+    assert "DISTURBED" in picture_of(records).get_suptitle()
+    assert "DISTURBED" not in picture_of(records[1:2]).get_suptitle()
 
 
 def test_the_picture_has_a_line_for_each_peer_and_the_limit(measured):
     records, _ = measured
-    figure = plot_scaling(records, "title")
-    for axis, timed in zip(figure.axes, (FORWARD, TRAINING), strict=True):
+    for axis, timed in zip(picture_of(records).axes, (FORWARD, TRAINING), strict=True):
         here = {
             (r["peer"], r["seq_len"]): r["median_ms"] for r in records if r["direction"] == timed
         }

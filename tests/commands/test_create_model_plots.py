@@ -7,7 +7,7 @@ import create_model_plots
 from analysis.metrics import save_metrics
 
 
-def test_writes_eleven_png_and_eleven_pdf_and_lists_them(tmp_path, capsys, monkeypatch):
+def test_writes_eleven_png_and_eleven_pdf_and_lists_them(tmp_path, capsys):
     path, _ = save_metrics(*make_experiment(2, ("window",)), tmp_path)
     assert create_model_plots.main([str(path), str(tmp_path / "new" / "plots")]) == 0
     listed = capsys.readouterr().out.split()
@@ -20,7 +20,7 @@ def test_writes_eleven_png_and_eleven_pdf_and_lists_them(tmp_path, capsys, monke
             assert file.read(4) == (b"%PDF" if name.endswith("pdf") else b"\x89PNG")
 
 
-def test_the_probe_has_a_figure_where_there_was_one(tmp_path, monkeypatch, capsys):
+def test_the_probe_has_a_figure_where_there_was_one(tmp_path):
     metrics, metadata = make_experiment(2, ("window", "fused"))
     add_reach(metrics, {"window": 128})  # of one arm alone
     path, _ = save_metrics(metrics, metadata, tmp_path)
@@ -36,7 +36,7 @@ def test_the_probe_has_a_figure_where_there_was_one(tmp_path, monkeypatch, capsy
         ("memory_speed 10 1", ["10_convergence", "1_training_curves", "6_memory_speed"]),
     ],
 )
-def test_only_what_is_asked_for_is_drawn_and_the_rest_stays(tmp_path, monkeypatch, only, drawn):
+def test_only_what_is_asked_for_is_drawn_and_the_rest_stays(tmp_path, only, drawn):
     path, _ = save_metrics(*make_experiment(2), tmp_path)
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "reach.png").write_text("of earlier")
@@ -56,7 +56,7 @@ def test_a_figure_that_there_is_not_is_one_line_with_those_that_there_are(tmp_pa
     assert not (tmp_path / "plots").exists()
 
 
-def test_a_studys_figures_are_chosen_by_their_names(tmp_path, monkeypatch, capsys):
+def test_a_studys_figures_are_chosen_by_their_names(tmp_path, capsys):
     study = str(ROOT / "results" / "h100_length_study.json")
     assert create_model_plots.main([study, str(tmp_path), "--only", "length_scaling"]) == 0
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["length_scaling"] * 2
@@ -73,9 +73,7 @@ def test_a_studys_figures_are_chosen_by_their_names(tmp_path, monkeypatch, capsy
         ("h100_step_heads", []),
     ],
 )
-def test_studies_and_benchmarks_are_drawn_from_their_files(
-    tmp_path, monkeypatch, capsys, name, figures
-):
+def test_studies_and_benchmarks_are_drawn_from_their_files(tmp_path, capsys, name, figures):
     code = create_model_plots.main([str(ROOT / "results" / f"{name}.json"), str(tmp_path)])
     assert sorted(path.name for path in tmp_path.glob("*.png")) == figures
     assert code == (0 if figures else 2)

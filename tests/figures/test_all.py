@@ -132,17 +132,18 @@ def test_a_figure_without_data_is_not_written_and_an_older_one_goes(tmp_path, mo
     monkeypatch.setattr("figures.all.FIGURES", few)
     metrics, metadata = make_experiment(2)
     files = [f"{name}.{kind}" for name in few for kind in ("pdf", "png")]
-    create_all_plots(metrics, metadata, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    plots, page = tmp_path / "plots", tmp_path / "page.html"
+    create_all_plots(metrics, metadata, plots, page)
+    assert sorted(path.name for path in plots.iterdir()) == files
     for training in metrics["fused"]:
         training["curve"] = None
-    create_all_plots(metrics, metadata, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == files[:2]
+    create_all_plots(metrics, metadata, plots, page)
+    assert sorted(path.name for path in plots.iterdir()) == files[:2]
 
 
 def test_equal_data_give_equal_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr("figures.all.FIGURES", {"9_summary": FIGURES["9_summary"]})
-    for folder in ("a", "b"):
-        create_all_plots(*make_experiment(2), tmp_path / folder)
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        create_all_plots(*make_experiment(2), folder, folder / "page.html")
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name

@@ -2,12 +2,11 @@
 
 import math
 
-import numpy as np
 import pytest
 from conftest import make_experiment
 
 from analysis.metrics import MetricsError
-from analysis.values import smooth, throttled
+from analysis.values import throttled
 from figures.data import TIME, describe_setting, losses_without_model, prepare, ratio
 from figures.look import STYLES, arm_styles
 
@@ -47,7 +46,7 @@ def test_the_setting_names_the_revision_and_no_pattern_that_no_arm_has():
 def test_a_file_of_unlike_trainings_is_marked():
     metrics, metadata = make_experiment(1)
     data = prepare(metrics, metadata | {"mixed": ["code"]})
-    assert data.partial == "mixed: trainings that differ"
+    assert data.mark == "mixed: trainings that differ"
 
 
 def test_a_smoke_test_is_marked_beside_everything_else():
@@ -55,12 +54,7 @@ def test_a_smoke_test_is_marked_beside_everything_else():
     metadata["config"]["preset"] = "smoke"
     data = prepare(metrics, metadata | {"mixed": ["code"]})
     smoke = "smoke test: says nothing about time or quality"
-    assert data.partial == f"{smoke}; mixed: trainings that differ"
-
-
-def test_smoothing_a_straight_line_changes_nothing_and_leaves_no_lag():
-    line = np.arange(50.0)[None]
-    np.testing.assert_allclose(smooth(line, 7), line[:, 3:-3])
+    assert data.mark == f"{smoke}; mixed: trainings that differ"
 
 
 def test_known_arms_have_fixed_looks_and_many_arms_all_look_different():

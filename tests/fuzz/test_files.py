@@ -37,7 +37,6 @@ from tokenizers import ByteLevelBPETokenizer
 import analyze_hyperparameters
 import compare_models
 import create_model_plots
-import figures.all
 import figures.look
 import figures.page
 import generate
@@ -99,7 +98,7 @@ CASES = list(cases())
 PROCESSES = [CASES[0], next(case for case in CASES if case.main is metrics_utils.main)]
 
 
-def draw(made, plots_dir):
+def draw(made, plots_dir, known=()):
     """In place of save_figures, and quicker: every figure is drawn, but not fitted nor written."""
     for figure in made.values():
         figure.set_layout_engine("none")
@@ -226,7 +225,7 @@ def test_no_damage_to_a_file_ends_in_a_traceback(workplace, tmp_path, monkeypatc
     monkeypatch.setattr(gc, "collect", lambda: 0)
     if case.file in (DATA, TOKENIZER):  # whose figures would be of any numbers
         monkeypatch.setattr(compare_models, "create_all_plots", lambda *_: [])
-    monkeypatch.setattr(figures.all, "write_page", lambda *_: None)
+    monkeypatch.setattr(figures.page, "write_page", lambda *_: None)
     for module in (figures.page, figures.look):
         monkeypatch.setattr(module, "save_figures", draw)
     folder, found = tmp_path / "copy", []

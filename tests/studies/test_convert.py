@@ -88,8 +88,8 @@ def test_a_heads_importance_is_what_the_loss_rises_by_without_its_far_keys(monke
     model = model_of_four_heads(GPTModel, "learned")
     model.layers[1].mha.wo.data[:, 12:18] = 0  # what head 2 says is not heard
     rows = random_rows()
-    pattern = {"window_size": W, "dilation": 0}
-    found = head_importance(model, FOUR_HEADS, pattern, rows, 3, CONFIG)
+    monkeypatch.setattr(studies.convert, "PASSAGES", 3)
+    found = head_importance(model, FOUR_HEADS, f"w{W}-d0", rows, CONFIG)
     assert np.shape(found) == (2, 4) and found[1][2] == pytest.approx(0, abs=1e-6)
     base = second_showing_loss(model, rows, S, 3)
     for layer, head in ((0, 0), (0, 3), (1, 1)):
@@ -99,10 +99,11 @@ def test_a_heads_importance_is_what_the_loss_rises_by_without_its_far_keys(monke
         assert abs(rise) > 1e-4 and found[layer][head] == pytest.approx(rise, rel=1e-2, abs=1e-5)
 
 
-def test_heads_are_told_apart_in_bfloat16_too():
+def test_heads_are_told_apart_in_bfloat16_too(monkeypatch):
     """Autocast keeps a weight's bfloat16 copy as long as its context lasts."""
+    monkeypatch.setattr(studies.convert, "PASSAGES", 3)
     model = model_of_four_heads(GPTModel, "learned")
-    measured = model, FOUR_HEADS, {"window_size": W, "dilation": 0}, random_rows(), 3
+    measured = model, FOUR_HEADS, f"w{W}-d0", random_rows()
     exact = head_importance(*measured, CONFIG)
     found = head_importance(*measured, replace(CONFIG, dtype="bfloat16"))
     assert np.ptp(found, axis=1).min() > 0.05
@@ -243,7 +244,7 @@ def test_only_whole_models_with_full_attention_are_converted(saved, capsys):
     other = save_weights(build(**arguments), arguments, {"arm": "window", **about}, None, "output")
     assert "trained with full attention" in refused(capsys, other)
     _, arguments = model_of(CONFIG, "fused", 40)
-    for config in ({}, {"what": 1}, asdict(CONFIG) | {"lr": -1}):
+    for config in ({"what": 1}, asdict(CONFIG) | {"lr": -1}):
         about = {"arm": "other", "seed": 5, "config": config}
         other = save_weights(model, arguments, about, None, "output")
         assert "other.safetensors: " in refused(capsys, other)

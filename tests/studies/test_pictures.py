@@ -1,23 +1,9 @@
 """The figures of studies."""
 
-import matplotlib.pyplot as plt
 import pytest
-from conftest import is_drawn
 
-from figures.look import save_figures
 from studies.pictures import pareto_front, plot_study
 from studies.tables import measured_rows
-
-
-@pytest.mark.parametrize(
-    "study, names",
-    [("lengths", ["length_scaling"]), ("patterns", ["pattern_pareto"])],
-)
-def test_the_figures_are_saved_as_png_and_pdf(study, names, summed_up, tmp_path):
-    paths = save_figures(plot_study(summed_up[study]), tmp_path)
-    assert [p.name for p in paths] == [f"{n}.{kind}" for n in names for kind in ("png", "pdf")]
-    assert all(is_drawn(path) for path in paths if path.suffix == ".png")
-    assert not plt.get_fignums()
 
 
 def test_every_arm_is_a_line_of_its_speed_and_one_of_its_loss_over_the_length(lengths):

@@ -4,7 +4,7 @@ import pytest
 
 from machine.command import UserError
 from studies.points import PATTERNS, length_points, parse_pattern, pattern_points
-from studies.saved import point_name
+from studies.tables import point_name
 
 
 def test_lengths_keep_the_tokens_of_a_step():

@@ -34,13 +34,6 @@ def test_every_length_says_what_to_use(lengths):
             assert text.count(words) == 1
 
 
-def test_an_earlier_file_is_told_without(lengths, patterns):
-    for content in (lengths, patterns):
-        for point in content["points"]:
-            del point["recommendation"]
-        assert "Use" not in format_study(content)
-
-
 def test_a_saved_experiment_is_a_study_of_one_point():
     saved = load_study(ROOT / "results/h100_patterns_rotary.npz")
     (point,) = saved["points"]
