@@ -18,7 +18,6 @@ DTYPES = ("float32", "bfloat16")  # of torch
 POSITIONS = ("learned", "rotary")  # of attention/rotary.py
 EVALUATIONS = ("auto", "dense", "masked", "split", "flex")  # of attention/choose.py
 COMPILE_MODES = ("none", "default", "reduce-overhead")
-LARGEST_OPTION = 2**31 - 1
 
 
 def _option(default, help, least=1, group=None, **argparse_options):
@@ -266,9 +265,11 @@ def patterns_of_arm(config, arm):
 
 
 def arm_density(config, arm):
-    """The share of the causal pairs that an arm of the window model keeps, of all its heads."""
+    """The share of the causal pairs that an arm keeps, of all its heads; 1 for full attention."""
     from attention.pattern import layer_density
 
+    if pattern_options(config, arm) is None:
+        return 1
     seq_len, n_heads = config["seq_len"], config["n_heads"]
     kept = [layer_density(seq_len, p, n_heads) for p in patterns_of_arm(config, arm)]
     return sum(kept) / len(kept)
@@ -304,9 +305,8 @@ def _check_field(item, value):
     for number in value if several else [value]:
         if type(number) is not int:  # nor a bool
             raise ValueError(f"{flag} must be a whole number, got {number!r}")
-        if not least <= number <= LARGEST_OPTION:
-            limit = f"least {least}" if number < least else f"most {LARGEST_OPTION:,}"
-            raise ValueError(f"{flag} must be at {limit}, got {number:,}")
+        if number < least:
+            raise ValueError(f"{flag} must be at least {least}, got {number:,}")
 
 
 def _check_together(config):
