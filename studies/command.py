@@ -18,13 +18,13 @@ from analysis.values import in_order
 from analysis.words import Section, report_text
 from experiment.run import dry_run, run_experiment
 from experiment.tensorboard import check_tensorboard, write_tensorboard
-from figures.all import FIGURES, create_all_plots
+from figures.all import create_all_plots
 from figures.page import PAGE_NAME
 from machine import ranks
 from machine.command import DONE, TRAININGS_FAILED, UserError, checked_options, say
 from machine.describe import describe_code
 from machine.device import device_name, resolve_device
-from machine.files import check_writable, file_sha256, remove_leftovers
+from machine.files import check_writable, file_sha256
 from studies.options import NOT_CONFIG
 from studies.points import (
     DEFAULTS,
@@ -187,8 +187,6 @@ def report_results(config, metrics, metadata):
     trainings = in_order(metrics)
     ended_well = [training for training in trainings if training["status"] == "ok"]
     if ended_well:
-        names = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")]
-        remove_leftovers(config.plots_dir, names)
         paths += create_all_plots(metrics, metadata, config.plots_dir, folder / PAGE_NAME)
     print(report, flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
