@@ -22,7 +22,6 @@ from analysis.metrics import (
     RESULTS_NAME,
     SCHEMA_VERSION,
     SERIES,
-    MetricsError,
     checked_training,
 )
 from analysis.rows import CURVES_NAME, TRAININGS_NAME
@@ -161,26 +160,22 @@ def write_training(folder, experiment_id, arm, training):
     return training
 
 
-def _read_training(path, metadata):
-    """A training's arm and the training; MetricsError says what is wrong with it."""
-    content = io.BytesIO(read_file(path, UserError, "start again"))
-    try:
-        with np.load(content, allow_pickle=False) as arrays:
-            about = json.loads(arrays["about"].item())
-            series = {key: arrays[key] for key in SERIES}
-        arm, training = about["arm"], checked_training(about["training"] | series)
-        block = training["block"]
-        order = metadata["plan"]["orders"][block]
-        if not (
-            about["experiment_id"] == metadata["experiment_id"]
-            and path.name == training_path("", arm, block).name
-            and order[training["position"]] == arm
-            and training["order"] == ",".join(order)
-            and training["seed"] == metadata["plan"]["seeds"][block]
-        ):
-            raise ValueError("not what the plan says")
-    except Exception as error:  # numpy and zipfile raise a dozen kinds over damage
-        raise MetricsError(f"{path}: damaged ({type(error).__name__}: {error})") from None
+def _parse_training(content, name, metadata):
+    """The arm and the training that a file's bytes hold; raises an exception of any kind."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        about = json.loads(arrays["about"].item())
+        series = {key: arrays[key] for key in SERIES}
+    arm, training = about["arm"], checked_training(about["training"] | series)
+    block = training["block"]
+    order = metadata["plan"]["orders"][block]
+    if not (
+        about["experiment_id"] == metadata["experiment_id"]
+        and name == training_path("", arm, block).name
+        and order[training["position"]] == arm
+        and training["order"] == ",".join(order)
+        and training["seed"] == metadata["plan"]["seeds"][block]
+    ):
+        raise ValueError("not what the plan says")
     return arm, training
 
 
@@ -193,11 +188,13 @@ def read_trainings(folder, metadata):
     metrics = {arm: [] for arm in metadata["config"]["arms"]}
     damaged = []
     for path in sorted((Path(folder) / RUNS_NAME).glob("*.npz")):
+        content = read_file(path, UserError, "start again")
         try:
-            arm, training = _read_training(path, metadata)
+            arm, training = _parse_training(content, path.name, metadata)
+        except Exception as error:  # numpy and zipfile raise a dozen kinds over damage
+            damaged.append((path, f"{path}: damaged ({type(error).__name__}: {error})"))
+        else:
             metrics[arm].append(training)
-        except MetricsError as error:
-            damaged.append((path, str(error)))
     return metrics, damaged
 
 
