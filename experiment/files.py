@@ -113,8 +113,6 @@ def read_plan(folder, now):
     content = read_file(path, UserError, "restore it, or --restart")
     try:
         metadata = json.loads(content)
-        metadata["plan"].setdefault("confirmation", 0)  # of an earlier version, gone on with
-        metadata["data"].setdefault("bigram_loss", None)
         _check_plan(metadata, now)
     except Exception as error:  # json's, and what the shape of a foreign file makes a check raise
         raise UserError(
