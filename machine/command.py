@@ -76,7 +76,7 @@ def _mute(name):
 
 
 class DefaultsInHelp(argparse.ArgumentDefaultsHelpFormatter):
-    """Every default in the help, but for None, which says nothing to who has not written it."""
+    """Every default in the help, except None, which would tell a reader nothing."""
 
     def _get_help_string(self, action):
         return action.help if action.default is None else super()._get_help_string(action)
