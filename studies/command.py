@@ -145,6 +145,21 @@ def check_ranks(config):
             )
 
 
+def report_results(config, metrics, metadata):
+    """Write the report, the figures and the rows, print the report; returns the exit code."""
+    folder = Path(config.output_dir)
+    report_path, report = write_report(metrics, metadata, folder)
+    paths = [folder / f"{RESULTS_NAME}.npz", report_path, *write_rows(metrics, folder)]
+    trainings = in_order(metrics)
+    ended_well = [training for training in trainings if training["status"] == "ok"]
+    if ended_well:
+        paths += create_all_plots(metrics, metadata, config.plots_dir, folder / PAGE_NAME)
+    print(report, flush=True)
+    say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
+    print(report_text([Section("", answers(metrics, metadata))]), end="", flush=True)  # at the end
+    return DONE if len(ended_well) == len(trainings) else TRAININGS_FAILED
+
+
 def tell(arguments, argv):
     """The whole story of the command; returns its exit code (see --help)."""
     with checked_options():
@@ -177,18 +192,3 @@ def tell(arguments, argv):
     if arguments.tensorboard:
         write_tensorboard(*results, arguments.tensorboard)
     return report_results(config, *results)
-
-
-def report_results(config, metrics, metadata):
-    """Write the report, the figures and the rows, print the report; returns the exit code."""
-    folder = Path(config.output_dir)
-    report_path, report = write_report(metrics, metadata, folder)
-    paths = [folder / f"{RESULTS_NAME}.npz", report_path, *write_rows(metrics, folder)]
-    trainings = in_order(metrics)
-    ended_well = [training for training in trainings if training["status"] == "ok"]
-    if ended_well:
-        paths += create_all_plots(metrics, metadata, config.plots_dir, folder / PAGE_NAME)
-    print(report, flush=True)
-    say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
-    print(report_text([Section("", answers(metrics, metadata))]), end="", flush=True)  # at the end
-    return DONE if len(ended_well) == len(trainings) else TRAININGS_FAILED
