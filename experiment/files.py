@@ -113,24 +113,19 @@ def read_plan(folder, now):
     content = read_file(path, UserError, "restore it, or --restart")
     try:
         metadata = json.loads(content)
-        _check_plan(metadata, now)
+        if metadata["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema_version {metadata['schema_version']!r}, not {SCHEMA_VERSION}")
+        lacking = now.keys() - metadata.keys()
+        for table in ("config", "data", "plan"):
+            lacking |= now[table].keys() - metadata[table].keys()
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except Exception as error:  # json's, and what the shape of a foreign file makes a check raise
         raise UserError(
             f"{path}: damaged or of another version ({type(error).__name__}: {error}): restore "
             "it, use the suite that wrote it, or move this experiment aside with --restart"
         ) from None
     return metadata
-
-
-def _check_plan(metadata, now):
-    """Raise an exception for the plan of a version that kept other things."""
-    if metadata["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"schema_version {metadata['schema_version']!r}, not {SCHEMA_VERSION}")
-    lacking = now.keys() - metadata.keys()
-    for table in ("config", "data", "plan"):
-        lacking |= now[table].keys() - metadata[table].keys()
-    if lacking:
-        raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
 
 
 # finished trainings
