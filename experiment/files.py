@@ -103,7 +103,7 @@ def move_aside(folder, data):
 
 # the plan
 def read_plan(folder, now):
-    """The metadata of ``plan.json``, None where there is none; UserError where it is damaged.
+    """The metadata of ``plan.json``, None where there is none; UserError where it cannot be used.
 
     now: the metadata of a new experiment, whose keys it must have.
     """
