@@ -8,6 +8,7 @@ Everything else (results, report, plots) is made anew from these files.  Knows n
 """
 
 import io
+import itertools
 import json
 import os
 from contextlib import nullcontext
@@ -195,5 +196,9 @@ def set_aside(folder, path):
     """Move a training's file into ``set_aside`` beside ``runs``; returns its new path."""
     aside = Path(folder) / ASIDE_NAME
     aside.mkdir(parents=True, exist_ok=True)
-    number = 1 + len(list(aside.glob(f"{path.stem}_*.npz")))
-    return path.rename(aside / f"{path.stem}_{number}.npz")
+    for number in itertools.count(1):
+        moved = aside / f"{path.stem}_{number}.npz"
+        if not moved.exists():
+            break
+    path.rename(moved)
+    return moved
