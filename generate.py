@@ -101,6 +101,8 @@ def go_on(args):
         whole("--tokens", args.tokens)
         whole("--top-k", args.top_k)
         check_sampling(args.temperature, None, args.top_p)
+        if not -(2**63) <= args.seed < 2**64:
+            raise ValueError(f"--seed must fit into 64 bits, got {args.seed}")
         device = resolve_device(args.device)
     prompt = read_prompt(args.prompt)
     model = load_model(args.weights, device)
