@@ -42,6 +42,8 @@ def build_parser():
 
 def read_prompt(argument):
     """The prompt, ``-`` from standard input; UserError where it is empty or no UTF-8."""
+    if argument == "-" and sys.stdin is None:
+        raise UserError("standard input is closed: give the prompt as an argument")
     try:
         text = sys.stdin.buffer.read().decode() if argument == "-" else argument
         text.encode()  # an argument's bytes that are no UTF-8 come as surrogates
@@ -106,6 +108,8 @@ def go_on(args):
         device = resolve_device(args.device)
     prompt = read_prompt(args.prompt)
     model = load_model(args.weights, device)
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise UserError(f"{args.weights}: not all weights are finite: the training diverged")
     tokenizer = load_tokenizer(args.weights, len(model.word_embeddings.weight))
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     if max(ids, default=0) >= len(model.word_embeddings.weight):

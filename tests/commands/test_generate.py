@@ -152,6 +152,11 @@ def test_missing_and_foreign_weights_are_one_clear_line(folder, capsys):
     assert "no such file: python main.py writes it" in refused(capsys, "x")
 
 
+def test_weights_that_diverged_are_refused(folder, capsys):
+    save(folder, change=lambda model: model.fc_out.bias.data.fill_(float("nan")))
+    assert "the training diverged" in refused(capsys, "x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
