@@ -23,13 +23,15 @@ from analysis.metrics import (
     RESULTS_NAME,
     SCHEMA_VERSION,
     SERIES,
+    TEXTS,
     checked_training,
 )
 from analysis.rows import CURVES_NAME, TRAININGS_NAME
+from experiment.identity import differences
 from figures.page import PAGE_NAME
 from machine import ranks
 from machine.command import UserError, say
-from machine.files import atomic_write, read_file, remove_leftovers, to_json
+from machine.files import atomic_write, check_like, read_file, remove_leftovers, to_json
 from training.config_file import CONFIG_NAME
 from training.tokens import TOKENIZER_NAME
 from training.weights import WEIGHTS_CONFIG_NAME, WEIGHTS_FOLDER, WEIGHTS_NAME
@@ -37,6 +39,11 @@ from training.weights import WEIGHTS_CONFIG_NAME, WEIGHTS_FOLDER, WEIGHTS_NAME
 PLAN_NAME, RUNS_NAME, LOCK_NAME, ASIDE_NAME = "plan.json", "runs", ".lock", "set_aside"
 RESULTS = (f"{RESULTS_NAME}.npz", f"{RESULTS_NAME}.json", REPORT_NAME)
 RESULTS += (TRAININGS_NAME, CURVES_NAME, PAGE_NAME, CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_CONFIG_NAME)
+PROCESS = {"process": "", "environment": {}}
+REACH = {"passages": 0, "distances": [0]}
+REACH |= {key: [0.0] for key in ("gains", "gain_errors", "positions", "position_losses")}
+TRAINING = dict.fromkeys(TEXTS, "") | {"device_before": {}, "device_after": {}, "reach": REACH}
+TRAINING |= {"curve": {"steps": [0], "losses": [0.0]}}
 
 
 # the folder
@@ -114,19 +121,38 @@ def read_plan(folder, now):
     content = read_file(path, UserError, "restore it, or --restart")
     try:
         metadata = json.loads(content)
-        if metadata["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {metadata['schema_version']!r}, not {SCHEMA_VERSION}")
-        lacking = now.keys() - metadata.keys()
-        for table in ("config", "data", "plan"):
-            lacking |= now[table].keys() - metadata[table].keys()
-        if lacking:
-            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        _check_plan(metadata, now)
     except Exception as error:  # json's, and what the shape of a foreign file makes a check raise
         raise UserError(
             f"{path}: damaged or of another version ({type(error).__name__}: {error}): restore "
             "it, use the suite that wrote it, or move this experiment aside with --restart"
         ) from None
     return metadata
+
+
+def _check_plan(metadata, now):
+    """Raise an exception for what an experiment could not go on with."""
+    if metadata["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema_version {metadata['schema_version']!r}, not {SCHEMA_VERSION}")
+    for key, value in now.items():
+        if not isinstance(metadata[key], type(value)):
+            raise ValueError(f"{key} is {metadata[key]!r}")
+    for table in ("config", "data", "plan"):
+        if lacking := now[table].keys() - metadata[table].keys():
+            raise ValueError(f"{table} lacks {', '.join(sorted(lacking))}")
+    plan, arms = metadata["plan"], sorted(metadata["config"]["arms"])
+    if any(sorted(order) != arms for order in plan["orders"]):
+        raise ValueError(f"an order is not of the arms {', '.join(arms)}")
+    if len(plan["orders"]) != len(plan["seeds"]):
+        raise ValueError(f"{len(plan['orders'])} orders, {len(plan['seeds'])} seeds")
+    like = now | {"processes": [PROCESS], "mixed": [""]}
+    like["environment"] = now["environment"] | {"variables": {}}
+    like["data"] = now["data"] | {"unigram_loss": 0.0, "bigram_loss": 0.0}  # known from the plan
+    if differences(metadata["identity"], now["identity"]):  # a folder for other options
+        like = {key: like[key] for key in ("processes", "mixed")}
+    elif (plan["orders"], plan["seeds"]) != (now["plan"]["orders"], now["plan"]["seeds"]):
+        raise ValueError("the orders or seeds are not those that its seed gives")
+    check_like(metadata, json.loads(to_json(like)), "plan")
 
 
 # finished trainings
@@ -160,6 +186,7 @@ def _parse_training(content, name, metadata):
         about = json.loads(arrays["about"].item())
         series = {key: arrays[key] for key in SERIES}
     arm, training = about["arm"], checked_training(about["training"] | series)
+    check_like(training, TRAINING, "training")
     block = training["block"]
     order = metadata["plan"]["orders"][block]
     if not (
@@ -170,6 +197,9 @@ def _parse_training(content, name, metadata):
         and training["seed"] == metadata["plan"]["seeds"][block]
     ):
         raise ValueError("not what the plan says")
+    series = training["losses"], training["step_seconds"]
+    if training["status"] == "ok" and not np.isfinite(series).all():
+        raise ValueError("losses or times that are not finite")
     return arm, training
 
 

@@ -111,6 +111,25 @@ def json_sha256(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def check_like(value, like, name):
+    """Raise ValueError where JSON-like ``value`` is not built as ``like``, or KeyError.
+
+    A list in ``like`` shows one of its items.  None stands for a value that is not known, never
+    for a whole number or a list; in ``like`` it is anything.
+    """
+    kind = int | float if isinstance(like, float) else type(like)
+    if like is None or (value is None and kind not in (int, list)):
+        return
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} is {str(value)[:60]!r}")
+    if kind is dict:
+        for key, inner in like.items():
+            check_like(value[key], inner, f"{name}.{key}")
+    elif kind is list and like:
+        for item in value:
+            check_like(item, like[0], name)
+
+
 def read_file(path, failure, remedy):
     """A file's bytes; otherwise raises ``failure``, an exception's class, with what is wrong.
 

@@ -145,13 +145,21 @@ def test_a_file_that_cannot_be_read_just_now_is_not_called_damaged(stored, monke
     ("key", "value"),
     [
         ("schema_version", 9),
+        *[(key, None) for key in ("experiment_id", "config", "steps", "plan", "identity", "mixed")],
         ("plan", {"orders": [["window", "fused"]]}),
-        ("config", None),
-        ("config", {}),
+        ("plan", {"orders": [["window", "fused"]], "seeds": [1, 2]}),
+        ("plan", {"orders": [["window", "other"]], "seeds": [1]}),
+        ("plan", {"seeds": [1, 2]}),
+        ("plan", {"primary": [[None, 1]]}),
+        ("config", {"world_size": "1"}),
+        ("data", {"val_rows": None}),
+        ("processes", [{}]),
     ],
 )
-def test_a_plan_of_another_version_is_named_with_the_remedy(stored, key, value):
+def test_a_damaged_plan_is_named_with_the_remedy(stored, key, value):
     folder, _, metadata = stored
+    if value and isinstance(value, dict):
+        value = metadata[key] | value
     (folder / "plan.json").write_text(json.dumps(metadata | {key: value}))
     with pytest.raises(UserError, match="--restart") as caught:
         read_plan(folder, metadata)

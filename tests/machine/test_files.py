@@ -14,6 +14,7 @@ import pytest
 
 from machine.command import UserError
 from machine.files import (
+    check_like,
     check_writable,
     file_sha256,
     json_sha256,
@@ -33,6 +34,41 @@ def test_json_is_strict_and_reads_back(tmp_path):
     read = json.loads(path.read_bytes(), parse_constant=pytest.fail)
     assert read == {"a": None, "1": [None, 2], "series": [0.1, None], "n": 3, "text": "±"}
     assert np.float32(read["series"][0]) == values[0]
+
+
+LIKE = {"text": "", "loss": 0.0, "steps": 1, "dirty": True, "orders": [[""]], "any": None}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"loss": 2, "orders": [[], ["a", "b"]], "any": [1], "more": 3},
+        {"text": None, "loss": None, "dirty": None},
+    ],
+    ids=str,
+)
+def test_values_of_the_same_kinds_are_alike(change):
+    check_like(LIKE | change, LIKE, "plan")
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"text": 3}, "plan.text"),
+        ({"loss": "0.1"}, "plan.loss"),
+        ({"loss": True}, "plan.loss"),
+        ({"steps": 0.5}, "plan.steps"),
+        ({"steps": None}, "plan.steps"),
+        ({"dirty": 1}, "plan.dirty"),
+        ({"orders": None}, "plan.orders"),
+        ({"orders": [["a"], [1]]}, "plan.orders"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_kind_is_named(change, place):
+    with pytest.raises(ValueError, match=place):
+        check_like(LIKE | change, LIKE, "plan")
 
 
 def test_what_json_cannot_hold_leaves_no_file(tmp_path):
