@@ -18,6 +18,7 @@ DTYPES = ("float32", "bfloat16")  # of torch
 POSITIONS = ("learned", "rotary")  # of attention/rotary.py
 EVALUATIONS = ("auto", "dense", "masked", "split", "flex")  # of attention/choose.py
 COMPILE_MODES = ("none", "default", "reduce-overhead")
+LARGEST_OPTION = 2**31 - 1
 
 
 def _option(default, help, least=1, group=None, **argparse_options):
@@ -305,8 +306,9 @@ def _check_field(item, value):
     for number in value if several else [value]:
         if type(number) is not int:  # nor a bool
             raise ValueError(f"{flag} must be a whole number, got {number!r}")
-        if number < least:
-            raise ValueError(f"{flag} must be at least {least}, got {number:,}")
+        if not least <= number <= LARGEST_OPTION:
+            limit = f"least {least}" if number < least else f"most {LARGEST_OPTION:,}"
+            raise ValueError(f"{flag} must be at {limit}, got {number:,}")
 
 
 def _check_together(config):

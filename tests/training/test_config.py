@@ -73,6 +73,7 @@ def test_small_presets_have_data_of_a_small_vocabulary_and_a_sparse_pattern():
         ({"arms": (1,)}, r"--arms must be names, got \(1,\)"),
         ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"runs": 2.5}, "--runs must be a whole number, got 2.5"),
+        ({"max_steps": 10**20}, "--max-steps must be at most 2,147,483,647"),
         ({"equivalence_margin": 0.0}, "--equivalence-margin must be a positive number, got 0.0"),
         ({"equivalence_margin": math.inf}, "--equivalence-margin must be .* number, got inf"),
         ({"window_attention": "fast"}, "--window-attention 'fast': choose one of auto"),
