@@ -112,13 +112,6 @@ def measured_analyses(arguments):
         return content, analyses_of_arms([arm for arm in arms if pattern_of_arm(arm)], model)
 
 
-def asked_arms(arguments, analyses):
-    """The names of the patterns asked for; none with sinks, which no name tells."""
-    if arguments.sink_tokens:
-        return []
-    return arguments.arms or [f"w{a.window_size}-d{a.dilation}" for a in analyses]
-
-
 def analyze(arguments):
     """Write the report and the figures, print it and list the files."""
     from estimates.pictures import plot_comparison, plot_configuration, plot_tradeoff
@@ -131,11 +124,12 @@ def analyze(arguments):
         analyses = asked_analyses(arguments)
     else:
         content, analyses = measured_analyses(arguments)
+    arms = arguments.arms or [f"w{a.window_size}-d{a.dilation}" for a in analyses]
     with fitting(arguments.measured or KNOWN):
         report = format_report(analyses, content)
         if content is None:
-            arms = asked_arms(arguments, analyses)
-            report += "\n" + known_text(load_study(KNOWN), f"results/{KNOWN.name}", arms)
+            named = [] if arguments.sink_tokens else arms  # no name tells of sinks
+            report += "\n" + known_text(load_study(KNOWN), f"results/{KNOWN.name}", named)
     which = "" if analyses[0].seq_len == DEFAULT_SEQ_LEN else f"_len{analyses[0].seq_len}"
     if len(analyses) > 1 or content is not None:
         which += "_measured" * (content is not None)
@@ -146,11 +140,9 @@ def analyze(arguments):
                 f"sparsity_speedup_tradeoff{which}": plot_tradeoff(analyses, content),
             }
     else:
-        (a,) = analyses
-        (arm,) = arguments.arms or [f"w{a.window_size}-d{a.dilation}"]
-        sinks = f"_n{a.sink_tokens}" if a.sink_tokens else ""
-        name = f"config_{arm.replace('-', '_')}{sinks}{which}"
-        figures = {name: plot_configuration(a)}
+        sinks = f"_n{arguments.sink_tokens}" if arguments.sink_tokens else ""
+        name = f"config_{arms[0].replace('-', '_')}{sinks}{which}"
+        figures = {name: plot_configuration(analyses[0])}
     path = arguments.output_dir / f"{name}.txt"
     atomic_write(path, lambda file: file.write(report.encode()))
     paths = [path, *save_figures(figures, arguments.plots_dir)]

@@ -20,15 +20,16 @@ COMPILE_SECONDS = 20
 
 
 def seconds_of_step(config, arm, dataset, device):
-    """Seconds of the arm's first eager step in this process and of a later one.
+    """Seconds of an eager step of the arm, not its first; None where memory is too small.
 
-    None where memory is too small.  Every rank takes part.
+    Every rank takes part.
     """
     trainer = None
     try:
         eager = replace(config, compile="none")
         trainer = Trainer(eager, arm, dataset.train, dataset.vocab_size, device, seed=0)
-        first, step = sum(trainer.warm_up(steps=1)), sum(trainer.warm_up(steps=2)) / 2
+        trainer.warm_up(steps=1)
+        return sum(trainer.warm_up(steps=2)) / 2
     except RuntimeError as error:
         if not ranks.ran_out_of_memory(error):
             raise
@@ -36,7 +37,6 @@ def seconds_of_step(config, arm, dataset, device):
     finally:
         del trainer
         release_memory(device)
-    return first, step
 
 
 def say_what_is_short(config, steps):
@@ -80,12 +80,11 @@ def estimate(stored, dataset, device):
     seconds = 0
     before = device_state(device)
     for arm, trainings in Counter(arm for arm, _ in waiting).items():
-        timed = seconds_of_step(config, arm, dataset, device)
-        if timed is None:
+        step = seconds_of_step(config, arm, dataset, device)
+        if step is None:
             say(f"{arm} ran out of memory when tried without torch.compile: it may fail")
             continue
-        first, step = timed
-        seconds += first + trainings * step * (steps + 4 + forward)
+        seconds += trainings * step * (steps + 4 + forward)
         if device.type == "cpu":
             seconds += trainings * (CHILD_SECONDS + 3 * step)  # the process that measures memory
         if config.compile != "none":

@@ -24,7 +24,6 @@ from analysis.metrics import (
     SCHEMA_VERSION,
     SERIES,
     TEXTS,
-    MetricsError,
     checked_training,
 )
 from analysis.rows import CURVES_NAME, TRAININGS_NAME
@@ -112,7 +111,7 @@ def move_aside(folder, data):
 
 # the plan
 def read_plan(folder, now):
-    """The metadata of ``plan.json``, None where there is none; UserError where it is damaged.
+    """The metadata of ``plan.json``, None where there is none; UserError where it cannot be used.
 
     now: the metadata of a new experiment, whose keys it must have.
     """
@@ -122,8 +121,6 @@ def read_plan(folder, now):
     content = read_file(path, UserError, "restore it, or --restart")
     try:
         metadata = json.loads(content)
-        metadata["plan"].setdefault("confirmation", 0)  # of an earlier version, gone on with
-        metadata["data"].setdefault("bigram_loss", None)
         _check_plan(metadata, now)
     except Exception as error:  # json's, and what the shape of a foreign file makes a check raise
         raise UserError(
@@ -183,30 +180,26 @@ def write_training(folder, experiment_id, arm, training):
     return training
 
 
-def _read_training(path, metadata):
-    """A training's arm and the training; MetricsError says what is wrong with it."""
-    content = io.BytesIO(read_file(path, UserError, "start again"))
-    try:
-        with np.load(content, allow_pickle=False) as arrays:
-            about = json.loads(arrays["about"].item())
-            series = {key: arrays[key] for key in SERIES}
-        arm, training = about["arm"], checked_training(about["training"] | series)
-        check_like(training, TRAINING, "training")
-        block = training["block"]
-        order = metadata["plan"]["orders"][block]
-        if not (
-            about["experiment_id"] == metadata["experiment_id"]
-            and path.name == training_path("", arm, block).name
-            and order[training["position"]] == arm
-            and training["order"] == ",".join(order)
-            and training["seed"] == metadata["plan"]["seeds"][block]
-        ):
-            raise ValueError("not what the plan says")
-        series = training["losses"], training["step_seconds"]
-        if training["status"] == "ok" and not np.isfinite(series).all():
-            raise ValueError("losses or times that are not finite")
-    except Exception as error:  # numpy and zipfile raise a dozen kinds over damage
-        raise MetricsError(f"{path}: damaged ({type(error).__name__}: {error})") from None
+def _parse_training(content, name, metadata):
+    """The arm and the training that a file's bytes hold; raises an exception of any kind."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        about = json.loads(arrays["about"].item())
+        series = {key: arrays[key] for key in SERIES}
+    arm, training = about["arm"], checked_training(about["training"] | series)
+    check_like(training, TRAINING, "training")
+    block = training["block"]
+    order = metadata["plan"]["orders"][block]
+    if not (
+        about["experiment_id"] == metadata["experiment_id"]
+        and name == training_path("", arm, block).name
+        and order[training["position"]] == arm
+        and training["order"] == ",".join(order)
+        and training["seed"] == metadata["plan"]["seeds"][block]
+    ):
+        raise ValueError("not what the plan says")
+    series = training["losses"], training["step_seconds"]
+    if training["status"] == "ok" and not np.isfinite(series).all():
+        raise ValueError("losses or times that are not finite")
     return arm, training
 
 
@@ -219,11 +212,13 @@ def read_trainings(folder, metadata):
     metrics = {arm: [] for arm in metadata["config"]["arms"]}
     damaged = []
     for path in sorted((Path(folder) / RUNS_NAME).glob("*.npz")):
+        content = read_file(path, UserError, "start again")
         try:
-            arm, training = _read_training(path, metadata)
+            arm, training = _parse_training(content, path.name, metadata)
+        except Exception as error:  # numpy and zipfile raise a dozen kinds over damage
+            damaged.append((path, f"{path}: damaged ({type(error).__name__}: {error})"))
+        else:
             metrics[arm].append(training)
-        except MetricsError as error:
-            damaged.append((path, str(error)))
     return metrics, damaged
 
 

@@ -29,16 +29,11 @@ class Progress(tqdm):
         )
         self.steps = steps
 
-    def start(self, name):
-        """A training begins; returns the callback for ``training.train.train``."""
-        self.set_description(name)
-
-        def advance(steps_done, loss):
-            self.update(1)
-            if loss is not None:
-                self.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-
-        return advance
+    def advance(self, steps_done, loss):
+        """A step was taken: the ``progress`` of ``training.train.train``."""
+        self.update(1)
+        if loss is not None:
+            self.set_postfix_str(f"loss {loss:.4f}", refresh=False)
 
     def finish(self, name, training):
         """A training ended: one line that says how."""

@@ -84,8 +84,9 @@ def train_waiting(stored, dataset, device):
             block = place["block"]
             name = f"block {block + 1}/{len(plan['orders'])} {arm}"
             release_memory(device)
-            callback = progress.start(name)
-            training, model = train(config, arm, dataset, plan["seeds"][block], device, callback)
+            progress.set_description(name)
+            seed = plan["seeds"][block]
+            training, model = train(config, arm, dataset, seed, device, progress.advance)
             training |= place | {"previous_arm": previous_arm}
             stored.finished(arm, training, model)
             progress.finish(name, training)

@@ -16,7 +16,7 @@ from machine.command import SUITE_VERSION, UserError, counted, say
 from machine.describe import describe_code, describe_environment
 from machine.files import file_sha256, json_sha256, utc_now, write_json, write_text
 from training.batches import losses_of_counts, planned_steps, validation_rows
-from training.config import arm_density, pattern_options
+from training.config import arm_density
 from training.config_file import CONFIG_NAME, to_toml
 from training.memory import MEMORY_STEPS
 from training.operators import attention_used
@@ -31,7 +31,11 @@ def describe_experiment(config, dataset, device):
     """The metadata that is known before the first training; every random choice is in ``plan``."""
     environment, code = describe_environment(device), describe_code()
     identity = identity_of(config, dataset, environment, code)
-    used = {arm: _attention_of(config, arm, device) for arm in config.arms}
+    values = asdict(config)
+    used = {
+        arm: attention_used(config, arm, device) | {"density": arm_density(values, arm)}
+        for arm in config.arms
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "experiment_id": uuid.uuid4().hex,
@@ -51,7 +55,7 @@ def describe_experiment(config, dataset, device):
             "vocab_size": dataset.vocab_size,
         },
         "pattern": {
-            "density": arm_density(asdict(config), "window"),
+            "density": arm_density(values, "window"),
             "evaluation": used["window"]["evaluation"] if "window" in used else None,
         },
         "attention": used,
@@ -61,13 +65,6 @@ def describe_experiment(config, dataset, device):
         "processes": [],
         "mixed": [],
     }
-
-
-def _attention_of(config, arm, device):
-    """How an arm's attention is evaluated, and the share of the causal pairs that it keeps."""
-    values = asdict(config)
-    density = arm_density(values, arm) if pattern_options(values, arm) else 1
-    return attention_used(config, arm, device) | {"density": density}
 
 
 def memory_measure(config, device):

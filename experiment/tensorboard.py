@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from analysis.report import format_report
-from analysis.rows import curve_rows, training_rows
+from analysis.values import trainings_of
 from machine.command import UserError
 
 HYPERPARAMETERS = ("seq_len", "d_model", "n_heads", "layers", "batch_size", "lr", "positions")
@@ -24,19 +24,17 @@ def write_tensorboard(metrics, metadata, folder):
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    folder, rows = Path(folder), {}
-    for row in curve_rows(metrics):
-        rows.setdefault((row["arm"], row["block"]), []).append(row)
+    folder = Path(folder)
     sizes = {key: metadata["config"][key] for key in HYPERPARAMETERS}
-    for training in training_rows(metrics):
-        place = training["arm"], training["block"]
-        with SummaryWriter(folder / training["arm"] / f"block_{training['block'] + 1}") as writer:
-            for row in rows.get(place, ()):
-                for name in ("training_loss", "validation_loss"):
-                    if row[name] != "":
-                        writer.add_scalar(name, row[name], row["step"])
+    for arm, training in trainings_of(metrics):
+        with SummaryWriter(folder / arm / f"block_{training['block'] + 1}") as writer:
+            for step, loss in enumerate(training["losses"].tolist(), start=1):
+                writer.add_scalar("training_loss", loss, step)
+            curve = training["curve"] or {"steps": [], "losses": []}
+            for step, loss in zip(curve["steps"], curve["losses"], strict=True):
+                writer.add_scalar("validation_loss", loss, step)
             outcomes = {f"outcome/{key}": training[key] for key in ("training_time", "val_loss")}
-            about = sizes | {"arm": training["arm"], "seed": training["seed"]}
+            about = sizes | {"arm": arm, "seed": training["seed"]}
             writer.add_hparams(about, outcomes, run_name=".")
     with SummaryWriter(folder / "report") as writer:
         lines = format_report(metrics, metadata).splitlines()

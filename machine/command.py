@@ -5,6 +5,7 @@ Knows nothing of what the commands do.
 
 import argparse
 import errno
+import importlib.metadata
 import os
 import signal
 import sys
@@ -75,25 +76,19 @@ def _mute(name):
 
 
 class DefaultsInHelp(argparse.ArgumentDefaultsHelpFormatter):
-    """Every default in the help, but for None, which says nothing to who has not written it."""
+    """Every default in the help, except None, which would tell a reader nothing."""
 
     def _get_help_string(self, action):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-class _Version(argparse.Action):
-    """Print the suite's version and that of the torch installed, which is not imported."""
-
-    def __call__(self, parser, *_):
-        import importlib.metadata  # slow, and for this alone
-
-        try:
-            torch = importlib.metadata.version("torch")
-        except importlib.metadata.PackageNotFoundError:
-            torch = None
-        about = f"torch {torch}" if torch else "no torch"
-        print(f"{parser.prog} {SUITE_VERSION} ({about})")
-        parser.exit()
+def _versions():
+    """The suite's version and that of the torch installed, which is not imported."""
+    try:
+        torch = "torch " + importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        torch = "no torch"
+    return f"%(prog)s {SUITE_VERSION} ({torch})"
 
 
 def run_command(parser, story, argv=None, kept=""):
@@ -106,7 +101,7 @@ def run_command(parser, story, argv=None, kept=""):
     --debug, which is in ``arguments`` where it is given alone.
     """
     text = "print the versions of the suite and of torch"
-    parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help=text)
+    parser.add_argument("--version", action="version", version=_versions(), help=text)
     text = "show the traceback of an error"
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
     arguments = ()

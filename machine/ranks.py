@@ -41,7 +41,7 @@ def is_first():
 # the program, from its first line to its exit code
 def run(command):
     """The exit code of ``command()``, which every rank runs; the first one alone is heard."""
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1 or not dist.is_torchelastic_launched():
+    if not dist.is_torchelastic_launched():
         return command()
     on_cuda = torch.cuda.is_available()
     if on_cuda:

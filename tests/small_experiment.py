@@ -6,9 +6,11 @@ import signal
 import numpy as np
 import torch
 
-import compare_models
-from compare_models import build_parser, config_from, main
+import studies.command
+from compare_models import main
 from experiment import run as experiment_run
+from studies.command import config_from
+from studies.options import build_parser
 from training import train as training_train
 
 TINY = "--seq-len 24 --d-model 16 --n-heads 2 --layers 1 --batch-size 2 --max-steps 4 --device cpu"
@@ -39,7 +41,7 @@ def write_data(folder, rows=60):
 def prepare_workplace(folder, monkeypatch):
     """Go to a folder with a small data file; no child process and no plots there, to be quick."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(compare_models, "create_all_plots", lambda *_: [])
+    monkeypatch.setattr(studies.command, "create_all_plots", lambda *_: [])
     monkeypatch.setattr(training_train, "child_peak_memory_mb", lambda *_: 12.5)
     write_data(folder)
     return folder

@@ -266,9 +266,11 @@ def patterns_of_arm(config, arm):
 
 
 def arm_density(config, arm):
-    """The share of the causal pairs that an arm of the window model keeps, of all its heads."""
+    """The share of the causal pairs that an arm keeps, of all its heads; 1 for full attention."""
     from attention.pattern import layer_density
 
+    if pattern_options(config, arm) is None:
+        return 1
     seq_len, n_heads = config["seq_len"], config["n_heads"]
     kept = [layer_density(seq_len, p, n_heads) for p in patterns_of_arm(config, arm)]
     return sum(kept) / len(kept)

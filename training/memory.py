@@ -46,7 +46,7 @@ def child_peak_memory_mb(config, arm, vocab_size, seed):
 
 
 def prepare_steps(config, vocab_size, seed):
-    """Random rows for the steps; loads what the steps need, whose memory is not the training's."""
+    """Random rows for the steps.  Loads what these need: its memory is not the training's."""
     torch.optim.AdamW([torch.zeros(1)])  # a process's first loads the compiler
     shape = config.batch_size * MEMORY_STEPS, config.seq_len + 1
     return np.random.default_rng(seed).integers(vocab_size, size=shape)

@@ -12,7 +12,7 @@ from attention.split import split_kernels
 from machine.command import UserError
 from machine.device import is_out_of_memory
 from training.config import ARMS, patterns_of_arm
-from training.trainer import deterministic_algorithms, release_memory
+from training.trainer import release_memory
 
 
 def attention_used(config, arm, device):
@@ -23,22 +23,22 @@ def attention_used(config, arm, device):
     eager forward call; none for textbook attention, and where memory ran out or
     scaled_dot_product_attention has no fused kernel.
 
-    Call it between trainings: it forgets cached masks and compiled code (``release_memory``).
+    Call it between trainings: it forgets cached masks and compiled code (``release_memory``), and
+    inside ``deterministic_algorithms``, which rule out some kernels.
     Raises ValueError where the window arm is told to use split or flex and there is none here.
     """
     evaluations, kernels, operators = [], None, []
-    with deterministic_algorithms(config.deterministic):  # which rule out some kernels
-        for evaluation, attend in _attention_of_layers(config, arm, device):
-            if evaluation == "split":
-                head_dim = config.d_model // config.n_heads
-                kernels = split_kernels(device, getattr(torch, config.dtype), head_dim)
-                if kernels is None and config.window_attention == "auto":
-                    evaluation = "masked"
-            evaluations.append(evaluation)
-            if evaluation == "flex":
-                operators.append("flex_attention")
-            elif evaluation not in ("dense", "published"):  # whose scores S x S are plain products
-                operators += _dispatched_operators(attend, config, device)
+    for evaluation, attend in _attention_of_layers(config, arm, device):
+        if evaluation == "split":
+            head_dim = config.d_model // config.n_heads
+            kernels = split_kernels(device, getattr(torch, config.dtype), head_dim)
+            if kernels is None and config.window_attention == "auto":
+                evaluation = "masked"
+        evaluations.append(evaluation)
+        if evaluation == "flex":
+            operators.append("flex_attention")
+        elif evaluation not in ("dense", "published"):  # whose scores S x S are plain products
+            operators += _dispatched_operators(attend, config, device)
     release_memory(device)
     return {
         "evaluation": " and ".join(dict.fromkeys(evaluations)),

@@ -115,10 +115,9 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
 class Curve:
     """The held-out loss in the course of a training, of the same few rows in every training.
 
-    The model is evaluated eagerly between two steps, and no step can tell: its compiled form and
-    CUDA graphs stay as they are (the last step's gradients lie in the graphs' memory, which nothing
-    else takes, until the next step drops them), no random number is drawn, so that dropout is
-    what it would be, and the ``Meter`` is paused.
+    The model is evaluated eagerly between two steps, and no step can tell: the compiled model and
+    its CUDA graphs, which hold the last gradients, stay as they are, no random number is drawn,
+    and the ``Meter`` is paused.
     """
 
     def __init__(self, trainer, held_out):
@@ -148,10 +147,10 @@ class Curve:
 
 
 class Meter:
-    """What a training's steps take, and they alone: nothing that is done while it is paused.
+    """The time and memory of a training's steps, without what is done while it is paused.
 
-    seconds: of the whole, the slowest rank's; step_seconds: a list of every step's; peaks: the
-    bytes that were allocated and reserved on CUDA at most.
+    seconds: of all steps, the slowest rank's; step_seconds: of each, a list; peaks: the most bytes
+    that were allocated and reserved on CUDA.
     """
 
     def __init__(self, trainer):

@@ -99,10 +99,7 @@ def autocast(config, device):
 
 
 def compiled(function, **options):
-    """torch.compile, for which all trainers, or peers, are one function with other constants.
-
-    Beyond its own limit of variants it would run them eagerly.
-    """
+    """torch.compile, with room for every trainer's variant: past its own limit it runs eagerly."""
     torch._dynamo.config.recompile_limit = MOST_COMPILED
     return torch.compile(function, dynamic=False, **options)
 

@@ -180,8 +180,7 @@ print(sorted({{"torch", "scipy.stats", "matplotlib", "pandas"}} & set(sys.module
     assert done.stdout.startswith("usage: ") and done.stdout.endswith("\n[]\n"), done.stderr
 
 
-def test_compare_models_goes_on_to_the_experiment(tmp_path):
-    """Its command line comes before its imports, and is told to what they give."""
+def test_compare_models_is_the_same_command(tmp_path):
     done = run("compare_models.py --runs 0 --device cpu", tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: --runs must be at least 1, got 0\n")
 

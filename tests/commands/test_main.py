@@ -18,10 +18,12 @@ from small_experiment import (
     stop_at,
 )
 
-import compare_models
+import studies.command
 from analysis.metrics import load_experiment
-from compare_models import build_parser, config_from, main, with_file
+from compare_models import main
 from figures.all import create_all_plots
+from studies.command import config_from, ensure_data, with_file
+from studies.options import build_parser
 from training import prepare
 from training.config import PRESETS
 from training.tokens import load_dataset
@@ -55,7 +57,7 @@ def test_one_of_everything_is_no_plural(workplace, capsys):
 
 
 def test_results_report_weights_and_plots(workplace, monkeypatch, capsys):
-    monkeypatch.setattr(compare_models, "create_all_plots", create_all_plots)
+    monkeypatch.setattr(studies.command, "create_all_plots", create_all_plots)
     assert run_main("--runs 2") == 0
     printed = capsys.readouterr()
     assert contents("output") == sorted([*RESULTS, "report.html"])
@@ -77,7 +79,7 @@ def test_a_presets_own_data_file_is_prepared_where_it_is_missing(workplace, monk
     monkeypatch.setattr(prepare, "read_corpus", lambda *_: (["def f(x): return x * 7\n" * 400], {}))
     monkeypatch.setitem(prepare.PRESET_DATA, "training_data_1024.npy", {"vocab_size": 263})
     data = config_of("--preset laptop --device cpu").data
-    compare_models.ensure_data(data)
+    ensure_data(data)
     assert load_dataset(data).vocab_size == 263
     assert "training_data_1024.npy is missing" in capsys.readouterr().err
     assert "training_data_1024.tokenizer.json" in contents(workplace)
@@ -85,7 +87,7 @@ def test_a_presets_own_data_file_is_prepared_where_it_is_missing(workplace, monk
 
 def test_a_data_file_that_is_there_is_never_prepared_anew(workplace):
     Path("training_data_1024.npy").write_text("a user's")
-    compare_models.ensure_data("training_data_1024.npy")
+    ensure_data("training_data_1024.npy")
     assert contents(workplace) == ["training_data.npy", "training_data_1024.npy"]
     assert Path("training_data_1024.npy").read_text() == "a user's"
 
@@ -97,7 +99,7 @@ def test_data_in_the_output_folder_keeps_its_tokenizer(workplace):
 
 
 def test_ctrl_c_while_plotting_keeps_everything(workplace, monkeypatch, capsys):
-    monkeypatch.setattr(compare_models, "create_all_plots", interrupt)
+    monkeypatch.setattr(studies.command, "create_all_plots", interrupt)
     assert run_main(BLOCK) == 130
     assert "interrupted: finished trainings are kept" in capsys.readouterr().err
 

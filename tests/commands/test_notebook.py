@@ -40,7 +40,7 @@ def test_the_lines_of_the_documentation(workplace):
 
 def test_it_prepares_the_presets_data_and_goes_on_in_its_folder(workplace, monkeypatch):
     prepared = []
-    monkeypatch.setattr("compare_models.ensure_data", prepared.append)
+    monkeypatch.setattr("studies.command.ensure_data", prepared.append)
     options = {"runs": 1, "arms": ["window"], "device": "cpu", "output_dir": "here"}
     result = run("laptop", **options)
     assert prepared == ["training_data.npy"]

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 import compare_models
+import studies.command
 from analysis.metrics import load_experiment
 from training import train as training_train
 from training.weights import load_model
@@ -169,7 +170,7 @@ def main():
     mode, parent = sys.argv[1], Path(sys.argv[2])
     # a child process and figures would take most of the time, and write nothing of their own kind
     training_train.child_peak_memory_mb = lambda *_: 12.5
-    compare_models.create_all_plots = lambda *_: []
+    studies.command.create_all_plots = lambda *_: []
     gc.collect = lambda: 0  # each training's would go through all of torch
     first, expected = new_folder(parent, "first"), new_folder(parent, "undisturbed")
     assert experiment(first) == 0, (first / "log.txt").read_text()

@@ -16,7 +16,7 @@ FAILED = {"status": "out_of_memory", "total_steps": 0, "message": "lower it"}
 
 def test_every_training_gets_a_line(capsys):
     with Progress(4, done=1, steps=5) as progress:
-        progress.start("block 1/2 fused")(1, 3.5)
+        progress.advance(1, 3.5)
         progress.finish("block 1/2 fused", OK)
         progress.finish("block 2/2 window", FAILED)
         progress.finish("block 2/2 fused", OK)
@@ -41,7 +41,7 @@ def test_the_bar_counts_the_steps_that_were_done_before_and_those_that_failed(mo
     with Progress(4, done=1, steps=5) as progress:
         assert (progress.n, progress.total) == (5, 20)
         for step in range(1, 6):
-            progress.start("block 1/2 fused")(step, None)
+            progress.advance(step, None)
         progress.finish("block 1/2 fused", OK)
         assert progress.n == 10
         progress.finish("block 2/2 window", FAILED)

@@ -13,10 +13,10 @@ from conftest import ROOT, flat
 from small_experiment import RESULTS, TINY, contents, prepare_workplace, run_main, write_data
 from tiny import CPU, VOCABULARY, tiny_config, tiny_dataset
 
-import compare_models
 from analysis.metrics import load_experiment, load_metrics
 from machine import ranks
 from machine.command import UserError
+from studies.command import check_ranks
 from training.config import make_config
 from training.trainer import UNTIMED_STEPS, Trainer
 
@@ -236,4 +236,4 @@ def test_ranks_that_differ_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "on_every", lambda function, *arguments: torch.device("cpu"))
     monkeypatch.setattr(ranks, "gather", lambda mine: [mine, mine, mine | other])
     with pytest.raises(UserError, match=r"rank 2 differs in data, torch: every rank"):
-        compare_models.check_ranks(config)
+        check_ranks(config)

@@ -228,16 +228,6 @@ def test_a_plan_that_lacks_something_is_refused_before_anything_is_moved(workpla
     assert contents("output/runs") == before and not Path("output/set_aside").exists()
 
 
-def test_a_plan_of_before_confirmation_goes_on(workplace, capsys):
-    assert run_main(BLOCK) == 0
-    plan = json.loads(Path("output/plan.json").read_text())
-    del plan["plan"]["confirmation"]
-    Path("output/plan.json").write_text(json.dumps(plan))
-    assert run_main(BLOCK) == 0
-    printed = capsys.readouterr()
-    assert "complete: 2 of 2" in printed.err and printed.out.splitlines()[-1].startswith("Use: ")
-
-
 # another GPU
 def test_a_block_that_another_gpu_began_is_trained_anew_whole(workplace, monkeypatch, capsys):
     describe = experiment_stored.describe_environment

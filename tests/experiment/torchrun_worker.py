@@ -22,6 +22,7 @@ import torch
 from small_experiment import diverge, run_out_of_memory
 
 import compare_models
+import studies.command
 from experiment import run as experiment_run
 from machine import ranks
 from machine.command import run_command
@@ -29,7 +30,7 @@ from training import train as training_train
 from training.trainer import Trainer
 
 training_train.child_peak_memory_mb = lambda *_: 12.5  # a process of its own, which takes seconds
-compare_models.create_all_plots = lambda *_: []
+studies.command.create_all_plots = lambda *_: []
 torch.nn.Dropout.forward = lambda self, x: x  # ranks draw other masks than one process
 
 TRAIN, UPDATE, LOCAL_GRADIENTS = training_train.train, Trainer.update, ranks.local_gradients
@@ -92,7 +93,7 @@ def parser():
 
 def command(argv):
     """main.py's exit code."""
-    story = partial(compare_models.tell, argv=argv)
+    story = partial(studies.command.tell, argv=argv)
     return run_command(compare_models.build_parser(), story, argv)
 
 

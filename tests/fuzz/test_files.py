@@ -41,6 +41,7 @@ import figures.look
 import figures.page
 import generate
 import metrics_utils
+import studies.command
 from analysis.metrics import save_metrics
 from experiment import run as experiment_run
 from experiment.files import write_training
@@ -224,7 +225,7 @@ def test_no_damage_to_a_file_ends_in_a_traceback(workplace, tmp_path, monkeypatc
     monkeypatch.setattr(experiment_run, "estimate", lambda *_: 0)
     monkeypatch.setattr(gc, "collect", lambda: 0)
     if case.file in (DATA, TOKENIZER):  # whose figures would be of any numbers
-        monkeypatch.setattr(compare_models, "create_all_plots", lambda *_: [])
+        monkeypatch.setattr(studies.command, "create_all_plots", lambda *_: [])
     monkeypatch.setattr(figures.page, "write_page", lambda *_: None)
     for module in (figures.page, figures.look):
         monkeypatch.setattr(module, "save_figures", draw)
