@@ -8,7 +8,7 @@ from analysis.rows import training_section
 from analysis.words import Section, fact_table
 from figures.curves import convergence, per_run, training_curves, validation
 from figures.data import MEMORY, SPEED, VAL_LOSS, prepare
-from figures.look import OUR_LOOK
+from figures.look import OUR_LOOK, save_figures
 from figures.page import Page, write_all
 from figures.reach import reach
 from figures.values import distributions, final_losses, metrics_comparison, summary, tradeoff
@@ -64,6 +64,12 @@ def experiment_page(metrics, metadata):
     )
 
 
-def create_all_plots(metrics, metadata, plots_dir, page_path):
-    """Save the figures that there is something for, and the experiment as a page: the paths."""
-    return write_all(page_path, experiment_page(metrics, metadata), plots_dir)
+def create_all_plots(metrics, metadata, plots_dir, page_path=None):
+    """Save the figures that there is something for; returns the paths written.
+
+    page_path: where the experiment is to be written as a page too.
+    """
+    page = experiment_page(metrics, metadata)
+    if page_path is None:
+        return save_figures(page.draw(), plots_dir, page.known)
+    return write_all(page_path, page, plots_dir)

@@ -5,7 +5,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
-from analysis.significance import LEVEL
+from analysis.significance import FEWEST_BLOCKS, LEVEL
 from analysis.values import paired_trainings, smooth, table
 from figures.data import METRICS, TRAIN_LOSS, VAL_LOSS
 from figures.frame import dots, empty_figure, fill_panel, finish, metric_axis, new_figure
@@ -16,8 +16,8 @@ CURVE_PARTS, CONVERGENCE_PARTS = 100, 30
 SECONDS = "training time (s, timed steps, mean over blocks)"
 CURVES_AND_DIFFERENCES = (
     "Above: bold = mean over blocks, thin = single trainings; below: mean of the paired "
-    "differences with its pointwise 95 % t interval. Vertical ranges of the last 90 % of the "
-    "steps."
+    f"differences with its pointwise 95 % t interval, below {FEWEST_BLOCKS} blocks with the single "
+    "ones. Vertical ranges of the last 90 % of the steps."
 )
 
 
@@ -32,13 +32,15 @@ def draw_mean(ax, data, arm, x, rows):
 
 
 def draw_band(ax, data, arm, x, rows):
-    """The mean of (R, points) in its pointwise t band."""
+    """The mean of (R, points) in its pointwise t band, which of two rows would hide all else."""
+    if len(rows) < FEWEST_BLOCKS:
+        draw_blocks(ax, data, arm, x, rows)
+        return
     draw_mean(ax, data, arm, x, rows)
-    if len(rows) > 1:
-        mean = rows.mean(axis=0)
-        half = stats.t.ppf((1 + LEVEL) / 2, len(rows) - 1) * stats.sem(rows, axis=0)
-        look = {"color": data.styles[arm].color, "alpha": 0.2, "lw": 0, "label": f"{arm} band"}
-        ax.fill_between(x, mean - half, mean + half, **look)
+    mean = rows.mean(axis=0)
+    half = stats.t.ppf((1 + LEVEL) / 2, len(rows) - 1) * stats.sem(rows, axis=0)
+    look = {"color": data.styles[arm].color, "alpha": 0.2, "lw": 0, "label": f"{arm} band"}
+    ax.fill_between(x, mean - half, mean + half, **look)
 
 
 def draw_blocks(ax, data, arm, x, rows):

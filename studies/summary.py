@@ -18,6 +18,7 @@ from analysis.values import (
     ok_values,
     ordered_arms,
     paired_trainings,
+    reading_marks,
     shared_values,
     smooth,
 )
@@ -71,6 +72,7 @@ def _point(study, metrics, metadata):
         "steps": metadata["steps"],
         "margin": metadata["plan"]["equivalence_margin"],
         "mixed": metadata["mixed"],
+        "marks": reading_marks(metrics, metadata),
         "recommendation": recommend(metrics, metadata)._asdict(),
         "warnings": measurement_warnings(metrics),
         "arms": {arm: _summary(metrics, arm, metadata["steps"]) for arm in ordered_arms(metrics)},

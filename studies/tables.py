@@ -91,11 +91,13 @@ def table_of(rows):
 
 def uses(points):
     """What to use at each of these points, a text each."""
-    return [
-        f"Use at S {point['seq_len']:,}, {point['positions']} positions: "
-        + recommendation_text(Recommendation(**point["recommendation"]))
-        for point in points
-    ]
+    found = []
+    for point in points:
+        where = f"Use at S {point['seq_len']:,}, {point['positions']} positions"
+        if marks := point.get("marks"):  # an earlier file has none
+            where += f" ({'; '.join(marks)})"
+        found.append(f"{where}: {recommendation_text(Recommendation(**point['recommendation']))}")
+    return found
 
 
 def warnings_of(content):
