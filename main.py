@@ -2,7 +2,11 @@
 
 import sys
 
-from compare_models import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from compare_models import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:  # before the command listens to it
+        print("interrupted before anything was started", file=sys.stderr)
+        sys.exit(130)

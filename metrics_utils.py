@@ -62,7 +62,8 @@ def print_report(arguments):
             from figures.page import write_page
 
             write_page(arguments.html, page, page.draw())
-    print(report_text(page.sections))
+        text = report_text(page.sections)
+    print(text)
 
 
 def write_logs(path, folder):

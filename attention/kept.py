@@ -1,6 +1,8 @@
 """What is made once for its arguments and kept: masks, tables, which kernels work."""
 
 import functools
+import threading
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -24,7 +26,7 @@ def recording():
 
 
 def kept(most):
-    """A decorator: the function's ``most`` latest results are kept, none of them from a mode.
+    """A decorator: the ``most`` results that were used last are kept, none of them from a mode.
 
     The first caller may be inside of autocast, inference_mode, checkpointing, fake tensors, a
     functorch transform or another default device, and what was made there would be wrong for all
@@ -33,24 +35,30 @@ def kept(most):
     """
 
     def decorate(function):
-        results = {}
+        results, lock = OrderedDict(), threading.Lock()
 
         @functools.wraps(function)
         def found(*arguments):
-            if arguments not in results:
-                if recording():
-                    return function(*arguments)
-                if len(results) == most:
-                    del results[next(iter(results))]
-                results[arguments] = _aside(function, arguments)
-            return results[arguments]
+            with lock:
+                if arguments in results:
+                    results.move_to_end(arguments)
+                    return results[arguments]
+            if recording():
+                return function(*arguments)
+            made = _aside(function, arguments)
+            with lock:
+                results[arguments] = made
+                if most is not None and len(results) > most:
+                    results.popitem(last=False)
+            return made
 
         def clear():
             """Forget them and empty those that are lists: Dynamo holds a constant for good."""
-            for result in results.values():
-                if isinstance(result, list):
-                    result.clear()
-            results.clear()
+            with lock:
+                for result in results.values():
+                    if isinstance(result, list):
+                        result.clear()
+                results.clear()
 
         found.clear, found.results = clear, results
         return found

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from threading import Barrier
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from attention import dense_attention, kernels, masks, rotary, split, window_attention, window_mask
+from attention.kept import kept
 
 EVALUATIONS = "auto", "dense", "masked", "split"
 SEQ_LEN = 600  # auto takes split
@@ -153,3 +156,21 @@ checkpoint(attend, x, use_reentrant=False).sum().backward()
 assert torch.equal(x.grad, torch.autograd.grad(attend(x).sum(), x)[0])
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_so_many_results_are_kept_of_those_that_were_used_last_whoever_asks():
+    made, together = [], Barrier(4, timeout=60)
+
+    @kept(3)
+    def square(number):
+        made.append(number)
+        if number >= 10:
+            together.wait()  # four threads make one each at the same time
+        return number**2
+
+    for number in (0, 1, 2, 0, 3, 0, 1):
+        assert square(number) == number**2
+    assert made == [0, 1, 2, 3, 1] and list(square.results) == [(3,), (0,), (1,)]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(square, range(10, 14))) == [100, 121, 144, 169]
+    assert len(square.results) == 3

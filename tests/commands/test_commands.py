@@ -185,6 +185,13 @@ def test_compare_models_is_the_same_command(tmp_path):
     assert (done.returncode, done.stderr) == (2, "error: --runs must be at least 1, got 0\n")
 
 
+def test_an_interruption_while_main_is_loaded_is_one_line(tmp_path):
+    (tmp_path / "tqdm.py").write_text("raise KeyboardInterrupt")
+    done = run("main.py --preset smoke", tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.stderr == "interrupted before anything was started\n"
+    assert done.returncode == 130
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_command_tells_its_version_and_torchs(capsys, script):
     with pytest.raises(SystemExit) as stop:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import flat, is_drawn
+from conftest import flat, is_drawn, one_line
 
 import create_model_plots
 import metrics_utils
@@ -93,3 +93,12 @@ def test_its_file_is_printed_drawn_and_made_a_page(content, tmp_path, monkeypatc
     assert "<svg" in (tmp_path / "page.html").read_text()
     assert create_model_plots.main(["conversion.json", "plots"]) == 0
     assert is_drawn(tmp_path / "plots" / "conversion.png")
+
+
+@pytest.mark.parametrize("damage", [{"arm": None}, {"chosen": ["first"]}, {"untrained": "1.7"}])
+def test_a_damaged_file_is_one_line(content, tmp_path, capsys, damage):
+    content["rows"][0] |= damage
+    path = tmp_path / "conversion.json"
+    path.write_text(json.dumps(content))
+    assert metrics_utils.main([str(path)]) == 2
+    assert "conversion.json: incomplete or not of this suite" in one_line(capsys)
