@@ -32,7 +32,7 @@ from analysis.metrics import load_experiment
 from training import train as training_train
 from training.weights import load_model
 
-KILLS = 8
+KILLS = 12
 OPTIONS = "--seq-len 12 --d-model 8 --n-heads 2 --layers 1 --batch-size 2 --max-steps 3 --lr 1e-2"
 OPTIONS += " --device cpu --window-size 3 --dilation 2 --warmup-steps 2 --val-batches 1"
 OPTIONS += " --arms window fused --runs 1 --data training_data.npy"

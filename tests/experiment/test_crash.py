@@ -28,6 +28,6 @@ def test_ended_at_any_write_the_experiment_goes_on_to_the_same_results(tmp_path)
 
 
 def test_killed_at_random_calls_the_experiment_goes_on_to_the_same_results(tmp_path):
-    """SIGKILL at 8 function calls, drawn by a seed from all that an experiment makes."""
+    """SIGKILL at 12 function calls, drawn by a seed from all that an experiment makes."""
     result = harness("kills", tmp_path)
-    assert result["failures"] == [] and result["killed"] == [-9] * 8
+    assert result["failures"] == [] and result["killed"] == [-9] * 12

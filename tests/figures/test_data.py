@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 from conftest import make_experiment
 
 from analysis.metrics import MetricsError
-from analysis.values import throttled
+from analysis.values import smooth, throttled
 from figures.data import TIME, describe_setting, losses_without_model, prepare, ratio
 from figures.look import STYLES, arm_styles
 
@@ -55,6 +56,11 @@ def test_a_smoke_test_is_marked_beside_everything_else():
     data = prepare(metrics, metadata | {"mixed": ["code"]})
     smoke = "smoke test: says nothing about time or quality"
     assert data.mark == f"{smoke}; mixed: trainings that differ"
+
+
+def test_smoothing_a_straight_line_changes_nothing_and_leaves_no_lag():
+    line = np.arange(50.0)[None]
+    np.testing.assert_allclose(smooth(line, 7), line[:, 3:-3])
 
 
 def test_known_arms_have_fixed_looks_and_many_arms_all_look_different():
