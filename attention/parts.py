@@ -1,6 +1,7 @@
 """A part of split attention, full, near or far, by its kernel, and several parts at once."""
 
 import functools
+import math
 
 import torch
 
@@ -8,11 +9,18 @@ from attention.pieces import calls
 
 
 def forward(q, k, v, part, scale):
-    """The part's attention: out (B, S, H, D) and log-sum-exp (B, H, S) for q (B, S, H, D)."""
+    """The part's attention: out (B, M, H, D) and log-sum-exp (B, H, M) of its M queries.
+
+    q, k and v are those that it reads (``Part.of``).  A query without keys has an out of 0 and a
+    log-sum-exp of minus infinity.
+    """
     todo = list(calls(part.pieces, q, k, v))
-    if len(todo) == 1 and todo[0].in_turn:
+    if len(todo) == 1 and todo[0].in_turn and part.complete:
         return _forward_at_once(q, k, v, todo[0], part, scale)
     out, lse = empty_results(q)
+    if not part.complete:
+        out.zero_()
+        lse.fill_(-math.inf)
     for pieces in todo:
         found, found_lse = part.kernel.forward(*_views(pieces, q, k, v), part.seen, scale)
         lse_pieces = pieces.of_lse(lse)
@@ -30,16 +38,16 @@ def _forward_at_once(q, k, v, pieces, part, scale):
 
 
 def backward(gradient, q, k, v, out, lse, part, scale):
-    """The part's share of dq (B, S, H, D), and of dk and dv for the keys it reads.
+    """The part's share of dq (B, M, H, D), and of dk and dv for the keys it reads.
 
     gradient, out and lse are those of the merged softmax.
     """
     todo = list(calls(part.pieces, gradient, q, k, v, out))
-    if len(todo) == 1 and todo[0].in_turn:
+    if len(todo) == 1 and todo[0].in_turn and part.complete:
         found = _gradients(gradient, q, k, v, out, lse, todo[0], part, scale)
         return [_in_order(x, q.shape[0], q.shape[2]) for x in found]
-    dq = q.new_empty(q.shape)
-    dk, dv = (x.new_zeros(with_tokens(x, part.keys)) for x in (k, v))
+    dq = q.new_empty(q.shape) if part.complete else q.new_zeros(q.shape)
+    dk, dv = (x.new_zeros(x.shape) for x in (k, v))
     for pieces in todo:
         found = _gradients(gradient, q, k, v, out, lse, pieces, part, scale)
         found_dq, found_dk, found_dv = found
@@ -108,11 +116,6 @@ def empty_results(q):
     B, S, H, _ = q.shape
     lse_dtype = torch.promote_types(q.dtype, torch.float32)
     return q.new_empty(q.shape), q.new_empty((B, H, S), dtype=lse_dtype)
-
-
-def with_tokens(x, count):
-    """The shape of x (B, S, H, D) with ``count`` tokens."""
-    return x.shape[0], count, *x.shape[2:]
 
 
 def readable(x):

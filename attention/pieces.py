@@ -6,11 +6,12 @@ Shapes: B batch, S sequence length, H heads, D head_dim; a kernel takes (N, H, l
 """
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
-from attention.kernels import CAUSAL, KERNELS, Kernel
+from attention.kernels import ALL_KEYS, CAUSAL, KERNELS, Kernel
 from attention.pattern import FULL_HEAD, first_with_far_keys
 
 
@@ -76,29 +77,58 @@ class Pieces(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Pieces that together have every query of the part once, and the kernel for them."""
+    """Pieces that together have every query of the part once, and the kernel for them.
+
+    Its queries are those from ``first`` on, its keys those of the slice ``keys``: pieces count
+    both anew from there.
+    """
 
     pieces: list
     kernel: Kernel
     seen: str | int  # see ``kernels.Kernel``
-    keys: int  # how many of the first keys are read
-    first: int = 0  # the query from which on the part has any
+    keys: slice
+    first: int = 0
+    complete: bool = True  # else some queries have none of its keys, or keys no query: not in pieces
+
+    def of(self, q, k, v):
+        """What it reads of q (B, M, H, D), k and v (B, S, H, D)."""
+        return q[:, self.first :], k[:, self.keys], v[:, self.keys]
 
 
-def full_part(seq_len, kernel):
-    """Causal attention: every query against its own key and all before it."""
-    return Part([_whole_sequence(seq_len)], kernel, CAUSAL, seq_len)
+def full_parts(seq_len, kernel, queries):
+    """Causal attention: every query against its own key and all before it.
+
+    The keys before all queries are a part of their own, for kernels differ in which of more keys
+    than queries a causal query sees.
+    """
+    before = seq_len - queries
+    parts = [Part([_whole_sequence(queries)], kernel, CAUSAL, slice(before, seq_len))]
+    if before:
+        pieces = _whole_sequence(queries)._replace(keys=before)
+        parts.append(Part([pieces], kernel, ALL_KEYS, slice(0, before)))
+    return parts
 
 
-def near_part(seq_len, window_size, kernel):
+def near_part(seq_len, window_size, kernel, queries):
     """Sliding-window attention: every query against its own key and the ``window_size`` before it.
 
     The sequence whole where the kernel takes windows, else the pieces of ``_chunks``.
     """
-    pieces = [_whole_sequence(seq_len)]
+    ahead = min(window_size, seq_len - queries)  # keys before the first query
+    length = ahead + queries
+    pieces = [_whole_sequence(length)]
     if kernel.least_chunk is not None:
-        pieces = _chunks(seq_len, window_size, kernel.least_chunk)
-    return Part(pieces, kernel, window_size, seq_len)
+        pieces = _chunks(length, window_size, kernel.least_chunk)
+    if ahead:
+        pieces = [_from_query(ahead, some) for some in pieces if some.query + some.length > ahead]
+    return Part(pieces, kernel, window_size, slice(seq_len - length, seq_len))
+
+
+def _from_query(first, pieces):
+    """The same without the queries before ``first``, which is the new 0: of one piece alone."""
+    missing = max(first - pieces.query, 0)
+    query = pieces.query + missing - first
+    return pieces._replace(query=query, length=pieces.length - missing)
 
 
 def _whole_sequence(seq_len):
@@ -126,36 +156,75 @@ def _chunks(seq_len, window_size, least_chunk):
     return pieces
 
 
-def far_part(seq_len, first, dilation, kernel):
+def far_parts(seq_len, first, dilation, kernel, queries):
     """Query first + t against the keys t, t - d, t - 2d ...: a piece for each class modulo d.
+
+    Two parts where there are keys before those of the first query, as in ``full_parts``; none
+    where no query has far keys.
+    """
+    before = seq_len - queries
+    without = max(first - before, 0)  # queries that have no far keys
+    if without >= queries:
+        return []
+    key = before + without - first  # the last far key of the first query that has any
+    parts = [_own_classes(seq_len, key, queries - without, dilation, kernel, without)]
+    if key:
+        parts.append(_earlier_classes(key, queries - without, dilation, kernel, without))
+    return parts
+
+
+def _own_classes(seq_len, key, queries, dilation, kernel, first):
+    """Query t against the keys key + t, key + t - d ... down to ``key``.
 
     Where d does not divide the queries, some classes are one longer: two sorts of pieces, and
     nothing is padded.  Where it does, keys that the causal mask hides are added up to a multiple
     that suits the kernel in each class, as far as there are any.
     """
     # no divmod: torch.compile knows none for lengths that vary
-    queries = seq_len - first
     length, longer = queries // dilation, queries % dilation
     if not longer:
-        padded = min(-(-length // kernel.multiple) * kernel.multiple, seq_len // dilation)
+        most = (seq_len - key) // dilation
+        padded = min(-(-length // kernel.multiple) * kernel.multiple, most)
         pieces = Pieces(0, 0, dilation, 1, length, padded, dilation)
-        return Part([pieces], kernel, CAUSAL, dilation * padded, first)
+        return Part([pieces], kernel, CAUSAL, slice(key, key + dilation * padded), first)
     pieces = [Pieces(0, 0, longer, 1, length + 1, length + 1, dilation)]
     if length:
         pieces.append(Pieces(longer, longer, dilation - longer, 1, length, length, dilation))
-    return Part(pieces, kernel, CAUSAL, queries, first)
+    return Part(pieces, kernel, CAUSAL, slice(key, key + queries), first)
+
+
+def _earlier_classes(keys, queries, dilation, kernel, first):
+    """Query t against those of the keys 0 .. keys - 1 that lie a multiple of d before keys + t.
+
+    A class may have one more query than another, and one more key, or none.
+    """
+    rest = keys % dilation
+    sorts = []
+    for start, stop in pairwise(sorted({0, queries % dilation, dilation - rest, dilation})):
+        key = (rest + start) % dilation
+        length, count = (-(-(n - skipped) // dilation) for n, skipped in ((queries, start), (keys, key)))
+        sorts.append(Pieces(start, key, stop - start, 1, length, count, dilation))
+    pieces = [some for some in sorts if some.length > 0 and some.keys > 0]
+    complete = len(pieces) == len(sorts)
+    return Part(pieces, kernel, ALL_KEYS, slice(0, keys), first, complete)
+
+
+def beyond_near(seq_len, head, far_kernel, queries):
+    """The ``Part`` list of all that a ``HeadPattern`` has but near keys (and sinks)."""
+    if head == FULL_HEAD:
+        return full_parts(seq_len, KERNELS[far_kernel], queries)
+    if not head.dilation:
+        return []
+    first = first_with_far_keys(seq_len, *head)
+    return far_parts(seq_len, first, head.dilation, KERNELS[far_kernel], queries)
 
 
 def parts_of_head(seq_len, head, near_kernel, far_kernel):
     """The ``Part`` list of a ``HeadPattern``: full; or near, and far where there are far keys."""
-    near_kernel, far_kernel = KERNELS[near_kernel], KERNELS[far_kernel]
+    parts = beyond_near(seq_len, head, far_kernel, seq_len)
     if head == FULL_HEAD:
-        return [full_part(seq_len, far_kernel)]
-    parts = [near_part(seq_len, head.window_size, near_kernel)]
-    if head.dilation:
-        first = first_with_far_keys(seq_len, *head)
-        parts.append(far_part(seq_len, first, head.dilation, far_kernel))
-    return parts
+        return parts
+    return [near_part(seq_len, head.window_size, KERNELS[near_kernel], seq_len), *parts]
 
 
 def one_token(x):

@@ -45,7 +45,6 @@ from attention.parts import (
     forward,
     readable,
     side_by_side,
-    with_tokens,
 )
 from attention.pattern import HeadPattern, Pattern
 from attention.pieces import foldable, parts_of_head
@@ -64,8 +63,7 @@ def _parts(
     qkv = [readable(x) for x in qkv]
     todo = []
     for group, part in _all_parts(qkv, patterns, near_kernel, far_kernel):
-        q, k, v = _of_group(qkv, group)
-        todo.append(partial(forward, q[:, part.first :], k, v, part, scale))
+        todo.append(partial(forward, *part.of(*_of_group(qkv, group)), part, scale))
     return [x for results in side_by_side(qkv[0].device, todo) for x in results]
 
 
@@ -102,19 +100,17 @@ def _parts_backward(
     near_kernel: str,
     far_kernel: str,
 ) -> list[torch.Tensor]:
-    """The shares of dq (B, M, H, D), dk and dv of all parts; those of the first keys, as many as
-    the part reads.
+    """The shares of dq (B, M, H, D), dk and dv of all parts; those of the keys that it reads.
 
     outs and lses are the merged ones of every group.
     """
     gradients, qkv, outs = ([readable(x) for x in tensors] for tensors in (gradients, qkv, outs))
     todo = []
     for group, part in _all_parts(qkv, patterns, near_kernel, far_kernel):
-        q, k, v = _of_group(qkv, group)
-        late = slice(part.first, None)
-        gradient, late_q, out = (x[:, late] for x in (gradients[group], q, outs[group]))
-        lse = lses[group][:, :, late]
-        todo.append(partial(backward, gradient, late_q, k, v, out, lse, part, scale))
+        gradient, out = (x[:, part.first :] for x in (gradients[group], outs[group]))
+        lse = lses[group][:, :, part.first :]
+        inputs = gradient, *part.of(*_of_group(qkv, group)), out, lse
+        todo.append(partial(backward, *inputs, part, scale))
     return [x for results in side_by_side(qkv[0].device, todo) for x in results]
 
 
@@ -122,10 +118,7 @@ def _parts_backward(
 def _(gradients, qkv, outs, lses, patterns, scale, near_kernel, far_kernel):
     results = []
     for group, part in _all_parts(qkv, patterns, near_kernel, far_kernel):
-        q, k, v = _of_group(qkv, group)
-        counts = q.shape[1] - part.first, part.keys, part.keys
-        shapes = [with_tokens(x, n) for x, n in zip((q, k, v), counts, strict=True)]
-        results += [q.new_empty(shape) for shape in shapes]
+        results += [x.new_empty(x.shape) for x in part.of(*_of_group(qkv, group))]
     return results
 
 
@@ -137,7 +130,7 @@ def _no_gradient(ctx, *gradients):
 _parts.register_autograd(_no_gradient)
 
 
-def _merge(out, lse, far_out, far_lse):
+def merge(out, lse, far_out, far_lse):
     """The softmax over the near and the far keys from those of each; returns out and lse.
 
     out (B, S, H, D) and lse (B, H, S): the near part's, which may be overwritten; far_out and
@@ -171,7 +164,7 @@ def _merged(head, q, k, v, parts, scale):
     """A group's out and lse from those of its parts, which the iterator ``parts`` gives."""
     out, lse = next(parts), next(parts)
     if head.dilation > 1:
-        out, lse = _merge(out, lse, next(parts), next(parts))
+        out, lse = merge(out, lse, next(parts), next(parts))
     if head.sink_tokens:
         with torch.autocast(q.device.type, enabled=False):
             out, lse = merge_sinks(out, lse, q, k, v, head, scale)
