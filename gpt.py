@@ -6,11 +6,13 @@ Letters: B batch, S sequence length, H heads, D head_dim, C d_model (= H * D), V
 import torch
 from torch import nn
 from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 
 from attention.cache import KeyValueCache
 from attention.full import FULL_ATTENTION
 from attention.pattern import FULL, whole
 from attention.rotary import check_positions, rotate
+from attention.shards import shard_attention
 from embedding import CustomEmbedding
 from generation.tokens import generate, stream
 from linear import CustomLinear
@@ -26,6 +28,7 @@ class CustomMHA(nn.Module):
     """
 
     attentions = tuple(FULL_ATTENTION)
+    shards = None  # see GPTModel.cut
 
     def __init__(self, d_model, n_heads, attention="fused", positions="learned"):
         super().__init__()
@@ -67,11 +70,16 @@ class CustomMHA(nn.Module):
         heads = linear(x, self.qkv).view(B, S, 3, self.n_heads, C // self.n_heads)
         q, k, v = heads.unbind(dim=2)  # (B, S, H, D) each, views of one projection
         first = 0 if cache is None else cache.filled
+        if self.shards is not None:
+            first = self.shards.rank * S
         if self.positions == "rotary":
             q, k = self.turn(q, first), self.turn(k, first)
         if cache is not None:
             cache.write(k, v)
-        out = self.attend(q, k, v) if first == 0 else cache.attend(q)
+        if self.shards is not None:
+            out = shard_attention(q, k, v, self.shards, **self.pattern()._asdict())
+        else:
+            out = self.attend(q, k, v) if first == 0 else cache.attend(q)
         return linear(out.reshape(B, S, C), self.wo)
 
 
@@ -104,11 +112,16 @@ class GPTModel(nn.Module):
     Learned word and position embeddings, ``layers`` blocks, no final norm, an untied output layer.
     ``positions="rotary"`` has rotary positions (see attention/rotary.py) in place of the position
     embeddings.
+    checkpoint_blocks: an attribute; with True a block's activations are not kept for the backward
+    pass but computed again there (Chen et al. 2016).
     ``make_block(layer)`` takes the place of the full-attention block where a subclass hands one in.
     Raises ValueError for sizes that are not whole or below 1, where d_model is not divisible by
     n_heads, for an unknown attention or positions, and in ``forward`` for tokens of another rank
     or a sequence longer than max_seq_len.
     """
+
+    shards = None
+    checkpoint_blocks = False
 
     def __init__(
         self,
@@ -139,23 +152,44 @@ class GPTModel(nn.Module):
         self.layers = nn.ModuleList(map(make_block, range(layers)))
         self.fc_out = CustomLinear(d_model, vocab_size)
 
+    def cut(self, shards):
+        """From now on tokens (B, L) are this rank's shard of every sequence, of L tokens each.
+
+        shards: an ``attention.shards.Shards``, on each of whose ranks the model is called with as
+        many; None: sequences are whole again.  Attention is ``shard_attention`` then, and an
+        ``attention`` that was chosen has no say.
+        """
+        self.shards = shards
+        for block in self.layers:
+            block.mha.shards = shards
+
     def forward(self, tokens):
+        return self.fc_out(self.last_features(tokens))
+
+    def last_features(self, tokens):
+        """What the output layer takes: token ids (B, S) -> (B, S, C)."""
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be (B, S), got {tuple(tokens.shape)}")
-        seq_len = tokens.shape[1]
-        if seq_len > self.max_seq_len:
+        length = tokens.shape[1]
+        rank, ranks = (0, 1) if self.shards is None else (self.shards.rank, self.shards.size)
+        if ranks * length > self.max_seq_len:
             raise ValueError(
-                f"sequence of {seq_len} tokens is longer than max_seq_len {self.max_seq_len}"
+                f"sequence of {ranks * length} tokens is longer than max_seq_len {self.max_seq_len}"
             )
-        return self.fc_out(self.features(tokens, torch.arange(seq_len, device=tokens.device)))
+        positions = torch.arange(rank * length, (rank + 1) * length, device=tokens.device)
+        return self.features(tokens, positions)
 
     def features(self, tokens, positions, caches=None):
         """Token ids (B, S) at positions (S,) or (B, S) -> the last block's output (B, S, C)."""
         x = self.word_embeddings(tokens)
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(positions)
+        again = self.checkpoint_blocks and torch.is_grad_enabled()
         for layer, block in enumerate(self.layers):
-            x = block(x, None if caches is None else caches[layer])
+            if again:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x, None if caches is None else caches[layer])
         return x
 
     # model.generate(prompt, max_new_tokens, ...) and model.stream(...), see generation/tokens.py

@@ -78,6 +78,9 @@ LACKING = {  # what the metadata of earlier files lack, as they would say it
         "nope": False,
         "world_size": 1,
         "gradient_accumulation": 1,
+        "checkpoint_blocks": False,
+        "loss_chunk": 0,
+        "shard_sequence": 1,
     },
     "plan": {
         "equivalence_margin": None,

@@ -59,8 +59,15 @@ def ranks_text(config):
     words = ""
     if config["world_size"] > 1:
         words += f", {config['world_size']} ranks ({config['backend']})"
+    if config["shard_sequence"] > 1:
+        length = config["seq_len"] // config["shard_sequence"]
+        words += f", each sequence cut over {config['shard_sequence']} into {length:,} tokens"
     if config["gradient_accumulation"] > 1:
         words += f", gradients accumulated over {config['gradient_accumulation']} micro-steps"
+    if config["checkpoint_blocks"]:
+        words += ", blocks computed again in the backward pass"
+    if config["loss_chunk"]:
+        words += f", logits of {config['loss_chunk']:,} tokens at a time"
     return words
 
 

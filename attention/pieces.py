@@ -88,7 +88,9 @@ class Part(NamedTuple):
     seen: str | int  # see ``kernels.Kernel``
     keys: slice
     first: int = 0
-    complete: bool = True  # else some queries have none of its keys, or keys no query: not in pieces
+    complete: bool = (
+        True  # else some queries have none of its keys, or keys no query: not in pieces
+    )
 
     def of(self, q, k, v):
         """What it reads of q (B, M, H, D), k and v (B, S, H, D)."""
@@ -202,7 +204,9 @@ def _earlier_classes(keys, queries, dilation, kernel, first):
     sorts = []
     for start, stop in pairwise(sorted({0, queries % dilation, dilation - rest, dilation})):
         key = (rest + start) % dilation
-        length, count = (-(-(n - skipped) // dilation) for n, skipped in ((queries, start), (keys, key)))
+        length, count = (
+            -(-(n - skipped) // dilation) for n, skipped in ((queries, start), (keys, key))
+        )
         sorts.append(Pieces(start, key, stop - start, 1, length, count, dilation))
     pieces = [some for some in sorts if some.length > 0 and some.keys > 0]
     complete = len(pieces) == len(sorts)

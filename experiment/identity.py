@@ -11,7 +11,7 @@ from training.tokens import find_tokenizer
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
 # what the plan rests on, and what makes curves of other steps: --allow-mixed mixes none of it
 PLANNED = ("runs", "seed", "arms", "equivalence_margin", "seq_len", "batch_size", "max_steps")
-PLANNED += ("world_size", "eval_every")
+PLANNED += ("world_size", "shard_sequence", "eval_every")
 
 
 def plain_config(config):

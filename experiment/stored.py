@@ -74,6 +74,8 @@ def memory_measure(config, device):
         whose = " of the rank with the largest" if several else ""
         when = "with the warm-up" if config.records_graphs else "reset after the warm-up"
         return f"torch.cuda.max_memory_allocated{whose}, {when}"
+    if config.shard_sequence > 1:
+        return "not measured on a CPU where sequences are cut"
     trained = f"{MEMORY_STEPS} eager steps" + " on one rank's share of the batch" * several
     return f"resident growth of a fresh process that trains {trained}"
 

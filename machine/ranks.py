@@ -9,6 +9,7 @@ the others.  Knows nothing of experiments.
 """
 
 import contextlib
+import functools
 import os
 import sys
 
@@ -19,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from machine.command import DONE, FAILED, GOES_ON, INTERRUPTED, UserError
 from machine.device import is_out_of_memory
 
-MEMORY_REMEDY = "lower --batch-size, --seq-len, --d-model or --layers"
+MEMORY_REMEDY = "lower --batch-size, --seq-len, --d-model or --layers, or add --checkpoint-blocks "
+MEMORY_REMEDY += "--loss-chunk 8192"
 
 
 def rank():
@@ -150,6 +152,13 @@ def backend(device):
     if size() == 1:
         return "none"
     return "nccl" if device.type == "cuda" else "gloo"
+
+
+@functools.cache
+def mesh(shards, device_type):
+    """The ranks as a DeviceMesh: neighbours share sequences, others rows."""
+    shape = size() // shards, shards
+    return dist.init_device_mesh(device_type, shape, mesh_dim_names=("data", "shard"))
 
 
 def data_parallel(module):

@@ -137,6 +137,7 @@ def _config(path, about, steps, lr, changes):
         lr=LR_SHARE * trained.lr if lr is None else lr,
         eval_every=0,
         world_size=1,
+        shard_sequence=1,
         backend="none",
         **{name: value for name, value in changes.items() if value is not None},
     )

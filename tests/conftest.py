@@ -137,6 +137,9 @@ def make_experiment(blocks=4, arms=("baseline", "window", "fused"), steps=40, se
             "positions": "learned",
             "world_size": 1,
             "gradient_accumulation": 1,
+            "checkpoint_blocks": False,
+            "loss_chunk": 0,
+            "shard_sequence": 1,
         },
         "plan": {
             "orders": [list(arms)] * blocks,

@@ -116,3 +116,13 @@ def to_device(batch, device):
     if device.type == "cuda":
         tokens = tokens.pin_memory().to(device, non_blocking=True)
     return tokens[:, :-1], tokens[:, 1:]
+
+
+def own_tokens(model, rows, device):
+    """The same for a model: all tokens, or those of its shard where its sequences are cut."""
+    shards = getattr(model, "shards", None)
+    if shards is None:
+        return to_device(rows, device)
+    length = (rows.shape[1] - 1) // shards.size
+    first = shards.rank * length
+    return to_device(rows[:, first : first + length + 1], device)

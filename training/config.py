@@ -73,6 +73,22 @@ class ExperimentConfig:
     )
     batch_size: int = _option(8, "sequences in a step, of all ranks together", group="training")
     gradient_accumulation: int = _option(1, "parts of a batch, one after the other, for memory")
+    checkpoint_blocks: bool = _option(
+        False,
+        "keep no activations of blocks but compute them again: less memory, a third more time",
+    )
+    loss_chunk: int = _option(
+        0, "tokens whose logits exist at a time, for memory; 0: those of all", least=0
+    )
+    shard_sequence: int = _option(
+        1,
+        "cut every sequence over so many ranks of torchrun, alone over all of them, where one GPU "
+        "cannot hold it",
+        least=0,
+        nargs="?",
+        const=0,
+        metavar="RANKS",
+    )
     max_steps: int = _option(0, "optimizer steps of a training; 0: one pass over data", least=0)
     lr: float = _option(3e-4, "peak learning rate of AdamW")
     warmup_steps: int = _option(500, "steps of linear warm-up", least=0)
@@ -122,15 +138,22 @@ class ExperimentConfig:
     backend: str = "none"
 
     def __post_init__(self):
+        if self.shard_sequence == 0:
+            object.__setattr__(self, "shard_sequence", self.world_size)
         for item in fields(self):
             object.__setattr__(self, item.name, _plain(getattr(self, item.name)))
             _check_field(item, getattr(self, item.name))
         _check_together(self)
 
     @property
+    def data_ranks(self):
+        """Ranks, or groups of those that share their sequences, that have rows of their own."""
+        return self.world_size // self.shard_sequence
+
+    @property
     def sequences_at_once(self):
-        """Sequences that one rank computes together: its share of a micro-step."""
-        return self.batch_size // (self.world_size * self.gradient_accumulation)
+        """Sequences, or shards of them, that one rank computes together, in a micro-step."""
+        return self.batch_size // (self.data_ranks * self.gradient_accumulation)
 
     @property
     def records_graphs(self):
@@ -313,9 +336,10 @@ def _check_field(item, value):
 
 def _check_together(config):
     """What fields must agree in, in a step's batch and in the model; arms, each of them once."""
-    parts = config.world_size * config.gradient_accumulation
+    _check_shards(config)
+    parts = config.data_ranks * config.gradient_accumulation
     if config.batch_size % parts:
-        ranks = "1 rank" if config.world_size == 1 else f"{config.world_size} ranks"
+        ranks = "1 rank" if config.data_ranks == 1 else f"{config.data_ranks} ranks"
         raise ValueError(
             f"--batch-size {config.batch_size} cannot be split evenly over {ranks} x "
             f"--gradient-accumulation {config.gradient_accumulation}: choose a multiple of {parts}"
@@ -352,3 +376,39 @@ def _check_together(config):
     if config.nope and (config.positions != "rotary" or not full_heads):
         words = "leaves rotary positions out of full heads, and there are none"
         raise ValueError(f"--nope {words}: add --positions rotary --full-heads 1, or leave it out")
+
+
+def _check_shards(config):
+    """Whether sequences can be cut over so many ranks; shards hold the windows and the sinks."""
+    shards = config.shard_sequence
+    if config.world_size % shards:
+        raise ValueError(
+            f"--shard-sequence {shards} does not divide {counted(config.world_size, 'rank')}: "
+            f"start it with torchrun --nproc-per-node {shards}, or a multiple of it"
+        )
+    if shards == 1:
+        return
+    whole = [arm for arm in config.arms if ARMS.get(arm) in ("dense", "published")]
+    if whole:
+        raise ValueError(
+            f"--arms {' '.join(whole)}: their scores of all pairs are not cut with "
+            "--shard-sequence: name others, as fused window w96-d0-f1"
+        )
+    if config.window_attention not in ("auto", "split"):
+        words = "over shards attention is split's: leave it out with --shard-sequence"
+        raise ValueError(f"--window-attention {config.window_attention}: {words}")
+    if config.records_graphs:
+        raise ValueError(
+            "--compile reduce-overhead records no exchange between ranks: choose --compile default "
+            "with --shard-sequence"
+        )
+    from attention.pattern import FULL
+    from attention.shards import check_shards
+
+    for arm in config.arms:
+        full = pattern_options(asdict(config), arm) is None
+        for pattern in [FULL] if full else patterns_of_arm(asdict(config), arm):
+            try:
+                check_shards(config.seq_len, shards, pattern)
+            except ValueError as error:
+                raise ValueError(f"--shard-sequence, {arm}: {error}") from None

@@ -27,6 +27,8 @@ def attention_used(config, arm, device):
     inside ``deterministic_algorithms``, which rule out some kernels.
     Raises ValueError where the window arm is told to use split or flex and there is none here.
     """
+    if config.shard_sequence > 1:
+        return _shards_used(config, device)
     evaluations, kernels, operators = [], None, []
     for evaluation, attend in _attention_of_layers(config, arm, device):
         if evaluation == "split":
@@ -45,6 +47,16 @@ def attention_used(config, arm, device):
         "kernels": None if kernels is None else list(kernels),
         "operators": list(dict.fromkeys(operators)),
     }
+
+
+def _shards_used(config, device):
+    """The same where every sequence is cut: all arms are evaluated by attention/shards.py."""
+    head_dim, dtype = config.d_model // config.n_heads, getattr(torch, config.dtype)
+    kernels = split_kernels(device, dtype, head_dim)
+    if kernels is None:
+        asked = f"{config.dtype} with head_dim {head_dim} on {device}"
+        raise UserError(f"--shard-sequence: no kernel for {asked}: leave it out, or choose another")
+    return {"evaluation": "over shards", "kernels": list(kernels), "operators": []}
 
 
 def _attention_of_layers(config, arm, device):

@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from analysis.reach import PASSAGE
+from attention.shards import whole_rows
 from machine import ranks
-from training.batches import to_device
+from training.batches import own_tokens
 
 NEAREST = 128  # tokens from the begin of the first showing to that of the second
 # A dilated pattern attends to some distances and not to others, and 128, 256, ... are all alike to
@@ -57,12 +58,15 @@ def reach(model, held_out, seq_len, passages, at_once=1):
     if min(passages, len(held_out)) < 2 or not distances:
         return None
     controls, turns = _controls(held_out[:, : seq_len + 1], passages)
-    share = slice(ranks.rank(), None, ranks.size())
+    shards = getattr(model, "shards", None)
+    shards = 1 if shards is None else shards.size
+    share = slice(ranks.rank() // shards, None, ranks.size() // shards)
     training = model.training
     model.eval()
     gains, losses = _measure(model, controls[share], turns[share], distances, at_once)
     model.train(training)
-    gains, losses = map(np.concatenate, zip(*ranks.gather((gains, losses)), strict=True))
+    found = ranks.gather((gains, losses))[::shards]  # the ranks of a sequence have found the same
+    gains, losses = map(np.concatenate, zip(*found, strict=True))
     bins = np.array_split(np.arange(seq_len - PASSAGE), POSITION_BINS)
     return {
         "passages": passages,
@@ -127,8 +131,8 @@ def _token_losses(model, rows, at_once):
     device = next(model.parameters()).device
     losses = np.empty((len(rows), rows.shape[1] - 1))
     for start in range(0, len(rows), at_once):
-        inputs, targets = to_device(rows[start : start + at_once], device)
+        inputs, targets = own_tokens(model, rows[start : start + at_once], device)
         logits = model(inputs).flatten(0, 1).float()
-        found = F.cross_entropy(logits, targets.flatten(), reduction="none")
-        losses[start : start + at_once] = found.view_as(targets).cpu()
+        found = F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
+        losses[start : start + at_once] = whole_rows(found, getattr(model, "shards", None)).cpu()
     return losses

@@ -71,7 +71,7 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
     Returns the model, None where the training diverged.
     """
     cuda = device.type == "cuda"
-    if not cuda and ranks.is_first():
+    if not cuda and ranks.is_first() and config.shard_sequence == 1:
         metrics["peak_memory_mb"] = child_peak_memory_mb(config, arm, dataset.vocab_size, seed)
     trainer = Trainer(config, arm, dataset.train, dataset.vocab_size, device, seed)
     if cuda:

@@ -7,18 +7,18 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from attention.flex import MOST_COMPILED
 from attention.masks import clear_mask_cache
+from attention.shards import Shards
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
 from machine import ranks
 from machine.command import UserError
 from machine.device import synchronize
-from training.batches import batches, to_device
+from training.batches import batches, own_tokens
 from training.config import ARMS
+from training.loss import NextTokenLoss
 
 UNTIMED_STEPS = 3  # before each training: kernels loaded, code compiled, allocator filled
 GRADIENT_CLIP = 1.0
@@ -79,18 +79,6 @@ def check_compiler(config, device):
         raise UserError(f"{asked} is turned off (TORCHDYNAMO_DISABLE?): turn it on, {remedy}")
 
 
-class NextTokenLoss(nn.Module):
-    """A model's mean cross-entropy in nats per token, as the module that is compiled and shared."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs, targets):
-        logits = self.model(inputs)  # (B, S, V)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
-
 def autocast(config, device):
     """The context that gives the arithmetic ``config.dtype``; weights stay float32."""
     return torch.autocast(
@@ -148,7 +136,11 @@ class Trainer:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # events and streams are those of the current device
         self.model = build_model(config, arm, vocab_size, device, seed)
-        loss = self.eager_loss = NextTokenLoss(self.model)
+        self.model.checkpoint_blocks = config.checkpoint_blocks
+        if config.shard_sequence > 1:
+            group = ranks.mesh(config.shard_sequence, device.type).get_group("shard")
+            self.model.cut(Shards.of(group))
+        loss = self.eager_loss = NextTokenLoss(self.model, config.loss_chunk)
         if config.compile != "none":
             loss = compiled(loss, mode=config.compile)
         self.loss = ranks.data_parallel(loss)
@@ -160,8 +152,9 @@ class Trainer:
     def batches(self, steps):
         """This rank's share of the first ``steps`` batches."""
         batch_size = self.config.batch_size
-        rows = batch_size // self.config.world_size
-        share = slice(ranks.rank() * rows, (ranks.rank() + 1) * rows)
+        rows = batch_size // self.config.data_ranks
+        place = ranks.rank() // self.config.shard_sequence
+        share = slice(place * rows, (place + 1) * rows)
         return batches(self.rows, batch_size, steps, self.seed, share)
 
     def step(self, batch, lr):
@@ -169,7 +162,7 @@ class Trainer:
 
         The loss is that of this rank's rows, the gradients are averaged over the ranks.
         """
-        return self.update(*to_device(batch, self.device), lr)
+        return self.update(*own_tokens(self.model, batch, self.device), lr)
 
     def update(self, inputs, targets, lr):
         """The same on tokens that are on the device already, (B, S) each."""
@@ -221,16 +214,17 @@ class Trainer:
     def evaluate(self, rows):
         """Mean loss in nats per token over rows of tokens (N, S + 1), dropout off, always eager.
 
-        Every rank takes its share of the rows.  Draws no random number.
+        Every rank takes its share of the rows, or of their tokens.  Draws no random number.
         """
-        share = rows[ranks.rank() :: ranks.size()]
+        shards = self.config.shard_sequence
+        share = rows[ranks.rank() // shards :: self.config.data_ranks]
         at_once = self.config.sequences_at_once
         losses = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.eval()
         for start in range(0, len(share), at_once):
             batch = share[start : start + at_once]
-            inputs, targets = to_device(batch, self.device)
+            inputs, targets = own_tokens(self.model, batch, self.device)
             with autocast(self.config, self.device):
                 losses += self.eager_loss(inputs, targets).double() * len(batch)
         self.model.train()
-        return ranks.total(losses.item())[0] / len(rows)
+        return ranks.total(losses.item())[0] / (len(rows) * shards)

@@ -25,9 +25,15 @@ SIZES = "--batch-size 4 --max-steps 5 --val-batches 0 --eval-every 2 --runs 1"
 TWO_ARMS = f"{SIZES} --arms baseline fused"
 EVERY_ARM = ("baseline", "window", "fused", "published")
 OPTIONS = f"{SIZES} --arms {' '.join(EVERY_ARM)}"
+# a window, far keys in turns, a full head, every second layer full; rotary positions, sinks
+SHARDS = f"{SIZES} --layers 2 --positions rotary --sink-tokens 2 --lr 3e-2 "
+SHARDS += "--arms fused window w5-d3-s w4-d0-f1 w4-d0-e2"
 CASES = {
     "two": f"{OPTIONS} --output-dir two",
     "parts": f"{OPTIONS} --output-dir parts --gradient-accumulation 2",
+    "shards": f"{SHARDS} --shard-sequence --loss-chunk 7 --checkpoint-blocks --output-dir shards",
+    "shards again": f"{SHARDS} --output-dir shards --allow-mixed",
+    "short shards": f"{SHARDS} --shard-sequence --seq-len 8 --output-dir short",
     "again": f"{OPTIONS} --output-dir two",
     "other ranks": f"{OPTIONS} --output-dir one --allow-mixed",
     "uneven": f"{SIZES} --batch-size 3 --output-dir uneven",
@@ -74,6 +80,7 @@ def ran(tmp_path_factory):
     """Many experiments of one and of two ranks: the folder, what came of them, and the output."""
     folder = tmp_path_factory.mktemp("ranks")
     one_process(folder, f"{OPTIONS} --output-dir one")
+    one_process(folder, f"{SHARDS} --output-dir whole")
     cases = {
         name: {"options": f"{TINY} {options}", "fault": FAULTS.get(name)}
         for name, options in CASES.items()
@@ -94,6 +101,30 @@ def test_losses_are_those_of_one_process(ran, name, arm):
     assert other["total_tokens"] == one["total_tokens"] == 5 * 4 * 24
     assert other["tokens_per_second"] == pytest.approx(480 / other["training_time"])
     assert abs(one["losses"] - one["losses"][0]).max() > 1e-3  # it learns, so weights matter
+
+
+@pytest.mark.parametrize("arm", ["fused", "window", "w5-d3-s", "w4-d0-f1", "w4-d0-e2"])
+def test_losses_over_shards_are_those_of_whole_sequences(ran, arm):
+    """Logits in chunks and blocks computed again, too."""
+    one = load_metrics(ran[0] / "whole" / "experiment_results.npz")[arm][0]
+    other = load_metrics(ran[0] / "shards" / "experiment_results.npz")[arm][0]
+    assert_close_losses(one, other)
+    assert other["total_tokens"] == one["total_tokens"] and np.isnan(other["peak_memory_mb"])
+    assert abs(one["losses"] - one["losses"][0]).max() > 1e-3
+    assert all(first == second > 0 for first, second in ran[1]["shards"]["weights"])
+
+
+def test_how_the_sequence_was_cut_is_stored_said_and_never_mixed(ran):
+    folder, found, done = ran
+    metadata = load_experiment(folder / "shards" / "experiment_results.json")[1]
+    assert metadata["config"]["shard_sequence"] == metadata["config"]["world_size"] == 2
+    assert metadata["attention"]["fused"]["evaluation"] == "over shards"
+    report = flat((folder / "shards" / "improved_comparison_results.txt").read_text())
+    assert "2 ranks (gloo), each sequence cut over 2 into 12 tokens, blocks computed" in report
+    assert found["shards again"]["code"] == 2 and found["shards again"]["weights"] == []
+    assert done.stderr.count("config.shard_sequence: 2 before, 1 now") == 1
+    assert found["short shards"]["code"] == 2
+    assert done.stderr.count("a shard of 4 tokens cannot hold the window") == 1
 
 
 def test_every_rank_ends_with_the_same_weights_and_draws_dropout_of_its_own(ran):
@@ -129,8 +160,8 @@ def test_ranks_are_stored_and_reported(ran):
 def test_output_is_written_once(ran):
     folder, found, done = ran
     assert found["two"]["code"] == found["parts"]["code"] == 0
-    assert done.stderr.count("block 1/1 window: ") == 2  # of the cases two and parts
-    reported = ["two", "parts", "again", "diverged"]
+    assert done.stderr.count("block 1/1 window: ") == 3  # of the cases two, parts and shards
+    reported = ["two", "parts", "shards", "again", "diverged"]
     heading = "Sliding-window + dilated attention against full attention"
     assert done.stdout.count(heading) == len(reported)
     assert contents(folder / "two") == RESULTS

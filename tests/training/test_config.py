@@ -156,3 +156,29 @@ def test_what_json_does_not_take_is_made_plain():
     plain = {"seed": 3, "window_size": (5, 6), "lr": 0.5, "stagger": True, "dilation": (3, 4)}
     assert config == tiny_config(**plain, output_dir=str(Path("a", "b")), device="cpu")
     json.dumps(asdict(config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"world_size": 3}, "--shard-sequence 2 does not divide 3 ranks: .*--nproc-per-node 2"),
+        ({"world_size": 1}, "--shard-sequence 2 does not divide 1 rank: "),
+        ({"arms": ("baseline", "fused")}, "--arms baseline: .* name others"),
+        ({"window_attention": "flex"}, "--window-attention flex: .* leave it out"),
+        ({"compile": "reduce-overhead"}, "choose --compile default with --shard-sequence"),
+        ({"seq_len": 255}, "--shard-sequence, window: 255 tokens cannot be cut .* choose 254"),
+        ({"seq_len": 192}, "--shard-sequence, window: .* 97 tokens: choose at most 1 shards"),
+        ({"batch_size": 3, "world_size": 4}, "--batch-size 3 .* over 2 ranks x"),
+    ],
+)
+def test_what_cannot_be_sharded_is_said(changes, words):
+    sharded = {"shard_sequence": 2, "world_size": 2, "arms": ("window", "fused")}
+    with pytest.raises(ValueError, match=words):
+        make_config("paper", **sharded | changes)
+
+
+def test_ranks_that_share_sequences_share_no_rows():
+    config = make_config("paper", shard_sequence=2, world_size=4, arms=("window", "fused"))
+    assert config.data_ranks == 2 and config.sequences_at_once == 4
+    alone = make_config("paper", shard_sequence=0, world_size=4, arms=("fused",))
+    assert alone.shard_sequence == 4 and alone.sequences_at_once == 8

@@ -8,6 +8,7 @@ import torch
 from tiny import CPU, DEVICES, VOCABULARY, tiny_config, tiny_dataset
 
 from machine.command import UserError
+from training.batches import to_device
 from training.trainer import (
     NextTokenLoss,
     Trainer,
@@ -103,3 +104,51 @@ def test_weights_are_float32_whatever_the_default():
     finally:
         torch.set_default_dtype(before)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "memory", [{"loss_chunk": 5}, {"checkpoint_blocks": True}, {"loss_chunk": 100}]
+)
+@pytest.mark.parametrize("arm", ["fused", "window", "w3-d0-f1"])
+def test_less_memory_gives_the_same_losses_and_weights(arm, memory, device):
+    """With dropout too, whose masks are drawn again as they were."""
+    dataset, trained = tiny_dataset(), []
+    for changes in ({}, memory):
+        config = tiny_config(n_heads=2, **changes)
+        trainer = Trainer(config, arm, dataset.train, VOCABULARY, torch.device(device), 0)
+        assert trainer.model.training
+        losses = [trainer.step(batch, 1e-2).item() for batch in trainer.batches(3)]
+        trained.append(
+            (losses, torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+        )
+        evaluated = trainer.evaluate(dataset.held_out)
+        trained[-1] += (evaluated,)
+    (losses, weights, held_out), (other, other_weights, other_held_out) = trained
+    assert losses == pytest.approx(other, rel=2e-6) and losses[0] - losses[-1] > 1e-4
+    assert held_out == pytest.approx(other_held_out, rel=2e-6)
+    assert torch.allclose(weights, other_weights, atol=2e-5)
+
+
+def test_what_is_computed_again_is_not_kept():
+    """Bytes that autograd saves in a forward pass, without the weights."""
+
+    def saved(**changes):
+        config, dataset = tiny_config(layers=4, **changes), tiny_dataset()
+        trainer = Trainer(config, "fused", dataset.train, VOCABULARY, CPU, 0)
+        weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
+        kept = {}
+
+        def keep(x):
+            if (place := x.untyped_storage().data_ptr()) not in weights:
+                kept[place] = x.untyped_storage().nbytes()
+            return x
+
+        (batch,) = trainer.batches(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            trainer.loss(*to_device(batch, CPU))
+        return sum(kept.values())
+
+    usual = saved()
+    assert saved(checkpoint_blocks=True) < usual / 3
+    assert saved(loss_chunk=8) < usual - 2 * 24 * VOCABULARY * 4
