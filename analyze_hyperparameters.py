@@ -16,7 +16,7 @@ from analysis.metrics import MetricsError, fitting
 from analysis.values import pattern_of_arm
 from machine.command import UserError, checked_options, run_command
 from machine.files import atomic_write
-from training.config import pattern_options
+from training.arms import pattern_options
 from training.tokens import DEFAULT_SEQ_LEN
 
 DEFAULT_STUDY = Path("output/pattern_study.json")

@@ -9,10 +9,10 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from attention.cache import KeyValueCache
-from attention.full import FULL_ATTENTION
+from attention.full import FULL_ATTENTION, TEXTBOOK
 from attention.pattern import FULL, whole
 from attention.rotary import check_positions, rotate
-from attention.shards import shard_attention
+from attention.shards import shard_attention, textbook_over_shards
 from embedding import CustomEmbedding
 from generation.tokens import generate, stream
 from linear import CustomLinear
@@ -48,6 +48,13 @@ class CustomMHA(nn.Module):
         """q, k, v (B, S, H, D) -> (B, S, H, D): the one step that a subclass replaces."""
         return FULL_ATTENTION[self.attention](q, k, v)
 
+    def attend_over_shards(self, q, k, v):
+        """``attend`` of this rank's shard, (B, L, H, D)."""
+        if self.attention in TEXTBOOK:
+            attend = FULL_ATTENTION[self.attention]
+            return textbook_over_shards(attend, q, k, v, self.shards)
+        return shard_attention(q, k, v, self.shards, **FULL._asdict())
+
     def turn(self, x, first):
         """Queries or keys (B, S, H, D) with their rotary positions, the first being ``first``."""
         return rotate(x, first)
@@ -77,7 +84,7 @@ class CustomMHA(nn.Module):
         if cache is not None:
             cache.write(k, v)
         if self.shards is not None:
-            out = shard_attention(q, k, v, self.shards, **self.pattern()._asdict())
+            out = self.attend_over_shards(q, k, v)
         else:
             out = self.attend(q, k, v) if first == 0 else cache.attend(q)
         return linear(out.reshape(B, S, C), self.wo)
@@ -156,8 +163,8 @@ class GPTModel(nn.Module):
         """From now on tokens (B, L) are this rank's shard of every sequence, of L tokens each.
 
         shards: an ``attention.shards.Shards``, on each of whose ranks the model is called with as
-        many; None: sequences are whole again.  Attention is ``shard_attention`` then, and an
-        ``attention`` that was chosen has no say.
+        many; None: sequences are whole again.  Attention is ``shard_attention`` then, that of
+        textbook arms ``textbook_over_shards``.
         """
         self.shards = shards
         for block in self.layers:

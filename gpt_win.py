@@ -8,6 +8,7 @@ import torch
 
 from attention.choose import EVALUATIONS, window_attention
 from attention.pattern import Pattern
+from attention.shards import shard_attention
 from gpt import CustomMHA, GPTModel, TransformerDecoderBlock
 
 
@@ -92,6 +93,10 @@ class CustomWindowMHA(CustomMHA):
     def attend(self, q, k, v):
         """q, k, v (B, S, H, D) -> (B, S, H, D)."""
         return window_attention(q, k, v, evaluation=self.attention, **self.heads)
+
+    def attend_over_shards(self, q, k, v):
+        """``attend`` of this rank's shard, (B, L, H, D); there is one evaluation for it."""
+        return shard_attention(q, k, v, self.shards, **self.heads)
 
 
 class TransformerDecoderBlockWindow(TransformerDecoderBlock):

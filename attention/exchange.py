@@ -17,7 +17,7 @@ traffic = Counter()  # bytes that this rank has sent to others so far, by the ki
 class Shards(NamedTuple):
     """The ranks that share every sequence, and the place of this one among them."""
 
-    group: dist.ProcessGroup
+    group: "dist.ProcessGroup"
     rank: int
     size: int
 

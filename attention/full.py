@@ -91,22 +91,25 @@ def sdpa(q, k, v, mask=None):
     return out.transpose(1, 2)  # (B, S, H, D)
 
 
-def causal_dense_attention(q, k, v):
-    """Textbook full attention: every score is computed, a cached causal mask hides the future."""
+def causal_dense_attention(q, k, v, first=0):
+    """Textbook full attention: every score is computed, a cached causal mask hides the future.
+
+    first: the position of the first query, where q has fewer tokens than k and v.
+    """
     # torch.compile(dynamic=True) may have a symbol for it, in which no cache can look anything up
-    seq_len = operator.index(q.shape[1])
-    return textbook(q, k, v, cached_mask(seq_len, 1, q.device, None, *FULL))
+    mask = cached_mask(operator.index(k.shape[1]), 1, q.device, None, *FULL)
+    return textbook(q, k, v, mask[first : first + q.shape[1]])
 
 
-def published_attention(q, k, v):
+def published_attention(q, k, v, first=0):
     """Full attention with the mask bookkeeping of the published course experiment.
 
     The same function as ``causal_dense_attention``; only the work around the mask differs: every
     layer builds it again on the host, copies it to the device, multiplies the scores by it and
     then writes minus infinity wherever a score is 0 (a causal score of exactly 0 would go too).
     """
-    seq_len, head_dim = q.shape[1], q.shape[3]
-    mask = torch.tril(torch.ones(seq_len, seq_len)).to(q.device)
+    head_dim = q.shape[3]
+    mask = torch.tril(torch.ones(q.shape[1], k.shape[1]), diagonal=first).to(q.device)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, S, D)
     scores = (q @ k.transpose(-2, -1)) / head_dim**0.5  # (B, H, S, S)
     scores = scores * mask
@@ -114,6 +117,7 @@ def published_attention(q, k, v):
     return (scores.softmax(dim=-1) @ v).transpose(1, 2)  # (B, S, H, D)
 
 
+TEXTBOOK = ("dense", "published")  # hold the scores of all pairs
 # of q, k and v as a model makes them, which always fit
 FULL_ATTENTION = {
     "fused": sdpa,

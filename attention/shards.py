@@ -260,9 +260,32 @@ def shard_attention(q, k, v, shards, window_size, dilation, sink_tokens=0, **hea
     return out[..., :head_dim] if missing else out
 
 
+class Gathered(torch.autograd.Function):
+    """Tensors (B, L, H, D) of a shard -> the same of the whole sequence, (B, S, H, D) each."""
+
+    @staticmethod
+    def forward(ctx, shards, *tensors):
+        ctx.shards = shards
+        return tuple(as_tensors(gather(as_rows(*tensors), shards)()))
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return None, *as_tensors(sum_of_own(as_rows(*gradients), ctx.shards)())
+
+
+@torch.compiler.disable
+def textbook_over_shards(attend, q, k, v, shards):
+    """Attention that holds all scores: every rank has those of its queries, (B, H, L, S).
+
+    attend: a function of q, k, v and the first query's position, as ``causal_dense_attention``.
+    """
+    k, v = Gathered.apply(shards, k, v)
+    return attend(q, k, v, shards.rank * q.shape[1])
+
+
 def whole_rows(x, shards):
     """What every rank has of its tokens, (B, L), as (B, S) on all of them.  shards None: x."""
     return x if shards is None else gather(x.mT, shards)().mT
 
 
-__all__ = ["Shards", "check_shards", "shard_attention", "whole_rows"]
+__all__ = ["Shards", "check_shards", "shard_attention", "textbook_over_shards", "whole_rows"]

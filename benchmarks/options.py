@@ -2,7 +2,8 @@
 
 import argparse
 
-from training.config import COMPILE_MODES, DEFAULT_ARMS, DTYPES
+from training.arms import DEFAULT_ARMS
+from training.config import COMPILE_MODES, DTYPES
 
 DESCRIPTION = (
     "Time attention against every peer that runs here, or (--step) whole training steps of the "

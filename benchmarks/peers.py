@@ -18,7 +18,7 @@ from attention.choose import attention_plan
 from attention.pattern import FULL
 from benchmarks.tables import ALL_KEYS, ONE_TOKEN, TRAINING
 from benchmarks.timing import Unavailable
-from training.config import patterns_of_arm
+from training.arms import patterns_of_arm
 from training.trainer import compiled
 
 CHECKED_TOKENS = 384

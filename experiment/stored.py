@@ -15,8 +15,8 @@ from machine import ranks
 from machine.command import SUITE_VERSION, UserError, counted, say
 from machine.describe import describe_code, describe_environment
 from machine.files import file_sha256, json_sha256, utc_now, write_json, write_text
+from training.arms import arm_density
 from training.batches import losses_of_counts, planned_steps, validation_rows
-from training.config import arm_density
 from training.config_file import CONFIG_NAME, to_toml
 from training.memory import MEMORY_STEPS
 from training.operators import attention_used

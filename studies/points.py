@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis.values import pattern_of_arm
 from machine.command import UserError
-from training.config import DEFAULT_ARMS
+from training.arms import DEFAULT_ARMS
 
 LENGTHS = {"cpu": (256, 512, 1024, 2048), "cuda": (256, 1024, 4096, 16384)}
 # three windows, each alone and with far keys; the published 96, 4 among them

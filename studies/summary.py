@@ -27,7 +27,7 @@ from attention.pattern import causal_pairs
 from gpt import model_flops
 from machine.files import read_file, utc_now
 from studies.tables import NO_ROOM, STUDIES
-from training.config import arm_density
+from training.arms import arm_density
 
 CURVE_POINTS = 40
 

@@ -4,21 +4,17 @@ To tell the options needs no torch; to make a configuration does.
 """
 
 import argparse
-import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePath
 
-from analysis.values import pattern_of_arm
+from training.arms import ARMS, DEFAULT_ARMS, pattern_options
+from training.checks import check_field, check_together, flag
 from training.tokens import DEFAULT_PATH, LAPTOP_PATH, SMOKE_PATH
 
-# arm -> its full attention; None: the window model, as for arms that name a pattern (w64-d8)
-ARMS = {"baseline": "dense", "window": None, "fused": "fused", "published": "published"}
-DEFAULT_ARMS = ("baseline", "window", "fused")
 DTYPES = ("float32", "bfloat16")  # of torch
 POSITIONS = ("learned", "rotary")  # of attention/rotary.py
 EVALUATIONS = ("auto", "dense", "masked", "split", "flex")  # of attention/choose.py
 COMPILE_MODES = ("none", "default", "reduce-overhead")
-LARGEST_OPTION = 2**31 - 1
 
 
 def _option(default, help, least=1, group=None, **argparse_options):
@@ -142,8 +138,8 @@ class ExperimentConfig:
             object.__setattr__(self, "shard_sequence", self.world_size)
         for item in fields(self):
             object.__setattr__(self, item.name, _plain(getattr(self, item.name)))
-            _check_field(item, getattr(self, item.name))
-        _check_together(self)
+            check_field(item, getattr(self, item.name))
+        check_together(self)
 
     @property
     def data_ranks(self):
@@ -233,11 +229,7 @@ def add_options(parser):
             group = parser.add_argument_group(item.metadata["group"])
         options = ARGPARSE.get(item.type, {}) | item.metadata["argparse"]
         text = f"{item.metadata['help']} {_default_text(item)}"
-        group.add_argument(_flag(item), help=text, **options)
-
-
-def _flag(item):
-    return "--" + item.name.replace("_", "-")
+        group.add_argument(flag(item), help=text, **options)
 
 
 def _default_text(item):
@@ -256,49 +248,6 @@ def make_config(preset="paper", **changes):
     return ExperimentConfig(**{"preset": preset, **PRESETS[preset], **changes})
 
 
-def pattern_options(config, arm):
-    """The pattern of an arm of the window model, as GPTWindowModel takes it, else None.
-
-    config: the fields of an ExperimentConfig, a dict.
-    """
-    if arm == "window":
-        names = ("window_size", "dilation", "full_heads", "stagger", "sink_tokens")
-        return {name: config[name] for name in names}
-    options = pattern_of_arm(arm)
-    if options is None:
-        return None
-    every = options.pop("full_layers")
-    if every > config["layers"]:
-        raise ValueError(f"every {every}th layer is full, of {config['layers']}: none would be")
-    if every:
-        of_layers = [options["full_heads"]] * config["layers"]
-        for layer in range(every - 1, config["layers"], every):
-            of_layers[layer] = config["n_heads"]
-        options["full_heads"] = tuple(of_layers)
-    return options | {"sink_tokens": config["sink_tokens"]}
-
-
-def patterns_of_arm(config, arm):
-    """The ``attention.pattern.Pattern`` of every layer of an arm of the window model, a list.
-
-    config: the fields of an ExperimentConfig, a dict.
-    """
-    from gpt_win import layer_patterns
-
-    return layer_patterns(config["layers"], config["n_heads"], **pattern_options(config, arm))
-
-
-def arm_density(config, arm):
-    """The share of the causal pairs that an arm keeps, of all its heads; 1 for full attention."""
-    from attention.pattern import layer_density
-
-    if pattern_options(config, arm) is None:
-        return 1
-    seq_len, n_heads = config["seq_len"], config["n_heads"]
-    kept = [layer_density(seq_len, p, n_heads) for p in patterns_of_arm(config, arm)]
-    return sum(kept) / len(kept)
-
-
 def _plain(value):
     """Lists, from JSON, as tuples; what JSON does not take, of numpy or a path, as Python's own."""
     if hasattr(value, "tolist"):  # a number, too
@@ -306,109 +255,3 @@ def _plain(value):
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     return str(value) if isinstance(value, PurePath) or type(value).__name__ == "device" else value
-
-
-def _check_field(item, value):
-    """One field by itself: its choices, its type, its smallest and largest value."""
-    flag, least = _flag(item), item.metadata.get("least", 1)
-    choices = item.metadata.get("argparse", {}).get("choices")
-    if choices and value not in choices:
-        raise ValueError(f"{flag} {value!r}: choose one of {', '.join(choices)}")
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if item.type is float and not (number and 0 < value < math.inf):
-        raise ValueError(f"{flag} must be a positive number, got {value!r}")
-    if item.type is bool and not isinstance(value, bool):
-        raise ValueError(f"{flag} must be True or False, got {value!r}")
-    if item.type is str and not isinstance(value, str):
-        raise ValueError(f"{flag} must be text, got {value!r}")
-    if item.type is tuple and not (isinstance(value, tuple) and {*map(type, value)} <= {str}):
-        raise ValueError(f"{flag} must be names, got {value!r}")
-    if item.type not in (int, int | tuple):
-        return
-    several = item.type is not int and isinstance(value, tuple)
-    for number in value if several else [value]:
-        if type(number) is not int:  # nor a bool
-            raise ValueError(f"{flag} must be a whole number, got {number!r}")
-        if not least <= number <= LARGEST_OPTION:
-            limit = f"least {least}" if number < least else f"most {LARGEST_OPTION:,}"
-            raise ValueError(f"{flag} must be at {limit}, got {number:,}")
-
-
-def _check_together(config):
-    """What fields must agree in, in a step's batch and in the model; arms, each of them once."""
-    _check_shards(config)
-    parts = config.data_ranks * config.gradient_accumulation
-    if config.batch_size % parts:
-        ranks = "1 rank" if config.data_ranks == 1 else f"{config.data_ranks} ranks"
-        raise ValueError(
-            f"--batch-size {config.batch_size} cannot be split evenly over {ranks} x "
-            f"--gradient-accumulation {config.gradient_accumulation}: choose a multiple of {parts}"
-        )
-    if config.records_graphs and config.gradient_accumulation > 1:
-        raise ValueError(
-            "--compile reduce-overhead keeps gradients in CUDA graphs, which the next micro-step "
-            "overwrites: choose --compile default, or --gradient-accumulation 1"
-        )
-    d_model, n_heads = config.d_model, config.n_heads
-    if d_model % n_heads:
-        heads = f"--n-heads {n_heads}: choose a multiple of it"
-        raise ValueError(f"--d-model {d_model} is not divisible by {heads}")
-    if config.positions == "rotary" and d_model // n_heads % 2:
-        words = f"got {d_model} / {n_heads} = {d_model // n_heads}: choose others"
-        raise ValueError(f"--positions rotary needs an even --d-model / --n-heads, {words}")
-    unknown = [arm for arm in config.arms if arm not in ARMS and pattern_of_arm(arm) is None]
-    if unknown or not config.arms:
-        known = f"{', '.join(ARMS)}, or name a pattern, as w64-d8 for window_size 64, dilation 8"
-        more = "and -s for stagger, -f1 for 1 full head a layer, -e4 for every 4th layer full"
-        limits = "numbers have at most nine digits"
-        raise ValueError(f"--arms {' '.join(unknown)}: choose from {known}, {more} ({limits})")
-    if len(set(config.arms)) < len(config.arms):
-        raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
-    full_heads = 0
-    for arm in ("window", *(arm for arm in config.arms if arm not in ARMS)):
-        try:
-            patterns = patterns_of_arm(asdict(config), arm)
-            full_heads += sum(p.full_heads + (p.dilation == 1) for p in patterns)
-        except ValueError as error:
-            name, _, rest = str(error).partition(" ")
-            option = f"--{name.replace('_', '-')} {rest}"
-            raise ValueError(option if arm == "window" else f"--arms {arm}: {error}") from None
-    if config.nope and (config.positions != "rotary" or not full_heads):
-        words = "leaves rotary positions out of full heads, and there are none"
-        raise ValueError(f"--nope {words}: add --positions rotary --full-heads 1, or leave it out")
-
-
-def _check_shards(config):
-    """Whether sequences can be cut over so many ranks; shards hold the windows and the sinks."""
-    shards = config.shard_sequence
-    if config.world_size % shards:
-        raise ValueError(
-            f"--shard-sequence {shards} does not divide {counted(config.world_size, 'rank')}: "
-            f"start it with torchrun --nproc-per-node {shards}, or a multiple of it"
-        )
-    if shards == 1:
-        return
-    whole = [arm for arm in config.arms if ARMS.get(arm) in ("dense", "published")]
-    if whole:
-        raise ValueError(
-            f"--arms {' '.join(whole)}: their scores of all pairs are not cut with "
-            "--shard-sequence: name others, as fused window w96-d0-f1"
-        )
-    if config.window_attention not in ("auto", "split"):
-        words = "over shards attention is split's: leave it out with --shard-sequence"
-        raise ValueError(f"--window-attention {config.window_attention}: {words}")
-    if config.records_graphs:
-        raise ValueError(
-            "--compile reduce-overhead records no exchange between ranks: choose --compile default "
-            "with --shard-sequence"
-        )
-    from attention.pattern import FULL
-    from attention.shards import check_shards
-
-    for arm in config.arms:
-        full = pattern_options(asdict(config), arm) is None
-        for pattern in [FULL] if full else patterns_of_arm(asdict(config), arm):
-            try:
-                check_shards(config.seq_len, shards, pattern)
-            except ValueError as error:
-                raise ValueError(f"--shard-sequence, {arm}: {error}") from None

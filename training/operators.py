@@ -7,11 +7,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention.choose import attention_plan, window_attention
-from attention.full import FULL_ATTENTION
+from attention.full import FULL_ATTENTION, TEXTBOOK
 from attention.split import split_kernels
 from machine.command import UserError
 from machine.device import is_out_of_memory
-from training.config import ARMS, patterns_of_arm
+from training.arms import ARMS, patterns_of_arm
 from training.trainer import release_memory
 
 
@@ -28,7 +28,7 @@ def attention_used(config, arm, device):
     Raises ValueError where the window arm is told to use split or flex and there is none here.
     """
     if config.shard_sequence > 1:
-        return _shards_used(config, device)
+        return _used_over_shards(config, arm, device)
     evaluations, kernels, operators = [], None, []
     for evaluation, attend in _attention_of_layers(config, arm, device):
         if evaluation == "split":
@@ -49,8 +49,10 @@ def attention_used(config, arm, device):
     }
 
 
-def _shards_used(config, device):
-    """The same where every sequence is cut: all arms are evaluated by attention/shards.py."""
+def _used_over_shards(config, arm, device):
+    """The same where every sequence is cut: attention/shards.py evaluates all arms."""
+    if ARMS.get(arm) in TEXTBOOK:
+        return {"evaluation": f"{ARMS[arm]} over shards", "kernels": None, "operators": []}
     head_dim, dtype = config.d_model // config.n_heads, getattr(torch, config.dtype)
     kernels = split_kernels(device, dtype, head_dim)
     if kernels is None:

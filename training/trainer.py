@@ -16,8 +16,8 @@ from gpt_win import GPTWindowModel
 from machine import ranks
 from machine.command import UserError
 from machine.device import synchronize
+from training.arms import ARMS
 from training.batches import batches, own_tokens
-from training.config import ARMS
 from training.loss import NextTokenLoss
 
 UNTIMED_STEPS = 3  # before each training: kernels loaded, code compiled, allocator filled

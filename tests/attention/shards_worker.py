@@ -110,7 +110,9 @@ def main(seed, trials, device):
     every = [None] * shards.size
     dist.all_gather_object(every, results)
     if shards.rank == 0:
-        print(json.dumps(every))
+        print(json.dumps(every), flush=True)
+    dist.barrier()
+    os._exit(0)  # threads of gloo that still run at the end of the interpreter would abort it
 
 
 if __name__ == "__main__":

@@ -14,15 +14,14 @@ from tiny import CPU, tiny_config
 from attention import choose, rotary
 from attention.choose import attention_plan
 from attention.pattern import density
+from training.arms import arm_density, patterns_of_arm
 from training.config import (
     EVALUATIONS,
     POSITIONS,
     PRESETS,
     ExperimentConfig,
     add_options,
-    arm_density,
     make_config,
-    patterns_of_arm,
 )
 from training.prepare import PRESET_DATA
 from training.trainer import parameter_counts
@@ -163,7 +162,6 @@ def test_what_json_does_not_take_is_made_plain():
     [
         ({"world_size": 3}, "--shard-sequence 2 does not divide 3 ranks: .*--nproc-per-node 2"),
         ({"world_size": 1}, "--shard-sequence 2 does not divide 1 rank: "),
-        ({"arms": ("baseline", "fused")}, "--arms baseline: .* name others"),
         ({"window_attention": "flex"}, "--window-attention flex: .* leave it out"),
         ({"compile": "reduce-overhead"}, "choose --compile default with --shard-sequence"),
         ({"seq_len": 255}, "--shard-sequence, window: 255 tokens cannot be cut .* choose 254"),

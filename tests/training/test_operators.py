@@ -11,7 +11,7 @@ from attention import choose as attention_choose
 from attention import full as attention_full
 from attention import masks as attention_masks
 from training import operators as training_operators
-from training.config import ARMS
+from training.arms import ARMS
 from training.operators import attention_used
 from training.trainer import Trainer, parameter_counts
 

@@ -16,7 +16,7 @@ from gpt_win import GPTWindowModel
 from machine import ranks
 from training import train as training_train
 from training import trainer as training_trainer
-from training.config import ARMS
+from training.arms import ARMS
 from training.train import train
 from training.trainer import UNTIMED_STEPS, Trainer, deterministic_algorithms, release_memory
 
