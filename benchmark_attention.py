@@ -9,10 +9,11 @@ that are right are timed in rounds, in each of which every one has its turn in r
 
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 from benchmarks.options import build_parser
-from machine.command import DISTURBED, DONE, checked_options, run_command
+from machine.command import DISTURBED, DONE, checked_options, run_command, run_on_ranks
 from machine.files import check_writable, write_json
 
 
@@ -27,6 +28,7 @@ def tell(args):
     from benchmarks.picture import benchmark_page
     from benchmarks.problems import benchmark_of, complete, problems_of
     from figures.page import publish
+    from machine import ranks
     from machine.describe import describe_environment
 
     warnings.filterwarnings("ignore", module="torch")
@@ -34,7 +36,7 @@ def tell(args):
         device = complete(args)
         problems = problems_of(args)
         measure, name = benchmark_of(args, device)
-    check_writable(args.output_dir, args.plots_dir)
+    ranks.from_first(check_writable, args.output_dir, args.plots_dir)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     content = {"options": vars(args), "environment": describe_environment(device)}
@@ -45,9 +47,10 @@ def tell(args):
             timed, failed = measure(problem)
             content["records"] += timed
             content["skipped"] += failed
-            write_json(path, content)
+            if ranks.is_first():
+                write_json(path, content)
     finally:  # what was measured before an interruption is shown too
-        if content["records"] or content["skipped"]:
+        if ranks.is_first() and (content["records"] or content["skipped"]):
             publish(benchmark_page(content), path, args.plots_dir)
     return DISTURBED if any(map(disturbances, content["records"])) else DONE
 
@@ -55,7 +58,7 @@ def tell(args):
 def main(argv=None):
     """The command line; returns the exit code (see --help)."""
     kept = ": the lengths that were finished are kept"
-    return run_command(build_parser(), tell, argv, kept)
+    return run_on_ranks(partial(run_command, build_parser(), tell, argv, kept))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ not wait for it.
 """
 
 import argparse
-import os
 import sys
+from functools import partial
 from typing import NamedTuple
 
 from analysis.metrics import RESULTS_NAME, load_experiment
 from analysis.report import format_report
 from analysis.rows import training_rows
-from machine.command import GOES_ON, run_command
+from machine.command import GOES_ON, run_command, run_on_ranks
 from studies.options import build_parser
 
 
@@ -77,14 +77,7 @@ def main(argv=None):
 
         return tell(arguments, argv)
 
-    def command():
-        return run_command(build_parser(), story, argv, kept=f": {GOES_ON}")
-
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
-        return command()
-    from machine import ranks  # of several ranks one alone is to be heard
-
-    return ranks.run(command)
+    return run_on_ranks(partial(run_command, build_parser(), story, argv, kept=f": {GOES_ON}"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import argparse
 
 from training.arms import DEFAULT_ARMS
-from training.config import COMPILE_MODES, DTYPES
+from training.config import COMPILE_MODES, DTYPES, POSITIONS
 
 DESCRIPTION = (
     "Time attention against every peer that runs here, or (--step) whole training steps of the "
@@ -33,6 +33,8 @@ examples:
   python benchmark_attention.py --patterns w96-d4 w96-d0-f1 --seq-lens 1024 4096 16384
   python benchmark_attention.py --step --seq-lens 16384 --head-dim 32
   python benchmark_attention.py --decode --batch-size 8 --seq-lens 4096 65536
+  torchrun --standalone --nproc-per-node 2 benchmark_attention.py --step --shard-sequence
+      --seq-lens 262144 --arms fused w96-d0-f1 --positions rotary --compile none --loss-chunk 8192
 
 exit codes: 0 done, 1 a file could not be written, 2 wrong options, 3 done but other programs,
 lowered clocks or unsteady times disturbed it (the table says which: do not quote it), 130
@@ -72,4 +74,11 @@ def build_parser():
     text, modes = "with --step alone; default: none default", ["none", "default"]
     add("--compile", nargs="+", choices=COMPILE_MODES, default=modes, help=text)
     add("--layers", type=int, default=8, help="with --step: decoder blocks" + said)
+    text = "with --step" + said
+    add("--positions", choices=POSITIONS, default="learned", help=text)
+    text = "with --step: as of main.py, for long sequences"
+    add("--checkpoint-blocks", action="store_true", help=text)
+    add("--loss-chunk", type=int, default=0, metavar="T", help=text + said)
+    text = "with --step under torchrun: cut every sequence over so many ranks, alone over all"
+    add("--shard-sequence", type=int, nargs="?", default=1, const=0, metavar="RANKS", help=text)
     return parser

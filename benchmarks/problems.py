@@ -2,12 +2,15 @@
 
 from functools import partial
 
+import torch
+
 from analysis.values import pattern_of_arm
 from attention.pattern import whole
 from benchmarks.attention import measure_attention
 from benchmarks.peers import Case, known_peers
 from benchmarks.steps import measure_decode_steps, measure_steps
 from benchmarks.tables import FORWARD, ONE_TOKEN, TRAINING
+from machine import ranks
 from machine.device import resolve_device
 from training.config import make_config
 
@@ -19,7 +22,7 @@ DEFAULTS = {
 
 
 def complete(args):
-    """Fill in what depends on the device and check the rest; returns the device.  ValueError."""
+    """Fill in what depends on the device and check the rest; returns this rank's.  ValueError."""
     device = resolve_device(args.device)
     args.device = str(device)
     for name, value in DEFAULTS[device.type].items():
@@ -32,6 +35,14 @@ def complete(args):
     whole("--seq-lens", args.seq_lens[0], 1)  # the shortest
     whole("--window-size", args.window_size)
     whole("--dilation", args.dilation)
+    of_steps = args.checkpoint_blocks, args.loss_chunk, args.shard_sequence != 1, ranks.size() > 1
+    if any(of_steps) and (args.decode or not args.step):
+        raise ValueError(
+            "torchrun, --shard-sequence, --checkpoint-blocks and --loss-chunk are for training "
+            "steps: add --step, without --decode"
+        )
+    if args.shard_sequence == 0:
+        args.shard_sequence = ranks.size()
     if args.step and args.patterns:
         raise ValueError("--patterns is for attention alone: with --step name them with --arms")
     args.pattern = f"w{args.window_size}-d{args.dilation}"
@@ -39,7 +50,7 @@ def complete(args):
         if pattern_of_arm(arm) is None or pattern_of_arm(arm)["full_layers"]:
             raise ValueError(f"--patterns {arm}: give names of one layer, as w96-d4-s, w96-d0-f1")
         Case(1, 1, args.heads, 8, args.dtype, args.device).pattern(arm)  # fits the heads
-    return device
+    return ranks.local_device(device)
 
 
 def problems_of(args):
@@ -53,7 +64,10 @@ def problems_of(args):
         common |= {"heads": args.heads, "head_dim": args.head_dim}
         return [Case(**size, **common) for size in sizes]
     common |= {"d_model": args.heads * args.head_dim, "n_heads": args.heads}
-    common |= {"layers": args.layers, "arms": tuple(args.arms)}
+    common |= {"layers": args.layers, "arms": tuple(args.arms), "positions": args.positions}
+    common |= {"checkpoint_blocks": args.checkpoint_blocks, "loss_chunk": args.loss_chunk}
+    common |= {"shard_sequence": args.shard_sequence, "world_size": ranks.size()}
+    common |= {"backend": ranks.backend(torch.device(args.device))}
     common |= {"window_size": args.window_size, "dilation": args.dilation}
     modes = ["none"] if args.decode else args.compile
     return [

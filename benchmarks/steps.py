@@ -5,10 +5,12 @@ from functools import partial
 import numpy as np
 import torch
 
+from attention.exchange import traffic
 from benchmarks.tables import STEP
 from benchmarks.timing import add_ratios, peak_mb, side_by_side
 from generation.tokens import next_logits
-from training.batches import to_device
+from machine import ranks
+from training.batches import own_tokens
 from training.trainer import Trainer, autocast, build_model, release_memory
 
 STEP_VOCAB = 10_000
@@ -32,7 +34,8 @@ def measure_decode_steps(config, device, rounds):
 def _side_by_side(makers, config, device, rounds):
     about = {name: getattr(config, name) for name in ("seq_len", "batch_size", "compile", "dtype")}
     about["direction"] = STEP
-    graphs = not config.records_graphs  # or the compiler makes graphs of its own
+    # the compiler makes graphs of its own, and none can hold an exchange between ranks
+    graphs = not config.records_graphs and config.world_size == 1
     records, skipped = side_by_side("arm", makers, about, device, rounds, graphs)
     add_ratios(records, "fused_over_this", lambda r: r["arm"] == "fused")
     release_memory(device)
@@ -40,7 +43,7 @@ def _side_by_side(makers, config, device, rounds):
 
 
 def _training_step(config, arm, tokens, device):
-    """A warmed-up step as a work, and its peak memory in MB, known on CUDA only.
+    """A warmed-up step as a work, its peak memory in MB, known on CUDA only, and what it sends.
 
     On CUDA the whole step, optimizer included, is to be one CUDA graph: the host's time for
     launching kernels differs from machine to machine.
@@ -48,14 +51,18 @@ def _training_step(config, arm, tokens, device):
     before = torch.cuda.memory_allocated()
     trainer = Trainer(config, arm, tokens, STEP_VOCAB, device, seed=0)
     trainer.model.train()
-    work = partial(trainer.update, *to_device(tokens, device), config.lr)
+    rows = tokens[ranks.rank() // config.shard_sequence :: config.data_ranks]
+    work = partial(trainer.update, *own_tokens(trainer.model, rows, device), config.lr)
     for _ in range(4):  # compiles, makes the optimizer's state
         work()
-    memory = peak_mb(work, device, before)
+    traffic.clear()
+    work()
+    sent, memory = ranks.largest(traffic.total() / 1e6, peak_mb(work, device, before))
     if device.type == "cuda" and not config.records_graphs:
         for group in trainer.optimizer.param_groups:
             group["capturable"] = True
-    return work, {"peak_memory_mb": memory}
+    record = {"peak_memory_mb": memory}
+    return work, record | {"sent_mb": sent} if config.shard_sequence > 1 else record
 
 
 def _decode_step(config, arm, device):

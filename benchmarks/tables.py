@@ -27,6 +27,7 @@ COLUMNS = {
     "limit_ms": ("limit (ms)", "{:,.3f}"),
     "share_of_limit": ("of the limit", "{:.0%}"),
     "peak_memory_mb": ("memory (MB)", "{:,.1f}"),
+    "sent_mb": ("sent (MB)", "{:,.1f}"),
     "cache_mb": ("cache (MB)", "{:,.1f}"),
     "relative_error": ("error", "{:.1e}"),
 }
@@ -36,6 +37,7 @@ NOTES = {
     "read_mb": "read: keys and values; limit: to read them as fast as a large copy does.",
     "share_of_limit": "of the limit: the limit (else best full x pairs) / this.",
     "peak_memory_mb": "memory: peak of forward + backward, or of a step.",
+    "sent_mb": "sent: by the rank that sends most, in a step, to those that share its sequences.",
     "cache_mb": "cache: keys and values that the model keeps.",
     "relative_error": "error: largest, against float64 on 384 tokens.",
 }
@@ -50,6 +52,8 @@ def title_of(content):
     title = f"{environment['device_name']}, {options['dtype']}, {sizes}"
     if not options["patterns"]:
         title += f", w{options['window_size']}-d{options['dilation']}"
+    if (shards := options.get("shard_sequence", 1)) > 1:
+        title += f", sequences cut over {shards} ranks"
     return title
 
 

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import torch
 
+from machine import ranks
 from machine.command import bar
 from machine.device import is_out_of_memory, synchronize
 from machine.state import device_state
@@ -107,13 +108,13 @@ def timed_in_rounds(works, device, rounds):
 
 
 def timed(work, device, calls):
-    """Seconds of one call, from ``calls`` of them in a row."""
+    """Seconds of one call, from ``calls`` of them in a row; the slowest rank's, on all ranks."""
     synchronize(device)
     started = time.perf_counter()
     for _ in range(calls):
         work()
     synchronize(device)
-    return (time.perf_counter() - started) / calls
+    return ranks.largest((time.perf_counter() - started) / calls)[0]
 
 
 def reason_of(error):

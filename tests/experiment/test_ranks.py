@@ -14,6 +14,10 @@ from small_experiment import RESULTS, TINY, contents, prepare_workplace, run_mai
 from tiny import CPU, VOCABULARY, tiny_config, tiny_dataset
 
 from analysis.metrics import load_experiment, load_metrics
+from analysis.words import report_text
+from attention.pattern import FULL, Pattern
+from benchmarks.tables import result_sections
+from estimates.shards import exchanged_bytes
 from machine import ranks
 from machine.command import UserError
 from studies.command import check_ranks
@@ -126,6 +130,17 @@ def test_how_the_sequence_was_cut_is_stored_said_and_never_mixed(ran):
     assert done.stderr.count("config.shard_sequence: 2 before, 1 now") == 1
     assert found["short shards"]["code"] == 2
     assert done.stderr.count("a shard of 4 tokens cannot hold the window") == 1
+
+
+def test_steps_over_shards_are_timed_and_what_they_send_is_counted(ran):
+    records, skipped = ran[1]["steps"]
+    assert [record["arm"] for record in records] == ["fused", "w5-d0-f1"] and skipped == []
+    assert all(record["timed_as"] == "calls" for record in records)
+    for record, pattern in zip(records, (FULL, Pattern(5, 0, full_heads=1)), strict=True):
+        a_layer = exchanged_bytes(64, 2, pattern, n_heads=2, head_dim=8, itemsize=4)
+        assert record["sent_mb"] == pytest.approx(2 * sum(a_layer.values()) / 1e6)
+    table = report_text(result_sections(records, skipped))
+    assert "sent (MB)" in table
 
 
 def test_every_rank_ends_with_the_same_weights_and_draws_dropout_of_its_own(ran):

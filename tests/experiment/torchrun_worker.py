@@ -23,10 +23,12 @@ from small_experiment import diverge, run_out_of_memory
 
 import compare_models
 import studies.command
+from benchmarks.steps import measure_steps
 from experiment import run as experiment_run
 from machine import ranks
 from machine.command import run_command
 from training import train as training_train
+from training.config import make_config
 from training.trainer import Trainer
 
 training_train.child_peak_memory_mb = lambda *_: 12.5  # a process of its own, which takes seconds
@@ -127,8 +129,16 @@ def agreements():
     )
 
 
+def timed_steps():
+    """The records of steps over shards of 32 tokens, as the benchmark has them."""
+    sizes = {"seq_len": 64, "d_model": 16, "n_heads": 2, "layers": 2, "batch_size": 1}
+    cut = {"world_size": 2, "shard_sequence": 2, "arms": ("fused", "w5-d0-f1")}
+    config = make_config("paper", device="cpu", positions="rotary", **sizes, **cut)
+    return measure_steps(config, torch.device("cpu"), rounds=2)
+
+
 def run_all(path):
-    found = {"agreements": agreements()}
+    found = {"agreements": agreements(), "steps": timed_steps()}
     for name, case in json.loads(path.read_text()).items():
         begin(case["fault"])
         try:
