@@ -12,6 +12,7 @@ import contextlib
 import functools
 import os
 import sys
+import time
 
 import torch
 from torch import distributed as dist
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from machine.command import DONE, FAILED, GOES_ON, INTERRUPTED, UserError
 from machine.device import is_out_of_memory
 
+ENDED_BY_TORCHRUN = 60  # seconds at most until it ends the ranks that are left
 MEMORY_REMEDY = "lower --batch-size, --seq-len, --d-model or --layers, or add --checkpoint-blocks "
 MEMORY_REMEDY += "--loss-chunk 8192"
 
@@ -56,12 +58,24 @@ def run(command):
         code = command()
     except SystemExit as stop:  # of argparse
         code = stop.code or 0
+    except RuntimeError as error:
+        if not lost_a_rank(error):
+            raise
+        ended = "another rank has ended, which torchrun's report names as the root cause"
+        print(f"error: rank {rank()}: {ended}; {GOES_ON}", file=sys.__stderr__, flush=True)
+        time.sleep(ENDED_BY_TORCHRUN)  # or its report could name this rank as the cause
+        code = FAILED
     finally:
         sys.stderr = sys.__stderr__  # an exception that goes through is shown
     if rank() and code < INTERRUPTED:
         code = DONE  # torchrun stops all where one fails: the first one has its say before
     print(end="", flush=True)
     os._exit(code)  # waits neither for other ranks nor for anything on the device
+
+
+def lost_a_rank(error):
+    """Does an exception say that another rank cannot be reached?"""
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in ("gloo", "NCCL"))
 
 
 def ran_out_of_memory(error):

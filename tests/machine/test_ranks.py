@@ -1,5 +1,8 @@
 """One process is the first and only rank; several, under torchrun: tests/experiment/test_ranks."""
 
+import sys
+from functools import partial
+
 import pytest
 import torch
 
@@ -38,3 +41,29 @@ def test_every_rank_needs_a_gpu_of_its_machine(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="rank 3 has no GPU: its machine has 2, lower --nproc"):
         ranks.local_device(CUDA)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_that_lost_another_says_so_in_one_line_and_leaves_the_report_to_torchrun(
+    monkeypatch, capfd, rank
+):
+    """Connection errors of gloo and NCCL alone: another error goes through."""
+    waited, ended = [], []
+    monkeypatch.setattr(ranks.dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(ranks.dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(ranks, "rank", lambda: rank)
+    monkeypatch.setattr(ranks.time, "sleep", waited.append)
+    monkeypatch.setattr(ranks.os, "_exit", ended.append)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+
+    def fail(error):
+        raise error
+
+    for words in ("[gloo/pair.cc:553] Connection closed by peer", "NCCL error: remote process"):
+        ranks.run(partial(fail, RuntimeError(words)))
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith(f"error: rank {rank}: another rank has ended, which torchrun's")
+    assert waited == [60, 60] and len(ended) == 2
+    with pytest.raises(RuntimeError, match="shapes"):
+        ranks.run(partial(fail, RuntimeError("shapes differ")))
