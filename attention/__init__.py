@@ -8,8 +8,8 @@ w window_size, d dilation, N sink_tokens, F full_heads.  Queries, keys and value
 Reading order: pattern (who attends to whom), full and masks (textbook attention over it), then the
 evaluations whose cost follows the attended pairs: split (how it works), parts, pieces, kernels and
 sinks; flex (a generated kernel); choose (which evaluation ``auto`` takes); rotary (positions);
-last (the last queries alone), cache (one new token); flash and hf (for what calls flash-attn, and
-for transformers, which hf.py alone imports).
+last (the last queries alone), cache (one new token); shards and exchange (one sequence over several
+GPUs); flash and hf (for what calls flash-attn, and for transformers, which hf.py alone imports).
 ``python -m attention`` draws a small pattern.
 """
 

@@ -6,7 +6,7 @@ full.
 """
 
 from attention.exchange import Shards, Zigzag
-from attention.pattern import FULL_HEAD
+from attention.pattern import FULL, FULL_HEAD, Pattern, attended_pairs, causal_pairs
 
 LSE_BYTES = 4
 
@@ -47,3 +47,70 @@ def _moved_tokens(length, rank, ranks):
     """How many of a shard's tokens are computed elsewhere."""
     zigzag = Zigzag(Shards(None, rank, ranks), length)
     return sum(zigzag.size(chunk) for chunk in zigzag.lying if chunk not in zigzag.computed)
+
+
+# Measured on an H100 (torch 2.11, bfloat16, D 64): results/h100_attention_heads_long.json, 131,072
+# tokens, forward and backward, and results/h100_step_heads.json, 65,536 tokens, d_model 512, 8
+# layers, vocabulary 10,000: a step without its attention.
+SECONDS_OF_PAIR = 146.477e-3 / 8 / causal_pairs(131_072)  # of a head, cuDNN
+SECONDS_OF_WINDOW_TOKEN = (20.630e-3 - 146.477e-3 / 8) / 7 / 131_072  # of a head, w 96
+SECONDS_OF_TOKEN = (323.223e-3 - 8 * 35.242e-3) / 65_536
+# Assumed, not measured: bytes a second that a GPU sends, inside a machine of 8 and beyond
+LINK_INSIDE, LINK_BEYOND, IN_A_MACHINE = 300e9, 40e9, 8
+LAYERS, HEADS, HEAD_DIM, BYTES = 8, 8, 64, 2
+PATTERNS = {
+    "fused": FULL,
+    "w96-d4": Pattern(96, 4),
+    "w96-d0-f2": Pattern(96, 0, full_heads=2),
+    "w96-d0-f1": Pattern(96, 0, full_heads=1),
+    "w96-d0": Pattern(96, 0),
+}
+
+
+def simulated_step(seq_len, ranks, pattern):
+    """Seconds of a training step of one sequence, from times of one GPU: a dict of its parts.
+
+    Exchanges stand beside computation here, though the near part hides some of theirs, and nothing
+    is kept for want of memory: what is computed again costs more.  Not measured.
+    """
+    heads = pattern.of_heads(HEADS)
+    far = sum(attended_pairs(seq_len, *head) for head in heads if head.dilation)
+    near = sum(head != FULL_HEAD for head in heads)
+    about = seq_len, ranks, pattern, HEADS, HEAD_DIM, BYTES
+    link = LINK_INSIDE if ranks <= IN_A_MACHINE else LINK_BEYOND
+    tokens = seq_len / ranks
+    return {
+        "far": LAYERS * far / ranks * SECONDS_OF_PAIR,
+        "near": LAYERS * near * tokens * SECONDS_OF_WINDOW_TOKEN,
+        "rest": tokens * SECONDS_OF_TOKEN,
+        "exchange": LAYERS * sum(exchanged_bytes(*about).values()) / link,
+    }
+
+
+def tables():
+    """The tables of docs/scaling.md: bytes by formula, then simulated steps, as lines."""
+    yield "| ranks N | " + " | ".join(PATTERNS) + " |"
+    yield "| --- |" + " --- |" * len(PATTERNS)
+    for ranks in (2, 4, 8, 16, 64):
+        about = HEADS, HEAD_DIM, BYTES
+        sent = [
+            sum(exchanged_bytes(2**20, ranks, pattern, *about).values())
+            for pattern in PATTERNS.values()
+        ]
+        yield f"| {ranks} | " + " | ".join(f"{n / 1e6:,.1f}" for n in sent) + " |"
+    for seq_len in (2**18, 2**20, 2**22, 2**24):
+        yield ""
+        yield f"| S {seq_len:,}, ranks N | " + " | ".join(PATTERNS) + " |"
+        yield "| --- |" + " --- |" * len(PATTERNS)
+        for ranks in (1, 2, 8, 16, 64):
+            cells = []
+            for pattern in PATTERNS.values():
+                parts = simulated_step(seq_len, ranks, pattern)
+                seconds = sum(parts.values())
+                digits = f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.2g}"
+                cells.append(f"{digits} ({parts['exchange'] / seconds:.0%})")
+            yield f"| {ranks} | " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    print("\n".join(tables()))
