@@ -169,6 +169,8 @@ class GPTModel(nn.Module):
         self.shards = shards
         for block in self.layers:
             block.mha.shards = shards
+            # no graph holds an exchange; to mark the class would load the compiler for everybody
+            block.mha.attend_over_shards = torch.compiler.disable(block.mha.attend_over_shards)
 
     def forward(self, tokens):
         return self.fc_out(self.last_features(tokens))

@@ -99,24 +99,27 @@ class Halo(NamedTuple):
             received[self.shards.rank - 1] += self.window
         return sent, received
 
-    def fetch(self, rows):
-        """The sinks, then the ``window`` rows before this shard; of the first rank nothing."""
-        lent = [rows[place] for _, place in self._lent()]
-        return _to_each(torch.cat([rows[:0], *lent]), *self._counts(), self.shards, "halo")
+    def fetch(self, *tensors):
+        """Of tensors (B, L, H, D) the sinks, then the ``window`` before this shard, as rows.
+
+        The first rank gets no rows.
+        """
+        lent = [as_rows(*(x[:, place] for x in tensors)) for _, place in self._lent()]
+        rows = torch.cat([as_rows(*(x[:, :0] for x in tensors)), *lent])
+        return _to_each(rows, *self._counts(), self.shards, "halo")
 
     def give_back(self, gradient):
-        """From the gradient of what was fetched, that of this rank's own rows by the others."""
+        """From the gradient of what was fetched, what the others found of this rank's tokens.
+
+        A list of (slice of the tokens, rows), to be added up.
+        """
         sent, received = self._counts()
         arrived = _to_each(gradient, received, sent, self.shards, "halo, back")
 
         def finish():
-            found = arrived()
-            own = found.new_zeros((self.length, *found.shape[1:]))
             places = [place for _, place in self._lent()]
-            shares = found.split([place.stop - place.start for place in places])
-            for place, share in zip(places, shares, strict=True):
-                own[place] += share
-            return own
+            shares = arrived().split([place.stop - place.start for place in places])
+            return list(zip(places, shares, strict=True))
 
         return finish
 

@@ -151,7 +151,7 @@ class ShardAttention(torch.autograd.Function):
         F, G, shards = cut.full, cut.gathered, cut.halo.shards
         has_near, (out, lse) = q.shape[2] > F, empty_results(q)
         if has_near:
-            halo = cut.halo.fetch(as_rows(k[:, :, F:], v[:, :, F:]))
+            halo = cut.halo.fetch(k[:, :, F:], v[:, :, F:])
         if G:
             all_keys = gather(as_rows(k[:, :, :G], v[:, :, :G]), shards)
             queries = cut.zigzag.send(as_rows(q[:, :, :G]))
@@ -225,8 +225,9 @@ class ShardAttention(torch.autograd.Function):
                 whole[:, :, F:] = share[:, ahead:]
                 if cut.rank == 0:
                     whole[:, : cut.halo.sinks, F:] += of_sinks
-            for whole, share in zip((dk, dv), as_tensors(returned()), strict=True):
-                whole[:, :, F:] += share
+            for tokens, rows in returned():
+                for whole, share in zip((dk, dv), as_tensors(rows), strict=True):
+                    whole[:, tokens, F:] += share
         if G:
             found = *as_tensors(of_queries()), *as_tensors(of_keys())
             for whole, share in zip((dq, dk, dv), found, strict=True):
@@ -234,13 +235,12 @@ class ShardAttention(torch.autograd.Function):
         return dq, dk, dv, None
 
 
-@torch.compiler.disable
 def shard_attention(q, k, v, shards, window_size, dilation, sink_tokens=0, **heads):
     """``window_attention`` of a sequence of which every rank holds a shard.
 
     q, k, v: this rank's L consecutive tokens, (B, L, H, D); k and v may have a divisor of H heads.
     shards: the ranks, as ``Shards.of(group)``; each calls it with tensors of one shape.  Returns
-    (B, L, H, D).
+    (B, L, H, D).  Inside torch.compile call it through ``torch.compiler.disable``.
     Raises ValueError for tensors that do not fit one another, for what is no pattern, for shards
     that are too short for the window or the sinks, and where there is no kernel.
     """
@@ -273,7 +273,6 @@ class Gathered(torch.autograd.Function):
         return None, *as_tensors(sum_of_own(as_rows(*gradients), ctx.shards)())
 
 
-@torch.compiler.disable
 def textbook_over_shards(attend, q, k, v, shards):
     """Attention that holds all scores: every rank has those of its queries, (B, H, L, S).
 
