@@ -77,13 +77,19 @@ class Cut(NamedTuple):
         return cls(halo, Zigzag(shards, length), *heads, scale, *kernels)
 
     @property
-    def rank(self):
-        return self.halo.shards.rank
+    def shards(self):
+        """The ranks."""
+        return self.halo.shards
+
+    @property
+    def first(self):
+        """The position of this rank's first token."""
+        return self.shards.rank * self.halo.length
 
     def near_part(self):
         """Of window heads: this rank's queries against its own keys and those of the halo."""
         length, window = self.halo.length, self.halo.window
-        keys = length + (window if self.rank else 0)
+        keys = length + (window if self.shards.rank else 0)
         return near_part(keys, window, KERNELS[self.near_kernel], length)
 
     def near_groups(self):
@@ -143,53 +149,82 @@ def _far_backward(gradient, q, k, v, out, lse, cut):
     return dq, dk, dv
 
 
+def _near_forward(q, near_kv, cut, out, lse):
+    """Write out and lse of the window heads' near keys."""
+    part = cut.near_part()
+    for _, heads, near in cut.near_groups():
+        inputs = q[:, :, heads], *(x[:, :, near] for x in near_kv)
+        out[:, :, heads], lse[:, heads] = _forward(*inputs, part, cut.scale)
+
+
+def _merge_at_home(q, sink_kv, far, cut, out, lse):
+    """Merge what else the window heads see into out and lse; far: out and lse of gathered heads."""
+    for head, heads, near in cut.near_groups():
+        merged = out[:, :, heads], lse[:, heads]
+        if head.dilation:
+            merged = merge(*merged, far[0][:, :, heads], far[1][:, heads])
+        if cut.halo.sinks:
+            inputs = q[:, :, heads], *(x[:, :, near] for x in sink_kv)
+            merged = merge_sinks(*merged, *inputs, head, cut.scale, cut.first)
+        out[:, :, heads], lse[:, heads] = merged
+
+
+def _near_backward(gradient, q, near_kv, sink_kv, out, lse, cut, dq):
+    """Write dq of the window heads' near keys and sinks; returns (dk, dv) of both, in two lists."""
+    near_dkv, sink_dkv = ([torch.zeros_like(x) for x in kv] for kv in (near_kv, sink_kv))
+    part = cut.near_part()
+    for head, heads, near in cut.near_groups():
+        of_queries = gradient[:, :, heads], q[:, :, heads]
+        merged = out[:, :, heads], lse[:, heads]
+        inputs = *of_queries, *(x[:, :, near] for x in near_kv), *merged
+        dq[:, :, heads], *shares = _backward(*inputs, part, cut.scale)
+        for whole, share in zip(near_dkv, shares, strict=True):
+            whole[:, :, near] = share
+        if cut.halo.sinks:
+            inputs = *of_queries, *(x[:, :, near] for x in sink_kv), *merged
+            share, *shares = sink_backward(*inputs, head, cut.scale, cut.first)
+            dq[:, :, heads] += share
+            for whole, share in zip(sink_dkv, shares, strict=True):
+                whole[:, :, near] = share
+    return near_dkv, sink_dkv
+
+
 class ShardAttention(torch.autograd.Function):
     """Attention of this rank's queries; see the top of this file."""
 
     @staticmethod
     def forward(ctx, q, k, v, cut):
-        F, G, shards = cut.full, cut.gathered, cut.halo.shards
-        has_near, (out, lse) = q.shape[2] > F, empty_results(q)
+        F, G, has_near = cut.full, cut.gathered, q.shape[2] > cut.full
         if has_near:
             halo = cut.halo.fetch(k[:, :, F:], v[:, :, F:])
         if G:
-            all_keys = gather(as_rows(k[:, :, :G], v[:, :, :G]), shards)
+            all_keys = gather(as_rows(k[:, :, :G], v[:, :, :G]), cut.shards)
             queries = cut.zigzag.send(as_rows(q[:, :, :G]))
-        near_kv, sink_kv, far_qkv = [None] * 2, [None] * 2, [None] * 3
+        out, lse = empty_results(q)
+        near_kv, sink_kv, far_qkv, far = [None] * 2, [None] * 2, [None] * 3, None
         if has_near:
             own, arrived = (k[:, :, F:], v[:, :, F:]), as_tensors(halo())
-            sink_kv = [x[:, : cut.halo.sinks] for x in (arrived if cut.rank else own)]
+            sink_kv = [x[:, : cut.halo.sinks] for x in (arrived if cut.shards.rank else own)]
             ahead = [x[:, cut.halo.sinks :] for x in arrived]
             near_kv = [torch.cat(pair, dim=1) for pair in zip(ahead, own, strict=True)]
-            part = cut.near_part()
-            for _, heads, near in cut.near_groups():
-                inputs = q[:, :, heads], *(x[:, :, near] for x in near_kv)
-                out[:, :, heads], lse[:, heads] = _forward(*inputs, part, cut.scale)
+            _near_forward(q, near_kv, cut, out, lse)
         if G:
             far_qkv = *as_tensors(queries()), *as_tensors(all_keys())
             far_out, far_lse = _far_forward(*far_qkv, cut)
             far_out = cut.zigzag.send_home(as_rows(far_out))
             far_lse = cut.zigzag.send_home(far_lse.movedim(2, 0))
-            (far_out,), far_lse = as_tensors(far_out()), far_lse().movedim(0, 2)
-            out[:, :, :F], lse[:, :F] = far_out[:, :, :F], far_lse[:, :F]
-        for head, heads, near in cut.near_groups():
-            merged = out[:, :, heads], lse[:, heads]
-            if head.dilation:
-                merged = merge(*merged, far_out[:, :, heads], far_lse[:, heads])
-            if cut.halo.sinks:
-                inputs = q[:, :, heads], *(x[:, :, near] for x in sink_kv)
-                first = cut.rank * cut.halo.length
-                merged = merge_sinks(*merged, *inputs, head, cut.scale, first)
-            out[:, :, heads], lse[:, heads] = merged
+            far = *as_tensors(far_out()), far_lse().movedim(0, 2)
+            out[:, :, :F], lse[:, :F] = far[0][:, :, :F], far[1][:, :F]
+        _merge_at_home(q, sink_kv, far, cut, out, lse)
         ctx.cut = cut
         ctx.save_for_backward(q, out, lse, *near_kv, *sink_kv, *far_qkv)
         return out
 
     @staticmethod
     def backward(ctx, gradient):
-        cut = ctx.cut
-        q, out, lse, near_k, near_v, sink_k, sink_v, *far_qkv = ctx.saved_tensors
-        F, G, shards = cut.full, cut.gathered, cut.halo.shards
+        cut, (q, out, lse, *saved) = ctx.cut, ctx.saved_tensors
+        near_kv, sink_kv, far_qkv = saved[:2], saved[2:4], saved[4:]
+        F, G = cut.full, cut.gathered
         dq, dk, dv = (torch.zeros_like(q) for _ in range(3))
         if G:
             moved = cut.zigzag.send(as_rows(gradient[:, :, :G], out[:, :, :G]))
@@ -197,33 +232,19 @@ class ShardAttention(torch.autograd.Function):
             far_gradient, far_out = as_tensors(moved())
             far_lse = moved_lse().movedim(0, 2).contiguous()
             far_dq, *far_dkv = _far_backward(far_gradient, *far_qkv, far_out, far_lse, cut)
-            of_keys = sum_of_own(as_rows(*far_dkv), shards)
+            of_keys = sum_of_own(as_rows(*far_dkv), cut.shards)
             of_queries = cut.zigzag.send_home(as_rows(far_dq))
         if q.shape[2] > F:
-            near_dkv = [torch.zeros_like(x) for x in (near_k, near_v)]
-            sink_dkv = [torch.zeros_like(x) for x in (sink_k, sink_v)]
-            part = cut.near_part()
-            for head, heads, near in cut.near_groups():
-                merged = gradient[:, :, heads], q[:, :, heads], out[:, :, heads], lse[:, heads]
-                about = *merged[:2], near_k[:, :, near], near_v[:, :, near], *merged[2:]
-                dq[:, :, heads], *shares = _backward(*about, part, cut.scale)
-                for whole, share in zip(near_dkv, shares, strict=True):
-                    whole[:, :, near] = share
-                if cut.halo.sinks:
-                    about = *merged[:2], sink_k[:, :, near], sink_v[:, :, near], *merged[2:]
-                    first = cut.rank * cut.halo.length
-                    share, *shares = sink_backward(*about, head, cut.scale, first)
-                    dq[:, :, heads] += share
-                    for whole, share in zip(sink_dkv, shares, strict=True):
-                        whole[:, :, near] = share
-            ahead = near_k.shape[1] - cut.halo.length
-            lent = as_rows(*(x[:, :ahead] for x in near_dkv))
-            if cut.rank:
-                lent = torch.cat([as_rows(*sink_dkv), lent])
-            returned = cut.halo.give_back(lent)
-            for whole, share, of_sinks in zip((dk, dv), near_dkv, sink_dkv, strict=True):
-                whole[:, :, F:] = share[:, ahead:]
-                if cut.rank == 0:
+            inputs = gradient, q, near_kv, sink_kv, out, lse, cut, dq
+            near_dkv, sink_dkv = _near_backward(*inputs)
+            ahead = near_dkv[0].shape[1] - cut.halo.length
+            borrowed = as_rows(*(x[:, :ahead] for x in near_dkv))
+            if cut.shards.rank:
+                borrowed = torch.cat([as_rows(*sink_dkv), borrowed])
+            returned = cut.halo.give_back(borrowed)
+            for whole, of_near, of_sinks in zip((dk, dv), near_dkv, sink_dkv, strict=True):
+                whole[:, :, F:] = of_near[:, ahead:]
+                if cut.shards.rank == 0:
                     whole[:, : cut.halo.sinks, F:] += of_sinks
             for tokens, rows in returned():
                 for whole, share in zip((dk, dv), as_tensors(rows), strict=True):
