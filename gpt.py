@@ -65,6 +65,8 @@ class CustomMHA(nn.Module):
 
     def new_cache(self, batch, length):
         """An empty KeyValueCache for ``batch`` rows of ``length`` tokens."""
+        if self.shards is not None:
+            raise ValueError("a model that is cut generates nothing: call model.cut(None) before")
         device, dtype = self.qkv.device, self.qkv.dtype
         if torch.is_autocast_enabled(device.type) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device.type)
@@ -168,9 +170,12 @@ class GPTModel(nn.Module):
         """
         self.shards = shards
         for block in self.layers:
-            block.mha.shards = shards
-            # no graph holds an exchange; to mark the class would load the compiler for everybody
-            block.mha.attend_over_shards = torch.compiler.disable(block.mha.attend_over_shards)
+            mha = block.mha
+            mha.shards = shards
+            vars(mha).pop("attend_over_shards", None)
+            if shards is not None:
+                # no graph holds an exchange; on the class it would load the compiler for everybody
+                mha.attend_over_shards = torch.compiler.disable(mha.attend_over_shards)
 
     def forward(self, tokens):
         return self.fc_out(self.last_features(tokens))

@@ -29,7 +29,7 @@ class Shards(NamedTuple):
 
 def as_rows(*tensors):
     """n tensors (B, L, H, D) as rows (L, n, B, H, D)."""
-    return torch.stack(tensors).movedim(2, 0)
+    return torch.stack([x.transpose(0, 1) for x in tensors], dim=1)
 
 
 def as_tensors(rows):
@@ -41,25 +41,27 @@ def gather(rows, shards):
     """Every rank's rows, in the order of the ranks (all-gather)."""
     traffic["gather"] += rows.nbytes * (shards.size - 1)
     whole = rows.new_empty((shards.size * rows.shape[0], *rows.shape[1:]))
-    places, rows = list(whole.chunk(shards.size)), rows.contiguous()
-    work = dist.all_gather(places, rows, group=shards.group, async_op=True)
+    # the first name from torch 2.13 on
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    work = all_gather(whole, rows.contiguous(), group=shards.group, async_op=True)
     return _after(work, whole)
 
 
 def sum_of_own(rows, shards):
     """The sum over the ranks of what each has found for this rank's rows (reduce-scatter)."""
     traffic["gather, back"] += rows.nbytes // shards.size * (shards.size - 1)
-    parts = list(rows.contiguous().chunk(shards.size))
-    own = torch.empty_like(parts[0])
-    work = dist.reduce_scatter(own, parts, group=shards.group, async_op=True)
+    own = rows.new_empty((rows.shape[0] // shards.size, *rows.shape[1:]))
+    reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    work = reduce_scatter(own, rows.contiguous(), group=shards.group, async_op=True)
     return _after(work, own)
 
 
 def _to_each(rows, sent, received, shards, kind):
     """The first ``sent[0]`` rows to rank 0, the next to rank 1 ...; returns what arrives."""
     traffic[kind] += rows[:1].nbytes * (sum(sent) - sent[shards.rank])
-    arrived, rows = rows.new_empty((sum(received), *rows.shape[1:])), rows.contiguous()
-    work = dist.all_to_all_single(arrived, rows, received, sent, group=shards.group, async_op=True)
+    arrived = rows.new_empty((sum(received), *rows.shape[1:]))
+    how = {"group": shards.group, "async_op": True}
+    work = dist.all_to_all_single(arrived, rows.contiguous(), received, sent, **how)
     return _after(work, arrived)
 
 

@@ -24,6 +24,7 @@ see everything and have no near part, and the first ``gathered`` have keys every
 from typing import NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from attention.exchange import Halo, Shards, Zigzag, as_rows, as_tensors, gather, sum_of_own
@@ -46,10 +47,21 @@ def check_shards(seq_len, shards, pattern):
     window = 0 if pattern.dilation == 1 else pattern.window_size
     needed = max(window + 1, pattern.sink_tokens)
     if seq_len // shards < needed:
+        fewer = f"at most {seq_len // needed} shards" if seq_len >= needed else "longer sequences"
         raise ValueError(
             f"a shard of {seq_len // shards} tokens cannot hold the window and its token, or the "
-            f"sinks, {needed} tokens: choose at most {seq_len // needed} shards"
+            f"sinks, {needed} tokens: choose {fewer}"
         )
+
+
+def heads_in_need(groups, n_heads):
+    """(full, gathered): how many heads, the first ones, see everything; how many need all keys.
+
+    groups: of ``Pattern.like_heads``.
+    """
+    full = groups[0][1].stop if groups[0][0] == FULL_HEAD else 0
+    dilated = any(head.dilation for head, _ in groups if head != FULL_HEAD)
+    return full, n_heads if dilated else full
 
 
 class Cut(NamedTuple):
@@ -70,11 +82,9 @@ class Cut(NamedTuple):
         length, n_heads = q.shape[1:3]
         check_shards(length * shards.size, shards.size, pattern)
         groups = pattern.like_heads(length * shards.size, n_heads)
-        full = groups[0][1].stop if groups[0][0] == FULL_HEAD else 0
-        dilated = any(head.dilation for head, _ in groups if head != FULL_HEAD)
         halo = Halo(shards, length, pattern.window_size, pattern.sink_tokens)
-        heads = groups, full, n_heads if dilated else full
-        return cls(halo, Zigzag(shards, length), *heads, scale, *kernels)
+        needs = heads_in_need(groups, n_heads)
+        return cls(halo, Zigzag(shards, length), groups, *needs, scale, *kernels)
 
     @property
     def shards(self):
@@ -136,8 +146,12 @@ def _far_forward(q, k, v, cut):
 
 
 def _far_backward(gradient, q, k, v, out, lse, cut):
-    """dq of the computed queries, and this rank's shares of dk and dv of all keys."""
-    dq, dk, dv = map(torch.zeros_like, (q, k, v))
+    """dq of the computed queries, and this rank's shares of dk and dv of all keys.
+
+    The shares in float32 or more, for many are added up.
+    """
+    dq = torch.zeros_like(q)
+    dk, dv = (torch.zeros_like(x, dtype=lse.dtype) for x in (k, v))
     for heads, queries, keys, parts in cut.far_parts():
         inputs = q[:, queries, heads], k[:, keys, heads], v[:, keys, heads]
         merged = out[:, queries, heads], lse[:, heads, queries]
@@ -147,14 +161,6 @@ def _far_backward(gradient, q, k, v, out, lse, cut):
             for whole, share in zip(part.of(*sums), shares, strict=True):
                 whole += share
     return dq, dk, dv
-
-
-def _near_forward(q, near_kv, cut, out, lse):
-    """Write out and lse of the window heads' near keys."""
-    part = cut.near_part()
-    for _, heads, near in cut.near_groups():
-        inputs = q[:, :, heads], *(x[:, :, near] for x in near_kv)
-        out[:, :, heads], lse[:, heads] = _forward(*inputs, part, cut.scale)
 
 
 def _merge_at_home(q, sink_kv, far, cut, out, lse):
@@ -169,24 +175,19 @@ def _merge_at_home(q, sink_kv, far, cut, out, lse):
         out[:, :, heads], lse[:, heads] = merged
 
 
-def _near_backward(gradient, q, near_kv, sink_kv, out, lse, cut, dq):
-    """Write dq of the window heads' near keys and sinks; returns (dk, dv) of both, in two lists."""
-    near_dkv, sink_dkv = ([torch.zeros_like(x) for x in kv] for kv in (near_kv, sink_kv))
-    part = cut.near_part()
+def _sinks_backward(gradient, q, sink_kv, out, lse, cut, dq):
+    """Add the window heads' share of dq; returns dk and dv of the sinks, in float32 or more."""
+    shares_of_kv = [torch.zeros_like(x, dtype=lse.dtype) for x in sink_kv]
     for head, heads, near in cut.near_groups():
-        of_queries = gradient[:, :, heads], q[:, :, heads]
-        merged = out[:, :, heads], lse[:, heads]
-        inputs = *of_queries, *(x[:, :, near] for x in near_kv), *merged
-        dq[:, :, heads], *shares = _backward(*inputs, part, cut.scale)
-        for whole, share in zip(near_dkv, shares, strict=True):
-            whole[:, :, near] = share
         if cut.halo.sinks:
-            inputs = *of_queries, *(x[:, :, near] for x in sink_kv), *merged
-            share, *shares = sink_backward(*inputs, head, cut.scale, cut.first)
+            inputs = gradient[:, :, heads], q[:, :, heads], *(x[:, :, near] for x in sink_kv)
+            merged = out[:, :, heads], lse[:, heads]
+            with torch.autocast(q.device.type, enabled=False):
+                share, *shares = sink_backward(*inputs, *merged, head, cut.scale, cut.first)
             dq[:, :, heads] += share
-            for whole, share in zip(sink_dkv, shares, strict=True):
+            for whole, share in zip(shares_of_kv, shares, strict=True):
                 whole[:, :, near] = share
-    return near_dkv, sink_dkv
+    return shares_of_kv
 
 
 class ShardAttention(torch.autograd.Function):
@@ -207,7 +208,8 @@ class ShardAttention(torch.autograd.Function):
             sink_kv = [x[:, : cut.halo.sinks] for x in (arrived if cut.shards.rank else own)]
             ahead = [x[:, cut.halo.sinks :] for x in arrived]
             near_kv = [torch.cat(pair, dim=1) for pair in zip(ahead, own, strict=True)]
-            _near_forward(q, near_kv, cut, out, lse)
+            found = _forward(q[:, :, F:], *near_kv, cut.near_part(), cut.scale)
+            out[:, :, F:], lse[:, F:] = found
         if G:
             far_qkv = *as_tensors(queries()), *as_tensors(all_keys())
             far_out, far_lse = _far_forward(*far_qkv, cut)
@@ -221,6 +223,7 @@ class ShardAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         cut, (q, out, lse, *saved) = ctx.cut, ctx.saved_tensors
         near_kv, sink_kv, far_qkv = saved[:2], saved[2:4], saved[4:]
@@ -235,10 +238,11 @@ class ShardAttention(torch.autograd.Function):
             of_keys = sum_of_own(as_rows(*far_dkv), cut.shards)
             of_queries = cut.zigzag.send_home(as_rows(far_dq))
         if q.shape[2] > F:
-            inputs = gradient, q, near_kv, sink_kv, out, lse, cut, dq
-            near_dkv, sink_dkv = _near_backward(*inputs)
+            inputs = gradient[:, :, F:], q[:, :, F:], *near_kv, out[:, :, F:], lse[:, F:]
+            dq[:, :, F:], *near_dkv = _backward(*inputs, cut.near_part(), cut.scale)
+            sink_dkv = _sinks_backward(gradient, q, sink_kv, out, lse, cut, dq)
             ahead = near_dkv[0].shape[1] - cut.halo.length
-            borrowed = as_rows(*(x[:, :ahead] for x in near_dkv))
+            borrowed = as_rows(*(x[:, :ahead].to(lse.dtype) for x in near_dkv))
             if cut.shards.rank:
                 borrowed = torch.cat([as_rows(*sink_dkv), borrowed])
             returned = cut.halo.give_back(borrowed)
@@ -290,6 +294,7 @@ class Gathered(torch.autograd.Function):
         return tuple(as_tensors(gather(as_rows(*tensors), shards)()))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *gradients):
         return None, *as_tensors(sum_of_own(as_rows(*gradients), ctx.shards)())
 

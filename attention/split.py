@@ -135,8 +135,9 @@ def merge(out, lse, far_out, far_lse):
 
     out (B, S, H, D) and lse (B, H, S): the near part's, which may be overwritten; far_out and
     far_lse: those of the late queries.  The weight of the far part is the sigmoid of
-    the difference of the log-sum-exps.  Queries without far keys stay out of it: their difference
-    would be infinite.
+    the difference of the log-sum-exps.  Queries without far keys stay out of it; where there are
+    such all the same, their far_out is 0 and their far_lse minus infinity, or out and lse are,
+    never both.
     """
     first = out.shape[1] - far_out.shape[1]
     late_out, late_lse = out[:, first:], lse[:, :, first:]

@@ -23,6 +23,8 @@ DEFAULTS = {
 
 def complete(args):
     """Fill in what depends on the device and check the rest; returns this rank's.  ValueError."""
+    if ":" in args.device and ranks.size() > 1:
+        raise ValueError(f"--device {args.device} names one GPU for several ranks: name cuda")
     device = resolve_device(args.device)
     args.device = str(device)
     for name, value in DEFAULTS[device.type].items():
@@ -41,7 +43,7 @@ def complete(args):
             "torchrun, --shard-sequence, --checkpoint-blocks and --loss-chunk are for training "
             "steps: add --step, without --decode"
         )
-    if args.shard_sequence == 0:
+    if args.shard_sequence == 0 and ranks.size() > 1:
         args.shard_sequence = ranks.size()
     if args.step and args.patterns:
         raise ValueError("--patterns is for attention alone: with --step name them with --arms")

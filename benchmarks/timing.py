@@ -38,6 +38,9 @@ def side_by_side(kind, makers, about, device, rounds, graphs=True):
             works[name], timed_as = as_cuda_graph(work, device) if graphs else (work, "calls")
             records[name] = {**record, **more, "timed_as": timed_as}
         except Exception as error:  # whatever the code of a peer or a compiler raises
+            if ranks.size() > 1:  # the others wait for this one
+                ranks.ran_out_of_memory(error, kept="")
+                raise
             skipped.append({**record, "reason": reason_of(error)})
         if name not in works:
             gc.collect()  # what it left, which its error holds no longer

@@ -7,8 +7,9 @@ full.
 
 from attention.exchange import Shards, Zigzag
 from attention.pattern import FULL, FULL_HEAD, Pattern, attended_pairs, causal_pairs
+from attention.shards import heads_in_need
 
-LSE_BYTES = 4
+WIDE_BYTES = 4
 
 
 def exchanged_bytes(seq_len, ranks, pattern, n_heads, head_dim, itemsize, rank=None, batch=1):
@@ -21,22 +22,21 @@ def exchanged_bytes(seq_len, ranks, pattern, n_heads, head_dim, itemsize, rank=N
         about = seq_len, ranks, pattern, n_heads, head_dim, itemsize
         each = [exchanged_bytes(*about, rank, batch) for rank in range(ranks)]
         return max(each, key=lambda sent: sum(sent.values()))
-    length, groups = seq_len // ranks, pattern.like_heads(seq_len, n_heads)
-    full = groups[0][1].stop if groups[0][0] == FULL_HEAD else 0
-    dilated = any(head.dilation for head, _ in groups if head != FULL_HEAD)
-    gathered, token = n_heads if dilated else full, batch * head_dim * itemsize
-    away = _moved_tokens(length, rank, ranks)
+    length = seq_len // ranks
+    full, gathered = heads_in_need(pattern.like_heads(seq_len, n_heads), n_heads)
+    token, away = batch * head_dim * itemsize, _moved_tokens(length, rank, ranks)
+    wider = max(WIDE_BYTES, itemsize) / itemsize  # gradients of keys travel in float32 or more
     window_kv = 2 * (n_heads - full) * token
     sinks = pattern.sink_tokens * window_kv
-    with_lse = gathered * (token + batch * LSE_BYTES)
+    with_lse = gathered * (token + batch * max(WIDE_BYTES, itemsize))
     return {
         # to the next rank; sinks from the first to all
         "halo": window_kv * pattern.window_size * (rank + 1 < ranks)
         + sinks * (ranks - 1) * (rank == 0),
-        "halo, back": (window_kv * pattern.window_size + sinks) * (rank > 0),
+        "halo, back": (window_kv * pattern.window_size + sinks) * wider * (rank > 0),
         # keys and values to all others, and what was found for the others' back
         "gather": (ranks - 1) * length * 2 * gathered * token,
-        "gather, back": (ranks - 1) * length * 2 * gathered * token,
+        "gather, back": (ranks - 1) * length * 2 * gathered * token * wider,
         # q there, then gradient, out and lse; out and lse home, then dq
         "zigzag": away * (gathered * 2 * token + with_lse),
         "zigzag, back": away * (with_lse + gathered * token),

@@ -21,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from machine.command import DONE, FAILED, GOES_ON, INTERRUPTED, UserError
 from machine.device import is_out_of_memory
 
+# gloo's words, the last is NCCL's
+LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 ENDED_BY_TORCHRUN = 60  # seconds at most until it ends the ranks that are left
 MEMORY_REMEDY = "lower --batch-size, --seq-len, --d-model or --layers, or add --checkpoint-blocks "
 MEMORY_REMEDY += "--loss-chunk 8192"
@@ -62,7 +64,8 @@ def run(command):
         if not lost_a_rank(error):
             raise
         ended = "another rank has ended, which torchrun's report names as the root cause"
-        print(f"error: rank {rank()}: {ended}; {GOES_ON}", file=sys.__stderr__, flush=True)
+        reason = str(error).strip().partition("\n")[0]
+        print(f"error: rank {rank()}: {ended} ({reason})", file=sys.__stderr__, flush=True)
         time.sleep(ENDED_BY_TORCHRUN)  # or its report could name this rank as the cause
         code = FAILED
     finally:
@@ -75,16 +78,19 @@ def run(command):
 
 def lost_a_rank(error):
     """Does an exception say that another rank cannot be reached?"""
-    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in ("gloo", "NCCL"))
+    return any(sign in str(error) for sign in LOST_SIGNS)
 
 
-def ran_out_of_memory(error):
-    """Does an exception say that memory ran out?  Of several ranks it ends all: they wait."""
+def ran_out_of_memory(error, kept=f"; {GOES_ON}"):
+    """Does an exception say that memory ran out?  Of several ranks it ends all: they wait.
+
+    kept: what is left then, in words.
+    """
     if not is_out_of_memory(error):
         return False
     if size() > 1:
         print(
-            f"error: rank {rank()}: out of memory: {MEMORY_REMEDY}; {GOES_ON}",
+            f"error: rank {rank()}: out of memory: {MEMORY_REMEDY}{kept}",
             file=sys.__stderr__,
         )
         os._exit(FAILED)

@@ -118,9 +118,14 @@ def to_device(batch, device):
     return tokens[:, :-1], tokens[:, 1:]
 
 
+def shards_of(model):
+    """The ``Shards`` over which a GPTModel is cut, else None, as for any other model."""
+    return getattr(model, "shards", None)
+
+
 def own_tokens(model, rows, device):
     """The same for a model: all tokens, or those of its shard where its sequences are cut."""
-    shards = getattr(model, "shards", None)
+    shards = shards_of(model)
     if shards is None:
         return to_device(rows, device)
     length = (rows.shape[1] - 1) // shards.size

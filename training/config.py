@@ -71,7 +71,7 @@ class ExperimentConfig:
     gradient_accumulation: int = _option(1, "parts of a batch, one after the other, for memory")
     checkpoint_blocks: bool = _option(
         False,
-        "keep no activations of blocks but compute them again: less memory, a third more time",
+        "keep no activations of blocks but compute them again, for memory: one more forward pass",
     )
     loss_chunk: int = _option(
         0, "tokens whose logits exist at a time, for memory; 0: those of all", least=0
@@ -135,6 +135,9 @@ class ExperimentConfig:
 
     def __post_init__(self):
         if self.shard_sequence == 0:
+            if self.world_size == 1:
+                remedy = "start it with torchrun --nproc-per-node N"
+                raise ValueError(f"--shard-sequence needs several ranks: {remedy}")
             object.__setattr__(self, "shard_sequence", self.world_size)
         for item in fields(self):
             object.__setattr__(self, item.name, _plain(getattr(self, item.name)))

@@ -6,6 +6,19 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 
+def token_losses(model, inputs, targets, chunk=0):
+    """The loss of every token, (B, S), from token ids and the next ones, (B, S) each.
+
+    model: of logits (B, S, V).  chunk: as of ``NextTokenLoss``, for a GPTModel.
+    """
+    if not chunk:
+        return _cross_entropy(model(inputs), targets.flatten(), "none").view_as(inputs)
+    features = model.last_features(inputs).flatten(0, 1)
+    parts = zip(features.split(chunk), targets.flatten().split(chunk), strict=True)
+    losses = [_cross_entropy(model.fc_out(x), next_ones, "none") for x, next_ones in parts]
+    return torch.cat(losses).view_as(inputs)
+
+
 def _cross_entropy(logits, targets, reduction):
     return F.cross_entropy(logits.flatten(0, -2).float(), targets, reduction=reduction)
 
@@ -32,4 +45,9 @@ class NextTokenLoss(nn.Module):
         return torch.stack(sums).sum() / len(targets)
 
     def _sum_of(self, features, targets):
-        return _cross_entropy(self.model.fc_out(features), targets, "sum")
+        # without autocast's cache, or the chunks' gradients of the output layer are added up in its
+        # 16 bits, those of the one copy
+        kind = features.device.type
+        enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        with torch.autocast(kind, dtype, enabled, cache_enabled=False):
+            return _cross_entropy(self.model.fc_out(features), targets, "sum")

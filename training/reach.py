@@ -7,12 +7,12 @@ passage and the rest of the row are those of the control; only the first showing
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from analysis.reach import PASSAGE
 from attention.shards import whole_rows
 from machine import ranks
-from training.batches import own_tokens
+from training.batches import own_tokens, shards_of
+from training.loss import token_losses
 
 NEAREST = 128  # tokens from the begin of the first showing to that of the second
 # A dilated pattern attends to some distances and not to others, and 128, 256, ... are all alike to
@@ -38,11 +38,12 @@ def probed_sequences(seq_len, passages):
 
 
 @torch.no_grad()
-def reach(model, held_out, seq_len, passages, at_once=1):
+def reach(model, held_out, seq_len, passages, at_once=1, chunk=0):
     """What a model gains from a passage shown before, by distance, and its loss by position.
 
     held_out: rows of tokens (N, seq_len + 1 or more) that the model was not trained on; the probe
-    draws rows and passages from them, the same at every call.  at_once: sequences in a batch.
+    draws rows and passages from them, the same at every call.  at_once: sequences in a batch;
+    chunk: tokens whose logits exist at a time, 0: all.
     Dropout is off; for another precision call it inside torch.autocast.  Several ranks share the
     passages, and each gets the whole result: a dict of
 
@@ -58,12 +59,11 @@ def reach(model, held_out, seq_len, passages, at_once=1):
     if min(passages, len(held_out)) < 2 or not distances:
         return None
     controls, turns = _controls(held_out[:, : seq_len + 1], passages)
-    shards = getattr(model, "shards", None)
-    shards = 1 if shards is None else shards.size
+    shards = 1 if shards_of(model) is None else shards_of(model).size
     share = slice(ranks.rank() // shards, None, ranks.size() // shards)
     training = model.training
     model.eval()
-    gains, losses = _measure(model, controls[share], turns[share], distances, at_once)
+    gains, losses = _measure(model, controls[share], turns[share], distances, at_once, chunk)
     model.train(training)
     found = ranks.gather((gains, losses))[::shards]  # the ranks of a sequence have found the same
     gains, losses = map(np.concatenate, zip(*found, strict=True))
@@ -115,24 +115,24 @@ def _shown_before(controls, distances):
     return shown
 
 
-def _measure(model, controls, turns, distances, at_once):
+def _measure(model, controls, turns, distances, at_once, chunk):
     """Gains (passages, D), and the controls' losses up to the passage (passages, S - PASSAGE)."""
-    losses = _token_losses(model, controls, at_once)
+    losses = _token_losses(model, controls, at_once, chunk)
     gains = np.empty((len(controls), len(distances)))
     for i, distance in enumerate(distances):
-        shown = _token_losses(model, _shown_before(controls, distance - turns), at_once)
+        sequences = _shown_before(controls, distance - turns)
+        shown = _token_losses(model, sequences, at_once, chunk)
         # without the passage's first token, of which what precedes it says nothing
         gains[:, i] = (losses - shown)[:, 1 - PASSAGE :].mean(axis=1)
     return gains, losses[:, :-PASSAGE]
 
 
-def _token_losses(model, rows, at_once):
+def _token_losses(model, rows, at_once, chunk=0):
     """The loss of every token of rows (N, S + 1) but the first, in nats (N, S)."""
     device = next(model.parameters()).device
     losses = np.empty((len(rows), rows.shape[1] - 1))
     for start in range(0, len(rows), at_once):
         inputs, targets = own_tokens(model, rows[start : start + at_once], device)
-        logits = model(inputs).flatten(0, 1).float()
-        found = F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
-        losses[start : start + at_once] = whole_rows(found, getattr(model, "shards", None)).cpu()
+        found = token_losses(model, inputs, targets, chunk)
+        losses[start : start + at_once] = whole_rows(found, shards_of(model)).cpu()
     return losses

@@ -105,7 +105,7 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
         metrics["message"] = f"the validation loss is {val_loss}: the last step broke the weights"
         return None
     with autocast(config, device):
-        sizes = config.seq_len, config.reach_passages, config.sequences_at_once
+        sizes = config.seq_len, config.reach_passages, config.sequences_at_once, config.loss_chunk
         metrics["reach"] = reach(trainer.model, dataset.held_out, *sizes)
     seconds = curve.seconds + time.perf_counter() - started
     metrics |= {"val_loss": val_loss, "curve": curve.record(), "eval_time": seconds}

@@ -77,16 +77,17 @@ def compare(draw, shards, device, dtype, largest):
 
 
 def sent_bytes(shards, device):
-    """Bytes sent in a step of attention, (counted, by the formula) of three kinds of layers."""
+    """Bytes sent in a step of attention, (counted, by the formula): three patterns, two dtypes."""
     found = []
     for pattern in (Pattern(3, 0, 2, 1), Pattern(3, 0), Pattern(2, 3)):
-        traffic.clear()
-        q, k, v, upstream = torch.randn(4, 2, 9, 4, 8, device=device)
-        attend = partial(shard_attention, shards=shards, **pattern._asdict())
-        out_and_gradients(attend, (q, k, v), upstream)
-        about = 9 * shards.size, shards.size, pattern, 4, 8, 4
-        expected = exchanged_bytes(*about, rank=shards.rank, batch=2)
-        found.append([dict(+traffic), {name: n for name, n in expected.items() if n}])
+        for dtype in (torch.float32, torch.bfloat16):
+            traffic.clear()
+            q, k, v, upstream = torch.randn(4, 2, 9, 4, 8, device=device, dtype=dtype)
+            attend = partial(shard_attention, shards=shards, **pattern._asdict())
+            out_and_gradients(attend, (q, k, v), upstream)
+            about = 9 * shards.size, shards.size, pattern, 4, 8, dtype.itemsize
+            expected = exchanged_bytes(*about, rank=shards.rank, batch=2)
+            found.append([dict(+traffic), {name: n for name, n in expected.items() if n}])
     return found
 
 

@@ -1,6 +1,7 @@
 """The pieces of a training: model, step, warm-up, validation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from training.batches import to_device
 from training.trainer import (
     NextTokenLoss,
     Trainer,
+    autocast,
     build_model,
     check_compiler,
     parameter_counts,
@@ -152,3 +154,18 @@ def test_what_is_computed_again_is_not_kept():
     usual = saved()
     assert saved(checkpoint_blocks=True) < usual / 3
     assert saved(loss_chunk=8) < usual - 2 * 24 * VOCABULARY * 4
+
+
+def test_gradients_of_the_output_layer_are_added_up_in_float32():
+    """Under autocast many chunks would be added up in the 16 bits of the one cached copy."""
+    config, dataset = tiny_config(dtype="bfloat16"), tiny_dataset()
+    found = []
+    for chunk in (0, 1):
+        trainer = Trainer(replace(config, loss_chunk=chunk), "fused", dataset.train, 30, CPU, 0)
+        trainer.model.eval()
+        with autocast(config, CPU):
+            loss = trainer.loss(*to_device(dataset.train[:16], CPU))
+        loss.backward()
+        found.append(trainer.model.fc_out.weight.grad.double())
+    error = ((found[1] - found[0]).norm() / found[0].norm()).item()
+    assert error < 5e-3, error
