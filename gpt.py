@@ -165,8 +165,9 @@ class GPTModel(nn.Module):
         """From now on tokens (B, L) are this rank's shard of every sequence, of L tokens each.
 
         shards: an ``attention.shards.Shards``, on each of whose ranks the model is called with as
-        many; None: sequences are whole again.  Attention is ``shard_attention`` then, that of
-        textbook arms ``textbook_over_shards``.
+        many; None: sequences are whole again, as a model must be to be copied, saved whole (not
+        its state_dict) or to generate.  Attention is ``shard_attention`` then, that of
+        textbook arms ``textbook_over_shards``.  Returns the model.
         """
         self.shards = shards
         for block in self.layers:
@@ -176,6 +177,7 @@ class GPTModel(nn.Module):
             if shards is not None:
                 # no graph holds an exchange; on the class it would load the compiler for everybody
                 mha.attend_over_shards = torch.compiler.disable(mha.attend_over_shards)
+        return self
 
     def forward(self, tokens):
         return self.fc_out(self.last_features(tokens))

@@ -88,9 +88,8 @@ class Part(NamedTuple):
     seen: str | int  # see ``kernels.Kernel``
     keys: slice
     first: int = 0
-    complete: bool = (
-        True  # else some queries have none of its keys, or keys no query: not in pieces
-    )
+    # else some queries have none of its keys, or some keys no query, and are in no piece
+    complete: bool = True
 
     def of(self, q, k, v):
         """What it reads of q (B, M, H, D), k and v (B, S, H, D)."""

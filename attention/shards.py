@@ -31,7 +31,7 @@ from attention.exchange import Halo, Shards, Zigzag, as_rows, as_tensors, gather
 from attention.full import checked, repeated
 from attention.kernels import CUDA_HEAD_DIM, KERNELS
 from attention.parts import backward, empty_results, forward, readable
-from attention.pattern import FULL_HEAD, Pattern
+from attention.pattern import FULL_HEAD, Pattern, whole
 from attention.pieces import beyond_near, near_part
 from attention.sinks import merge_sinks, sink_backward
 from attention.split import merge, split_kernels
@@ -39,18 +39,19 @@ from attention.split import merge, split_kernels
 
 def check_shards(seq_len, shards, pattern):
     """Raise ValueError where sequences of ``seq_len`` tokens cannot be cut into so many shards."""
-    if seq_len % shards:
-        fewer = seq_len // shards * shards
+    if seq_len % whole("shards", shards, 1):
+        fewer = max(seq_len // shards, 1) * shards
         raise ValueError(
-            f"{seq_len} tokens cannot be cut into {shards} equal shards: choose {fewer or shards}"
+            f"{seq_len} tokens cannot be cut into {shards} equal shards: choose {fewer} tokens"
         )
     window = 0 if pattern.dilation == 1 else pattern.window_size
     needed = max(window + 1, pattern.sink_tokens)
     if seq_len // shards < needed:
-        fewer = f"at most {seq_len // needed} shards" if seq_len >= needed else "longer sequences"
+        fitting = [n for n in range(2, shards) if seq_len % n == 0 and seq_len // n >= needed]
+        remedy = f"choose {fitting[-1]} shards" if fitting else "leave them whole"
         raise ValueError(
             f"a shard of {seq_len // shards} tokens cannot hold the window and its token, or the "
-            f"sinks, {needed} tokens: choose {fewer}"
+            f"sinks, {needed} tokens: {remedy}"
         )
 
 
@@ -158,8 +159,8 @@ def _far_backward(gradient, q, k, v, out, lse, cut):
         sums = dq[:, queries, heads], dk[:, keys, heads], dv[:, keys, heads]
         for part in parts:
             shares = _backward(gradient[:, queries, heads], *inputs, *merged, part, cut.scale)
-            for whole, share in zip(part.of(*sums), shares, strict=True):
-                whole += share
+            for total, share in zip(part.of(*sums), shares, strict=True):
+                total += share
     return dq, dk, dv
 
 
@@ -185,8 +186,8 @@ def _sinks_backward(gradient, q, sink_kv, out, lse, cut, dq):
             with torch.autocast(q.device.type, enabled=False):
                 share, *shares = sink_backward(*inputs, *merged, head, cut.scale, cut.first)
             dq[:, :, heads] += share
-            for whole, share in zip(shares_of_kv, shares, strict=True):
-                whole[:, :, near] = share
+            for total, share in zip(shares_of_kv, shares, strict=True):
+                total[:, :, near] = share
     return shares_of_kv
 
 
@@ -246,17 +247,17 @@ class ShardAttention(torch.autograd.Function):
             if cut.shards.rank:
                 borrowed = torch.cat([as_rows(*sink_dkv), borrowed])
             returned = cut.halo.give_back(borrowed)
-            for whole, of_near, of_sinks in zip((dk, dv), near_dkv, sink_dkv, strict=True):
-                whole[:, :, F:] = of_near[:, ahead:]
+            for total, of_near, of_sinks in zip((dk, dv), near_dkv, sink_dkv, strict=True):
+                total[:, :, F:] = of_near[:, ahead:]
                 if cut.shards.rank == 0:
-                    whole[:, : cut.halo.sinks, F:] += of_sinks
+                    total[:, : cut.halo.sinks, F:] += of_sinks
             for tokens, rows in returned():
-                for whole, share in zip((dk, dv), as_tensors(rows), strict=True):
-                    whole[:, tokens, F:] += share
+                for total, share in zip((dk, dv), as_tensors(rows), strict=True):
+                    total[:, tokens, F:] += share
         if G:
             found = *as_tensors(of_queries()), *as_tensors(of_keys())
-            for whole, share in zip((dq, dk, dv), found, strict=True):
-                whole[:, :, :G] += share
+            for total, share in zip((dq, dk, dv), found, strict=True):
+                total[:, :, :G] += share
         return dq, dk, dv, None
 
 
@@ -272,6 +273,8 @@ def shard_attention(q, k, v, shards, window_size, dilation, sink_tokens=0, **hea
     q, k, v = checked(q, k, v)
     k, v = repeated(k, v, q.shape[2])
     pattern = Pattern(window_size, dilation, sink_tokens, **heads).checked(q.shape[2])
+    if not q.numel():
+        return q + k + v
     head_dim = q.shape[3]
     missing = -head_dim % CUDA_HEAD_DIM if q.is_cuda else 0
     if missing:

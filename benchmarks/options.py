@@ -79,6 +79,6 @@ def build_parser():
     text = "with --step: as of main.py, for long sequences"
     add("--checkpoint-blocks", action="store_true", help=text)
     add("--loss-chunk", type=int, default=0, metavar="T", help=text + said)
-    text = "with --step under torchrun: cut every sequence over so many ranks, alone over all"
+    text = "with --step under torchrun: cut every sequence over so many ranks; no number: all"
     add("--shard-sequence", type=int, nargs="?", default=1, const=0, metavar="RANKS", help=text)
     return parser

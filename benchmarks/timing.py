@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from machine import ranks
-from machine.command import bar
+from machine.command import UserError, bar
 from machine.device import is_out_of_memory, synchronize
 from machine.state import device_state
 
@@ -45,7 +45,13 @@ def side_by_side(kind, makers, about, device, rounds, graphs=True):
         if name not in works:
             gc.collect()  # what it left, which its error holds no longer
     before = device_state(device)
-    samples = timed_in_rounds(works, device, rounds)
+    try:
+        samples = timed_in_rounds(works, device, rounds)
+    except (RuntimeError, MemoryError) as error:
+        if not ranks.ran_out_of_memory(error, kept=""):
+            raise
+        remedy = "name fewer of them, or shorter --seq-lens"
+        raise UserError(f"memory ran out while all were timed side by side: {remedy}") from None
     states = {"device_before": before, "device_after": device_state(device)}
     for name, seconds in samples.items():
         milliseconds = 1e3 * np.array(seconds)

@@ -30,7 +30,7 @@ def seconds_of_step(config, arm, dataset, device):
         trainer = Trainer(eager, arm, dataset.train, dataset.vocab_size, device, seed=0)
         trainer.warm_up(steps=1)
         return sum(trainer.warm_up(steps=2)) / 2
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not ranks.ran_out_of_memory(error):
             raise
         return None

@@ -1,5 +1,7 @@
 """What a person sees while an experiment goes on: a bar, and a line for every training."""
 
+import math
+
 from tqdm import tqdm
 
 from machine.command import say
@@ -39,10 +41,10 @@ class Progress(tqdm):
         """A training ended: one line that says how."""
         self.update(self.steps - training["total_steps"])  # of one that failed
         if training["status"] == "ok":
-            outcome = (
-                f"{training['training_time']:.1f} s, {training['peak_memory_mb']:.0f} MB, "
-                f"loss {training['final_loss']:.4f}, validation {training['val_loss']:.4f}"
-            )
+            memory = training["peak_memory_mb"]
+            outcome = f"{training['training_time']:.1f} s, "
+            outcome += "" if math.isnan(memory) else f"{memory:.0f} MB, "
+            outcome += f"loss {training['final_loss']:.4f}, validation {training['val_loss']:.4f}"
         else:
             outcome = f"{training['status'].replace('_', ' ')}: {training['message']}"
         say(f"{name}: {outcome}")

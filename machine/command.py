@@ -132,6 +132,7 @@ def run_command(parser, story, argv=None, kept=""):
     except (UserError, OSError) as error:
         if "debug" in arguments:
             raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of torchrun, while a line is said
         return _complain(error)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -37,7 +37,7 @@ def synchronize(device):
 
 def is_out_of_memory(error):
     """Does an exception say that memory ran out?"""
-    return any(sign in str(error) for sign in MEMORY_SIGNS)
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in MEMORY_SIGNS)
 
 
 def cpu_name():

@@ -10,6 +10,7 @@ the others.  Knows nothing of experiments.
 
 import contextlib
 import functools
+import io
 import os
 import sys
 import time
@@ -24,6 +25,7 @@ from machine.device import is_out_of_memory
 # gloo's words, the last is NCCL's
 LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 ENDED_BY_TORCHRUN = 60  # seconds at most until it ends the ranks that are left
+FIRST_HAS_ITS_SAY = 10  # seconds
 MEMORY_REMEDY = "lower --batch-size, --seq-len, --d-model or --layers, or add --checkpoint-blocks "
 MEMORY_REMEDY += "--loss-chunk 8192"
 
@@ -45,6 +47,16 @@ def is_first():
 
 
 # the program, from its first line to its exit code
+class LastLine(io.TextIOBase):
+    """What a rank that is not heard would say: the last line is kept, for where it fails alone."""
+
+    text = ""
+
+    def write(self, text):
+        self.text = (text.strip().splitlines() or [self.text])[-1]
+        return len(text)
+
+
 def run(command):
     """The exit code of ``command()``, which every rank runs; the first one alone is heard."""
     if not dist.is_torchelastic_launched():
@@ -54,8 +66,9 @@ def run(command):
         torch.cuda.set_device(dist.get_node_local_rank() % torch.cuda.device_count())
     # waits 30 minutes: the first rank may prepare data meanwhile
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+    unheard = LastLine()
     if rank():
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (to the end)
+        sys.stdout, sys.stderr = open(os.devnull, "w"), unheard  # noqa: SIM115 (to the end)
     try:
         code = command()
     except SystemExit as stop:  # of argparse
@@ -67,11 +80,13 @@ def run(command):
         reason = str(error).strip().partition("\n")[0]
         print(f"error: rank {rank()}: {ended} ({reason})", file=sys.__stderr__, flush=True)
         time.sleep(ENDED_BY_TORCHRUN)  # or its report could name this rank as the cause
-        code = FAILED
+        os._exit(FAILED)
     finally:
         sys.stderr = sys.__stderr__  # an exception that goes through is shown
-    if rank() and code < INTERRUPTED:
-        code = DONE  # torchrun stops all where one fails: the first one has its say before
+    if rank() and DONE < code < INTERRUPTED:
+        time.sleep(FIRST_HAS_ITS_SAY)  # and ends all, where every rank fails alike
+        if unheard.text:
+            print(f"rank {rank()}: {unheard.text}", file=sys.__stderr__, flush=True)
     print(end="", flush=True)
     os._exit(code)  # waits neither for other ranks nor for anything on the device
 

@@ -78,8 +78,8 @@ class ExperimentConfig:
     )
     shard_sequence: int = _option(
         1,
-        "cut every sequence over so many ranks of torchrun, alone over all of them, where one GPU "
-        "cannot hold it",
+        "cut every sequence over so many ranks of torchrun, over all without a number, where one "
+        "GPU cannot hold it",
         least=0,
         nargs="?",
         const=0,

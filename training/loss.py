@@ -27,7 +27,8 @@ class NextTokenLoss(nn.Module):
     """A model's mean cross-entropy in nats per token, as the module that is compiled and shared.
 
     chunk: so many tokens have logits at a time, which are computed again in the backward pass
-    instead of kept; 0: all at once.  The loss is the same within rounding.
+    instead of kept; 0: all at once.  The loss is the same within rounding, and so are gradients of
+    weights in float32 or more; in 16 bits those of the output layer add up rounded.
     """
 
     def __init__(self, model, chunk=0):

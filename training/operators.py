@@ -58,7 +58,7 @@ def _used_over_shards(config, arm, device):
     if kernels is None:
         asked = f"{config.dtype} with head_dim {head_dim} on {device}"
         raise UserError(f"--shard-sequence: no kernel for {asked}: leave it out, or choose another")
-    return {"evaluation": "over shards", "kernels": list(kernels), "operators": []}
+    return {"evaluation": "split over shards", "kernels": list(kernels), "operators": []}
 
 
 def _attention_of_layers(config, arm, device):

@@ -43,7 +43,7 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
     try:
         with deterministic_algorithms(config.deterministic):
             model = _measure(config, arm, dataset, seed, device, progress, metrics)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one of the first
         if not ranks.ran_out_of_memory(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -85,10 +85,13 @@ def test_every_rank_has_the_same_work(ranks, length):
 @pytest.mark.parametrize(
     ("seq_len", "shards", "pattern", "words"),
     [
-        (100, 3, Pattern(5, 0), "100 tokens cannot be cut into 3 equal shards: choose 99"),
-        (2, 3, FULL, "2 tokens cannot be cut into 3 equal shards: choose 3"),
-        (96, 4, Pattern(24, 4), "a shard of 24 tokens .* 25 tokens: choose at most 3 shards"),
-        (96, 4, Pattern(2, 0, 25), "25 tokens: choose at most 3 shards"),
+        (100, 3, Pattern(5, 0), "100 tokens cannot be cut into 3 equal shards: choose 99 tokens"),
+        (2, 3, FULL, "2 tokens cannot be cut into 3 equal shards: choose 3 tokens"),
+        (96, 4, Pattern(24, 4), "a shard of 24 tokens .* 25 tokens: choose 3 shards"),
+        (96, 4, Pattern(2, 0, 25), "25 tokens: choose 3 shards"),
+        (100, 5, Pattern(32, 4), "33 tokens: choose 2 shards"),
+        (8, 2, Pattern(9, 4), "leave them whole"),
+        (8, 0, FULL, "shards must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_cut_is_said(seq_len, shards, pattern, words):

@@ -123,7 +123,7 @@ def test_how_the_sequence_was_cut_is_stored_said_and_never_mixed(ran):
     folder, found, done = ran
     metadata = load_experiment(folder / "shards" / "experiment_results.json")[1]
     assert metadata["config"]["shard_sequence"] == metadata["config"]["world_size"] == 2
-    assert metadata["attention"]["fused"]["evaluation"] == "over shards"
+    assert metadata["attention"]["fused"]["evaluation"] == "split over shards"
     report = flat((folder / "shards" / "improved_comparison_results.txt").read_text())
     assert "2 ranks (gloo), each sequence cut over 2 into 12 tokens, blocks computed" in report
     assert found["shards again"]["code"] == 2 and found["shards again"]["weights"] == []

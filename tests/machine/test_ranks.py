@@ -43,29 +43,61 @@ def test_every_rank_needs_a_gpu_of_its_machine(monkeypatch):
         ranks.local_device(CUDA)
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_rank_that_lost_another_says_so_in_one_line_and_leaves_the_report_to_torchrun(
-    monkeypatch, capfd, rank
-):
-    """Connection errors of gloo and NCCL alone: another error goes through."""
+@pytest.fixture
+def under_torchrun(monkeypatch):
+    """``ranks.run`` without processes: (set the rank, seconds waited, exit codes)."""
     waited, ended = [], []
+
+    def end(code):
+        ended.append(code)
+        raise SystemExit
+
     monkeypatch.setattr(ranks.dist, "is_torchelastic_launched", lambda: True)
     monkeypatch.setattr(ranks.dist, "init_process_group", lambda backend: None)
-    monkeypatch.setattr(ranks, "rank", lambda: rank)
     monkeypatch.setattr(ranks.time, "sleep", waited.append)
-    monkeypatch.setattr(ranks.os, "_exit", ended.append)
+    monkeypatch.setattr(ranks.os, "_exit", end)
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
+    return lambda rank: monkeypatch.setattr(ranks, "rank", lambda: rank), waited, ended
 
-    def fail(error):
-        raise error
 
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_that_lost_another_says_so_in_one_line_and_leaves_the_report_to_torchrun(
+    under_torchrun, capfd, rank
+):
+    """Connection errors of gloo and NCCL alone: another error goes through."""
+    set_rank, waited, ended = under_torchrun
+    set_rank(rank)
     for words in ("[gloo] Connection closed by peer", "NCCL error: remote process exited or so"):
-        ranks.run(partial(fail, RuntimeError(words)))
+        with pytest.raises(SystemExit):
+            ranks.run(partial(fail, RuntimeError(words)))
         (line,) = capfd.readouterr().err.splitlines()
         assert line.startswith(f"error: rank {rank}: another rank has ended, which torchrun's")
         assert words in line
-    assert waited == [60, 60] and len(ended) == 2
+    assert waited == [60, 60] and ended == [1, 1]
     for words in ("shapes differ", "NCCL error: invalid usage"):
         with pytest.raises(RuntimeError, match=words):
             ranks.run(partial(fail, RuntimeError(words)))
+
+
+def test_a_rank_that_fails_alone_is_heard_after_all(under_torchrun, capfd):
+    """Where all fail alike the first ends them before; what it says is not said again."""
+    set_rank, waited, ended = under_torchrun
+
+    def command(code):
+        print("a step", file=sys.stderr)
+        if code:
+            print("error: no such disk\n", file=sys.stderr)
+        return code
+
+    for rank, code in ((0, 2), (1, 0), (1, 2)):
+        set_rank(rank)
+        with pytest.raises(SystemExit):
+            ranks.run(partial(command, code))
+    assert ended == [2, 0, 2] and waited == [10]
+    said = capfd.readouterr().err.splitlines()
+    assert said == ["a step", "error: no such disk", "", "rank 1: error: no such disk"]

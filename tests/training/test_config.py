@@ -164,8 +164,11 @@ def test_what_json_does_not_take_is_made_plain():
         ({"world_size": 1}, "--shard-sequence 2 does not divide 1 rank: "),
         ({"window_attention": "flex"}, "--window-attention flex: .* leave it out"),
         ({"compile": "reduce-overhead"}, "choose --compile default with --shard-sequence"),
-        ({"seq_len": 255}, "--shard-sequence, window: 255 tokens cannot be cut .* choose 254"),
-        ({"seq_len": 192}, "--shard-sequence, window: .* 97 tokens: choose at most 1 shards"),
+        (
+            {"seq_len": 255},
+            "--shard-sequence, window: 255 tokens .* choose 254 tokens",
+        ),
+        ({"seq_len": 192}, "--shard-sequence, window: .* 97 tokens: leave them whole"),
         ({"batch_size": 3, "world_size": 4}, "--batch-size 3 .* over 2 ranks x"),
     ],
 )
