@@ -30,7 +30,10 @@ def to_toml(values):
     """
     if values["device"].startswith("cuda"):
         values = {**values, "device": "auto"}
-    lines = [f"# python main.py --config {CONFIG_NAME} repeats it; options beside that change it"]
+    start = "python"
+    if values["shard_sequence"] > 1:  # alone it would be told that ranks are missing
+        start = f"torchrun --standalone --nproc-per-node {values['world_size']}"
+    lines = [f"# {start} main.py --config {CONFIG_NAME} repeats it; options beside that change it"]
     lines.append(_line("preset", values["preset"]))
     for name, item in KEPT.items():
         if item.metadata["group"]:

@@ -37,6 +37,13 @@ def test_there_and_back_it_is_the_same(read, preset, changes):
     assert make_config(**read(to_toml(asdict(config)))) == config
 
 
+def test_what_cuts_its_sequences_is_repeated_by_as_many_ranks(read):
+    config = make_config("paper", arms=("fused",), world_size=4, shard_sequence=2)
+    text = to_toml(asdict(config))
+    assert text.startswith("# torchrun --standalone --nproc-per-node 4 main.py --config")
+    assert make_config(**read(text), world_size=4) == config
+
+
 def test_it_is_grouped_as_the_help_is():
     lines = to_toml(asdict(make_config())).splitlines()
     assert [line for line in lines if line.startswith("[")] == [
