@@ -91,26 +91,35 @@ def sent_bytes(shards, device):
     return found
 
 
+def results_of(shards, draw, trials, device):
+    """What this rank finds together with the others of ``shards``."""
+    GROUPS.update(dict.fromkeys(GROUPS, 0))
+    dtype, largest = (torch.float32, 1e-4) if device == "cuda" else (torch.float64, 1e-10)
+    wrong = [compare(draw, shards, device, dtype, largest) for _ in range(trials)]
+    rows = torch.arange(6.0).view(2, 3) + 10 * shards.rank
+    return {
+        "wrong": [text for text in wrong if text],
+        "groups": dict(GROUPS),
+        "bytes": sent_bytes(shards, device),
+        "rows": whole_rows(rows.to(device), shards).tolist(),
+    }
+
+
 def main(seed, trials, device):
     on_cuda = device == "cuda"
     if on_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
     torch.set_num_threads(1)
-    shards = Shards.of(dist.group.WORLD)
-    draw = random.Random(int(seed))
-    dtype, largest = (torch.float32, 1e-4) if on_cuda else (torch.float64, 1e-10)
-    wrong = [compare(draw, shards, device, dtype, largest) for _ in range(int(trials))]
-    rows = torch.arange(6.0).view(2, 3) + 10 * shards.rank
-    results = {
-        "wrong": [text for text in wrong if text],
-        "groups": GROUPS,
-        "bytes": sent_bytes(shards, device),
-        "rows": whole_rows(rows.to(device), shards).tolist(),
-    }
-    every = [None] * shards.size
+    results = {}
+    for size in range(2, dist.get_world_size() + 1):  # the first two ranks, the first three ...
+        group = dist.new_group(range(size))
+        if dist.get_rank() < size:
+            draw = random.Random(int(seed))
+            results[size] = results_of(Shards.of(group), draw, int(trials), device)
+    every = [None] * dist.get_world_size()
     dist.all_gather_object(every, results)
-    if shards.rank == 0:
+    if dist.get_rank() == 0:
         print(json.dumps(every), flush=True)
     dist.barrier()
     os._exit(0)  # threads of gloo that still run at the end of the interpreter would abort it

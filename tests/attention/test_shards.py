@@ -20,19 +20,28 @@ TRIALS = 120
 
 
 def found_by(ranks, device="cpu"):
-    """What every rank of the worker says, from random cases of a fresh seed."""
+    """{number of ranks: what each of so many says}, from random cases of a fresh seed."""
     seed = int.from_bytes(os.urandom(3), "little")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", WORKER, str(seed), str(TRIALS), device]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment)
     assert done.returncode == 0, f"seed {seed}: {done.stderr[-3000:]}"
-    return seed, json.loads(done.stdout)
+    every = json.loads(done.stdout)
+    of_size = {size: [rank[str(size)] for rank in every[:size]] for size in range(2, ranks + 1)}
+    return seed, of_size
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def found(request):
-    return found_by(request.param)
+@pytest.fixture(scope="module")
+def three_processes():
+    return found_by(3)
+
+
+@pytest.fixture(params=[2, 3])
+def found(three_processes, request):
+    """The seed, and what every one of two or three ranks says."""
+    seed, of_size = three_processes
+    return seed, of_size[request.param]
 
 
 def test_out_and_gradients_are_those_of_the_whole_sequence(found):
@@ -60,8 +69,8 @@ def test_rows_of_all_ranks_are_put_together(found):
 @needs_cuda
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_on_two_gpus():
-    seed, ranks = found_by(2, "cuda")
-    assert [text for rank in ranks for text in rank["wrong"]] == [], f"seed {seed}"
+    seed, of_size = found_by(2, "cuda")
+    assert [text for rank in of_size[2] for text in rank["wrong"]] == [], f"seed {seed}"
 
 
 # without processes
