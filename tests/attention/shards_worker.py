@@ -91,6 +91,17 @@ def sent_bytes(shards, device):
     return found
 
 
+def refuses_second_derivatives(shards, device):
+    q = torch.randn(1, 8, 2, 8, device=device, requires_grad=True)
+    out = shard_attention(q, q, q, shards, 3, 0, full_heads=1)
+    (gradient,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    try:
+        gradient.sum().backward()
+    except RuntimeError as error:
+        return "once_differentiable" in str(error)
+    return False
+
+
 def results_of(shards, draw, trials, device):
     """What this rank finds together with the others of ``shards``."""
     GROUPS.update(dict.fromkeys(GROUPS, 0))
@@ -101,6 +112,7 @@ def results_of(shards, draw, trials, device):
         "wrong": [text for text in wrong if text],
         "groups": dict(GROUPS),
         "bytes": sent_bytes(shards, device),
+        "refuses": refuses_second_derivatives(shards, device),
         "rows": whole_rows(rows.to(device), shards).tolist(),
     }
 

@@ -51,6 +51,11 @@ def test_out_and_gradients_are_those_of_the_whole_sequence(found):
     assert all(count > 5 for count in ranks[0]["groups"].values())
 
 
+def test_second_derivatives_are_refused(found):
+    """They would lack all that came from other ranks."""
+    assert all(rank["refuses"] for rank in found[1])
+
+
 def test_the_bytes_that_travel_are_those_of_the_formula(found):
     for rank in found[1]:
         for counted, expected in rank["bytes"]:

@@ -8,6 +8,7 @@ from tiny import CPU, needs_cuda
 from benchmarks import timing
 from benchmarks.peers import Case, known_peers, work_of
 from benchmarks.tables import TRAINING
+from machine.command import UserError
 
 
 def test_every_round_takes_every_work_once_in_random_order(monkeypatch):
@@ -60,3 +61,29 @@ def test_on_cuda_a_work_is_recorded_as_a_graph_and_its_tensors_stay():
     assert all(0 < s < 1 for seconds in samples.values() for s in seconds)
     before = torch.cuda.memory_allocated(device)
     assert timing.peak_mb(lambda: torch.ones(2**20, device=device), device, before) == 4
+
+
+def test_of_several_ranks_a_failure_is_no_row_but_the_end(monkeypatch):
+    """The others wait for the rank that failed."""
+    ended = []
+    monkeypatch.setattr(timing.ranks, "size", lambda: 2)
+    monkeypatch.setattr(timing.ranks, "ran_out_of_memory", lambda *_, **__: ended.append("asked"))
+
+    def fail():
+        raise RuntimeError("no such kernel")
+
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        timing.side_by_side("arm", {"a": fail}, {"seq_len": 1}, CPU, rounds=1)
+    assert ended == ["asked"]
+
+
+def test_memory_that_runs_out_in_the_rounds_is_one_line():
+    calls = []
+
+    def work():
+        calls.append(None)
+        if len(calls) > 2:
+            raise MemoryError
+
+    with pytest.raises(UserError, match=r"memory ran out .* name fewer of them, or shorter"):
+        timing.side_by_side("arm", {"a": lambda: (work, {})}, {"seq_len": 1}, CPU, rounds=1)
