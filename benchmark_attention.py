@@ -52,7 +52,8 @@ def tell(args):
     finally:  # what was measured before an interruption is shown too
         if ranks.is_first() and (content["records"] or content["skipped"]):
             publish(benchmark_page(content), path, args.plots_dir)
-    return DISTURBED if any(map(disturbances, content["records"])) else DONE
+    disturbed = ranks.is_first() and any(map(disturbances, content["records"]))
+    return DISTURBED if disturbed else DONE
 
 
 def main(argv=None):

@@ -202,10 +202,8 @@ class GPTModel(nn.Module):
             x = x + self.position_embeddings(positions)
         again = self.checkpoint_blocks and torch.is_grad_enabled()
         for layer, block in enumerate(self.layers):
-            if again:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x, None if caches is None else caches[layer])
+            cache = None if caches is None else caches[layer]
+            x = checkpoint(block, x, cache, use_reentrant=False) if again else block(x, cache)
         return x
 
     # model.generate(prompt, max_new_tokens, ...) and model.stream(...), see generation/tokens.py

@@ -55,7 +55,7 @@ def pattern_text(config):
 
 
 def ranks_text(config):
-    """The processes that train together, in words; "" for one that takes its batches whole."""
+    """How ranks and micro-steps share a step, and what it computes again, in words, if anything."""
     words = ""
     if config["world_size"] > 1:
         words += f", {config['world_size']} ranks ({config['backend']})"

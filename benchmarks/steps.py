@@ -51,7 +51,7 @@ def _training_step(config, arm, tokens, device):
     before = torch.cuda.memory_allocated()
     trainer = Trainer(config, arm, tokens, STEP_VOCAB, device, seed=0)
     trainer.model.train()
-    rows = tokens[ranks.rank() // config.shard_sequence :: config.data_ranks]
+    rows = tokens[ranks.share_of_rows(config.shard_sequence)]
     work = partial(trainer.update, *own_tokens(trainer.model, rows, device), config.lr)
     for _ in range(4):  # compiles, makes the optimizer's state
         work()

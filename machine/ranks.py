@@ -196,6 +196,11 @@ def mesh(shards, device_type):
     return dist.init_device_mesh(device_type, shape, mesh_dim_names=("data", "shard"))
 
 
+def share_of_rows(shards=1):
+    """The slice of rows that this rank takes, where so many neighbours share theirs."""
+    return slice(rank() // shards, None, size() // shards)
+
+
 def data_parallel(module):
     """The module, its gradients averaged over the ranks (DistributedDataParallel)."""
     if size() == 1:

@@ -39,7 +39,7 @@ def attention_used(config, arm, device):
         evaluations.append(evaluation)
         if evaluation == "flex":
             operators.append("flex_attention")
-        elif evaluation not in ("dense", "published"):  # whose scores S x S are plain products
+        elif evaluation not in TEXTBOOK:  # whose scores S x S are plain products
             operators += _dispatched_operators(attend, config, device)
     release_memory(device)
     return {

@@ -60,7 +60,7 @@ def reach(model, held_out, seq_len, passages, at_once=1, chunk=0):
         return None
     controls, turns = _controls(held_out[:, : seq_len + 1], passages)
     shards = 1 if shards_of(model) is None else shards_of(model).size
-    share = slice(ranks.rank() // shards, None, ranks.size() // shards)
+    share = ranks.share_of_rows(shards)
     training = model.training
     model.eval()
     gains, losses = _measure(model, controls[share], turns[share], distances, at_once, chunk)

@@ -217,7 +217,7 @@ class Trainer:
         Every rank takes its share of the rows, or of their tokens.  Draws no random number.
         """
         shards = self.config.shard_sequence
-        share = rows[ranks.rank() // shards :: self.config.data_ranks]
+        share = rows[ranks.share_of_rows(shards)]
         at_once = self.config.sequences_at_once
         losses = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.eval()

@@ -139,3 +139,15 @@ def test_an_interruption_keeps_and_shows_the_finished_lengths(run, tmp_path, mon
     assert {r["seq_len"] for r in records} == {16}
     captured = capsys.readouterr()
     assert "S 16\n" in captured.out and "interrupted" in captured.err
+
+
+@pytest.mark.parametrize(("first", "code"), [(True, 3), (False, 0)])
+def test_of_several_ranks_the_first_alone_judges_and_writes(
+    run, tmp_path, monkeypatch, first, code
+):
+    """Else torchrun would call a benchmark failed that the first rank calls undisturbed."""
+    monkeypatch.setattr("analysis.warnings.disturbances", lambda record: ["load average", "9"])
+    monkeypatch.setattr("machine.ranks.is_first", lambda: first)
+    monkeypatch.setattr("figures.page.publish", lambda *_: None)
+    assert run(*TINY, "--step", "--layers", "1", "--arms", "fused", "--compile", "none") == code
+    assert (tmp_path / "out" / "step_benchmark.json").exists() == first
