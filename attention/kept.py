@@ -4,7 +4,6 @@ import functools
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 
 import torch
 
@@ -67,14 +66,15 @@ def kept(most):
 
 
 def _aside(function, arguments):
-    """What the function returns on a thread of its own, on the caller's CUDA streams."""
+    """What the function returns on a thread of its own, on the caller's CUDA device and streams."""
     devices = {x for x in arguments if isinstance(x, torch.device) and x.type == "cuda"}
-    current = nullcontext()  # torch.cuda.stream(None) would initialize CUDA, inside a checkpoint
-    if devices:
-        current = torch.cuda.stream(torch.cuda.current_stream(devices.pop()))
+    stream = torch.cuda.current_stream(devices.pop()) if devices else None
 
     def on_stream():
-        with current:
+        if stream is None:  # CUDA must not be initialized inside a checkpoint
+            return function(*arguments)
+        # a thread begins on GPU 0, which a stream of another would leave with a context of its own
+        with torch.cuda.device(stream.device), torch.cuda.stream(stream):
             return function(*arguments)
 
     with ThreadPoolExecutor(1) as thread:

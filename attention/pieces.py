@@ -67,10 +67,9 @@ class Pieces(NamedTuple):
         """Add the gradients of the pieces' keys to x (B, S, H, D).
 
         The keys of neighbouring chunks overlap, and a sum into overlapping memory would lose some:
-        a chunk's length of them at a time they do not.
+        a chunk's length of them at a time they do not.  Those of residue classes never do.
         """
-        overlap = self.count > 1 and self.keys > self.length
-        step = self.hop if overlap else self.keys
+        step = self.keys if self.in_turn else self.hop
         for start in range(0, self.keys, step):
             some = self._replace(key=self.key + start * self.stride, keys=step)
             some.of_keys(x).add_(gradient[:, :, start : start + step])

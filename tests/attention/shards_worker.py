@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention.choose import window_attention
 from attention.exchange import Shards, traffic
@@ -102,6 +103,29 @@ def refuses_second_derivatives(shards, device):
     return False
 
 
+class Counted(TorchDispatchMode):
+    operators = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operators += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operators_of(shards, length, device):
+    """How many operators attention with staggered heads takes, forward and back."""
+    q, k, v, upstream = torch.randn(4, 1, length, 4, 8, device=device)
+    attend = partial(shard_attention, shards=shards, window_size=3, dilation=4, stagger=True)
+    with Counted() as counted:
+        out_and_gradients(attend, (q, k, v), upstream)
+    return counted.operators
+
+
+def other_gpus_used():
+    """The numbers of GPUs on which this process has a context, but of its own."""
+    others = set(range(torch.cuda.device_count())) - {torch.cuda.current_device()}
+    return [gpu for gpu in others if torch._C._cuda_hasPrimaryContext(gpu)]
+
+
 def results_of(shards, draw, trials, device):
     """What this rank finds together with the others of ``shards``."""
     GROUPS.update(dict.fromkeys(GROUPS, 0))
@@ -114,6 +138,8 @@ def results_of(shards, draw, trials, device):
         "bytes": sent_bytes(shards, device),
         "refuses": refuses_second_derivatives(shards, device),
         "rows": whole_rows(rows.to(device), shards).tolist(),
+        "operators": [operators_of(shards, length, device) for length in (256, 512)],
+        "other GPUs": other_gpus_used() if device == "cuda" else [],
     }
 
 

@@ -56,6 +56,11 @@ def test_second_derivatives_are_refused(found):
     assert all(rank["refuses"] for rank in found[1])
 
 
+def test_longer_sequences_take_no_more_operators(found):
+    """Of the classes of dilated heads a gradient is added up in one, not key by key."""
+    assert all(short == long > 0 for short, long in (rank["operators"] for rank in found[1]))
+
+
 def test_the_bytes_that_travel_are_those_of_the_formula(found):
     for rank in found[1]:
         for counted, expected in rank["bytes"]:
@@ -76,6 +81,7 @@ def test_rows_of_all_ranks_are_put_together(found):
 def test_on_two_gpus():
     seed, of_size = found_by(2, "cuda")
     assert [text for rank in of_size[2] for text in rank["wrong"]] == [], f"seed {seed}"
+    assert [rank["other GPUs"] for rank in of_size[2]] == [[], []]
 
 
 # without processes
