@@ -55,8 +55,9 @@ def _moved_tokens(length, rank, ranks):
 SECONDS_OF_PAIR = 146.477e-3 / 8 / causal_pairs(131_072)  # of a head, cuDNN
 SECONDS_OF_WINDOW_TOKEN = (20.630e-3 - 146.477e-3 / 8) / 7 / 131_072  # of a head, w 96
 SECONDS_OF_TOKEN = (323.223e-3 - 8 * 35.242e-3) / 65_536
-# Assumed, not measured: bytes a second that a GPU sends, inside a machine of 8 and beyond
-LINK_INSIDE, LINK_BEYOND, IN_A_MACHINE = 300e9, 40e9, 8
+# Bytes a second that a GPU sends, inside a machine of 8 and beyond: the first measured between two
+# H200s (NCCL, 268 to 537 MB: 230 to 263e9), the other assumed
+LINK_INSIDE, LINK_BEYOND, IN_A_MACHINE = 250e9, 40e9, 8
 LAYERS, HEADS, HEAD_DIM, BYTES = 8, 8, 64, 2
 PATTERNS = {
     "fused": FULL,
