@@ -213,3 +213,12 @@ CHOICES = {
     ("cuda", torch.float32): [("efficient", "efficient")],
 }
 CUDA_HEAD_DIM = 8  # CUDA kernels take multiples: other head dimensions are padded with zeros
+
+
+def with_padded_heads(attend, q, k, v):
+    """``attend(q, k, v)``, their last dimension filled up with zeros where CUDA kernels need it."""
+    head_dim = q.shape[-1]
+    missing = -head_dim % CUDA_HEAD_DIM if q.is_cuda else 0
+    if not missing:
+        return attend(q, k, v)
+    return attend(*(F.pad(x, (0, missing)) for x in (q, k, v)))[..., :head_dim]

@@ -25,11 +25,10 @@ from typing import NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
 
 from attention.exchange import Halo, Shards, Zigzag, as_rows, as_tensors, gather, sum_of_own
 from attention.full import checked, repeated
-from attention.kernels import CUDA_HEAD_DIM, KERNELS
+from attention.kernels import KERNELS, with_padded_heads
 from attention.parts import backward, empty_results, forward, readable
 from attention.pattern import FULL_HEAD, Pattern, whole
 from attention.pieces import beyond_near, near_part
@@ -275,17 +274,12 @@ def shard_attention(q, k, v, shards, window_size, dilation, sink_tokens=0, **hea
     pattern = Pattern(window_size, dilation, sink_tokens, **heads).checked(q.shape[2])
     if not q.numel():
         return q + k + v
-    head_dim = q.shape[3]
-    missing = -head_dim % CUDA_HEAD_DIM if q.is_cuda else 0
-    if missing:
-        q, k, v = (pad(x, (0, missing)) for x in (q, k, v))
     kernels = split_kernels(q.device, q.dtype, q.shape[3])
     if kernels is None:
         raise ValueError(f"attention over shards has no kernel for {q.dtype} on {q.device}")
-    cut = Cut.of(q, pattern, shards, head_dim**-0.5, kernels)
+    cut = Cut.of(q, pattern, shards, q.shape[3] ** -0.5, kernels)
     with torch.autocast(q.device.type, enabled=False):
-        out = ShardAttention.apply(q, k, v, cut)
-    return out[..., :head_dim] if missing else out
+        return with_padded_heads(lambda *qkv: ShardAttention.apply(*qkv, cut), q, k, v)
 
 
 class Gathered(torch.autograd.Function):

@@ -33,11 +33,10 @@ import warnings
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from attention.full import dense_attention
 from attention.kept import constant_of_a_graph, kept, recording
-from attention.kernels import CHOICES, CUDA_HEAD_DIM
+from attention.kernels import CHOICES, with_padded_heads
 from attention.masks import cached_mask
 from attention.parts import (
     backward,
@@ -253,12 +252,8 @@ def split_attention(q, k, v, pattern, kernels):
 
     kernels: the names of the near and the far kernel in ``KERNELS``, see ``split_kernels``.
     """
-    head_dim = q.shape[-1]
-    missing = -head_dim % CUDA_HEAD_DIM if q.is_cuda else 0
-    if missing:
-        q, k, v = (F.pad(x, (0, missing)) for x in (q, k, v))
-    out = SplitAttention.apply(q, k, v, head_dim**-0.5, *kernels, *pattern)
-    return out[..., :head_dim] if missing else out
+    options = q.shape[-1] ** -0.5, *kernels, *pattern
+    return with_padded_heads(lambda *qkv: SplitAttention.apply(*qkv, *options), q, k, v)
 
 
 @constant_of_a_graph

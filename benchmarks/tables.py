@@ -52,6 +52,11 @@ def title_of(content):
     title = f"{environment['device_name']}, {options['dtype']}, {sizes}"
     if not options["patterns"]:
         title += f", w{options['window_size']}-d{options['dilation']}"
+    if options.get("step"):
+        positions = options.get("positions", "learned")
+        title += f", {counted(options['layers'], 'layer')}, {positions} positions"
+    if options.get("checkpoint_blocks"):
+        title += ", blocks checkpointed"
     if (shards := options.get("shard_sequence", 1)) > 1:
         title += f", sequences cut over {shards} ranks"
     return title

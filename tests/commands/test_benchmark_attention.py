@@ -86,7 +86,8 @@ def test_steps_give_a_table_and_json(run, tmp_path, capsys, name):
     assert run(*TINY, "--step", "--layers", "1", "--arms", "window", "fused", *more) == 0
     records = saved(tmp_path, f"{name}.json")["records"]
     assert [r["seq_len"] for r in records] == [16, 16, 32, 32]
-    assert "fused over this" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "fused over this" in printed and "w96-d4, 1 layer, learned positions" in printed
 
 
 @pytest.mark.parametrize(
