@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.metrics import NUMBERS, TEXTS
-from analysis.values import OUTCOMES, trainings_of
+from analysis.values import OUTCOMES, in_order
 from analysis.words import Section, amount
 from machine.files import write_text
 
@@ -18,8 +18,8 @@ CURVE_COLUMNS = ("arm", "block", "step", "tokens", "seconds", "training_loss", "
 
 def training_rows(metrics):
     """A dict a training, in the order of time: its arm, and what metrics.py describes of it."""
-    trainings = sorted(trainings_of(metrics), key=lambda pair: pair[1]["index"])
-    return [{"arm": arm, **{key: t[key] for key in (*NUMBERS, *TEXTS)}} for arm, t in trainings]
+    keys = *NUMBERS, *TEXTS
+    return [{"arm": arm, **{key: t[key] for key in keys}} for arm, t in in_order(metrics)]
 
 
 def curve_rows(metrics):

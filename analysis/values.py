@@ -107,8 +107,8 @@ def ok_trainings(metrics):
 
 
 def in_order(metrics):
-    """All trainings, in the order in which they were started."""
-    return sorted((training for _, training in trainings_of(metrics)), key=lambda t: t["index"])
+    """(arm, training) of every training, in the order in which they were started."""
+    return sorted(trainings_of(metrics), key=lambda item: item[1]["index"])
 
 
 def planned_trainings(metadata):

@@ -7,7 +7,6 @@ from analysis.significance import ALPHA
 from analysis.spread import unsteady
 from analysis.values import (
     SMOKE_MARK,
-    in_order,
     is_smoke_test,
     not_trained,
     ok_trainings,
@@ -16,6 +15,7 @@ from analysis.values import (
     paired_trainings,
     smooth,
     throttled,
+    trainings_of,
 )
 
 RECORDED = {  # of a device's state, before and after a training
@@ -80,7 +80,7 @@ def _unsteady_rounds(times):
 def split_blocks(metrics):
     """The blocks whose trainings were not all made by one process."""
     processes = {}
-    for training in in_order(metrics):
+    for _, training in trainings_of(metrics):
         processes.setdefault(training["block"], set()).add(training["process"])
     return sorted(block for block, names in processes.items() if len(names) > 1)
 
@@ -139,7 +139,7 @@ def _training_warnings(metrics):
 
 
 def _failure_warnings(metrics):
-    failed = sum(training["status"] != "ok" for training in in_order(metrics))
+    failed = len(trainings_of(metrics)) - len(ok_trainings(metrics))
     if failed > 1:
         yield f"{failed} trainings failed: with more than one, take no comparison as valid."
     blocks = {

@@ -193,7 +193,7 @@ class StoredExperiment:
             return
         if training["block"] == 0 and model is not None:
             self._save_weights(arm, training["seed"], model)
-        index = 1 + max((one["index"] for one in in_order(self.metrics)), default=-1)
+        index = 1 + max((one["index"] for _, one in in_order(self.metrics)), default=-1)
         training = training | {"index": index, "process": self.process}
         training = files.write_training(self.folder, self.metadata["experiment_id"], arm, training)
         trainings = [*self.metrics[arm], training]

@@ -10,6 +10,7 @@ from analysis.metrics import MetricsError
 from analysis.significance import Interval, mean_interval, paired_ratio
 from analysis.values import (
     OUTCOMES,
+    in_order,
     not_trained,
     ok_trainings,
     ok_values,
@@ -17,7 +18,6 @@ from analysis.values import (
     pattern_text,
     reading_marks,
     shared_values,
-    trainings_of,
 )
 from figures.look import arm_styles
 
@@ -112,7 +112,7 @@ def prepare(metrics, metadata):
     return Experiment(
         arms=arms,
         ok=ok,
-        started=sorted(trainings_of(metrics), key=lambda item: item[1]["index"]),
+        started=in_order(metrics),
         styles=arm_styles(metrics),
         setting=describe_setting(metadata),
         mark=partial_mark(metrics, metadata),

@@ -14,7 +14,7 @@ from analysis.answers import answers
 from analysis.metrics import RESULTS_NAME
 from analysis.report import write_report
 from analysis.rows import write_rows
-from analysis.values import in_order
+from analysis.values import ok_trainings, trainings_of
 from analysis.words import Section, report_text
 from experiment.run import dry_run, run_experiment
 from experiment.tensorboard import check_tensorboard, write_tensorboard
@@ -150,14 +150,13 @@ def report_results(config, metrics, metadata):
     folder = Path(config.output_dir)
     report_path, report = write_report(metrics, metadata, folder)
     paths = [folder / f"{RESULTS_NAME}.npz", report_path, *write_rows(metrics, folder)]
-    trainings = in_order(metrics)
-    ended_well = [training for training in trainings if training["status"] == "ok"]
+    ended_well = ok_trainings(metrics)
     if ended_well:
         paths += create_all_plots(metrics, metadata, config.plots_dir, folder / PAGE_NAME)
     print(report, flush=True)
     say("written: " + ", ".join(str(path) for path in paths if path.suffix != ".pdf"))
     print(report_text([Section("", answers(metrics, metadata))]), end="", flush=True)  # at the end
-    return DONE if len(ended_well) == len(trainings) else TRAININGS_FAILED
+    return DONE if len(ended_well) == len(trainings_of(metrics)) else TRAININGS_FAILED
 
 
 def tell(arguments, argv):

@@ -41,7 +41,7 @@ def test_every_training_is_what_the_plan_says(workplace):
             order = training["order"].split(",")
             assert order == metadata["plan"]["orders"][training["block"]]
             assert order[training["position"]] == arm
-    assert [training["index"] for training in in_order(metrics)] == list(range(6))
+    assert [training["index"] for _, training in in_order(metrics)] == list(range(6))
     saved = load_experiment("output/experiment_results.npz")
     assert saved[1]["plan"] == metadata["plan"]
 

@@ -190,7 +190,7 @@ def test_a_damaged_training_is_set_aside_and_repeated_in_its_place_in_time(workp
         assert metadata["set_aside"] == contents("output/set_aside") == ["000_fused_1.npz"]
     assert same_losses(expected, metrics)
     assert metrics["fused"][0]["index"] == 4  # after those of 0 to 3
-    assert len({training["index"] for training in in_order(metrics)}) == 4
+    assert len({training["index"] for _, training in in_order(metrics)}) == 4
 
 
 def test_a_refused_start_sets_nothing_aside(workplace, capsys):
@@ -254,7 +254,7 @@ def test_a_block_that_another_gpu_began_is_trained_anew_whole(workplace, monkeyp
     for name in set(runs) - {begun}:
         assert Path("output/runs", name).read_bytes() == runs[name]
     assert metadata["split_blocks"] == [] and metadata["mixed"] == []
-    indices = [training["index"] for training in in_order(metrics)]
+    indices = [training["index"] for _, training in in_order(metrics)]
     assert indices == sorted(set(indices))
 
 
