@@ -11,7 +11,6 @@ from analysis.values import (
     not_trained,
     ok_trainings,
     ok_values,
-    ordered_arms,
     paired_trainings,
     smooth,
     throttled,
@@ -104,19 +103,22 @@ def _time_warnings(metrics):
         times = ok_values(metrics, arm, "training_time")
         share = times.std(ddof=1) / times.mean() if times.size > 1 else 0.0
         if share >= NOISY_SHARE:
-            ended_well = [training for _, training in ok_trainings({arm: metrics[arm]})]
-            ended_well.sort(key=lambda training: training["training_time"])
+            ended_well = [t for t in metrics[arm] if t["status"] == "ok"]
+            fastest, *_, slowest = sorted(ended_well, key=lambda t: t["training_time"])
             yield (
                 f"{arm}: the training time varies by {share:.0%} (standard deviation) from block "
-                f"to block, fastest {_recorded(ended_well[0])}, slowest "
-                f"{_recorded(ended_well[-1])}."
+                f"to block, fastest {_recorded(fastest)}, slowest {_recorded(slowest)}."
             )
 
 
 def _training_warnings(metrics):
     """Few steps that cost much of a training's time, which is no arm's way, and a busy device."""
+    disturbed = {}
     for arm, training in ok_trainings(metrics):
-        place = f"{arm}, block {training['block'] + 1}"
+        block = f"block {training['block'] + 1}"
+        for what, how_much in disturbances(training):
+            place = block + f" ({how_much})" * bool(how_much)
+            disturbed.setdefault((arm, what), []).append(place)
         steps = np.asarray(training["step_seconds"], dtype=np.float64)
         usual = np.median(steps)
         held_up = steps > HELD_UP * usual
@@ -124,18 +126,13 @@ def _training_warnings(metrics):
         cost = (steps[held_up] - usual).sum() / steps.sum()
         if few and cost >= HELD_UP_TIME:
             yield (
-                f"{place}: {held_up.sum()} of {steps.size} steps took more than {HELD_UP:g} times "
-                f"the median ({1e3 * usual:,.1f} ms; step {steps.argmax() + 1}: "
+                f"{arm}, {block}: {held_up.sum()} of {steps.size} steps took more than "
+                f"{HELD_UP:g} times the median ({1e3 * usual:,.1f} ms; step {steps.argmax() + 1}: "
                 f"{1e3 * steps.max():,.1f} ms) and cost {cost:.1%} of the training time: something "
                 "held them up; they are kept."
             )
-    for arm in ordered_arms(metrics):
-        places = {}
-        for _, training in ok_trainings({arm: metrics[arm]}):
-            for what, how_much in disturbances(training):
-                place = f"block {training['block'] + 1}" + f" ({how_much})" * bool(how_much)
-                places.setdefault(what, []).append(place)
-        yield from (f"{arm}: {what}: {', '.join(where)}." for what, where in places.items())
+    for (arm, what), places in disturbed.items():
+        yield f"{arm}: {what}: {', '.join(places)}."
 
 
 def _failure_warnings(metrics):
