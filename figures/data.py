@@ -88,12 +88,6 @@ def describe_setting(metadata):
     return ", ".join(facts)
 
 
-def partial_mark(metrics, metadata):
-    """What must be seen on every figure, or ""."""
-    idle = ["not trained"] if not_trained(metrics, metadata) else []
-    return "; ".join(reading_marks(metrics, metadata) + idle)
-
-
 def losses_without_model(about):
     """{words: validation loss without a model, in nats}, where known; about: of the data."""
     known = {words: about[key] for key, words in WITHOUT_MODEL.items() if about[key] is not None}
@@ -107,6 +101,8 @@ def prepare(metrics, metadata):
         ok.setdefault(arm, []).append(training)
     if not ok:
         raise MetricsError("nothing to draw: no training went well (train again, or other options)")
+    idle = not_trained(ok, metadata)
+    marks = reading_marks(metrics, metadata) + ["not trained"] * bool(idle)
     # the reference where it was trained: what is left of a difference to it is the pattern
     arms = sorted(ordered_arms(ok), key=lambda arm: arm != "fused")
     return Experiment(
@@ -115,9 +111,9 @@ def prepare(metrics, metadata):
         started=in_order(metrics),
         styles=arm_styles(metrics),
         setting=describe_setting(metadata),
-        mark=partial_mark(metrics, metadata),
+        mark="; ".join(marks),
         margin=metadata["plan"]["equivalence_margin"],
-        idle=not_trained(ok, metadata),
+        idle=idle,
         without_model=losses_without_model(metadata["data"]),
     )
 

@@ -8,7 +8,7 @@ from conftest import flat, make_experiment
 
 from analysis.report import format_report
 from analysis.warnings import disturbances, find_warnings, risen, split_blocks
-from figures.data import partial_mark
+from figures.data import prepare
 
 LOADED = {"load_average_1min": 2.6, "cores": 2}
 WAITED = {
@@ -158,14 +158,14 @@ def test_an_arm_above_the_unigram_loss_takes_the_claims_of_quality_with_it():
     metrics, metadata = make_experiment(6)
     report = flat(format_report(metrics, metadata))
     assert "NOT TRAINED" not in report and "is not worse than" in report
-    assert partial_mark(metrics, metadata) == ""
+    assert prepare(metrics, metadata).mark == ""
     of_window = np.mean([training["val_loss"] for training in metrics["window"]])
     metadata["data"]["unigram_loss"] = of_window - 1e-6
     report = flat(format_report(metrics, metadata))
     assert "NOT TRAINED: " in report and "Quality: not trained, so this says nothing" in report
     assert f"{of_window:.3f} from their frequencies, 14.000 from the token before" in report
     assert "worse than" not in report.split("Quality:")[1].split("Memory")[0]
-    assert partial_mark(metrics, metadata) == "not trained"
+    assert prepare(metrics, metadata).mark == "not trained"
     metadata["data"]["unigram_loss"] = None  # of an earlier file
     assert "NOT TRAINED" not in format_report(metrics, metadata)
 
