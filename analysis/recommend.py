@@ -192,12 +192,9 @@ def _chosen_text(found):
     text = f"{found.chosen}, chosen from {len(found.patterns)} patterns on {blocks}, "
     if found.confirmed is None:
         return f"{text}not confirmed on fresh seeds"
-    where = f"confirmed on {len(found.fresh)} fresh ones ({_fresh_numbers(found)})"
+    numbers = "a training failed"
+    if found.differences:
+        losses = ", ".join(amount(difference, "nats", "+") for difference in found.differences)
+        numbers = f"{losses} nats, {found.time_ratio:.3f} times the time of fused"
+    where = f"confirmed on {len(found.fresh)} fresh ones ({numbers})"
     return text + where if found.confirmed else f"fused: {text}was not {where}"
-
-
-def _fresh_numbers(found):
-    if not found.differences:
-        return "a training failed"
-    losses = ", ".join(amount(difference, "nats", "+") for difference in found.differences)
-    return f"{losses} nats, {found.time_ratio:.3f} times the time of fused"
