@@ -20,10 +20,8 @@ GAPS, GAP = {3: 70, 4: 10, 5: 5}, 3
 
 
 def groups(values):
-    """The values (n,) as two sorted arrays where they split into two groups, else None."""
+    """FEWEST_BLOCKS or more values (n,) as two sorted arrays where they split in two, else None."""
     values = np.sort(values)
-    if values.size < FEWEST_BLOCKS:
-        return None
     gaps = np.diff(values)
     place = gaps.argmax() + 1
     low, high = values[:place], values[place:]
@@ -59,9 +57,10 @@ def unsteady(metrics):
         usual = np.median(others) if others else np.inf
         spread = values.std(ddof=1)
         if two := groups(values):
-            ends = [f"{amount(x.min(), 'nats')} to {amount(x.max(), 'nats')}" for x in two]
-            found[arm] = f"lie in two groups, {len(two[0])} from {ends[0]}, {len(two[1])} from "
-            found[arm] += ends[1]
+            low, high = (
+                f"{x.size} from {amount(x.min(), 'nats')} to {amount(x.max(), 'nats')}" for x in two
+            )
+            found[arm] = f"lie in two groups, {low}, {high}"
         elif kinds := _kinds(probed.get(arm, [])):
             found[arm] = kinds
         elif spread >= max(LEAST_SPREAD, WIDE * usual):
