@@ -20,7 +20,7 @@ from analysis.metrics import (
 from analysis.values import print_metrics_summary
 from analysis.words import report_text
 from machine.command import DefaultsInHelp, UserError, run_command
-from machine.files import read_file
+from machine.files import read_file, write_text
 
 __all__ = ["load_experiment", "load_metrics", "main", "print_metrics_summary", "save_metrics"]
 
@@ -59,9 +59,9 @@ def print_report(arguments):
     with fitting(arguments.results):
         page = page_of(arguments.results)
         if arguments.html:
-            from figures.page import write_page
+            from figures.page import html
 
-            write_page(arguments.html, page, page.draw())
+            write_text(arguments.html, html(page, page.draw()))
         text = report_text(page.sections)
     print(text)
 

@@ -66,21 +66,16 @@ def _svg(name, figure):
 
 
 def html(page, figures):
-    """The whole page as text; ``figures`` are those that ``page.draw`` made."""
+    """The whole page as text, which needs no other file; ``figures``: what ``page.draw`` made."""
     drawn = {name: (figure.get_label(), _svg(name, figure)) for name, figure in figures.items()}
     return TEMPLATES.get_template("page.html").render(page=page, figures=drawn)
-
-
-def write_page(path, page, figures):
-    """Write ``html`` as a file that needs no other."""
-    write_text(path, html(page, figures))
 
 
 def write_all(path, page, plots_dir):
     """Draw a page's figures, save them and write the page to ``path``; returns all paths."""
     figures = page.draw()
     drawn = save_figures(figures, plots_dir, page.known)
-    write_page(path, page, figures)
+    write_text(path, html(page, figures))
     return [path, *drawn]
 
 

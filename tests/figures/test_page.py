@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from analysis.words import Section
 from figures.all import experiment_page
-from figures.page import Page, html, write_page
+from figures.page import Page, html
+from machine.files import write_text
 
 VOID = {"meta", "path", "use", "rect", "image", "br"}
 
@@ -99,13 +100,13 @@ def test_equal_results_give_equal_bytes(page, tmp_path):
     for name in "ab":
         metrics, metadata = make_experiment(2)
         drawn = {"9_summary": experiment_page(metrics, metadata).draw()["9_summary"]}
-        write_page(tmp_path / name, experiment_page(metrics, metadata), drawn)
+        write_text(tmp_path / name, html(experiment_page(metrics, metadata), drawn))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_a_browser_shows_it_on_a_phone_and_on_a_desk(page, figures, tmp_path):
     browsers = pytest.importorskip("playwright.sync_api")
-    write_page(tmp_path / "page.html", page, figures)
+    write_text(tmp_path / "page.html", html(page, figures))
     with browsers.sync_playwright() as playwright:
         try:
             browser = playwright.chromium.launch(

@@ -226,7 +226,7 @@ def test_no_damage_to_a_file_ends_in_a_traceback(workplace, tmp_path, monkeypatc
     monkeypatch.setattr(gc, "collect", lambda: 0)
     if case.file in (DATA, TOKENIZER):  # whose figures would be of any numbers
         monkeypatch.setattr(studies.command, "create_all_plots", lambda *_: [])
-    monkeypatch.setattr(figures.page, "write_page", lambda *_: None)
+    monkeypatch.setattr(figures.page, "html", lambda *_: "")
     for module in (figures.page, figures.look):
         monkeypatch.setattr(module, "save_figures", draw)
     folder, found = tmp_path / "copy", []
