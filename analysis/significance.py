@@ -234,7 +234,7 @@ def largest_share(found, blocks):
 
     The one-sided bound at LEVEL of Clopper and Pearson (1934); blocks are independent seeds.
     """
-    return 1.0 if found == blocks else float(scipy.stats.beta.ppf(LEVEL, found + 1, blocks - found))
+    return scipy.stats.binomtest(found, blocks, alternative="less").proportion_ci(LEVEL).high
 
 
 def two_sample_t(x, reference):
