@@ -14,8 +14,8 @@ from pathlib import Path
 
 from analysis.metrics import MetricsError, fitting
 from analysis.values import pattern_of_arm
-from machine.command import UserError, checked_options, run_command
-from machine.files import atomic_write
+from machine.command import DefaultsInHelp, UserError, checked_options, run_command
+from machine.files import write_text
 from training.arms import pattern_options
 from training.tokens import DEFAULT_SEQ_LEN
 
@@ -34,30 +34,33 @@ examples:
 exit code: 0 done, 1 a file could not be written, 2 a wrong argument"""
 
 
+class Help(DefaultsInHelp, argparse.RawDescriptionHelpFormatter):
+    """Every default in the help, and the examples line by line."""
+
+
 def build_parser():
-    """The command line, with every default in its help."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=raw)
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=Help)
     number = partial(parser.add_argument, type=int)
     number("window_size", nargs="?", help="previous tokens that are all attended to; 0: none")
     number("dilation", nargs="?", help="beyond them every dilation-th token; 0: none, 1: all")
     number("seq_len", nargs="?", help="sequence length in tokens (default: 256)")
     number("--seq-len", dest="length", metavar="S", help="the same, also for the comparison")
-    number("--sink-tokens", metavar="N", default=0, help="first tokens seen by all (default: 0)")
-    number("--d-model", metavar="C", default=512, help="model width (default: 512)")
-    number("--layers", metavar="L", default=8, help="layers (default: 8)")
-    number("--n-heads", metavar="H", default=16, help="heads of a layer (default: 16)")
+    number("--sink-tokens", metavar="N", default=0, help="first tokens seen by all")
+    number("--d-model", metavar="C", default=512, help="model width")
+    number("--layers", metavar="L", default=8, help="layers")
+    number("--n-heads", metavar="H", default=16, help="heads of a layer")
     text = "patterns by their names: w96-d4-s, w96-d0-f1"
     parser.add_argument("--arms", nargs="+", metavar="ARM", help=text)
-    number("--vocab-size", metavar="V", default=10_000, help="vocabulary (default: 10000)")
+    number("--vocab-size", metavar="V", default=10_000, help="vocabulary")
     folder = partial(parser.add_argument, type=Path)
     measured = (
         "the patterns, length and model of a study (compare_models.py --study patterns), with "
         f"what it measured (FILE: {DEFAULT_STUDY})"
     )
     folder("--measured", nargs="?", const=DEFAULT_STUDY, metavar="FILE", help=measured)
-    folder("--output-dir", default=Path("output"), help="report (default: %(default)s)")
-    folder("--plots-dir", default=Path("plots"), help="pictures (default: %(default)s)")
+    folder("--output-dir", default=Path("output"), help="report")
+    folder("--plots-dir", default=Path("plots"), help="pictures")
     return parser
 
 
@@ -144,7 +147,7 @@ def analyze(arguments):
         name = f"config_{arms[0].replace('-', '_')}{sinks}{which}"
         figures = {name: plot_configuration(analyses[0])}
     path = arguments.output_dir / f"{name}.txt"
-    atomic_write(path, lambda file: file.write(report.encode()))
+    write_text(path, report)
     paths = [path, *save_figures(figures, arguments.plots_dir)]
     print(report)
     for written in paths:
