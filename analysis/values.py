@@ -4,18 +4,28 @@ metrics: {arm: [training, ...]} of metrics.py.
 """
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 
 from analysis.words import mean_sd, text_table
 from machine.command import counted
 
+
+class Metric(NamedTuple):
+    """One number a training."""
+
+    key: str
+    name: str
+    unit: str
+
+
 ARM_ORDER = ("baseline", "window", "fused", "published")
-OUTCOMES = (  # key, words, unit; for every one of them less is better
-    ("training_time", "training time", "s"),
-    ("peak_memory_mb", "peak memory", "MB"),
-    ("avg_loss_last_100", "loss, last ≤ 100 steps", "nats"),
-    ("val_loss", "validation loss", "nats"),
+OUTCOMES = TIME, MEMORY, TRAIN_LOSS, VAL_LOSS = (  # for every one of them less is better
+    Metric("training_time", "training time", "s"),
+    Metric("peak_memory_mb", "peak memory", "MB"),
+    Metric("avg_loss_last_100", "loss, last ≤ 100 steps", "nats"),
+    Metric("val_loss", "validation loss", "nats"),
 )
 PATTERN_NAME = re.compile(
     "w(0|NUMBER)-d(0|NUMBER)(-s)?(-f(NUMBER))?(-e(NUMBER))?".replace("NUMBER", "[1-9][0-9]{,8}")

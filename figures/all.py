@@ -5,9 +5,10 @@ from functools import partial
 
 from analysis.report import TITLE, report_sections
 from analysis.rows import training_section
+from analysis.values import MEMORY, VAL_LOSS
 from analysis.words import Section, fact_table
 from figures.curves import convergence, per_run, training_curves, validation
-from figures.data import MEMORY, SPEED, VAL_LOSS, prepare
+from figures.data import SPEED, prepare
 from figures.look import OUR_LOOK, save_figures
 from figures.page import Page, write_all
 from figures.reach import reach

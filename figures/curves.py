@@ -6,8 +6,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
 from analysis.significance import FEWEST_BLOCKS, LEVEL
-from analysis.values import paired_trainings, smooth, table
-from figures.data import METRICS, TRAIN_LOSS, VAL_LOSS
+from analysis.values import OUTCOMES, TRAIN_LOSS, VAL_LOSS, paired_trainings, smooth, table
 from figures.frame import dots, empty_figure, fill_panel, finish, metric_axis, new_figure
 from figures.look import FAILED
 
@@ -242,9 +241,9 @@ def values_in_time(ax, data, metric):
 
 def per_run(data):
     """8: every training in the order of time, failed ones too: drift and outliers show here."""
-    fig, axes = new_figure(1 + len(METRICS), 1, 8.4, sharex=True)
+    fig, axes = new_figure(1 + len(OUTCOMES), 1, 8.4, sharex=True)
     wall_times(axes[0, 0], data)
-    for ax, metric in zip(axes[1:, 0], METRICS, strict=True):
+    for ax, metric in zip(axes[1:, 0], OUTCOMES, strict=True):
         fill_panel(ax, data, [metric], values_in_time, compared=False)
     last = axes[-1, 0]
     last.set(xlabel="training (order in time)", xlim=(0.3, place_of(data.started[-1][1]) + 0.7))

@@ -2,14 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from analysis.metrics import MetricsError
 from analysis.significance import Interval, mean_interval, paired_ratio
 from analysis.values import (
-    OUTCOMES,
+    TRAIN_LOSS,
+    VAL_LOSS,
+    Metric,
     in_order,
     not_trained,
     ok_trainings,
@@ -21,16 +22,6 @@ from analysis.values import (
 )
 from figures.look import arm_styles
 
-
-class Metric(NamedTuple):
-    """One number a training."""
-
-    key: str
-    name: str
-    unit: str
-
-
-METRICS = TIME, MEMORY, TRAIN_LOSS, VAL_LOSS = [Metric(*outcome) for outcome in OUTCOMES]
 LOSSES = TRAIN_LOSS, VAL_LOSS
 WITHOUT_MODEL = {
     "unigram_loss": "loss of tokens' frequencies",

@@ -6,8 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from analysis.values import paired_trainings
-from figures.data import MEMORY
+from analysis.values import MEMORY, paired_trainings
 from figures.look import WIDTH
 
 CAPTION_COLUMNS = 134  # characters of 7 pt in WIDTH

@@ -5,9 +5,9 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import contrasts
 from analysis.significance import log_interval, mean_interval, non_inferiority, paired_ratio
-from analysis.values import PRACTICAL_SHARE, shared_values
+from analysis.values import MEMORY, OUTCOMES, PRACTICAL_SHARE, TIME, VAL_LOSS, shared_values
 from analysis.words import amount, percent, with_interval
-from figures.data import LOSSES, MEMORY, METRICS, TIME, VAL_LOSS, difference, ratio
+from figures.data import LOSSES, difference, ratio
 from figures.frame import dots, fill_panel, finish, metric_axis, new_figure
 from figures.look import MARGIN
 
@@ -100,7 +100,7 @@ def relative_rows(ax, data, metric):
 def metrics_comparison(data):
     """3: every metric as a ratio to the reference arm, absolute values in text."""
     fig, axes = new_figure(2, 2, 2.1 + 0.66 * len(data.arms), sharey=True)
-    for ax, metric in zip(axes.flat, METRICS, strict=True):
+    for ax, metric in zip(axes.flat, OUTCOMES, strict=True):
         fill_panel(ax, data, [metric], relative_rows, compared=len(data.arms) > 1)
     caption = (
         "Outlined = geometric mean of the paired ratios, whisker and brackets = its 95 % t "
@@ -154,7 +154,7 @@ def boxes(ax, data, metric):
 def distributions(data):
     """7: the distribution of every metric over the blocks."""
     fig, axes = new_figure(2, 2, 2.2 + 0.66 * len(data.arms), sharey=True)
-    for ax, metric in zip(axes.flat, METRICS, strict=True):
+    for ax, metric in zip(axes.flat, OUTCOMES, strict=True):
         fill_panel(ax, data, [metric], boxes, compared=False)
     caption = (
         "Box = quartiles, black line = median, whiskers = last point within 1.5 box lengths, dot = "
@@ -217,9 +217,9 @@ def contrast_rows(ax, data, metric):
 
 def summary(data):
     """9: what changed overall: ratios with intervals and a verdict in words."""
-    height = 1.5 + len(METRICS) * (0.75 + 0.32 * len(shown_pairs(data)))
-    fig, axes = new_figure(len(METRICS), 1, height)
-    for ax, metric in zip(axes[:, 0], METRICS, strict=True):
+    height = 1.5 + len(OUTCOMES) * (0.75 + 0.32 * len(shown_pairs(data)))
+    fig, axes = new_figure(len(OUTCOMES), 1, height)
+    for ax, metric in zip(axes[:, 0], OUTCOMES, strict=True):
         fill_panel(ax, data, [metric], contrast_rows)
     caption = (
         "Ratio of the first arm to the second: dot = one block, outlined = geometric mean with its "

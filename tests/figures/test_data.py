@@ -7,8 +7,8 @@ import pytest
 from conftest import make_experiment
 
 from analysis.metrics import MetricsError
-from analysis.values import smooth, throttled
-from figures.data import TIME, describe_setting, losses_without_model, prepare, ratio
+from analysis.values import TIME, smooth, throttled
+from figures.data import describe_setting, losses_without_model, prepare, ratio
 from figures.look import STYLES, arm_styles
 
 

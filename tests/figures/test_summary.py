@@ -4,8 +4,9 @@ import pytest
 from conftest import make_experiment
 
 from analysis.significance import Ratio
+from analysis.values import TIME, VAL_LOSS
 from figures.all import draw
-from figures.data import TIME, VAL_LOSS, prepare
+from figures.data import prepare
 from figures.values import ratio_verdict, shown_pairs, verdict_on
 
 

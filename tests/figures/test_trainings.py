@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from analysis.values import OUTCOMES
 from figures.all import draw
-from figures.data import METRICS
 
 
 def legend_names(fig):
@@ -25,7 +25,7 @@ def test_the_bars_of_a_training_reach_up_to_its_wall_time(prepared):
 
 def test_values_stand_in_the_order_of_time_beside_the_arms_mean(prepared, artists):
     data = prepared("four blocks")
-    for ax, metric in zip(draw("8_per_run", data).axes[1:], METRICS, strict=True):
+    for ax, metric in zip(draw("8_per_run", data).axes[1:], OUTCOMES, strict=True):
         values = data.values("window", metric)
         expected = list(zip([2, 5, 8, 11], values, strict=True))
         np.testing.assert_allclose(artists(ax, "window")[0].get_offsets(), expected)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from analysis.significance import paired_ratio
+from analysis.values import OUTCOMES, TIME, VAL_LOSS
 from figures.all import draw
-from figures.data import LOSSES, METRICS, TIME, VAL_LOSS
+from figures.data import LOSSES
 
 
 def test_final_losses_show_every_training_and_the_interval(
@@ -30,7 +31,7 @@ def test_differences_of_the_losses_are_paired(prepared, artists, interval_of, t_
     assert ax.texts[1].get_text() == shown.replace("-", "−")
 
 
-@pytest.mark.parametrize("index, metric", list(enumerate(METRICS)))
+@pytest.mark.parametrize("index, metric", list(enumerate(OUTCOMES)))
 @pytest.mark.parametrize(
     "name, row, reference",
     [("3_metrics_comparison", "window", "fused"), ("9_summary", "window / baseline", "baseline")],
@@ -59,7 +60,7 @@ def test_a_distribution_has_its_box_every_training_and_the_mean(
     prepared, artists, interval_of, t_interval
 ):
     data = prepared("four blocks")
-    for ax, metric in zip(draw("7_distributions", data).axes, METRICS, strict=True):
+    for ax, metric in zip(draw("7_distributions", data).axes, OUTCOMES, strict=True):
         values = data.values("window", metric)
         (dots,), (mean,) = artists(ax, "window"), artists(ax, "window mean")
         np.testing.assert_allclose(dots.get_offsets()[:, 0], values)
