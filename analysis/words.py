@@ -1,7 +1,7 @@
 """Numbers, intervals and tables as text: the one place that decides digits and signs."""
 
 import json
-import textwrap
+from textwrap import TextWrapper
 from typing import NamedTuple
 
 import numpy as np
@@ -71,11 +71,6 @@ def median_mad(values, unit):
     return f"{amount(middle, unit)} ± {amount(deviation, unit)} {extremes}"
 
 
-def wrapped(text, indent="  "):
-    """The lines of a text, at most COLUMNS wide, the later ones indented."""
-    return textwrap.wrap(text, COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
-
-
 def text_table(rows):
     """Rows of texts as aligned lines, the first column to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -94,10 +89,11 @@ def fact_table(facts):
 
 
 def section_lines(section):
-    """A section as lines of text."""
+    """A section as lines of text, at most COLUMNS wide but for tables."""
+    wrap = TextWrapper(COLUMNS, subsequent_indent=section.indent, break_on_hyphens=False).wrap
     lines = [section.title] if section.title else []
     for part in section.parts:
-        lines += wrapped(part, section.indent) if isinstance(part, str) else text_table(part)
+        lines += wrap(part) if isinstance(part, str) else text_table(part)
     return lines
 
 
