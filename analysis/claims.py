@@ -218,14 +218,6 @@ def describe_quality(claim, arm, reference, loss, declared):
     return text
 
 
-def _trained_on(metrics, metadata, arm):
-    """How much a training of the arm saw, in words."""
-    tokens = tokens_of(metrics, arm)
-    rows = tokens / metadata["config"]["seq_len"]
-    passes = rows / metadata["data"]["train_rows"]
-    return f"Trained on {tokens:,} tokens, {passes:,.2f} times the data."
-
-
 def _quality_claim(metrics, metadata, claim):
     """One claim of ``primary_of``; None where no block has both arms."""
     arm, reference, key, _ = claim
@@ -240,12 +232,14 @@ def _quality_claim(metrics, metadata, claim):
         )
     plan = metadata["plan"]
     found = non_inferiority(x, ref, plan["equivalence_margin"])
+    tokens = tokens_of(metrics, arm)
+    passes = tokens / metadata["config"]["seq_len"] / metadata["data"]["train_rows"]
     sentences = (
         f"Quality: {describe_quality(found, arm, reference, ref.mean(), _declared(plan, claim))}",
         _seeds_that_may_be_worse(found, x - ref),
         _block_by_block(x - ref, {arm, reference} & set(unsteady(metrics))),
         _trend(metrics, (arm, reference)),
-        _trained_on(metrics, metadata, arm),
+        f"Trained on {tokens:,} tokens, {passes:,.2f} times the data.",
         "This does not show that it stays so with longer training, other data or a larger model.",
     )
     return " ".join(filter(None, sentences))
