@@ -8,8 +8,8 @@ ValueError says what is wrong with arrays that cannot be compared.
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import scipy
@@ -24,8 +24,7 @@ WIDEST = 10  # an interval from a third to three times the estimate says nothing
 ONE_BLOCK, TOO_WIDE = "one block: no test", "too few blocks: no interval"
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """An estimate with its interval; ``low`` and ``high`` are None where there is none."""
 
     mean: float
@@ -34,8 +33,7 @@ class Interval:
     n: int
 
 
-@dataclass(frozen=True)
-class Ratio:
+class Ratio(NamedTuple):
     """The geometric mean of x / reference over blocks, its interval and the paired t-test."""
 
     ratio: float
@@ -49,8 +47,7 @@ class Ratio:
     detectable: float | None = None  # share: 0.012 is 1.2 %, at ALPHA and POWER
 
 
-@dataclass(frozen=True)
-class QualityClaim:
+class QualityClaim(NamedTuple):
     """Is x worse than the reference by ``margin`` or more?  See ``non_inferiority``."""
 
     mean: float
@@ -200,8 +197,7 @@ def non_inferiority(x, reference, margin):
     """
     x, reference = array(x), array(reference)
     d = x - reference
-    interval = mean_interval(d, 1 - 2 * ALPHA)
-    mean, low, high, n = interval.mean, interval.low, interval.high, interval.n
+    mean, low, high, n = mean_interval(d, 1 - 2 * ALPHA)
     if n < 2:
         return QualityClaim(mean, n, margin, "undecided", "undecided", note=ONE_BLOCK)
     if no_spread(d, scale=max(np.abs(x).max(), np.abs(reference).max())):

@@ -4,7 +4,6 @@ Estimates are dicts with ``mean``, ``low`` and ``high``, see tables.py.
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +104,7 @@ def _summary(metrics, arm, steps):
         ("peak_memory_mb", ok_values(metrics, arm, "peak_memory_mb"), log_interval),
         ("val_loss", ok_values(metrics, arm, "val_loss"), mean_interval),
     ):
-        summary[key] = asdict(interval(values)) if values.size else None
+        summary[key] = interval(values)._asdict() if values.size else None
     return summary
 
 
@@ -116,13 +115,13 @@ def _contrast(metrics, metadata, pair):
     losses = shared_values(metrics, pair, "val_loss")
     if not (times.size and losses.size):
         return None
-    quality = asdict(non_inferiority(*losses, metadata["plan"]["equivalence_margin"]))
+    quality = non_inferiority(*losses, metadata["plan"]["equivalence_margin"])._asdict()
     if not_trained(metrics, metadata, pair):  # its losses say nothing
         quality["verdict"] = "not trained"
     return {
-        "time": asdict(paired_ratio(*times)),
-        "memory": asdict(paired_ratio(*memory)) if memory.size else None,
-        "val_loss": asdict(mean_interval(losses[0] - losses[1])),
+        "time": paired_ratio(*times)._asdict(),
+        "memory": paired_ratio(*memory)._asdict() if memory.size else None,
+        "val_loss": mean_interval(losses[0] - losses[1])._asdict(),
         "quality": quality,
     }
 
