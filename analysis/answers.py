@@ -56,14 +56,12 @@ def _spoken_of(metrics, recommended):
 def _faster(metrics, pair):
     """Whether the first of a pair of arms trains faster than the second, and by how much."""
     found = time_ratio(metrics, pair)
-    answer = "not shown"
+    sign, word = (-1, "less") if found.ratio < 1 else (1, "more")
+    answer, text = "not shown", f"{100 * sign * (found.ratio - 1):.1f} %"
     if found.low is not None:
         answer = "yes" if found.high < 1 else "no" if found.low > 1 else answer
-    sign, word = (-1, "less") if found.ratio < 1 else (1, "more")
-    text = f"{100 * sign * (found.ratio - 1):.1f} %"
-    if found.low is not None:
-        ends = sorted(100 * sign * (end - 1) for end in (found.low, found.high))
-        text += f" [{ends[0]:.1f}, {ends[1]:.1f}]"
+        low, high = sorted(100 * sign * (end - 1) for end in (found.low, found.high))
+        text += f" [{low:.1f}, {high:.1f}]"
     evidence = found.note or counted(found.n, "block")
     if pair[1] != "fused":
         evidence += "; the kernel differs too, so sparsity need not be the reason"
