@@ -12,6 +12,7 @@ from machine.command import counted
 
 CONFIGURATIONS = ((128, 4), (128, 2), (96, 4), (96, 6), (80, 4), (80, 6), (64, 4), (64, 8))
 LARGEST = 2**40  # far beyond any use, and everything up to it fits the pictures' int64
+MOST_HEADS = 2**20  # of all layers, for they are counted one by one
 
 
 @dataclass
@@ -21,7 +22,7 @@ class PatternAnalysis:
     A multiply-add is 2 FLOPs.  Training costs 3 times the forward pass, full and sparse alike, so
     every ratio holds for it too.  Where heads or layers differ, counts are means over them all.
     Raises ValueError, with name and value, for anything below 1 (dilation, sink_tokens and
-    full_heads: 0) and for what is no pattern of ``n_heads`` heads.
+    full_heads: 0), for what is no pattern of ``n_heads`` heads and for more than MOST_HEADS.
     """
 
     window_size: int
@@ -41,6 +42,9 @@ class PatternAnalysis:
             if name != "full_heads" and not least <= value <= LARGEST:
                 words = f"{name} must be a whole number from {least} to 2**40"
                 raise ValueError(f"{words}, got {value}")
+        if self.layers * self.n_heads > MOST_HEADS:
+            heads = f"{counted(self.layers, 'layer')} of {counted(self.n_heads, 'head')}"
+            raise ValueError(f"{heads}: more than the {MOST_HEADS:,} that can be counted")
         self.heads = self._heads()
         self.causal_pairs = causal_pairs(self.seq_len)  # (query, key) of full causal attention
         near, far, sinks = self._mean_pairs(self.seq_len)

@@ -101,6 +101,12 @@ def test_wrong_values_are_named(field, value):
         PatternAnalysis(**{"window_size": 96, "dilation": 4, field: value})
 
 
+@pytest.mark.parametrize("layers, n_heads", [(2**17, 16), (2, 2**20)])
+def test_more_heads_than_memory_has_room_for_are_refused(layers, n_heads):
+    with pytest.raises(ValueError, match=f"{layers:,} layers of {n_heads:,} heads"):
+        PatternAnalysis(96, 4, layers=layers, n_heads=n_heads)
+
+
 @pytest.mark.parametrize("changes", [{}, {"stagger": True}, {"full_heads": (0, 3), "layers": 2}])
 def test_heads_that_differ_count_as_their_mean(changes):
     """Against the mask of every head and layer."""
