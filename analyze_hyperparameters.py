@@ -9,6 +9,7 @@ N sink_tokens.
 
 import argparse
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -122,30 +123,31 @@ def analyze(arguments):
     from figures.look import save_figures
     from studies.summary import load_study
 
-    content = None
+    content, checked = None, nullcontext()
     if arguments.measured is None:
         analyses = asked_analyses(arguments)
     else:
         content, analyses = measured_analyses(arguments)
+        checked = fitting(arguments.measured)
     arms = arguments.arms or [f"w{a.window_size}-d{a.dilation}" for a in analyses]
-    with fitting(arguments.measured or KNOWN):
-        report = format_report(analyses, content)
-        if content is None:
-            named = [] if arguments.sink_tokens else arms  # no name tells of sinks
-            report += "\n" + known_text(load_study(KNOWN), f"results/{KNOWN.name}", named)
     which = "" if analyses[0].seq_len == DEFAULT_SEQ_LEN else f"_len{analyses[0].seq_len}"
-    if len(analyses) > 1 or content is not None:
-        which += "_measured" * (content is not None)
-        name = f"hyperparameter_analysis{which}"
-        with fitting(arguments.measured):
+    with checked:
+        report = format_report(analyses, content)
+        if len(analyses) > 1 or content is not None:
+            which += "_measured" * (content is not None)
+            name = f"hyperparameter_analysis{which}"
             figures = {
                 f"hyperparameter_comparison{which}": plot_comparison(analyses),
                 f"sparsity_speedup_tradeoff{which}": plot_tradeoff(analyses, content),
             }
-    else:
-        sinks = f"_n{arguments.sink_tokens}" if arguments.sink_tokens else ""
-        name = f"config_{arms[0].replace('-', '_')}{sinks}{which}"
-        figures = {name: plot_configuration(analyses[0])}
+        else:
+            sinks = f"_n{arguments.sink_tokens}" if arguments.sink_tokens else ""
+            name = f"config_{arms[0].replace('-', '_')}{sinks}{which}"
+            figures = {name: plot_configuration(analyses[0])}
+    if content is None:
+        named = [] if arguments.sink_tokens else arms  # no name tells of sinks
+        with fitting(KNOWN):
+            report += "\n" + known_text(load_study(KNOWN), f"results/{KNOWN.name}", named)
     path = arguments.output_dir / f"{name}.txt"
     write_text(path, report)
     paths = [path, *save_figures(figures, arguments.plots_dir)]

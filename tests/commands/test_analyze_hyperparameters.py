@@ -41,6 +41,17 @@ def test_the_files_are_written_whoever_reads(tmp_path, monkeypatch):
     assert written == {f"config_w96_d4.{kind}" for kind in ("txt", "png", "pdf")}
 
 
+@pytest.mark.parametrize("arguments", ["", "96 4"])
+@pytest.mark.parametrize("module", ["report.format_report", "pictures.draw_mask"])
+def test_a_bug_of_ours_is_not_called_a_damaged_file(arguments, module, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(f"estimates.{module}", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(arguments, tmp_path)
+
+
 def test_every_configuration_has_files_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr("figures.look.save_figures", lambda figures, _: list(figures))
     asked = "64 8", "64 8 512", "64 8 --sink-tokens 2", "--arms w64-d8-s", "--arms w64-d0-f1"
