@@ -27,8 +27,7 @@ def new_figure(rows, columns, height, **options):
 def caption_below(fig, text):
     """A text under the figure, in as many lines as it needs."""
     text = text.replace(" %", "\N{NO-BREAK SPACE}%")
-    columns = int(CAPTION_COLUMNS * fig.get_figwidth() / WIDTH)
-    lines = textwrap.wrap(text, columns, break_on_hyphens=False)
+    lines = textwrap.wrap(text, CAPTION_COLUMNS, break_on_hyphens=False)
     fig.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="0.25")
     fig.set_label(text)  # for those who cannot see it
 
