@@ -102,7 +102,7 @@ def measured_analyses(arguments):
     from studies.summary import load_study
 
     path = arguments.measured
-    if arguments.window_size is not None or arguments.length is not None:
+    if arguments.arms or (arguments.window_size, arguments.length) != (None, None):
         raise UserError("--measured takes patterns and length from the study: give neither")
     with fitting(path):
         content = load_study(path)

@@ -75,10 +75,12 @@ def test_every_configuration_has_files_of_its_own(tmp_path, monkeypatch):
         ("96 4 256 --seq-len 512", "given twice"),
         ("--d-model 0", "d_model"),
         ("--seq-len 64 --measured", "give neither"),
+        ("--arms w96-d4 --measured FILE", "give neither"),
     ],
 )
 def test_impossible_arguments_are_one_line_and_code_2(arguments, named, capsys, tmp_path):
-    assert run(arguments, tmp_path) == 2
+    study = str(ROOT / "results" / "h100_pattern_study.json")
+    assert run(arguments.replace("FILE", study), tmp_path) == 2
     assert named in one_line(capsys)
     assert not list(tmp_path.iterdir())
 
