@@ -32,9 +32,9 @@ def probed_distances(seq_len):
 
 
 def probed_sequences(seq_len, passages):
-    """How many sequences the probe computes."""
+    """How many sequences the probe computes; 0 for what is too little for it."""
     distances = probed_distances(seq_len)
-    return passages * (1 + len(distances)) if distances else 0
+    return passages * (1 + len(distances)) if distances and passages > 1 else 0
 
 
 @torch.no_grad()

@@ -84,6 +84,15 @@ def test_data_too_small_for_the_long_experiment_are_told_with_the_remedy(
     assert re.search(words, said) if words else not said
 
 
+@pytest.mark.parametrize("changes", [{"reach_passages": 1}, {"seq_len": 191}])
+def test_a_probe_that_will_not_take_place_is_told_and_not_in_the_estimate(changes, capsys):
+    config = replace(make_config("laptop"), **changes)
+    say_what_is_short(config, 400)
+    assert "no probe of how far the models copy from" in flat(capsys.readouterr().err)
+    data = {"val_rows": 40, "val_rows_used": 8}
+    assert evaluated_batches(replace(config, eval_every=0), 400, data) == 8 / config.batch_size
+
+
 def test_curve_and_probe_are_in_the_estimate():
     data = {"val_rows": 40, "val_rows_used": 9}
     probed = make_config("long", batch_size=4)
