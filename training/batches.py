@@ -110,24 +110,22 @@ def batches(rows, batch_size, steps, seed, share=slice(None)):
         yield rows[np.sort(order[place * batch_size : (place + 1) * batch_size])[share]]
 
 
-def to_device(batch, device):
-    """Row array (B, S + 1) -> inputs and targets, int64 (B, S) each, on ``device``."""
-    tokens = torch.from_numpy(batch.astype(np.int64))
-    if device.type == "cuda":
-        tokens = tokens.pin_memory().to(device, non_blocking=True)
-    return tokens[:, :-1], tokens[:, 1:]
-
-
 def shards_of(model):
     """The ``Shards`` over which a GPTModel is cut, else None, as for any other model."""
     return getattr(model, "shards", None)
 
 
 def own_tokens(model, rows, device):
-    """The same for a model: all tokens, or those of its shard where its sequences are cut."""
+    """Row array (B, S + 1) -> inputs and targets, int64 (B, S) each, on ``device``.
+
+    Where the model's sequences are cut, those of its shard alone, (B, L).
+    """
     shards = shards_of(model)
-    if shards is None:
-        return to_device(rows, device)
-    length = (rows.shape[1] - 1) // shards.size
-    first = shards.rank * length
-    return to_device(rows[:, first : first + length + 1], device)
+    if shards is not None:
+        length = (rows.shape[1] - 1) // shards.size
+        first = shards.rank * length
+        rows = rows[:, first : first + length + 1]
+    tokens = torch.from_numpy(rows.astype(np.int64))
+    if device.type == "cuda":
+        tokens = tokens.pin_memory().to(device, non_blocking=True)
+    return tokens[:, :-1], tokens[:, 1:]

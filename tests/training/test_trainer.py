@@ -9,7 +9,7 @@ import torch
 from tiny import CPU, DEVICES, VOCABULARY, tiny_config, tiny_dataset
 
 from machine.command import UserError
-from training.batches import to_device
+from training.batches import own_tokens
 from training.trainer import (
     NextTokenLoss,
     Trainer,
@@ -148,7 +148,7 @@ def test_what_is_computed_again_is_not_kept():
 
         (batch,) = trainer.batches(1)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            trainer.loss(*to_device(batch, CPU))
+            trainer.loss(*own_tokens(trainer.model, batch, CPU))
         return sum(kept.values())
 
     usual = saved()
@@ -164,7 +164,7 @@ def test_gradients_of_the_output_layer_are_added_up_in_float32():
         trainer = Trainer(replace(config, loss_chunk=chunk), "fused", dataset.train, 30, CPU, 0)
         trainer.model.eval()
         with autocast(config, CPU):
-            loss = trainer.loss(*to_device(dataset.train[:16], CPU))
+            loss = trainer.loss(*own_tokens(trainer.model, dataset.train[:16], CPU))
         loss.backward()
         found.append(trainer.model.fc_out.weight.grad.double())
     error = ((found[1] - found[0]).norm() / found[0].norm()).item()
