@@ -30,21 +30,23 @@ def pattern_options(config, arm):
 
 
 def patterns_of_arm(config, arm):
-    """The ``attention.pattern.Pattern`` of every layer of an arm of the window model, a list.
+    """The ``attention.pattern.Pattern`` of every layer of an arm, a list.
 
     config: the fields of an ExperimentConfig, a dict.
     """
+    from attention.pattern import FULL
     from gpt_win import layer_patterns
 
-    return layer_patterns(config["layers"], config["n_heads"], **pattern_options(config, arm))
+    options = pattern_options(config, arm)
+    if options is None:
+        return [FULL] * config["layers"]
+    return layer_patterns(config["layers"], config["n_heads"], **options)
 
 
 def arm_density(config, arm):
-    """The share of the causal pairs that an arm keeps, of all its heads; 1 for full attention."""
+    """The share of the causal pairs that an arm keeps, of all its heads."""
     from attention.pattern import layer_density
 
-    if pattern_options(config, arm) is None:
-        return 1
     seq_len, n_heads = config["seq_len"], config["n_heads"]
     kept = [layer_density(seq_len, p, n_heads) for p in patterns_of_arm(config, arm)]
     return sum(kept) / len(kept)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from analysis.values import pattern_of_arm
 from machine.command import counted
-from training.arms import ARMS, pattern_options, patterns_of_arm
+from training.arms import ARMS, patterns_of_arm
 
 LARGEST_OPTION = 2**31 - 1
 
@@ -102,12 +102,10 @@ def _check_shards(config):
             "--compile reduce-overhead records no exchange between ranks: choose --compile default "
             "with --shard-sequence"
         )
-    from attention.pattern import FULL
     from attention.shards import check_shards
 
     for arm in config.arms:
-        full = pattern_options(asdict(config), arm) is None
-        for pattern in [FULL] if full else patterns_of_arm(asdict(config), arm):
+        for pattern in patterns_of_arm(asdict(config), arm):
             try:
                 check_shards(config.seq_len, config.shard_sequence, pattern)
             except ValueError as error:
