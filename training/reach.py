@@ -63,9 +63,13 @@ def reach(model, held_out, seq_len, passages, at_once=1, chunk=0):
     share = ranks.share_of_rows(shards)
     training = model.training
     model.eval()
-    gains, losses = _measure(model, controls[share], turns[share], distances, at_once, chunk)
+    controls, turns = controls[share], turns[share]
+    losses = _token_losses(model, controls, at_once, chunk)  # (passages, S)
+    shown = _shown_losses(model, controls, turns, distances, at_once, chunk)
+    gains = [(losses[:, 1 - PASSAGE :] - again).mean(axis=1) for again in shown]
     model.train(training)
-    found = ranks.gather((gains, losses))[::shards]  # the ranks of a sequence have found the same
+    mine = np.stack(gains, axis=1), losses[:, :-PASSAGE]  # (passages, D), (passages, S - PASSAGE)
+    found = ranks.gather(mine)[::shards]  # the ranks of a sequence have found the same
     gains, losses = map(np.concatenate, zip(*found, strict=True))
     bins = np.array_split(np.arange(seq_len - PASSAGE), POSITION_BINS)
     return {
@@ -89,9 +93,7 @@ def second_showing_loss(model, rows, seq_len, passages, at_once=1):
     if min(passages, len(rows)) < 2 or not distances:
         return None
     controls, turns = _controls(rows[:, : seq_len + 1], passages)
-    shown = (_shown_before(controls, distance - turns) for distance in distances)
-    losses = [_token_losses(model, sequences, at_once)[:, 1 - PASSAGE :] for sequences in shown]
-    return float(np.mean(losses))
+    return float(np.mean(list(_shown_losses(model, controls, turns, distances, at_once))))
 
 
 def _controls(rows, passages):
@@ -106,25 +108,17 @@ def _controls(rows, passages):
     return controls, np.arange(passages) % TURNS
 
 
-def _shown_before(controls, distances):
-    """The controls with their passages at these distances (passages,) before their ends, too."""
-    first = controls.shape[1] - PASSAGE - distances
-    shown = controls.copy()
-    places = first[:, None] + np.arange(PASSAGE)
-    np.put_along_axis(shown, places, controls[:, -PASSAGE:], axis=1)
-    return shown
+def _shown_losses(model, controls, turns, distances, at_once, chunk=0):
+    """Yield the losses (passages, PASSAGE - 1) of passages that stand at a distance before, too.
 
-
-def _measure(model, controls, turns, distances, at_once, chunk):
-    """Gains (passages, D), and the controls' losses up to the passage (passages, S - PASSAGE)."""
-    losses = _token_losses(model, controls, at_once, chunk)
-    gains = np.empty((len(controls), len(distances)))
-    for i, distance in enumerate(distances):
-        sequences = _shown_before(controls, distance - turns)
-        shown = _token_losses(model, sequences, at_once, chunk)
-        # without the passage's first token, of which what precedes it says nothing
-        gains[:, i] = (losses - shown)[:, 1 - PASSAGE :].mean(axis=1)
-    return gains, losses[:, :-PASSAGE]
+    Without those of their first tokens, of which what precedes them says nothing.
+    """
+    for distance in distances:
+        first = controls.shape[1] - PASSAGE - (distance - turns)
+        places = first[:, None] + np.arange(PASSAGE)
+        shown = controls.copy()
+        np.put_along_axis(shown, places, controls[:, -PASSAGE:], axis=1)
+        yield _token_losses(model, shown, at_once, chunk)[:, 1 - PASSAGE :]
 
 
 def _token_losses(model, rows, at_once, chunk=0):
