@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from machine.command import DONE, FAILED, GOES_ON, INTERRUPTED, UserError
 from machine.device import is_out_of_memory
 
-# gloo's words, the last is NCCL's
+# that another rank cannot be reached: gloo's words, the last is NCCL's
 LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 ENDED_BY_TORCHRUN = 60  # seconds at most until it ends the ranks that are left
 FIRST_HAS_ITS_SAY = 10  # seconds
@@ -74,7 +74,7 @@ def run(command):
     except SystemExit as stop:  # of argparse
         code = stop.code or 0
     except RuntimeError as error:
-        if not lost_a_rank(error):
+        if not any(sign in str(error) for sign in LOST_SIGNS):
             raise
         ended = "another rank has ended, which torchrun's report names as the root cause"
         reason = str(error).strip().partition("\n")[0]
@@ -89,11 +89,6 @@ def run(command):
             print(f"rank {rank()}: {unheard.text}", file=sys.__stderr__, flush=True)
     print(end="", flush=True)
     os._exit(code)  # waits neither for other ranks nor for anything on the device
-
-
-def lost_a_rank(error):
-    """Does an exception say that another rank cannot be reached?"""
-    return any(sign in str(error) for sign in LOST_SIGNS)
 
 
 def ran_out_of_memory(error, kept=f"; {GOES_ON}"):
@@ -196,7 +191,7 @@ def mesh(shards, device_type):
     return dist.init_device_mesh(device_type, shape, mesh_dim_names=("data", "shard"))
 
 
-def share_of_rows(shards=1):
+def share_of_rows(shards):
     """The slice of rows that this rank takes, where so many neighbours share theirs."""
     return slice(rank() // shards, None, size() // shards)
 
