@@ -61,21 +61,18 @@ def parameter_counts(config, vocab_size):
     return {arm: sum(p.numel() for p in model.parameters()) for arm, model in models.items()}
 
 
-def _marked(x):
-    return x + int(torch.compiler.is_compiling())
-
-
 def check_compiler(config, device):
     """Raise UserError where torch.compile does not work, or is turned off and would run eagerly."""
     if config.compile == "none":
         return
     asked, remedy = f"--compile {config.compile}: torch.compile", "or choose --compile none"
     try:
-        compiled = torch.compile(_marked)(torch.zeros((), device=device)).item()
+        marked = torch.compile(lambda x: x + int(torch.compiler.is_compiling()))
+        is_compiled = marked(torch.zeros((), device=device)).item()
     except Exception as error:  # of the compiler's dozens
         reason = " ".join(str(error).strip().splitlines()[:2])
         raise UserError(f"{asked} does not work here ({reason}): mend that, {remedy}") from None
-    if not compiled:
+    if not is_compiled:
         raise UserError(f"{asked} is turned off (TORCHDYNAMO_DISABLE?): turn it on, {remedy}")
 
 
