@@ -60,11 +60,9 @@ def _open_rows(path):
         raise UserError(f"{path}: no such file: write it with python prepare_data.py") from None
     except Exception as error:  # numpy raises a dozen kinds over damage
         reason = str(error).split("\n")[0]
-        words = f"{path}: unreadable, truncated, pickled or no .npy file ({reason})"
-        raise UserError(
-            f"{words}: write it again with python prepare_data.py, or remove "
-            "it where main.py made it"
-        ) from None
+        words = f"unreadable, truncated, pickled or no .npy file ({reason})"
+        remedy = "write it again with python prepare_data.py, or remove it where main.py made it"
+        raise UserError(f"{path}: {words}: {remedy}") from None
     if rows.ndim != 2 or rows.shape[1] < 2 or rows.dtype.kind not in "iu":
         remedy = "save rows of at least 2 tokens as an array of integers (rows, seq_len + 1)"
         raise UserError(f"{path}: holds {rows.dtype} in the shape {rows.shape}: {remedy}")
