@@ -2,7 +2,6 @@
 
 import os
 import uuid
-from dataclasses import asdict
 from pathlib import Path
 
 from analysis.metrics import SCHEMA_VERSION, save_metrics
@@ -31,7 +30,7 @@ def describe_experiment(config, dataset, device):
     """The metadata that is known before the first training; every random choice is in ``plan``."""
     environment, code = describe_environment(device), describe_code()
     identity = identity_of(config, dataset, environment, code)
-    values = asdict(config)
+    values = plain_config(config)
     used = {
         arm: attention_used(config, arm, device) | {"density": arm_density(values, arm)}
         for arm in config.arms
@@ -41,7 +40,7 @@ def describe_experiment(config, dataset, device):
         "experiment_id": uuid.uuid4().hex,
         "created_at": utc_now(),
         "suite_version": SUITE_VERSION,
-        "config": plain_config(config),
+        "config": values,
         "config_sha256": json_sha256(identity["config"]),
         "identity": identity,
         "plan": make_plan(config) | declare(config),
@@ -92,19 +91,16 @@ class StoredExperiment:
     def __init__(self, config, dataset, device, allow_mixed=False, anew=False):
         self.folder, self.config = Path(config.output_dir), config
         self.now = describe_experiment(config, dataset, device)
-        self.metadata, self.changed = self.now, []
-        self.metrics, self.unusable = {arm: [] for arm in config.arms}, []
         before = None if anew else files.read_plan(self.folder, self.now)
-        if before is not None:
-            self._take_up(before, allow_mixed)
+        if before is None:
+            if not anew:
+                self._refuse_foreign()
+            self.metadata, self.changed = self.now, []
+            self.metrics, self.unusable = {arm: [] for arm in config.arms}, []
+            used = validation_rows(config, len(dataset.held_out))
+            # counted once, for it reads all the data
+            self.metadata["data"] |= losses_of_counts(dataset, used)
             return
-        if not anew:
-            self._refuse_foreign()
-        used = validation_rows(config, len(dataset.held_out))
-        # counted once, for it reads all the data
-        self.metadata["data"] |= losses_of_counts(dataset, used)
-
-    def _take_up(self, before, allow_mixed):
         self.metadata = before
         self.metrics, self.unusable = files.read_trainings(self.folder, before)
         self.changed = differences(before["identity"], self.now["identity"])
