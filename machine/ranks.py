@@ -99,10 +99,7 @@ def ran_out_of_memory(error, kept=f"; {GOES_ON}"):
     if not is_out_of_memory(error):
         return False
     if size() > 1:
-        print(
-            f"error: rank {rank()}: out of memory: {MEMORY_REMEDY}{kept}",
-            file=sys.__stderr__,
-        )
+        print(f"error: rank {rank()}: out of memory: {MEMORY_REMEDY}{kept}", file=sys.__stderr__)
         os._exit(FAILED)
     return True
 
