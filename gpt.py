@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attention.cache import KeyValueCache
 from attention.full import FULL_ATTENTION, TEXTBOOK
-from attention.pattern import FULL, whole
+from attention.pattern import FULL, Pattern, whole
 from attention.rotary import check_positions, rotate
 from attention.shards import shard_attention, textbook_over_shards
 from embedding import CustomEmbedding
@@ -28,6 +28,7 @@ class CustomMHA(nn.Module):
     """
 
     attentions = tuple(FULL_ATTENTION)
+    heads = FULL._asdict()  # the fields of its ``Pattern``
     shards = None  # see GPTModel.cut
 
     def __init__(self, d_model, n_heads, attention="fused", positions="learned"):
@@ -53,7 +54,7 @@ class CustomMHA(nn.Module):
         if self.attention in TEXTBOOK:
             attend = FULL_ATTENTION[self.attention]
             return textbook_over_shards(attend, q, k, v, self.shards)
-        return shard_attention(q, k, v, self.shards, **FULL._asdict())
+        return shard_attention(q, k, v, self.shards, **self.heads)
 
     def turn(self, x, first):
         """Queries or keys (B, S, H, D) with their rotary positions, the first being ``first``."""
@@ -61,7 +62,7 @@ class CustomMHA(nn.Module):
 
     def pattern(self):
         """The ``Pattern`` of the keys that ``attend`` takes."""
-        return FULL
+        return Pattern(**self.heads)
 
     def new_cache(self, batch, length):
         """An empty KeyValueCache for ``batch`` rows of ``length`` tokens."""

@@ -79,10 +79,6 @@ class CustomWindowMHA(CustomMHA):
         full_heads = self.n_heads if dilation == 1 else pattern.full_heads
         self.without_positions = full_heads if nope else 0
 
-    def pattern(self):
-        """The ``Pattern`` of the keys that ``attend`` takes."""
-        return Pattern(**self.heads)
-
     def turn(self, x, first):
         """Queries or keys (B, S, H, D) with their rotary positions, the first being ``first``."""
         F = self.without_positions
