@@ -226,9 +226,5 @@ def set_aside(folder, path):
     """Move a training's file into ``set_aside`` beside ``runs``; returns its new path."""
     aside = Path(folder) / ASIDE_NAME
     aside.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        moved = aside / f"{path.stem}_{number}.npz"
-        if not moved.exists():
-            break
-    path.rename(moved)
-    return moved
+    numbered = (aside / f"{path.stem}_{number}.npz" for number in itertools.count(1))
+    return path.rename(next(moved for moved in numbered if not moved.exists()))
