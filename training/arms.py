@@ -20,7 +20,7 @@ def pattern_options(config, arm):
         return None
     every = options.pop("full_layers")
     if every > config["layers"]:
-        raise ValueError(f"every {every}th layer is full, of {config['layers']}: none would be")
+        raise ValueError(f"one layer of every {every} is full, of {config['layers']} none")
     if every:
         of_layers = [options["full_heads"]] * config["layers"]
         for layer in range(every - 1, config["layers"], every):

@@ -85,7 +85,7 @@ def test_small_presets_have_data_of_a_small_vocabulary_and_a_sparse_pattern():
         ({"arms": ("w9-d0-s",)}, "--arms w9-d0-s: stagger needs a dilation of at least 2, got 0"),
         ({"full_heads": (1, 3)}, "--full-heads must be .* from 0 to n_heads, which is 2, got 3"),
         ({"stagger": True, "dilation": 0}, "--stagger needs a dilation of at least 2, got 0"),
-        ({"arms": ("w9-d0-e9",)}, "--arms w9-d0-e9: every 9th layer is full, of 2: none would be"),
+        ({"arms": ("w9-d0-e9",)}, "--arms w9-d0-e9: one layer of every 9 is full, of 2 none"),
         ({"stagger": "yes"}, "--stagger must be True or False, got 'yes'"),
         ({"nope": True, "full_heads": 1}, "--nope leaves rotary positions out of full heads"),
         ({"nope": True, "positions": "rotary"}, "--nope leaves .* there are none: add"),
