@@ -9,12 +9,12 @@ that are right are timed in rounds, in each of which every one has its turn in r
 
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 
 from benchmarks.options import build_parser
-from machine.command import DISTURBED, DONE, checked_options, run_command, run_on_ranks
+from machine.command import DISTURBED, DONE, checked_options
 from machine.files import check_writable, write_json
+from machine.start import run_on_ranks
 
 
 def tell(args):
@@ -59,7 +59,7 @@ def tell(args):
 def main(argv=None):
     """The command line; returns the exit code (see --help)."""
     kept = ": the lengths that were finished are kept"
-    return run_on_ranks(partial(run_command, build_parser(), tell, argv, kept))
+    return run_on_ranks(build_parser(), tell, argv, kept)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ not wait for it.
 
 import argparse
 import sys
-from functools import partial
 from typing import NamedTuple
 
 from analysis.metrics import RESULTS_NAME, load_experiment
 from analysis.report import format_report
 from analysis.rows import training_rows
-from machine.command import GOES_ON, run_command, run_on_ranks
+from machine.command import GOES_ON
+from machine.start import run_on_ranks
 from studies.options import build_parser
 
 
@@ -77,7 +77,7 @@ def main(argv=None):
 
         return tell(arguments, argv)
 
-    return run_on_ranks(partial(run_command, build_parser(), story, argv, kept=f": {GOES_ON}"))
+    return run_on_ranks(build_parser(), story, argv, kept=f": {GOES_ON}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from benchmarks.peers import Case, known_peers
 from benchmarks.steps import measure_decode_steps, measure_steps
 from benchmarks.tables import FORWARD, ONE_TOKEN, TRAINING
 from machine import ranks
-from machine.device import resolve_device
 from training.config import make_config
 
 LENGTHS = [256, 1024, 4096, 16384]
@@ -23,9 +22,7 @@ DEFAULTS = {
 
 def complete(args):
     """Fill in what depends on the device and check the rest; returns this rank's.  ValueError."""
-    if ":" in args.device and ranks.size() > 1:
-        raise ValueError(f"--device {args.device} names one GPU for several ranks: name cuda")
-    device = resolve_device(args.device)
+    device = ranks.chosen_device(args.device)
     args.device = str(device)
     for name, value in DEFAULTS[device.type].items():
         if getattr(args, name) is None:

@@ -138,15 +138,6 @@ def run_command(parser, story, argv=None, kept=""):
         signal.signal(signal.SIGTERM, before)
 
 
-def run_on_ranks(command):
-    """The exit code of ``command()``, as one process or on every rank that torchrun started."""
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
-        return command()
-    from machine import ranks  # needs torch, for which one process need not wait here
-
-    return ranks.run(command)
-
-
 def _complain(error):
     """One line on stderr for an error; returns the exit code."""
     if isinstance(error, UserError):

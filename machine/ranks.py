@@ -20,7 +20,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from machine.command import DONE, FAILED, GOES_ON, INTERRUPTED, UserError
-from machine.device import is_out_of_memory
+from machine.device import is_out_of_memory, resolve_device
 
 # that another rank cannot be reached: gloo's words, the last is NCCL's
 LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
@@ -163,6 +163,14 @@ def mean(numbers):
 
 
 # models and their devices
+def chosen_device(name):
+    """The torch.device that ``--device name`` means for all ranks; ValueError."""
+    device = resolve_device(name)
+    if ":" in name and size() > 1:
+        raise ValueError(f"--device {name} names one GPU for {size()} ranks: name cuda")
+    return device
+
+
 def local_device(device):
     """This rank's device of a kind: the GPU with its number on this machine, or the CPU."""
     if size() == 1 or device.type != "cuda":

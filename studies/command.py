@@ -23,7 +23,7 @@ from figures.page import PAGE_NAME
 from machine import ranks
 from machine.command import DONE, TRAININGS_FAILED, UserError, checked_options, say
 from machine.describe import describe_code
-from machine.device import device_name, resolve_device
+from machine.device import device_name
 from machine.files import check_writable, file_sha256
 from studies.options import NOT_CONFIG
 from studies.points import (
@@ -61,12 +61,7 @@ def with_file(arguments):
 def config_from(arguments):
     """The checked configuration that parsed arguments mean; ValueError for what cannot be run."""
     chosen = {key: value for key, value in vars(arguments).items() if key not in NOT_CONFIG}
-    device = resolve_device(chosen.get("device", "auto"))
-    if device.type == "cuda" and ":" in chosen.get("device", "") and ranks.size() > 1:
-        raise ValueError(
-            f"--device {chosen['device']} names one GPU for {ranks.size()} ranks: every rank "
-            "takes its own, name cuda"
-        )
+    device = ranks.chosen_device(chosen.get("device", "auto"))
     preset = arguments.preset
     if preset is None:
         on_gpu = "long" if arguments.study else "paper"

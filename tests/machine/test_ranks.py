@@ -37,6 +37,8 @@ def test_every_rank_needs_a_gpu_of_its_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert ranks.local_device(CUDA) == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="--device cuda:1 names one GPU for 2 ranks: name cuda"):
+        ranks.chosen_device("cuda:1")
     assert (ranks.backend(CUDA), ranks.backend(CPU)) == ("nccl", "gloo")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="rank 3 has no GPU: its machine has 2, lower --nproc"):
