@@ -80,7 +80,8 @@ def check_together(config):
     for arm in ("window", *(arm for arm in config.arms if arm not in ARMS)):
         try:
             patterns = patterns_of_arm(asdict(config), arm)
-            full_heads += sum(p.full_heads + (p.dilation == 1) for p in patterns)
+            if arm in config.arms:
+                full_heads += sum(p.full_heads + (p.dilation == 1) for p in patterns)
         except ValueError as error:
             name, _, rest = str(error).partition(" ")
             option = f"--{name.replace('_', '-')} {rest}"

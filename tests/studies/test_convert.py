@@ -27,7 +27,8 @@ from training.trainer import Trainer, model_of
 from training.weights import load_model, save_weights
 
 S, W = 192, 5
-CONFIG = tiny_config(seq_len=S, arms=("fused",), data="training_data.npy", device="cuda", lr=3e-3)
+ARMS = "fused", "window"
+CONFIG = tiny_config(seq_len=S, arms=ARMS, data="training_data.npy", device="cuda", lr=3e-3)
 CONFIG = replace(CONFIG, positions="rotary", full_heads=1, nope=True)  # of window models alone
 
 

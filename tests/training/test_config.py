@@ -89,6 +89,10 @@ def test_small_presets_have_data_of_a_small_vocabulary_and_a_sparse_pattern():
         ({"stagger": "yes"}, "--stagger must be True or False, got 'yes'"),
         ({"nope": True, "full_heads": 1}, "--nope leaves rotary positions out of full heads"),
         ({"nope": True, "positions": "rotary"}, "--nope leaves .* there are none: add"),
+        (  # of an arm that is not trained
+            {"nope": True, "positions": "rotary", "full_heads": 1, "arms": ("fused", "w9-d0")},
+            "--nope leaves .* there are none: add",
+        ),
         ({"arms": ("window", "window")}, "--arms names an arm twice: window window"),
     ],
 )
