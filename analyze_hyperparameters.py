@@ -23,6 +23,7 @@ from training.tokens import DEFAULT_SEQ_LEN
 DEFAULT_STUDY = Path("output/pattern_study.json")
 # what is known of patterns: a study's .json, or an experiment's .npz
 KNOWN = Path(__file__).resolve().parent / "results" / "h200_long.npz"
+MODEL = "d_model", "layers", "vocab_size", "n_heads", "sink_tokens"  # options that describe it
 EXAMPLE = "python analyze_hyperparameters.py 96 4 512"
 EPILOG = f"""\
 examples:
@@ -75,8 +76,7 @@ def asked_analyses(arguments):
     lengths = {arguments.seq_len, arguments.length} - {None}
     if len(lengths) > 1:
         raise UserError(f"seq_len is given twice, as {lengths}: give one of the two")
-    names = ("d_model", "layers", "vocab_size", "n_heads", "sink_tokens")
-    model = {name: getattr(arguments, name) for name in names}
+    model = {name: getattr(arguments, name) for name in MODEL}
     model["seq_len"] = max(lengths, default=DEFAULT_SEQ_LEN)
     with checked_options():
         if arguments.arms:
@@ -101,9 +101,11 @@ def measured_analyses(arguments):
     """A study's content and the analyses of its patterns; UserError names what is off."""
     from studies.summary import load_study
 
-    path = arguments.measured
-    if arguments.arms or (arguments.window_size, arguments.length) != (None, None):
-        raise UserError("--measured takes patterns and length from the study: give neither")
+    path, usual = arguments.measured, build_parser().get_default
+    asked = ("window_size", "length", "arms", *MODEL)
+    if any(getattr(arguments, name) != usual(name) for name in asked):
+        words = "takes patterns, length and model from the study"
+        raise UserError(f"--measured {words}: give none of them, or leave it out")
     with fitting(path):
         content = load_study(path)
         if content["study"] != "patterns":

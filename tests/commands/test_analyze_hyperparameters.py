@@ -74,8 +74,9 @@ def test_every_configuration_has_files_of_its_own(tmp_path, monkeypatch):
         ("--seq-len 0", "got 0"),
         ("96 4 256 --seq-len 512", "given twice"),
         ("--d-model 0", "d_model"),
-        ("--seq-len 64 --measured", "give neither"),
-        ("--arms w96-d4 --measured FILE", "give neither"),
+        ("--seq-len 64 --measured", "give none of them"),
+        ("--arms w96-d4 --measured FILE", "give none of them"),
+        ("--sink-tokens 2 --measured FILE", "give none of them"),
     ],
 )
 def test_impossible_arguments_are_one_line_and_code_2(arguments, named, capsys, tmp_path):

@@ -82,7 +82,7 @@ def test_the_analysis_shows_what_was_measured(patterns, tmp_path, capsys, monkey
     "options, words",
     [
         (["--measured"], "--study patterns writes it"),
-        (["96", "4", "--measured"], "give neither"),
+        (["96", "4", "--measured"], "give none of them"),
         (["--measured", "output/length_study.json"], "no study of patterns"),
     ],
 )
