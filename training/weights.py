@@ -120,6 +120,9 @@ def load_model(path=f"output/{WEIGHTS_NAME}", device="cpu"):
     return model.to(device).eval()
 
 
+load_window_model = load_model  # its name while only the window arm was saved
+
+
 def load_tokenizer(path, vocab_size):
     """The ``tokenizers.Tokenizer`` saved with the weights ``path`` of a model of ``vocab_size``.
 

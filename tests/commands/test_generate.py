@@ -16,7 +16,7 @@ import generate
 from gpt import GPTModel
 from gpt_win import GPTWindowModel
 from training.prepare import END_OF_TEXT
-from training.weights import load_model, load_tokenizer, save_weights, save_window_weights
+from training.weights import load_tokenizer, load_window_model, save_weights, save_window_weights
 
 TEXT = "def parse(self, naïve: str) -> int:\n    return len(naïve)  # 日本語 🙂\n"
 WEIGHTS = ["--weights", "window_model_weights.pt", "--device", "cpu"]
@@ -60,7 +60,7 @@ def refused(capsys, *arguments):
 def test_the_text_is_the_prompt_and_what_the_model_gives(folder, capsys):
     captured = run(capsys, "def parse(", "--tokens", "30", "--temperature", "0")
     path = folder / "window_model_weights.pt"
-    model = load_model(path)
+    model = load_window_model(path)
     tokenizer = load_tokenizer(path, len(model.word_embeddings.weight))
     ids = tokenizer.encode("def parse(").ids
     new = model.generate(torch.tensor([ids]), 30, temperature=0)[0, len(ids) :].tolist()

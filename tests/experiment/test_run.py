@@ -23,7 +23,7 @@ from figures.data import describe_setting
 from training.batches import validation_rows
 from training.tokens import load_dataset
 from training.trainer import Trainer
-from training.weights import load_model, read_about
+from training.weights import load_model, load_window_model, read_about
 
 
 def test_every_training_is_what_the_plan_says(workplace):
@@ -73,7 +73,7 @@ def test_the_first_blocks_models_of_all_arms_are_kept_with_what_rebuilds_them(wo
         trainer.model.load_state_dict(model.state_dict())
         loss = trainer.evaluate(dataset.held_out[rows])
         assert loss == pytest.approx(metrics[arm][0]["val_loss"], rel=1e-6)
-    published = load_model("output/window_model_weights.pt").state_dict()
+    published = load_window_model("output/window_model_weights.pt").state_dict()
     for name, value in load_model("output/weights/window.safetensors").state_dict().items():
         assert torch.equal(value, published[name])
 
@@ -90,7 +90,7 @@ def test_an_experiment_with_every_option_of_the_pattern(workplace, capsys):
     assert metadata["pattern"]["density"] == pytest.approx(sum(pairs) / 2 / pairs[1])
     setting = describe_setting(metadata).replace("\N{NO-BREAK SPACE}", " ")
     assert "window_size 5, dilation 3,1, sink_tokens 2" in setting
-    model = load_model("output/window_model_weights.pt")
+    model = load_window_model("output/window_model_weights.pt")
     assert model.position_embeddings is None
     patterns = [block.mha.pattern() for block in model.layers]
     assert patterns == [Pattern(5, 3, 2), Pattern(5, 1, 2)]
@@ -106,7 +106,7 @@ def test_heads_of_different_kinds_are_trained_recorded_and_loaded(workplace, cap
     assert [len(trainings) for trainings in metrics.values()] == [1, 1, 1]
     config = metadata["config"]
     assert (config["full_heads"], config["stagger"], config["nope"]) == ([1, 0], True, True)
-    mha = [block.mha for block in load_model("output/window_model_weights.pt").layers]
+    mha = [block.mha for block in load_window_model("output/window_model_weights.pt").layers]
     assert [one.pattern().full_heads for one in mha] == [one.without_positions for one in mha]
     assert mha[0].pattern() == Pattern(5, 3, 0, 1, True)
 

@@ -15,7 +15,7 @@ from gpt import GPTModel
 from gpt_win import GPTWindowModel
 from machine.command import UserError
 from machine.files import write_json
-from training.weights import load_model, save_weights, save_window_weights
+from training.weights import load_model, load_window_model, save_weights, save_window_weights
 
 ARGUMENTS = {"d_model": 8, "n_heads": 2, "layers": 1, "vocab_size": 11, "max_seq_len": 9}
 ARGUMENTS |= {"window_size": 3, "dilation": 2, "full_heads": 1, "stagger": True}
@@ -32,7 +32,7 @@ def stored(tmp_path):
 
 def test_the_same_model_comes_back(stored, tmp_path):
     path, model = stored
-    again = load_model(path)
+    again = load_window_model(path)
     assert torch.equal(again(TOKENS), model(TOKENS)) and not again.training
     assert (again.window_size, again.dilation) == (3, 2)
     (tmp_path / "source").mkdir()
@@ -43,7 +43,7 @@ def test_the_same_model_comes_back(stored, tmp_path):
 
 def refused(path):
     with pytest.raises(UserError) as caught:
-        load_model(path)
+        load_window_model(path)
     message = str(caught.value)
     assert "\n" not in message and str(path.parent) in message
     return message
@@ -92,7 +92,7 @@ def change_config(path, **changes):
 def test_a_config_of_earlier_versions_is_read(stored):
     path, model = stored
     change_config(path, sha256="its own checksum")
-    assert torch.equal(load_model(path)(TOKENS), model(TOKENS))
+    assert torch.equal(load_window_model(path)(TOKENS), model(TOKENS))
 
 
 class Bomb:
@@ -142,7 +142,7 @@ def test_damaged_configs_are_refused(stored, text):
 
 def test_a_device_that_is_not_there_is_not_blamed_on_the_file(stored):
     with pytest.raises(RuntimeError, match="bogus"):
-        load_model(stored[0], device="bogus")
+        load_window_model(stored[0], device="bogus")
 
 
 def test_a_full_disk_is_an_error_of_the_file(tmp_path, monkeypatch):
