@@ -190,8 +190,10 @@ def _efficient_backward(gradient, q, k, v, out, lse, seen, scale):
     operator = aten._efficient_attention_backward
     bias, mask = _efficient_mask(q, k, seen)
     gradient, q, k, v, out = _heads_last(gradient, q, k, v, out)
-    lse = F.pad(lse, (0, -lse.shape[-1] % _EFFICIENT_LSE), value=math.inf)
-    inputs = gradient, q, k, v, bias, out, None, None, q.shape[1], k.shape[1], lse
+    length = lse.shape[2]
+    padded = lse.new_full((*lse.shape[:2], length + -length % _EFFICIENT_LSE), math.inf)
+    padded[:, :, :length] = lse
+    inputs = gradient, q, k, v, bias, out, None, None, q.shape[1], k.shape[1], padded
     dq, dk, dv, _ = operator(*inputs, 0.0, *_no_random_state(q), mask, False, scale=scale)
     return _heads_last(dq, dk, dv)
 

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attention.cache import KeyValueCache, decode_kernel
 from attention.choose import window_attention
 from attention.full import dense_attention, fused_attention
-from attention.kernels import CHOICES
+from attention.kernels import CAUSAL, CHOICES, KERNELS
 from attention.masks import cached_mask
 from attention.pattern import Pattern, window_mask
 from attention.split import split_attention, split_kernels
@@ -183,6 +183,18 @@ def test_cudnn_gradients_are_right_whatever_layouts_came_before(heads_first):
                 found = errors(attend, qkv, gradient, reference)
             if attend is full:
                 assert max(found) < 1e-2, found
+
+
+def test_the_efficient_kernel_takes_log_sum_exps_of_any_strides():
+    """Its own begin at multiples of 32 bytes; those of a part of the heads or queries do not."""
+    q, k, v, upstream = torch.randn(4, 1, 1, 64, 32, device="cuda")
+    kernel = KERNELS["efficient"]
+    out, lse = kernel.forward(q, k, v, CAUSAL, 0.2)
+    strided = torch.zeros(1, 3, 67, device="cuda")[:, 1:2, 2:66]
+    strided.copy_(lse)
+    expected = kernel.backward(upstream, q, k, v, out, lse, CAUSAL, 0.2)
+    found = kernel.backward(upstream, q, k, v, out, strided, CAUSAL, 0.2)
+    assert all(torch.allclose(x, y) for x, y in zip(found, expected, strict=True))
 
 
 def test_deterministic_mode_takes_kernels_that_repeat_bitwise():
