@@ -47,7 +47,7 @@ def build_parser():
     number("window_size", nargs="?", help="previous tokens that are all attended to; 0: none")
     number("dilation", nargs="?", help="beyond them every dilation-th token; 0: none, 1: all")
     number("seq_len", nargs="?", help="sequence length in tokens (default: 256)")
-    number("--seq-len", dest="length", metavar="S", help="the same, also for the comparison")
+    number("--seq-len", dest="length", metavar="S", help="the same, for a comparison too")
     number("--sink-tokens", metavar="N", default=0, help="first tokens seen by all")
     number("--d-model", metavar="C", default=512, help="model width")
     number("--layers", metavar="L", default=8, help="layers")

@@ -24,15 +24,15 @@ def build_parser():
     )
     add = parser.add_argument
     add("path", metavar="WEIGHTS", help="output/weights/fused.safetensors")
-    add("--data", help="its file of tokens (default: that of its training)")
-    text = "what the heads get, the name of an arm without full heads"
+    add("--data", help="file of tokens (default: that of its training)")
+    text = "pattern that the heads get: the name of an arm without full heads"
     add("--pattern", default="w96-d0", help=text)
     text = "first tokens that every later one attends to as well"
     add("--sink-tokens", type=int, default=0, help=text)
-    text = "of fine-tuning, the first tenth of them a linear warm-up"
+    text = "steps of fine-tuning, the first tenth of them a linear warm-up"
     add("--steps", type=int, default=200, help=text)
     add("--lr", type=float, help="peak learning rate (default: a tenth of the training's)")
-    add("--seed", type=int, default=1, help="added to the training's, for other batches")
+    add("--seed", type=int, default=1, help="added to the seed of the training, for other batches")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--output", default="output/conversion.json", help="file of the results")
     text = "heads of every layer that stay full, the first and the most important ones (default: "

@@ -45,7 +45,7 @@ def main(argv=None):
     results = "output/experiment_results.npz"
     parser.add_argument("results", nargs="?", default=results, help="saved metrics")
     parser.add_argument("plots_dir", nargs="?", default="plots/", help="folder for the figures")
-    text = "these alone, by number or name, as 4 9_summary; the files of others stay"
+    text = "draw these alone, by number or name (4 9_summary); files of other figures stay"
     parser.add_argument("--only", nargs="+", metavar="FIGURE", help=text)
     return run_command(parser, draw, argv, kept=": the figures finished so far are written")
 

@@ -31,11 +31,11 @@ def build_parser():
     add("--tokens", type=int, default=200, help="tokens to generate, at most")
     text = "0: always the most probable token; 1: the model's probabilities"
     add("--temperature", type=float, default=0.8, help=text)
-    text = "draw only from so many most probable tokens; 0: from all"
+    text = "draw only from this many most probable tokens; 0: from all"
     add("--top-k", type=int, default=50, help=text)
     text = "draw only from the most probable tokens that reach this probability"
     add("--top-p", type=float, default=1.0, help=text)
-    add("--seed", type=int, default=0, help="of the drawing")
+    add("--seed", type=int, default=0, help="decides what is drawn")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 

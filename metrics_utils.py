@@ -87,7 +87,7 @@ def main(argv=None):
     )
     default = f"output/{RESULTS_NAME}.json"
     parser.add_argument("results", nargs="?", default=default, help="saved metrics, .json or .npz")
-    parser.add_argument("--html", metavar="FILE", help="write it as one page with figures too")
+    parser.add_argument("--html", metavar="FILE", help="also write it as one page, with figures")
     logs = "write an experiment's losses as logs of TensorBoard too; needs torch and tensorboard"
     parser.add_argument("--tensorboard", metavar="DIR", help=logs)
     return run_command(parser, print_report, argv)

@@ -24,7 +24,7 @@ def build_parser():
         description="Turn text into rows of tokens for training, and save their tokenizer. Folders "
         "are read in sorted order; text in them is every file whose name ends in "
         f"{suffixes}, or in one of these and .gz. Duplicates, binary files and other encodings are "
-        f"left out and counted; --debug names {NAMED_AT_MOST} of a kind.",
+        f"left out and counted; --debug names up to {NAMED_AT_MOST} of each kind.",
         epilog="example: python prepare_data.py notes.txt books/ --seq-len 1024 --output books.npy",
         formatter_class=DefaultsInHelp,
     )
@@ -38,7 +38,7 @@ def build_parser():
     add("--vocab-size", type=int, default=DEFAULT_VOCAB_SIZE, help="tokens to learn, at most")
     text = "file to write, X.npy, with X.tokenizer.json beside it"
     add("--output", default=DEFAULT_PATH, help=text)
-    text = "how the files at PATH are encoded, as UTF-16 or cp1252"
+    text = "how the files at PATH are encoded, such as UTF-16 or cp1252"
     add("--encoding", default=UTF_8, help=text)
     return parser
 

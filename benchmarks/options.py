@@ -59,10 +59,12 @@ def build_parser():
     add("--heads", type=int, help="default: 16 on CUDA, 4 on a CPU")
     add("--head-dim", type=int, help="default: 64 on CUDA, 32 on a CPU")
     add("--window-size", type=int, default=96, help="near keys before each token" + said)
-    add("--dilation", type=int, default=4, help="every how many tokens a far key; 0: none" + said)
-    text = "these in place of its evaluations, by their names, as w96-d4 w96-d0-f1"
+    text = "beyond them a far key every this many tokens; 0: none" + said
+    add("--dilation", type=int, default=4, help=text)
+    text = "time these patterns by name (w96-d4 w96-d0-f1), not the evaluations of one"
     add("--patterns", nargs="+", metavar="ARM", default=[], help=text)
-    add("--peers", nargs="+", metavar="PEER", help="of those below; default: all, where they run")
+    text = "which of those below; default: all that run here"
+    add("--peers", nargs="+", metavar="PEER", help=text)
     add("--rounds", type=int, default=11, help="how often each is timed" + said)
     add("--output-dir", default="output", help="folder of the JSON file" + said)
     add("--plots-dir", default="plots", help="folder of the picture" + said)
@@ -71,14 +73,14 @@ def build_parser():
     add("--decode", action="store_true", help=text)
     text = "with --step: default: " + " ".join(DEFAULT_ARMS)
     add("--arms", nargs="+", metavar="ARM", default=list(DEFAULT_ARMS), help=text)
-    text, modes = "with --step alone; default: none default", ["none", "default"]
+    text, modes = "with --step, not --decode; default: none and default", ["none", "default"]
     add("--compile", nargs="+", choices=COMPILE_MODES, default=modes, help=text)
     add("--layers", type=int, default=8, help="with --step: decoder blocks" + said)
     text = "with --step" + said
     add("--positions", choices=POSITIONS, default="learned", help=text)
-    text = "with --step: as of main.py, for long sequences"
+    text = "with --step: as in main.py, for long sequences"
     add("--checkpoint-blocks", action="store_true", help=text)
     add("--loss-chunk", type=int, default=0, metavar="T", help=text + said)
-    text = "with --step under torchrun: cut every sequence over so many ranks; no number: all"
+    text = "with --step under torchrun: cut every sequence over this many ranks; no number: all"
     add("--shard-sequence", type=int, nargs="?", default=1, const=0, metavar="RANKS", help=text)
     return parser

@@ -47,11 +47,11 @@ def build_parser():
         "--config",
         metavar="FILE",
         default=None,
-        help=f"take the options from a file, as the {CONFIG_NAME} in --output-dir of an experiment "
-        "that is to be repeated; options beside it come first",
+        help=f"take the options from a file, such as the {CONFIG_NAME} in the --output-dir of an "
+        "experiment that is to be repeated; options on the command line override it",
     )
     switch = {"action": "store_true", "default": False}
-    parser.add_argument("--dry-run", help="print the plan and a time estimate, no more", **switch)
+    parser.add_argument("--dry-run", help="print the plan and a time estimate only", **switch)
     parser.add_argument("--restart", help="rename the old --output-dir and start anew", **switch)
     parser.add_argument(
         "--allow-mixed",
@@ -82,16 +82,14 @@ def add_study_options(parser):
         "--study",
         default=None,
         choices=STUDIES,
-        help="lengths: the arms at several sequence lengths, of equal tokens in every step; "
-        "patterns: window models of many patterns against fused. Both with learned and rotary "
-        "positions, unless --positions chooses",
+        help="lengths: the arms at several sequence lengths, with equally many tokens in every "
+        "step; patterns: window models of many patterns against fused. Both with learned and with "
+        "rotary positions, unless --positions chooses one",
     )
     lengths = ", ".join(f"{' '.join(map(str, x))} ({device})" for device, x in LENGTHS.items())
     several = {"nargs": "+", "default": None}
-    study.add_argument(
-        "--seq-lens", type=int, metavar="S", help=f"of the lengths (default: {lengths})", **several
-    )
+    text = f"lengths of --study lengths (default: {lengths})"
+    study.add_argument("--seq-lens", type=int, metavar="S", help=text, **several)
     patterns = " ".join(PATTERNS)
-    study.add_argument(
-        "--patterns", metavar="W:D", help=f"of the patterns (default: {patterns})", **several
-    )
+    text = f"patterns of --study patterns, W:D or names (default: {patterns})"
+    study.add_argument("--patterns", metavar="W:D", help=text, **several)

@@ -48,7 +48,8 @@ class ExperimentConfig:
     seed: int = _option(0, "decides orders, initial weights and batches", least=0)
     arms: tuple = _option(
         DEFAULT_ARMS,
-        f"which models to train: {' '.join(ARMS)}, or window models of other patterns, as w64-d8",
+        f"which models to train: {' '.join(ARMS)}, or window models of other patterns by name, as "
+        "w64-d8",
         nargs="+",
         metavar="ARM",
     )
@@ -68,18 +69,21 @@ class ExperimentConfig:
         False, "use deterministic algorithms (slower); recorded, never on by itself"
     )
     batch_size: int = _option(8, "sequences in a step, of all ranks together", group="training")
-    gradient_accumulation: int = _option(1, "parts of a batch, one after the other, for memory")
+    gradient_accumulation: int = _option(
+        1, "compute every batch in this many parts, one after the other, to save memory"
+    )
     checkpoint_blocks: bool = _option(
         False,
-        "keep no activations of blocks but compute them again, for memory: one more forward pass",
+        "compute the activations of blocks again in the backward pass in place of keeping them, to "
+        "save memory: one more forward pass",
     )
     loss_chunk: int = _option(
-        0, "tokens whose logits exist at a time, for memory; 0: those of all", least=0
+        0, "compute logits for this many tokens at a time, to save memory; 0: for all", least=0
     )
     shard_sequence: int = _option(
         1,
-        "cut every sequence over so many ranks of torchrun, over all without a number, where one "
-        "GPU cannot hold it",
+        "cut every sequence over this many ranks of torchrun (without a number: all), where "
+        "one GPU cannot hold it",
         least=0,
         nargs="?",
         const=0,
@@ -95,10 +99,10 @@ class ExperimentConfig:
     )
     val_batches: int = _option(0, "held-out batches for the validation loss; 0: all", least=0)
     eval_every: int = _option(
-        0, "steps from one held-out loss during a training to the next; 0: none", least=0
+        0, "steps between held-out losses during a training; 0: none", least=0
     )
     reach_passages: int = _option(
-        0, "passages of the probe that tells how far back a model copies from; 0: none", least=0
+        0, "passages for the probe of how far back a model copies from; 0: no probe", least=0
     )
     seq_len: int = _option(256, "sequence length, tokens", group="model")
     d_model: int = _option(512, "model width")
@@ -113,8 +117,8 @@ class ExperimentConfig:
     )
     dilation: int | tuple = _option(
         4,
-        "every how many tokens a far key; 0: none, 1: full attention; D,D,... gives one for each "
-        "layer",
+        "beyond them a far key every this many tokens; 0: none, 1: full attention; D,D,... gives "
+        "one for each layer",
         least=0,
     )
     sink_tokens: int = _option(0, "first tokens that every later one attends to as well", least=0)
@@ -123,10 +127,12 @@ class ExperimentConfig:
         "heads of each layer that attend to everything; F,F,... gives one for each layer",
         least=0,
     )
-    stagger: bool = _option(False, "heads take turns in their far keys")
-    nope: bool = _option(False, "full heads get no positions where the others get rotary ones")
+    stagger: bool = _option(False, "shift the far keys from head to head")
+    nope: bool = _option(False, "with --positions rotary: full heads get no positions")
     window_attention: str = _option("auto", "how the pattern is evaluated", choices=EVALUATIONS)
-    data: str = _option(DEFAULT_PATH, "rows of tokens; prepared when missing", group="files")
+    data: str = _option(
+        DEFAULT_PATH, "file of rows of tokens; a preset's own is prepared if missing", group="files"
+    )
     output_dir: str = _option("output", "folder of results, report and weights")
     plots_dir: str = _option("plots", "folder of the figures")
     # not chosen but found, see machine/ranks.py
