@@ -123,13 +123,13 @@ class HeadCache:
         k and v (B, H, n, D); kept (n,) for the sinks, some of which may be near or far keys, or
         None for all.
         """
-        w, d, sinks, phase = self.head
         parts = [(*self.near[:, :, :, : slot + 1], None)]
-        past = slot - w - (phase or d)  # the last far key
-        if self.dilation and past >= 0:
-            parts.append((*self.far[:, :, :, past % d, : past // d + 1], None))
-        if sinks and slot > w:
-            key = torch.arange(sinks, device=self.sink.device)
+        last_far = slot - self.head.nearest_far()
+        if self.dilation and last_far >= 0:
+            place, residue = divmod(last_far, self.dilation)
+            parts.append((*self.far[:, :, :, residue, : place + 1], None))
+        if self.head.sink_tokens and slot > self.head.window_size:
+            key = torch.arange(self.head.sink_tokens, device=self.sink.device)
             parts.append((*self.sink, is_sink_alone(slot, key, self.head)))
         return parts
 

@@ -64,14 +64,14 @@ def _slices(head, seq_len, device):
 
     kept (n,): the sinks that are neither near nor far; None: all keys count.
     """
-    w, d, sinks, phase = head
-    query = seq_len - 1
     if head == FULL_HEAD:
         return [(slice(None), None)]
+    w, d, sinks, _ = head
+    query = seq_len - 1
     slices = [(slice(max(query - w, 0), None), None)]
-    past = query - w - (phase or d)  # the last far key
-    if d and past >= 0:
-        slices.append((slice(past % d, past + 1, d), None))
+    last_far = query - head.nearest_far()
+    if d and last_far >= 0:
+        slices.append((slice(last_far % d, last_far + 1, d), None))
     if sinks and query > w:
         key = torch.arange(min(sinks, seq_len), device=device)
         slices.append((slice(sinks), is_sink_alone(query, key, head)))

@@ -49,6 +49,10 @@ class HeadPattern(NamedTuple):
     sink_tokens: int = 0
     phase: int = 0
 
+    def nearest_far(self):
+        """How many tokens before a query its nearest far key lies, where the head has far keys."""
+        return self.window_size + (self.phase or self.dilation)
+
 
 FULL_HEAD = HeadPattern(0, 1)
 
@@ -128,15 +132,15 @@ def _least(head, seq_len):
     window_size, dilation, sink_tokens, phase = head
     if is_full_causal(seq_len, window_size, dilation, sink_tokens):
         return FULL_HEAD
-    if first_with_far_keys(seq_len, *head) == seq_len:
+    if first_with_far_keys(seq_len, head) == seq_len:
         dilation = phase = 0
     return HeadPattern(window_size, dilation, sink_tokens, phase)
 
 
-def first_with_far_keys(seq_len, window_size, dilation, sink_tokens=0, phase=0):
+def first_with_far_keys(seq_len, head):
     """The first query position that has far keys, or ``seq_len`` where none has."""
-    first = window_size + (phase or dilation)
-    return first if dilation and first < seq_len else seq_len
+    first = head.nearest_far()
+    return first if head.dilation and first < seq_len else seq_len
 
 
 def _whole(seq_len, *head):

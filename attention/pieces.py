@@ -217,7 +217,7 @@ def beyond_near(seq_len, head, far_kernel, queries):
         return full_parts(seq_len, KERNELS[far_kernel], queries)
     if not head.dilation:
         return []
-    first = first_with_far_keys(seq_len, *head)
+    first = first_with_far_keys(seq_len, head)
     return far_parts(seq_len, first, head.dilation, KERNELS[far_kernel], queries)
 
 
