@@ -67,6 +67,11 @@ def decode_kernel(device, dtype, head_dim):
     return None if kernels is None else kernels[0]
 
 
+def keeps_together(heads, sharing):
+    """Does a slice of query heads hold all or none of every ``sharing`` that share a key head?"""
+    return heads.step == 1 and heads.start % sharing == heads.stop % sharing == 0
+
+
 class HeadCache:
     """Keys and values of up to ``length`` tokens for like heads, stored the way a step reads them.
 
@@ -153,12 +158,10 @@ class KeyValueCache:
             raise ValueError(f"{H} heads of keys do not divide {self.n_heads} of queries")
         self.length, self.filled = whole("length", length), 0
         like_heads = pattern.like_heads(self.length, self.n_heads)
-        sharing = self.n_heads // H  # how many heads of queries share one of keys
-        together = all(
-            heads.step == 1 and heads.start % sharing == heads.stop % sharing == 0
-            for _, heads in like_heads
-        )
-        self.repeats = 1 if together else sharing  # where heads that share see different keys
+        sharing = self.n_heads // H  # query heads that share a key head
+        together = all(keeps_together(heads, sharing) for _, heads in like_heads)
+        # where heads that share keys see different ones of them, each stores its own
+        self.repeats = 1 if together else sharing
         sharing //= self.repeats
         self.groups = []  # (HeadCache, heads of keys, heads of queries)
         for head, heads in like_heads:

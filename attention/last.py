@@ -7,7 +7,7 @@ every head serves H / heads neighbouring heads of q.
 
 import torch
 
-from attention.cache import attend_to_parts
+from attention.cache import attend_to_parts, keeps_together
 from attention.full import repeated, sdpa
 from attention.kernels import CUDA_HEAD_DIM
 from attention.masks import heads_mask
@@ -54,7 +54,7 @@ def _heads_of_keys(heads, sharing):
     """The heads of keys for a slice of queries' heads: a slice, or a list with one for each."""
     if sharing == 1:
         return heads
-    if heads.step == 1 and heads.start % sharing == heads.stop % sharing == 0:
+    if keeps_together(heads, sharing):
         return slice(heads.start // sharing, heads.stop // sharing)
     return [n // sharing for n in range(heads.start, heads.stop, heads.step)]
 
