@@ -20,6 +20,9 @@ class Pieces(NamedTuple):
 
     Piece n has the queries query + n * hop + t * stride, t = 0 .. length - 1, against the keys
     key + n * hop + t * stride, t = 0 .. keys - 1.
+
+    batch: the pieces are those of this batch alone, (count, H, ...).  None: of all batches, and
+    then the pieces count as heads, (B, count * H, ...).
     """
 
     query: int
@@ -29,11 +32,11 @@ class Pieces(NamedTuple):
     length: int
     keys: int
     stride: int
-    batch: int | None = None  # of one batch; None: of all batches, the pieces being heads
+    batch: int | None = None
 
     @property
     def in_turn(self):
-        """Do the pieces take turns with the tokens, as residue classes do and chunks do not?"""
+        """Do the pieces take turns with the tokens?  Residue classes do, chunks do not."""
         return self.count == 1 or self.hop == 1
 
     def of_queries(self, x):
@@ -66,8 +69,9 @@ class Pieces(NamedTuple):
     def add_to_keys(self, x, gradient):
         """Add the gradients of the pieces' keys to x (B, S, H, D).
 
-        The keys of neighbouring chunks overlap, and a sum into overlapping memory would lose some:
-        a chunk's length of them at a time they do not.  Those of residue classes never do.
+        The keys of neighbouring chunks overlap, and adding to overlapping memory in one call would
+        lose some of the sums.  So chunks add one chunk's length of keys at a time, which do not
+        overlap; the keys of residue classes never do.
         """
         step = self.keys if self.in_turn else self.hop
         for start in range(0, self.keys, step):
@@ -78,8 +82,10 @@ class Pieces(NamedTuple):
 class Part(NamedTuple):
     """Pieces that together have every query of the part once, and the kernel for them.
 
-    Its queries are those from ``first`` on, its keys those of the slice ``keys``: pieces count
-    both anew from there.
+    The part's queries are those from ``first`` on, its keys those of the slice ``keys``.  Inside
+    pieces both are counted from there.
+    complete: every query and every key is in a piece.  Otherwise some queries have no key in this
+    part, or some keys no query.
     """
 
     pieces: list
@@ -87,7 +93,6 @@ class Part(NamedTuple):
     seen: str | int  # see ``kernels.Kernel``
     keys: slice
     first: int = 0
-    # else some queries have none of its keys, or some keys no query, and are in no piece
     complete: bool = True
 
     def of(self, q, k, v):
@@ -98,8 +103,8 @@ class Part(NamedTuple):
 def full_parts(seq_len, kernel, queries):
     """Causal attention: every query against its own key and all before it.
 
-    The keys before all queries are a part of their own, for kernels differ in which of more keys
-    than queries a causal query sees.
+    The keys before all queries are a part of their own: where there are more keys than queries,
+    kernels disagree about which of them a causal query sees.
     """
     before = seq_len - queries
     parts = [Part([_whole_sequence(queries)], kernel, CAUSAL, slice(before, seq_len))]
@@ -125,7 +130,10 @@ def near_part(seq_len, window_size, kernel, queries):
 
 
 def _from_query(first, pieces):
-    """The same without the queries before ``first``, which is the new 0: of one piece alone."""
+    """The pieces without the queries before ``first``, from which queries are then counted.
+
+    Several pieces lie behind ``first`` as a whole: only a single one is ever cut.
+    """
     missing = max(first - pieces.query, 0)
     query = pieces.query + missing - first
     return pieces._replace(query=query, length=pieces.length - missing)
@@ -136,11 +144,12 @@ def _whole_sequence(seq_len):
 
 
 def _chunks(seq_len, window_size, least_chunk):
-    """A start that has no full window before it, chunks, and a rest.
+    """The start, which has no full window before it; equal chunks; what is left at the end.
 
-    A chunk is a power of two from a quarter of the window on, at least ``least_chunk``: few wasted
-    pairs against few, large matrix products.  It was the fastest or within 10 % of it of 32 to 128
-    on 2 CPU cores, for windows of 16, 96 and 512.
+    The chunk is a quarter of the window, rounded up to a power of two, but at least
+    ``least_chunk``.  Small chunks waste few pairs, large ones make few, large matrix products.
+    Of chunks from 32 to 128 tokens this was the fastest or within 10 % of it, on 2 CPU cores, for
+    windows of 16, 96 and 512.
     """
     chunk = max(least_chunk, 2 ** math.ceil(math.log2(max(window_size, 1) / 4)))
     back = -(-window_size // chunk) * chunk  # keys before a chunk, whole chunks of them
@@ -148,12 +157,15 @@ def _chunks(seq_len, window_size, least_chunk):
     count, rest = (seq_len - back) // chunk, (seq_len - back) % chunk
     if count < 1:
         return [_whole_sequence(seq_len)]
-    pieces = [Pieces(back, 0, count, chunk, chunk, back + chunk, 1)]
-    if back:
-        pieces.insert(0, _whole_sequence(back))
+    start = [_whole_sequence(back)] if back else []
+    chunks = Pieces(
+        query=back, key=0, count=count, hop=chunk, length=chunk, keys=back + chunk, stride=1
+    )
+    end = []
     if rest:
-        pieces.append(Pieces(seq_len - rest, seq_len - rest - back, 1, 0, rest, back + rest, 1))
-    return pieces
+        first = seq_len - rest
+        end = [_whole_sequence(rest)._replace(query=first, key=first - back, keys=back + rest)]
+    return [*start, chunks, *end]
 
 
 def far_parts(seq_len, first, dilation, kernel, queries):
@@ -173,46 +185,50 @@ def far_parts(seq_len, first, dilation, kernel, queries):
     return parts
 
 
+def _classes(query, key, count, length, keys, dilation):
+    """Residue classes modulo the dilation, ``count`` of them from these first tokens on."""
+    return Pieces(query, key, count, hop=1, length=length, keys=keys, stride=dilation)
+
+
 def _own_classes(seq_len, key, queries, dilation, kernel, first):
     """Query t against the keys key + t, key + t - d ... down to ``key``.
 
-    Where d does not divide the queries, some classes are one longer: two sorts of pieces, and
-    nothing is padded.  Where it does, keys that the causal mask hides are added up to a multiple
-    that suits the kernel in each class, as far as there are any.
+    Where d does not divide the number of queries, some classes are one longer: two sorts of pieces,
+    and nothing is padded.  Where it does, each class also reads later keys, if there are any, up to
+    a number that suits the kernel; the causal mask hides them.
     """
     # no divmod: torch.compile knows none for lengths that vary
     length, longer = queries // dilation, queries % dilation
     if not longer:
         most = (seq_len - key) // dilation
         padded = min(-(-length // kernel.multiple) * kernel.multiple, most)
-        pieces = Pieces(0, 0, dilation, 1, length, padded, dilation)
-        return Part([pieces], kernel, CAUSAL, slice(key, key + dilation * padded), first)
-    pieces = [Pieces(0, 0, longer, 1, length + 1, length + 1, dilation)]
+        pieces = [_classes(0, 0, dilation, length, padded, dilation)]
+        return Part(pieces, kernel, CAUSAL, slice(key, key + dilation * padded), first)
+    pieces = [_classes(0, 0, longer, length + 1, length + 1, dilation)]
     if length:
-        pieces.append(Pieces(longer, longer, dilation - longer, 1, length, length, dilation))
+        pieces.append(_classes(longer, longer, dilation - longer, length, length, dilation))
     return Part(pieces, kernel, CAUSAL, slice(key, key + queries), first)
 
 
 def _earlier_classes(keys, queries, dilation, kernel, first):
     """Query t against those of the keys 0 .. keys - 1 that lie a multiple of d before keys + t.
 
-    A class may have one more query than another, and one more key, or none.
+    A class may have one more query than another, and one more key, or none: up to three sorts.
     """
     rest = keys % dilation
     sorts = []
     for start, stop in pairwise(sorted({0, queries % dilation, dilation - rest, dilation})):
         key = (rest + start) % dilation
-        length, count = (
-            -(-(n - skipped) // dilation) for n, skipped in ((queries, start), (keys, key))
-        )
-        sorts.append(Pieces(start, key, stop - start, 1, length, count, dilation))
+        length = -(-(queries - start) // dilation)
+        of_keys = -(-(keys - key) // dilation)
+        sorts.append(_classes(start, key, stop - start, length, of_keys, dilation))
     pieces = [some for some in sorts if some.length > 0 and some.keys > 0]
     complete = len(pieces) == len(sorts)
     return Part(pieces, kernel, ALL_KEYS, slice(0, keys), first, complete)
 
 
 def beyond_near(seq_len, head, far_kernel, queries):
-    """The ``Part`` list of all that a ``HeadPattern`` has but near keys (and sinks)."""
+    """The full or far parts of a ``HeadPattern``, a list; empty for a bare window."""
     if head == FULL_HEAD:
         return full_parts(seq_len, KERNELS[far_kernel], queries)
     if not head.dilation:
@@ -229,25 +245,25 @@ def parts_of_head(seq_len, head, near_kernel, far_kernel):
     return [near_part(seq_len, head.window_size, KERNELS[near_kernel], seq_len), *parts]
 
 
-def one_token(x):
-    """Do the heads of x (B, S, H, D) fill its tokens, so that the next token is H heads on?"""
+def _heads_fill_tokens(x):
+    """Does the next token of x (B, S, H, D) lie where head H would, so that pieces can be heads?"""
     return x.stride(1) == x.shape[2] * x.stride(2)
 
 
 def calls(pieces, *tensors):
-    """The pieces as the fewest calls of a kernel: one for all batches where pieces fold to heads.
+    """Yield the pieces of each kernel call: one call for all batches where pieces can be heads.
 
-    tensors: those (B, S, H, D) of which views will be taken.
+    Elsewhere a call for each batch.  tensors: those (B, S, H, D) of which views will be taken.
     """
     for some in pieces:
-        if some.count == 1 or (some.hop == 1 and all(map(one_token, tensors))):
+        if some.count == 1 or (some.hop == 1 and all(map(_heads_fill_tokens, tensors))):
             yield some
         else:
             yield from (some._replace(batch=batch) for batch in range(tensors[0].shape[0]))
 
 
 def foldable(*tensors):
-    """Tensors of which one CUDA call can take all residue classes, else copies.
+    """The tensors, copied on CUDA where one call could not take all their residue classes.
 
     On a CPU, a call for each batch costs less than the copies.
     """
