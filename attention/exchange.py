@@ -1,8 +1,8 @@
 """What the ranks that share a sequence send to one another, and how its gradient comes back.
 
-shards.py says what for.  Every exchange is started by a call, which returns the function that waits
-for the result: what can be computed meanwhile stands between the two.  What travels are rows,
-(tokens, ...): a stack of tensors (B, tokens, H, D) with the tokens first (``as_rows``).
+shards.py says what for.  A call starts an exchange and returns a function that waits for its
+result; between the two a rank can compute.  What travels are rows, (tokens, ...): a stack of
+tensors (B, tokens, H, D) with the tokens first (``as_rows``).
 """
 
 from collections import Counter
@@ -60,8 +60,9 @@ def _to_each(rows, sent, received, shards, kind):
     """The first ``sent[0]`` rows to rank 0, the next to rank 1 ...; returns what arrives."""
     traffic[kind] += rows[:1].nbytes * (sum(sent) - sent[shards.rank])
     arrived = rows.new_empty((sum(received), *rows.shape[1:]))
-    how = {"group": shards.group, "async_op": True}
-    work = dist.all_to_all_single(arrived, rows.contiguous(), received, sent, **how)
+    work = dist.all_to_all_single(
+        arrived, rows.contiguous(), received, sent, group=shards.group, async_op=True
+    )
     return _after(work, arrived)
 
 
@@ -74,9 +75,10 @@ def _after(work, result):
 
 
 class Halo(NamedTuple):
-    """The last ``window`` rows of every shard for the next one, the first ``sinks`` of all for all.
+    """What window heads need of other ranks: the ``window`` rows before a shard, and the sinks.
 
-    length: rows of a shard, at least ``window`` and ``sinks``.
+    Every rank sends its last ``window`` rows to the next one, the first rank its first ``sinks``
+    rows to all others.  length: rows of a shard, at least ``window`` and ``sinks``.
     """
 
     shards: Shards
@@ -111,9 +113,9 @@ class Halo(NamedTuple):
         return _to_each(rows, *self._counts(), self.shards, "halo")
 
     def give_back(self, gradient):
-        """From the gradient of what was fetched, what the others found of this rank's tokens.
+        """Send the gradient of what was fetched back; get the others' for what this rank sent.
 
-        A list of (slice of the tokens, rows), to be added up.
+        What arrives is a list of (slice of this rank's tokens, rows), to be added up.
         """
         sent, received = self._counts()
         arrived = _to_each(gradient, received, sent, self.shards, "halo, back")
@@ -127,17 +129,17 @@ class Halo(NamedTuple):
 
 
 class Zigzag(NamedTuple):
-    """Two chunks of every shard, and which rank computes them: of all 2N, r has r and 2N - 1 - r.
+    """Which rank computes which queries: N shards are 2N chunks, rank r has r and 2N - 1 - r.
 
-    An early chunk, with few keys, and a late one: so every rank has the same work.
-    length: rows of a shard; of an odd one the first chunk is one longer.
+    That is an early chunk, with few keys, and a late one, so that every rank has the same work.
+    length: rows of a shard; where it is odd, a shard's first chunk is one longer.
     """
 
     shards: Shards
     length: int
 
     @property
-    def lying(self):
+    def own(self):
         """The numbers of the chunks of this rank's own rows."""
         return 2 * self.shards.rank, 2 * self.shards.rank + 1
 
@@ -154,7 +156,7 @@ class Zigzag(NamedTuple):
         return (self.length + 1 - chunk % 2) // 2
 
     def spans(self):
-        """(slice of the computed rows, number of tokens up to its end) of the chunks, if not 0."""
+        """(slice of the computed rows, number of tokens up to its end) of chunks that have rows."""
         found, start = [], 0
         for chunk in self.computed:
             size = self.size(chunk)
@@ -165,14 +167,18 @@ class Zigzag(NamedTuple):
 
     def send(self, rows):
         """This rank's own rows -> those of the chunks that it computes, the early one first."""
-        return self._travel(rows, self.lying, self.computed, self._computed_by, _lies_on, "zigzag")
+        return self._travel(rows, self.own, self.computed, self._computed_by, _owner, "zigzag")
 
     def send_home(self, rows):
         """Rows of the chunks that this rank computes -> its own."""
-        how = self.computed, self.lying, _lies_on, self._computed_by, "zigzag, back"
-        return self._travel(rows, *how)
+        back = "zigzag, back"
+        return self._travel(rows, self.computed, self.own, _owner, self._computed_by, back)
 
     def _travel(self, rows, leaving, arriving, to, source, kind):
+        """Send the rows of the chunks ``leaving``, each to rank ``to(chunk)``.
+
+        What arrives are the rows of the chunks ``arriving``, each from rank ``source(chunk)``.
+        """
         sent, received = [0] * self.shards.size, [0] * self.shards.size
         for chunk in leaving:
             sent[to(chunk)] += self.size(chunk)
@@ -190,5 +196,5 @@ class Zigzag(NamedTuple):
         return finish
 
 
-def _lies_on(chunk):
+def _owner(chunk):
     return chunk // 2

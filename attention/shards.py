@@ -2,20 +2,20 @@
 
 The S tokens of a sequence are cut into N shards of L = S / N consecutive tokens, one on each rank.
 
-1. **halo**: a shard's first tokens have near keys at the end of the shard before it.  Of window
-   heads those w keys and values travel, to one neighbour, and nothing else.  Sinks go from the
-   first rank to all.
-2. **gather**: of full and of dilated heads every rank gets all keys and values.  With one full head
-   of eight that is an eighth of what full attention needs.
+1. **halo**: a shard's first tokens have near keys at the end of the shard before it.  For the near
+   part of window heads those w keys and values are all that travels, to one neighbour.  Sinks go
+   from the first rank to all.
+2. **gather**: for full and for dilated heads every rank gets all keys and values.  With one full
+   head of eight that is an eighth of what full attention needs.
 3. **zigzag**: early queries have few keys, late ones many.  So the queries of these heads travel
-   too, until every rank has equal work, and what was found for them travels home.
-4. **merge**, at home: near and far keys and sinks, by log-sum-exp as in split.py.
-5. **backward**: all goes back the way it came.  Gradients of gathered keys are summed where their
-   tokens lie, those of a halo are added to the neighbour's own.
+   too, such that every rank has equal work, and what was found for them travels home.
+4. **merge**, at home: near keys, far keys and sinks, by log-sum-exp as in split.py.
+5. **backward**: everything goes back the way it came.  Gradients of gathered keys are summed on the
+   rank that has their tokens; those of a halo are added to the neighbour's own.
 
 The near part is computed while the gathered keys are on their way, forward and back.  exchange.py
-has the exchanges.  Ring attention (Liu et al. 2023) sends the keys of all heads round; Ulysses
-(Jacobs et al. 2023) sends all of q, k, v and out, and has no more ranks than heads.
+has the exchanges.  For comparison: ring attention (Liu et al. 2023) passes the keys of all heads
+round; Ulysses (Jacobs et al. 2023) sends all of q, k, v and out, to at most as many ranks as heads.
 
 Shapes: q, k, v, out (B, L, H, D) and lse (B, H, L) of a shard.  Of the H heads the first ``full``
 see everything and have no near part, and the first ``gathered`` have keys everywhere.
@@ -97,13 +97,13 @@ class Cut(NamedTuple):
         return self.shards.rank * self.halo.length
 
     def near_part(self):
-        """Of window heads: this rank's queries against its own keys and those of the halo."""
+        """The near part of window heads: this rank's queries, its own keys and the halo's."""
         length, window = self.halo.length, self.halo.window
         keys = length + (window if self.shards.rank else 0)
         return near_part(keys, window, KERNELS[self.near_kernel], length)
 
     def near_groups(self):
-        """(HeadPattern, slice of the heads, the same without the full ones) of window heads."""
+        """The groups of window heads: (HeadPattern, slice of all heads, slice of window heads)."""
         return [
             (head, heads, slice(heads.start - self.full, heads.stop - self.full, heads.step))
             for head, heads in self.groups
@@ -111,7 +111,7 @@ class Cut(NamedTuple):
         ]
 
     def far_parts(self):
-        """(slice of the heads, of the computed queries, of the keys; parts) of gathered heads."""
+        """Yield (slice of heads, of computed queries, of keys; list of parts) of gathered heads."""
         for queries, end in self.zigzag.spans():
             for head, heads in self.groups:
                 if head.dilation:
@@ -164,7 +164,10 @@ def _far_backward(gradient, q, k, v, out, lse, cut):
 
 
 def _merge_at_home(q, sink_kv, far, cut, out, lse):
-    """Merge what else the window heads see into out and lse; far: out and lse of gathered heads."""
+    """Merge the far keys and sinks of window heads into out and lse, which hold their near part.
+
+    far: out and lse of the gathered heads, back at home.
+    """
     for head, heads, near in cut.near_groups():
         merged = out[:, :, heads], lse[:, heads]
         if head.dilation:
@@ -177,17 +180,18 @@ def _merge_at_home(q, sink_kv, far, cut, out, lse):
 
 def _sinks_backward(gradient, q, sink_kv, out, lse, cut, dq):
     """Add the window heads' share of dq; returns dk and dv of the sinks, in float32 or more."""
-    shares_of_kv = [torch.zeros_like(x, dtype=lse.dtype) for x in sink_kv]
+    dk, dv = (torch.zeros_like(x, dtype=lse.dtype) for x in sink_kv)
+    if not cut.halo.sinks:
+        return dk, dv
     for head, heads, near in cut.near_groups():
-        if cut.halo.sinks:
-            inputs = gradient[:, :, heads], q[:, :, heads], *(x[:, :, near] for x in sink_kv)
-            merged = out[:, :, heads], lse[:, heads]
-            with torch.autocast(q.device.type, enabled=False):
-                share, *shares = sink_backward(*inputs, *merged, head, cut.scale, cut.first)
-            dq[:, :, heads] += share
-            for total, share in zip(shares_of_kv, shares, strict=True):
-                total[:, :, near] = share
-    return shares_of_kv
+        inputs = gradient[:, :, heads], q[:, :, heads], *(x[:, :, near] for x in sink_kv)
+        merged = out[:, :, heads], lse[:, heads]
+        with torch.autocast(q.device.type, enabled=False):
+            shares = sink_backward(*inputs, *merged, head, cut.scale, cut.first)
+        dq[:, :, heads] += shares[0]
+        dk[:, :, near] = shares[1]
+        dv[:, :, near] = shares[2]
+    return dk, dv
 
 
 class ShardAttention(torch.autograd.Function):
@@ -195,21 +199,25 @@ class ShardAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, cut):
-        F, G, has_near = cut.full, cut.gathered, q.shape[2] > cut.full
+        F, G = cut.full, cut.gathered
+        has_near = q.shape[2] > F
+        # start what has to travel
         if has_near:
             halo = cut.halo.fetch(k[:, :, F:], v[:, :, F:])
         if G:
             all_keys = gather(as_rows(k[:, :, :G], v[:, :, :G]), cut.shards)
             queries = cut.zigzag.send(as_rows(q[:, :, :G]))
         out, lse = empty_results(q)
-        near_kv, sink_kv, far_qkv, far = [None] * 2, [None] * 2, [None] * 3, None
+        near_kv, sink_kv = [None, None], [None, None]
+        far_qkv, far = [None, None, None], None
         if has_near:
-            own, arrived = (k[:, :, F:], v[:, :, F:]), as_tensors(halo())
+            own = k[:, :, F:], v[:, :, F:]
+            arrived = as_tensors(halo())
             sink_kv = [x[:, : cut.halo.sinks] for x in (arrived if cut.shards.rank else own)]
             ahead = [x[:, cut.halo.sinks :] for x in arrived]
             near_kv = [torch.cat(pair, dim=1) for pair in zip(ahead, own, strict=True)]
-            found = _forward(q[:, :, F:], *near_kv, cut.near_part(), cut.scale)
-            out[:, :, F:], lse[:, F:] = found
+            near_out, near_lse = _forward(q[:, :, F:], *near_kv, cut.near_part(), cut.scale)
+            out[:, :, F:], lse[:, F:] = near_out, near_lse
         if G:
             far_qkv = *as_tensors(queries()), *as_tensors(all_keys())
             far_out, far_lse = _far_forward(*far_qkv, cut)
@@ -225,7 +233,8 @@ class ShardAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        cut, (q, out, lse, *saved) = ctx.cut, ctx.saved_tensors
+        cut = ctx.cut
+        q, out, lse, *saved = ctx.saved_tensors
         near_kv, sink_kv, far_qkv = saved[:2], saved[2:4], saved[4:]
         F, G = cut.full, cut.gathered
         dq, dk, dv = (torch.zeros_like(q) for _ in range(3))
@@ -235,17 +244,17 @@ class ShardAttention(torch.autograd.Function):
             far_gradient, far_out = as_tensors(moved())
             far_lse = moved_lse().movedim(0, 2).contiguous()
             far_dq, *far_dkv = _far_backward(far_gradient, *far_qkv, far_out, far_lse, cut)
-            of_keys = sum_of_own(as_rows(*far_dkv), cut.shards)
-            of_queries = cut.zigzag.send_home(as_rows(far_dq))
+            own_far_dkv = sum_of_own(as_rows(*far_dkv), cut.shards)
+            own_far_dq = cut.zigzag.send_home(as_rows(far_dq))
         if q.shape[2] > F:
             inputs = gradient[:, :, F:], q[:, :, F:], *near_kv, out[:, :, F:], lse[:, F:]
             dq[:, :, F:], *near_dkv = _backward(*inputs, cut.near_part(), cut.scale)
             sink_dkv = _sinks_backward(gradient, q, sink_kv, out, lse, cut, dq)
-            ahead = near_dkv[0].shape[1] - cut.halo.length
-            borrowed = as_rows(*(x[:, :ahead].to(lse.dtype) for x in near_dkv))
+            ahead = near_dkv[0].shape[1] - cut.halo.length  # keys of the shard before
+            fetched = as_rows(*(x[:, :ahead].to(lse.dtype) for x in near_dkv))
             if cut.shards.rank:
-                borrowed = torch.cat([as_rows(*sink_dkv), borrowed])
-            returned = cut.halo.give_back(borrowed)
+                fetched = torch.cat([as_rows(*sink_dkv), fetched])
+            returned = cut.halo.give_back(fetched)
             for total, of_near, of_sinks in zip((dk, dv), near_dkv, sink_dkv, strict=True):
                 total[:, :, F:] = of_near[:, ahead:]
                 if cut.shards.rank == 0:
@@ -254,8 +263,8 @@ class ShardAttention(torch.autograd.Function):
                 for total, share in zip((dk, dv), as_tensors(rows), strict=True):
                     total[:, tokens, F:] += share
         if G:
-            found = *as_tensors(of_queries()), *as_tensors(of_keys())
-            for total, share in zip((dq, dk, dv), found, strict=True):
+            shares = *as_tensors(own_far_dq()), *as_tensors(own_far_dkv())
+            for total, share in zip((dq, dk, dv), shares, strict=True):
                 total[:, :, :G] += share
         return dq, dk, dv, None
 
@@ -299,14 +308,17 @@ class Gathered(torch.autograd.Function):
 def textbook_over_shards(attend, q, k, v, shards):
     """Attention that holds all scores: every rank has those of its queries, (B, H, L, S).
 
-    attend: a function of q, k, v and the first query's position, as ``causal_dense_attention``.
+    attend: a function of q, k, v and the first query's position, like ``causal_dense_attention``.
     """
     k, v = Gathered.apply(shards, k, v)
     return attend(q, k, v, shards.rank * q.shape[1])
 
 
 def whole_rows(x, shards):
-    """What every rank has of its tokens, (B, L), as (B, S) on all of them.  shards None: x."""
+    """One number for each token of every rank's shard, x (B, L), as (B, S) on all ranks.
+
+    shards None: sequences are whole, and x is returned as it is.
+    """
     return x if shards is None else gather(x.mT, shards)().mT
 
 

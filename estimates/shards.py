@@ -46,7 +46,7 @@ def exchanged_bytes(seq_len, ranks, pattern, n_heads, head_dim, itemsize, rank=N
 def _moved_tokens(length, rank, ranks):
     """How many of a shard's tokens are computed elsewhere."""
     zigzag = Zigzag(Shards(None, rank, ranks), length)
-    return sum(zigzag.size(chunk) for chunk in zigzag.lying if chunk not in zigzag.computed)
+    return sum(zigzag.size(chunk) for chunk in zigzag.own if chunk not in zigzag.computed)
 
 
 # Measured on an H100 (torch 2.11, bfloat16, D 64): results/h100_attention_heads_long.json, 131,072
