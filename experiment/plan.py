@@ -16,23 +16,28 @@ def balanced_orders(arms, blocks, rng):
 
     The permutations of the arms are dealt as Latin squares (each arm once in each place), the
     squares and the rows inside a square in random order; all are used before one comes again.  So
-    no order is used more than once oftener than another, and after every len(arms) blocks each
-    arm has been first, second, ... equally often.  With many arms there are too many permutations
-    to deal them all: every square is then drawn anew.
+    no order comes more than once oftener than another, and after every len(arms) blocks each arm
+    has been first, second, ... equally often.  Many arms have too many permutations to deal them
+    all: every square is then drawn anew.
     """
-    size = len(arms)
-    if size > MOST_PERMUTED:
-        drawn = (arms[:1] + tuple(rng.permutation(arms[1:])) for _ in range(-(-blocks // size)))
-        orders = [square[k:] + square[:k] for square in drawn for k in rng.permutation(size)]
-        return [tuple(map(str, order)) for order in orders[:blocks]]
-    rest = itertools.permutations(arms[1:])
-    # the rotations of (first, *rest) form a Latin square, and the squares share no permutation
-    squares = [[(arms[0], *tail)[k:] + (arms[0], *tail)[:k] for k in range(size)] for tail in rest]
+    first, *others = arms
     orders = []
+    if len(arms) > MOST_PERMUTED:
+        while len(orders) < blocks:
+            square = _rotations((first, *map(str, rng.permutation(others))))
+            orders += [square[row] for row in rng.permutation(len(arms))]
+        return orders[:blocks]
+    # the squares share no permutation, for each has one of those that begin with the first arm
+    squares = [_rotations((first, *rest)) for rest in itertools.permutations(others)]
     while len(orders) < blocks:
-        for square in rng.permutation(len(squares)):
-            orders += [squares[square][row] for row in rng.permutation(size)]
+        for number in rng.permutation(len(squares)):
+            orders += [squares[number][row] for row in rng.permutation(len(arms))]
     return orders[:blocks]
+
+
+def _rotations(order):
+    """The order begun at each of its places in turn: a Latin square."""
+    return [order[k:] + order[:k] for k in range(len(order))]
 
 
 def make_plan(config):
