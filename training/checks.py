@@ -1,4 +1,4 @@
-"""Whether a configuration can be run: one line for what cannot, with the option and the remedy."""
+"""Checks of a configuration: a ValueError of one line names the option, its value, the remedy."""
 
 import math
 from dataclasses import asdict
@@ -16,7 +16,7 @@ def flag(item):
 
 
 def check_field(item, value):
-    """One field by itself: its choices, its type, its smallest and largest value."""
+    """Raise ValueError for a value that is not of the field's choices, type and limits."""
     option, least = flag(item), item.metadata.get("least", 1)
     choices = item.metadata.get("argparse", {}).get("choices")
     if choices and value not in choices:
@@ -42,7 +42,16 @@ def check_field(item, value):
 
 
 def check_together(config):
-    """What fields must agree in, in a step's batch and in the model; arms, each of them once."""
+    """Raise ValueError where fields do not fit one another: of the batch, the model, the arms."""
+    _check_batch(config)
+    _check_model(config)
+    _check_arms(config)
+    if config.shard_sequence > 1:
+        _check_shards(config)
+
+
+def _check_batch(config):
+    """Can a step's batch be shared out over ranks and micro-steps?"""
     shards = config.shard_sequence
     if config.world_size % shards:
         raise ValueError(
@@ -61,43 +70,59 @@ def check_together(config):
             "--compile reduce-overhead keeps gradients in CUDA graphs, which the next micro-step "
             "overwrites: choose --compile default, or --gradient-accumulation 1"
         )
+
+
+def _check_model(config):
+    """Does the width divide into heads, which rotary positions can turn?"""
     d_model, n_heads = config.d_model, config.n_heads
     if d_model % n_heads:
-        heads = f"--n-heads {n_heads}: choose a multiple of it"
-        raise ValueError(f"--d-model {d_model} is not divisible by {heads}")
-    if config.positions == "rotary" and d_model // n_heads % 2:
-        words = f"got {d_model} / {n_heads} = {d_model // n_heads}: choose others"
-        raise ValueError(f"--positions rotary needs an even --d-model / --n-heads, {words}")
-    unknown = [arm for arm in config.arms if arm not in ARMS and pattern_of_arm(arm) is None]
+        raise ValueError(
+            f"--d-model {d_model} is not divisible by --n-heads {n_heads}: choose a multiple of it"
+        )
+    if config.positions == "rotary" and config.head_dim % 2:
+        raise ValueError(
+            f"--positions rotary needs an even --d-model / --n-heads, got {d_model} / {n_heads} = "
+            f"{config.head_dim}: choose others"
+        )
+
+
+def _check_arms(config):
+    """Is every arm known, named once and a pattern of this model?  Has --nope full heads?"""
+    patterned = [arm for arm in config.arms if arm not in ARMS]
+    unknown = [arm for arm in patterned if pattern_of_arm(arm) is None]
     if unknown or not config.arms:
-        known = f"{', '.join(ARMS)}, or name a pattern, as w64-d8 for window_size 64, dilation 8"
-        more = "and -s for stagger, -f1 for 1 full head a layer, -e4 for every 4th layer full"
-        limits = "numbers have at most nine digits"
-        raise ValueError(f"--arms {' '.join(unknown)}: choose from {known}, {more} ({limits})")
+        raise ValueError(
+            f"--arms {' '.join(unknown)}: choose from {', '.join(ARMS)}, or name a pattern, as "
+            "w64-d8 for window_size 64, dilation 8, and -s for stagger, -f1 for 1 full head a "
+            "layer, -e4 for every 4th layer full (numbers have at most nine digits)"
+        )
     if len(set(config.arms)) < len(config.arms):
         raise ValueError(f"--arms names an arm twice: {' '.join(config.arms)}")
     full_heads = 0
-    for arm in ("window", *(arm for arm in config.arms if arm not in ARMS)):
+    for arm in ("window", *patterned):
         try:
             patterns = patterns_of_arm(asdict(config), arm)
-            if arm in config.arms:
-                full_heads += sum(p.full_heads + (p.dilation == 1) for p in patterns)
         except ValueError as error:
+            if arm != "window":
+                raise ValueError(f"--arms {arm}: {error}") from None
             name, _, rest = str(error).partition(" ")
-            option = f"--{name.replace('_', '-')} {rest}"
-            raise ValueError(option if arm == "window" else f"--arms {arm}: {error}") from None
+            raise ValueError(f"--{name.replace('_', '-')} {rest}") from None
+        if arm in config.arms:
+            full_heads += sum(p.full_heads + (p.dilation == 1) for p in patterns)
     if config.nope and (config.positions != "rotary" or not full_heads):
-        words = "leaves rotary positions out of full heads, and there are none"
-        raise ValueError(f"--nope {words}: add --positions rotary --full-heads 1, or leave it out")
-    if shards > 1:
-        _check_shards(config)
+        raise ValueError(
+            "--nope leaves rotary positions out of full heads, and there are none: add --positions "
+            "rotary --full-heads 1, or leave it out"
+        )
 
 
 def _check_shards(config):
-    """Whether sequences can be cut over so many ranks; shards hold the windows and the sinks."""
+    """Can sequences be cut over so many ranks?  A shard must hold the window and the sinks."""
     if config.window_attention not in ("auto", "split"):
-        words = "over shards attention is split's: leave it out with --shard-sequence"
-        raise ValueError(f"--window-attention {config.window_attention}: {words}")
+        raise ValueError(
+            f"--window-attention {config.window_attention}: over shards attention is split's: "
+            "leave it out with --shard-sequence"
+        )
     if config.records_graphs:
         raise ValueError(
             "--compile reduce-overhead records no exchange between ranks: choose --compile default "

@@ -151,6 +151,11 @@ class ExperimentConfig:
         check_together(self)
 
     @property
+    def head_dim(self):
+        """Numbers in a query or key of one head."""
+        return self.d_model // self.n_heads
+
+    @property
     def data_ranks(self):
         """Ranks, or groups of those that share their sequences, that have rows of their own."""
         return self.world_size // self.shard_sequence

@@ -18,13 +18,13 @@ from training.trainer import release_memory
 def attention_used(config, arm, device):
     """What an arm's attention really runs at the configuration's shapes, as a JSON-like dict.
 
-    ``evaluation``: what it comes to, with "and" where layers differ.  ``kernels``: the names of
-    split's near and far kernel, else None.  ``operators``: PyTorch's attention operators in one
-    eager forward call; none for textbook attention, and where memory ran out or
+    ``evaluation``: the one that is taken, several with "and" where layers differ.  ``kernels``: the
+    names of split's near and far kernel, else None.  ``operators``: PyTorch's attention operators
+    in one eager forward call; none for textbook attention, and none where memory ran out or
     scaled_dot_product_attention has no fused kernel.
 
-    Call it between trainings: it forgets cached masks and compiled code (``release_memory``), and
-    inside ``deterministic_algorithms``, which rule out some kernels.
+    Call it between trainings, for it forgets cached masks and compiled code (``release_memory``),
+    and inside ``deterministic_algorithms``, for those rule out some kernels.
     Raises ValueError where the window arm is told to use split or flex and there is none here.
     """
     if config.shard_sequence > 1:
@@ -32,8 +32,7 @@ def attention_used(config, arm, device):
     evaluations, kernels, operators = [], None, []
     for evaluation, attend in _attention_of_layers(config, arm, device):
         if evaluation == "split":
-            head_dim = config.d_model // config.n_heads
-            kernels = split_kernels(device, getattr(torch, config.dtype), head_dim)
+            kernels = split_kernels(device, getattr(torch, config.dtype), config.head_dim)
             if kernels is None and config.window_attention == "auto":
                 evaluation = "masked"
         evaluations.append(evaluation)
@@ -53,10 +52,9 @@ def _used_over_shards(config, arm, device):
     """The same where every sequence is cut: attention/shards.py evaluates all arms."""
     if ARMS.get(arm) in TEXTBOOK:
         return {"evaluation": f"{ARMS[arm]} over shards", "kernels": None, "operators": []}
-    head_dim, dtype = config.d_model // config.n_heads, getattr(torch, config.dtype)
-    kernels = split_kernels(device, dtype, head_dim)
+    kernels = split_kernels(device, getattr(torch, config.dtype), config.head_dim)
     if kernels is None:
-        asked = f"{config.dtype} with head_dim {head_dim} on {device}"
+        asked = f"{config.dtype} with head_dim {config.head_dim} on {device}"
         raise UserError(f"--shard-sequence: no kernel for {asked}: leave it out, or choose another")
     return {"evaluation": "split over shards", "kernels": list(kernels), "operators": []}
 
@@ -69,14 +67,20 @@ def _attention_of_layers(config, arm, device):
     wanted = config.window_attention
     if wanted == "flex" and device.type != "cuda":
         raise UserError(f"--window-attention flex needs CUDA, not {device}: choose split or masked")
-    compiled, head_dim = config.compile != "none", config.d_model // config.n_heads
     for pattern in dict.fromkeys(patterns_of_arm(asdict(config), arm)):
-        about = config.seq_len, pattern, config.n_heads, getattr(torch, config.dtype), device
-        evaluation = (
-            attention_plan(*about, compiled, head_dim).evaluation if wanted == "auto" else wanted
-        )
-        options = pattern._asdict() | {"evaluation": wanted}
-        yield evaluation, partial(window_attention, **options)
+        evaluation = wanted
+        if wanted == "auto":
+            plan = attention_plan(
+                config.seq_len,
+                pattern,
+                config.n_heads,
+                getattr(torch, config.dtype),
+                device,
+                compiled=config.compile != "none",
+                head_dim=config.head_dim,
+            )
+            evaluation = plan.evaluation
+        yield evaluation, partial(window_attention, evaluation=wanted, **pattern._asdict())
 
 
 class _AttentionOperators(TorchDispatchMode):
@@ -93,9 +97,8 @@ class _AttentionOperators(TorchDispatchMode):
 
 
 def _dispatched_operators(attend, config, device):
-    """The attention operators of ``attend(q, k, v)`` on zeros, as the model's projection has it."""
-    head_dim = config.d_model // config.n_heads
-    shape = (config.sequences_at_once, config.seq_len, 3, config.n_heads, head_dim)
+    """The attention operators of ``attend(q, k, v)`` on zeros, in the layout of the model's."""
+    shape = (config.sequences_at_once, config.seq_len, 3, config.n_heads, config.head_dim)
     try:
         # gradients are wanted because PyTorch's choice of a kernel depends on them
         qkv = torch.zeros(
