@@ -10,6 +10,7 @@ evaluations whose cost follows the attended pairs: split (how it works), parts, 
 sinks; flex (a generated kernel); choose (which evaluation ``auto`` takes); rotary (positions);
 last (the last queries alone), cache (one new token); shards and exchange (one sequence over several
 GPUs); flash and hf (for what calls flash-attn, and for transformers, which hf.py alone imports).
+kept is the cache of masks and tables behind them.
 ``python -m attention`` draws a small pattern.
 """
 

@@ -40,7 +40,7 @@ def _by_products(q, parts, scale):
 
 
 def _by_kernel(kernel, q, parts, scale):
-    """The same from the kernel's output and log-sum-exp of every part: a softmax over those."""
+    """The same by a kernel: each part's output is weighted by the softmax of the log-sum-exps."""
     q = q.contiguous()
     outs, lses = [], []
     for k, v, _ in parts:
@@ -57,9 +57,10 @@ def decode_kernel(device, dtype, head_dim):
     """The name in ``KERNELS`` of the kernel that serves a step here; None: products serve it.
 
     The near kernel of split attention, but products in float32 on CUDA.  On 2 CPU cores in float32
-    it took 0.75 of the products' time at 4,096 tokens (B8 H4 D32), 1.13 at 16,384.  On an H200 in
-    bfloat16 cuDNN was the fastest in a CUDA graph, 0.71 to 0.96 of FlashAttention's time, but it
-    makes a new plan for every number of keys, and that grows as the text does: 46 to 52 ms a call.
+    the kernel took 0.75 of the products' time at 4,096 tokens (B8 H4 D32), 1.13 at 16,384.  On an
+    H200 in bfloat16 cuDNN was the fastest inside a CUDA graph, 0.71 to 0.96 of FlashAttention's
+    time, but it makes a new plan for every number of keys, and each token adds one: 46 to 52 ms a
+    call.
     """
     if (device.type, dtype) not in CHOICES or (device.type, dtype) == ("cuda", torch.float32):
         return None
@@ -80,9 +81,9 @@ class HeadCache:
     * near: a ring of w + 1 places, where slot j takes place j % (w + 1).  It holds just the window;
       the softmax does not ask for the order of its keys.
     * far: every d-th slot up to i - w - d, or i - w - phase where there is a phase.  All are of one
-      residue class modulo d, and a class lies in one piece, (B, H, d, length / d, D).  Taken as a
-      strided slice of the sequence, the same keys took 2 to 3 times as long on a CPU: memory is
-      read in longer pieces than a key.
+      residue class modulo d, and the store (B, H, d, length / d, D) has the slots of a class side
+      by side.  As a strided slice of the sequence the same keys took 2 to 3 times as long on a CPU,
+      for memory is read in pieces longer than a key.
 
     The sinks have a store of their own.  For full heads the ring is as long as the sequence.
     """
@@ -95,7 +96,7 @@ class HeadCache:
         self.dilation = head.dilation if head.dilation > 1 else 0
         class_length = -(-length // self.dilation) if self.dilation else 0
 
-        def zeros(*places):  # a masked sink's weight is 0, which takes a finite value
+        def zeros(*places):  # not empty: a masked sink's weight of 0 wants a finite value
             return torch.zeros((2, B, H, *places, D), dtype=dtype, device=device)
 
         self.near = zeros(self.ring)
@@ -125,8 +126,7 @@ class HeadCache:
     def parts(self, slot):
         """What the token in ``slot`` attends to: (k, v, kept) for near, far and sink keys.
 
-        k and v (B, H, n, D); kept (n,) for the sinks, some of which may be near or far keys, or
-        None for all.
+        k and v (B, H, n, D).  kept: None, or which of n sinks are neither near nor far keys, (n,).
         """
         parts = [(*self.near[:, :, :, : slot + 1], None)]
         last_far = slot - self.head.nearest_far()
@@ -140,9 +140,9 @@ class HeadCache:
 
 
 class KeyValueCache:
-    """Keys and values of up to ``length`` tokens of one layer: a ``HeadCache`` for all like heads.
+    """Keys and values of up to ``length`` tokens of one layer, like heads in one ``HeadCache``.
 
-    So it holds everything for full heads alone, for window heads w + 1 tokens.
+    So full heads keep all tokens, and heads with a bare window no more than w + 1.
     """
 
     def __init__(self, shape, length, pattern, dtype=torch.float32, device="cpu", n_heads=None):

@@ -14,7 +14,7 @@ from attention.pattern import Pattern, whole
 from attention.split import split_attention, split_kernels
 
 EVALUATIONS = ("auto", "dense", "masked", "split", "flex")
-MOST_SINKS = 256  # beyond them auto leaves split alone, whose sink part has scores (B, H, S, N)
+MOST_SINKS = 256  # with more auto does not take split, whose sink part has scores (B, H, S, N)
 # Tokens from which split beats masked, by device type and dtype.  Measured with
 # benchmark_attention.py, forward and backward, w96 d4, split against masked, in ms.  2 CPU cores,
 # torch 2.13.0, B1 H4 D32: 4.8 to 3.8 at 384 tokens, 5.7 to 8.2 at 512.  H200, torch 2.11, B8 H16
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
 
 
 def _kind_of(pattern):
-    """What its heads are, a key of FLEX_TO."""
+    """What the heads that are not full attend to: a key of FLEX_TO."""
     if pattern.dilation:
         return "staggered" if pattern.stagger else "far"
     return "window and full heads" if pattern.full_heads else "window"
@@ -59,8 +59,8 @@ def attention_plan(
 ):
     """The ``Plan`` of ``auto``: what it picks for a length, a ``Pattern``, a dtype and a device.
 
-    device: a torch.device or its type, "cpu" or "cuda"; it need not be there.
-    compiled: whether the caller is compiled, without which there is no flex.
+    device: a torch.device or its type, "cpu" or "cuda"; this machine need not have it.
+    compiled: whether the caller is compiled; if not, ``auto`` never picks flex.
     """
     seq_len, pattern = whole("seq_len", seq_len), pattern.checked(n_heads)
     device_type = torch.device(device).type
@@ -88,27 +88,28 @@ def window_attention(
 ):
     """Causal attention over the sliding-window + dilated pattern of ``may_attend``.
 
-    q: (B, S, H, D), any floating dtype.  k, v: the same, or with a divisor of H heads, each of
-    which serves H / that many neighbouring heads of q (grouped queries).  Returns (B, S, H, D).
-    q may have fewer tokens, those of the last queries (a step of decoding, or a chunk, over a cache
-    of keys and values): then there are ``masked`` and ``auto``, which for one query without
-    gradients reads the keys of its pattern alone, and else is masked.
-    scale: what the scores are multiplied by, 1 / sqrt(D) by default; q takes on another one.
+    q: (B, S, H, D), any floating dtype.  k, v: the same, or with fewer heads, a divisor of H: then
+    each serves as many neighbouring heads of q (grouped queries).  Returns (B, S, H, D).
+    q may have fewer tokens than k and v, the last ones: a step of decoding, or a chunk, over a
+    cache.  Then there are only ``masked`` and ``auto``.  For one query without gradients ``auto``
+    reads nothing but the keys of its pattern; otherwise it is ``masked``.
+    scale: what the scores are multiplied by, 1 / sqrt(D) by default; for another one q is scaled.
     evaluation: ``dense`` (textbook), ``masked`` (scaled_dot_product_attention with the cached
     mask), ``split`` (cost follows the attended pairs), ``flex`` (one FlexAttention call, to be
     compiled on CUDA) or ``auto`` (see ``attention_plan``); all give the same result within
     rounding.  Inside torch.autocast all compute in its dtype, as scaled_dot_product_attention does.
-    ``dense`` alone has second derivatives and forward-mode ones; a program of torch.export has one
+    Only ``dense`` has second and forward-mode derivatives.  A program of torch.export has one fixed
     length, and with ``split`` no gradients.
-    heads: how they differ, of full_heads, stagger and first_phase, see ``pattern.Pattern``.
+    heads: how they differ: full_heads, stagger and first_phase of ``pattern.Pattern``.
 
     A key outside a query's pattern has no influence on its result while keys and values are finite.
-    Where one is not, the query's result is its own or not finite, never another number, and other
-    batches and heads keep theirs (tested on a CPU); which queries are hit differs between
-    evaluations, and nothing is promised of gradients.  So fill padding with finite numbers.
+    Where one is not, the query's result is either the right one or not finite, never a wrong
+    number, and other batches and heads are not affected (tested on a CPU).  Which queries become
+    not finite differs between evaluations, and nothing is promised of gradients.  So fill padding
+    with finite numbers.
 
-    Raises ValueError for tensors that do not fit one another, for what is no pattern, an unknown
-    evaluation, or one that is not to be had for these tensors.
+    Raises ValueError for tensors that do not fit one another, for what is no pattern, for an
+    unknown evaluation, and for one that these tensors cannot have.
     """
     q, k, v = checked(q, k, v, fewer_queries=True)
     pattern = Pattern(window_size, dilation, sink_tokens, **heads).checked(q.shape[2])
@@ -124,7 +125,7 @@ def window_attention(
 
 
 def _evaluate_last(q, k, v, pattern, evaluation):
-    """The same where q has fewer tokens than k and v."""
+    """Attention where q has fewer tokens than k and v."""
     if evaluation not in ("auto", "masked"):
         raise ValueError(f"{evaluation} needs as many queries as keys: choose masked or auto")
     evaluate = by_slices if evaluation == "auto" and can_gather(q, k, v) else by_mask
@@ -133,17 +134,17 @@ def _evaluate_last(q, k, v, pattern, evaluation):
 
 def _evaluate(q, k, v, pattern, evaluation):
     """Attention over a ``Pattern`` by the evaluation of that name."""
-    # torch.compile(dynamic=True) may have symbols for them, in which no cache can look anything up
+    # plain ints: torch.compile(dynamic=True) may have symbols here, which are no keys for a cache
     seq_len, n_heads, head_dim = map(operator.index, q.shape[1:])
-    planned, compiled = evaluation == "auto", torch.compiler.is_compiling()
+    compiled = torch.compiler.is_compiling()
     # torch.compile resolves transforms itself
     transformed = not compiled and torch._C._are_functorch_transforms_active()
     if transformed and evaluation == "split":
         remedy = "choose dense, or masked for all but jvp"
         raise ValueError(f"split attention has no torch.func transforms: {remedy}")
+    planned = evaluation == "auto"
     if planned:
-        about = q.dtype, q.device, compiled, head_dim
-        plan = attention_plan(seq_len, pattern, n_heads, *about)
+        plan = attention_plan(seq_len, pattern, n_heads, q.dtype, q.device, compiled, head_dim)
         evaluation = "masked" if transformed else plan.evaluation
     if evaluation == "flex":
         return flex_over_pattern(q, k, v, pattern)

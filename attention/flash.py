@@ -28,9 +28,10 @@ def flash_attn_func(
 ):
     """Causal attention of q (B, M, H, D), the last M queries, to k and v (B, S, heads, D).
 
-    window_size: (w, 0); with w = -1 all keys before.  The second number says nothing where
+    window_size: (w, 0); with w = -1 all keys before.  The second number means nothing, for
     attention is causal.  The last four are the pattern's, see ``window_attention``.
-    Returns (B, M, H, D).  Raises ValueError for what this attention cannot do, or does not fit.
+    Returns (B, M, H, D).  Raises ValueError for what this attention cannot do, and for tensors that
+    do not fit.
     """
     beyond = {
         "dropout_p > 0": dropout_p,

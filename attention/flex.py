@@ -16,8 +16,8 @@ from attention.pattern import may_attend
 # 0.96 (H100, torch 2.11, bfloat16, w96 d0 with 1 full head of 8, 4,096 and 16,384 tokens); other
 # tiles backward were slower.
 FORWARD_TILES = {"BLOCK_M": 64, "BLOCK_N": 64}
-# Variants of one function that torch.compile keeps here.  Its own limit is 8; what comes later it
-# runs eagerly, with a warning alone, or refuses where the graph must be whole.
+# How many variants of one function torch.compile keeps here.  Its own limit is 8: further ones run
+# eagerly after no more than a warning, or are refused where the graph must be whole.
 MOST_COMPILED = 256
 
 
@@ -54,7 +54,7 @@ def flex_in_graph(q, k, v, *pattern):
         by_window = may_attend(query, key, window_size, dilation, sink_tokens, phase)
         return by_window | ((head < full_heads) & (query >= key))
 
-    # made here, for torch.compile takes tensors as constants, but no BlockMask
+    # made here: torch.compile can take the tensors as constants, but not a BlockMask
     block_mask = BlockMask(
         seq_lengths=(seq_len, seq_len),
         kv_num_blocks=partial[0],

@@ -13,8 +13,7 @@ from attention.pattern import FULL
 def checked(q, k, v, fewer_queries=False):
     """q, k and v in autocast's dtype; ValueError, with what differs, where they do not fit.
 
-    The heads of k and v may be fewer than those of q, a divisor of them; with ``fewer_queries`` q
-    may have fewer tokens.
+    k and v may have fewer heads than q, a divisor; with ``fewer_queries`` q may have fewer tokens.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point():
@@ -96,8 +95,9 @@ def causal_dense_attention(q, k, v, first=0):
 
     first: the position of the first query, where q has fewer tokens than k and v.
     """
-    # torch.compile(dynamic=True) may have a symbol for it, in which no cache can look anything up
-    mask = cached_mask(operator.index(k.shape[1]), 1, q.device, None, *FULL)
+    # a plain int: torch.compile(dynamic=True) may have a symbol here, which is no key for a cache
+    seq_len = operator.index(k.shape[1])
+    mask = cached_mask(seq_len, 1, q.device, None, *FULL)
     return textbook(q, k, v, mask[first : first + q.shape[1]])
 
 
@@ -118,7 +118,7 @@ def published_attention(q, k, v, first=0):
 
 
 TEXTBOOK = ("dense", "published")  # hold the scores of all pairs
-# of q, k and v as a model makes them, which always fit
+# for q, k and v as a model makes them, which always fit
 FULL_ATTENTION = {
     "fused": sdpa,
     "dense": causal_dense_attention,

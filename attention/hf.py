@@ -4,15 +4,15 @@
     config = LlamaConfig(..., window_size=96, dilation=4)  # and full_heads, stagger, sink_tokens
     model = LlamaForCausalLM._from_config(config, attn_implementation="window_dilated")
 
-The pattern is that of every layer of full attention.  Layers with a sliding window of their own
-(Gemma's, Qwen's ``sliding_attention``) keep it and go the way of ``sdpa``: their cache forgets what
-lies before it.  There ``sliding_window=W`` is W keys, which is window_size W - 1 here.
+Every layer of full attention gets the pattern.  Layers with a sliding window of their own (Gemma's,
+Qwen's ``sliding_attention``) keep it and are computed as by ``sdpa``, for their cache forgets what
+lies before the window.  There ``sliding_window=W`` is W keys, which is window_size W - 1 here.
 
 A batch without padding goes to ``window_attention``, and so does a step of ``generate``.  Padding,
 packed sequences, chunks, static caches and compiled training (where transformers cannot see that
-nothing is packed) take scaled_dot_product_attention with a mask that holds the pattern.  Such a
-mask of your own, (B, 1 or H, M, S), is taken as it is.  Distances are those of the places in a row;
-the sinks are the first tokens of a sequence that are not padding.
+nothing is packed) take scaled_dot_product_attention with a mask that holds the pattern.  A mask of
+your own, (B, 1 or H, M, S), is taken as it is.  Distances are counted in places of a row, padding
+included; the sinks are the first tokens of a sequence that are not padding.
 """
 
 import torch
@@ -59,7 +59,7 @@ def window_dilated_mask(
     query = torch.arange(q_length, device=mask.device)[:, None] + q_offset
     key = torch.arange(kv_length, device=mask.device) + kv_offset
     seen = heads_mask(query, key, kv_length + kv_offset, n_heads, pattern)
-    seen = seen | (key > query)  # the model's to say, as of tokens within an image
+    seen = seen | (key > query)  # left to the model's mask, as for tokens within an image
     if pattern.sink_tokens:  # counted from a sequence's own first token
         seen = seen | (mask.cumsum(dim=-1) <= pattern.sink_tokens)
     return mask & seen

@@ -1,4 +1,4 @@
-"""What is made once for its arguments and kept: masks, tables, which kernels work."""
+"""A cache for what is made once for its arguments: masks, tables, which kernels work."""
 
 import functools
 import threading
@@ -9,11 +9,11 @@ import torch
 
 
 def constant_of_a_graph(function):
-    """``torch.compiler.assume_constant_result``, which would load the compiler to set one mark.
+    """A decorator: Dynamo does not trace into the function, its result is a constant of the graph.
 
-    Dynamo may not trace into a cache: it takes the function's result as a constant of its graph.
-    Return a tensor in a tuple or a list: a bare one it takes for the first that it has met.
-    Loading the compiler costs seconds, also for those who compile nothing.
+    The result must have its tensors in a tuple or a list: Dynamo would take a bare one for the
+    first that it has met.  This is ``torch.compiler.assume_constant_result``, which sets the same
+    mark but loads the compiler to do so; that costs seconds, also for those who compile nothing.
     """
     function._dynamo_marked_constant = True
     return function
@@ -25,12 +25,13 @@ def recording():
 
 
 def kept(most):
-    """A decorator: the ``most`` results that were used last are kept, none of them from a mode.
+    """A decorator: the ``most`` results that were used last are kept, None: all of them.
 
-    The first caller may be inside of autocast, inference_mode, checkpointing, fake tensors, a
-    functorch transform or another default device, and what was made there would be wrong for all
-    others.  Such modes belong to a thread, so that the function runs on one of its own.  What is
-    made while a CUDA graph is recorded lies in the graph's memory: it is not kept.
+    Whatever mode the caller is in has no influence on them.  The first caller may be inside of
+    autocast, inference_mode, checkpointing, fake tensors, a functorch transform or another default
+    device, and what was made there would be wrong for all others.  Such modes belong to a thread,
+    so the function runs on a thread of its own.  What is made while a CUDA graph is recorded lies
+    in the graph's memory: it is not kept.
     """
 
     def decorate(function):
@@ -52,7 +53,7 @@ def kept(most):
             return made
 
         def clear():
-            """Forget them and empty those that are lists: Dynamo holds a constant for good."""
+            """Forget the results.  Lists are emptied, for Dynamo never lets go of a constant."""
             with lock:
                 for result in results.values():
                     if isinstance(result, list):

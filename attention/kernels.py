@@ -1,4 +1,4 @@
-"""PyTorch's attention kernels by their underscored operators: every one of them stands here.
+"""PyTorch's attention kernels, called by their underscored operators; no other module calls them.
 
 The operators may change with PyTorch's version: ``split.split_kernels`` tries them before any use.
 Shapes: N batch or pieces of it, H heads, D head_dim.
@@ -25,22 +25,22 @@ class Kernel(NamedTuple):
     ``forward(q, k, v, seen, scale)`` -> out, lse and ``backward(gradient, q, k, v, out, lse, seen,
     scale)`` -> dq, dk, dv take q (N, H, length, D) and k, v (N, H, keys, D); lse (N, H, length) is
     the log-sum-exp of every query's scores.
-    seen: which keys a query sees.  CAUSAL: the first query the first key, the second two, and so
-    on.  ALL_KEYS.  A number w: the last query the last w + 1 keys, the one before it those one
-    earlier, and so on.
+    seen: which keys a query sees.  CAUSAL: the first query sees the first key, the second the first
+    two, and so on.  ALL_KEYS.  A number w: the last query sees the last w + 1 keys, the one before
+    it the w + 1 keys that end one earlier, and so on.
     """
 
     forward: Callable
     backward: Callable
-    # the least queries of a near piece; None: the kernel takes a window over a whole sequence
+    # the fewest queries of a near chunk; None: the kernel takes windows, so nothing is cut
     least_chunk: int | None
-    # the far part's keys are read up to a multiple of this: cuDNN is 4 % slower otherwise (H200)
+    # the far part reads a multiple of so many keys: with others cuDNN is 4 % slower (H200)
     multiple: int = 1
 
 
 def _window_bias(q, k, window_size):
     """What is added to the scores of q (N, H, length, D) and k: 0, or minus infinity."""
-    # on CUDA made anew: a recorded graph must own what it reads
+    # on CUDA made anew each time: a recorded graph must own what it reads
     build = _kept_bias if q.device.type == "cpu" else _build_bias
     return build(q.shape[2], k.shape[2], window_size, q.dtype, q.device)
 
@@ -76,8 +76,8 @@ def _cpu_backward(gradient, q, k, v, out, lse, seen, scale):
 
 
 # The CPU's backward kernel works through causal attention in tiles of 512 keys by up to 256
-# queries and computes all of a tile, also what lies above the diagonal.  A call for each block of
-# keys, with the queries from the block's first key on, leaves less of that.  Measured on 2 CPU
+# queries and computes all of a tile, also what lies above the diagonal.  One call for each block
+# of keys, with the queries from the block's first key on, wastes less.  Measured on 2 CPU
 # cores, D32 and D64, against one call: 0.8 of the time at a length of 464, 0.9 at 1,000 and 2,000,
 # 0.95 at 4,096, and nothing gained at 232.  An eighth of the length was the best block or near it.
 SHORTEST_KEY_BLOCK, LONGEST_KEY_BLOCK = 128, 256
@@ -100,7 +100,10 @@ def _causal_by_keys(gradient, q, k, v, out, lse, scale):
 
 
 def _no_random_state(q):
-    """The backward operators want the dropout's random state, which nothing reads without one."""
+    """A stand-in for the random state of dropout, which the backward operators ask for.
+
+    Without dropout nothing reads it.
+    """
     return [torch.empty(0, dtype=torch.int64, device=q.device) for _ in range(2)]
 
 
@@ -141,11 +144,11 @@ def _cudnn_forward(q, k, v, seen, scale):
 
 
 def _token_by_token(*tensors):
-    """The same where a token's heads lie side by side, else copies (N, H, length, D) that do.
+    """The tensors, copied where the heads of a token do not lie side by side in memory.
 
-    PyTorch (2.11) keeps cuDNN's plans by the strides of q, k and v alone, so that gradients are
-    wrong where out or its gradient had other strides in the first call with such q, k and v.  In
-    this layout, which models have, all callers agree on them.
+    PyTorch (2.11) looks cuDNN's plans up by the strides of q, k and v alone, so gradients are wrong
+    where out or its gradient had other strides in the first call with such q, k and v.  With this
+    layout, the one that models have, all callers agree on the strides.
     """
     if tensors[0].stride(1) == tensors[0].shape[3]:
         return tensors
@@ -163,8 +166,8 @@ def _cudnn_backward(gradient, q, k, v, out, lse, seen, scale):
 
 
 # The memory-efficient kernel's mask types, and the multiple to which it pads its log-sum-exp.  It
-# has a window of its own, but where there are more keys than queries its backward is wrong then
-# (torch 2.11): a bias takes its place.
+# has windows of its own, but with more keys than queries their gradients are wrong (torch 2.11): a
+# bias takes their place.
 _EFFICIENT_UNMASKED, _EFFICIENT_CAUSAL, _EFFICIENT_LSE = 0, 1, 32
 
 
@@ -214,7 +217,7 @@ CHOICES = {
     ("cuda", torch.float16): [("flash", "cudnn"), ("flash", "flash")],
     ("cuda", torch.float32): [("efficient", "efficient")],
 }
-CUDA_HEAD_DIM = 8  # CUDA kernels take multiples: other head dimensions are padded with zeros
+CUDA_HEAD_DIM = 8  # CUDA kernels take multiples of it: others are padded with zeros
 
 
 def with_padded_heads(attend, q, k, v):

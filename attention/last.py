@@ -1,6 +1,6 @@
-"""Attention of the last queries alone, over keys and values as they lie: a step, or a chunk.
+"""Attention of the last queries alone, a step of decoding or a chunk, over all keys in order.
 
-For those who keep a plain cache of their own; cache.py stores the keys as a step reads them.
+For callers that keep a plain cache of their own; cache.py stores the keys as a step reads them.
 Shapes: q and the result (B, M, H, D) for the last M of S tokens; k and v (B, S, heads, D), where
 every head serves H / heads neighbouring heads of q.
 """
@@ -17,7 +17,7 @@ from attention.split import all_heads
 
 
 def can_gather(q, k, v):
-    """Is it one query without gradients, which the kernels of a step take?"""
+    """Can ``by_slices`` serve it: one query, without gradients, of a size that kernels take?"""
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     transformed = torch._C._are_functorch_transforms_active()
     fits = not q.is_cuda or q.shape[3] % CUDA_HEAD_DIM == 0
@@ -25,7 +25,7 @@ def can_gather(q, k, v):
 
 
 def by_mask(q, k, v, pattern):
-    """Every score is computed, those outside the ``Pattern`` are thrown away."""
+    """Attention of the last queries by a mask: scores outside the ``Pattern`` are thrown away."""
     position, n_heads = torch.arange(k.shape[1], device=q.device), q.shape[2]
     mask = heads_mask(position[-q.shape[1] :, None], position, len(position), n_heads, pattern)
     return sdpa(q, *repeated(k, v, n_heads), mask)

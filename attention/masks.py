@@ -1,4 +1,4 @@
-"""The pattern as a mask, as what is added to scores, or as lists of tiles that are not empty.
+"""The pattern as a mask, as a bias of the scores, or as lists of the tiles that are not empty.
 
 Each is built once and shared by layers and steps.
 """
@@ -12,8 +12,9 @@ from attention.pattern import Pattern, may_attend
 def cached_mask(seq_len, n_heads, device, bias_dtype, *pattern):
     """Who attends to whom, built once for its arguments, (S, S) or (H, S, S); do not write to it.
 
-    pattern: the values of a ``Pattern``.  bias_dtype: None for a mask, True = may attend; else its
-    ``as_bias``, which scaled_dot_product_attention would make from the mask again in every call.
+    pattern: the values of a ``Pattern``.
+    bias_dtype: None for a mask of bools, True = may attend.  With a dtype it is ``as_bias``, which
+    scaled_dot_product_attention would otherwise make from the mask in every call.
     """
     (mask,) = _kept_mask(seq_len, n_heads, device, bias_dtype, *pattern)
     return mask
@@ -22,7 +23,7 @@ def cached_mask(seq_len, n_heads, device, bias_dtype, *pattern):
 @constant_of_a_graph
 @kept(16)
 def _kept_mask(seq_len, n_heads, device, bias_dtype, *pattern):
-    """``cached_mask`` in a list, which can be emptied of it."""
+    """``cached_mask`` in a list, which ``clear_mask_cache`` empties."""
     position = torch.arange(seq_len, device=device)
     mask = heads_mask(position[:, None], position, seq_len, n_heads, Pattern(*pattern))
     return [mask if bias_dtype is None else as_bias(mask, bias_dtype)]
@@ -44,7 +45,7 @@ def heads_mask(query, key, seq_len, n_heads, pattern):
 
 
 def as_bias(mask, dtype):
-    """What is added to the scores for a bool mask: 0 where it is True, else minus infinity."""
+    """What is added to the scores in place of a mask: 0 where it is True, else minus infinity."""
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return bias.masked_fill_(~mask, float("-inf"))
 
@@ -55,10 +56,10 @@ TILE = 128  # queries and keys of a tile
 @constant_of_a_graph
 @kept(16)
 def cached_tiles(seq_len, n_heads, device, *pattern):
-    """Which tiles of TILE queries by TILE keys a ``Pattern`` fills, in the lists of FlexAttention.
+    """Which tiles of TILE queries by TILE keys a ``Pattern`` fills, as FlexAttention wants to know.
 
-    Four lists, each (counts (1, H, tiles), numbers (1, H, tiles, tiles)) in int32: the partly full
-    tiles of every row of tiles, the full ones, then both for every column.
+    Four pairs (counts (1, H, tiles), numbers (1, H, tiles, tiles)) in int32: the partly full tiles
+    of every row of tiles, the full ones of every row, then both again for every column.
     """
     heads = Pattern(*pattern).of_heads(n_heads)
     kinds = {head: _tiles(seq_len, head, device) for head in heads}
@@ -68,7 +69,7 @@ def cached_tiles(seq_len, n_heads, device, *pattern):
 
 
 def _tiles(seq_len, head, device):
-    """Which tiles have an attended pair, and which only such; (tiles, tiles) each, rows queries."""
+    """Which tiles have attended pairs, which have no others; (tiles, tiles) each, rows queries."""
     window_size, dilation, sink_tokens, phase = head
     first = torch.arange(0, seq_len, TILE, device=device)
     last = (first + TILE - 1).clamp(max=seq_len - 1)

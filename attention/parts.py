@@ -1,4 +1,4 @@
-"""A part of split attention, full, near or far, by its kernel, and several parts at once."""
+"""Computes a part of split attention (full, near or far) by its kernel, or several at once."""
 
 import functools
 import math
@@ -30,7 +30,7 @@ def forward(q, k, v, part, scale):
 
 
 def _forward_at_once(q, k, v, pieces, part, scale):
-    """The same by one call, whose results need no copy."""
+    """``forward`` where one call does it all, so that its results need no copy."""
     out, lse = part.kernel.forward(*_views(pieces, q, k, v), part.seen, scale)
     B, S, H, _ = q.shape
     lse = lse.reshape(B, pieces.count, H, pieces.length).permute(0, 2, 3, 1)
@@ -80,10 +80,10 @@ def _in_order(pieces, batches, heads):
 def side_by_side(device, functions):
     """What each of the functions returns; on CUDA their kernels may run at the same time.
 
-    No part alone fills a GPU to its end, and the backward kernels begin and end with passes that
-    only move memory.  Near and far, forward and backward, compiled, took 0.95 of the time one after
-    the other at 1,024 tokens (H200, B8 H16 D32), 0.96 at 4,096 and 0.99 from 16,384 on (B1 H16
-    D64).
+    A part alone leaves some of a GPU idle at its end, and the backward kernels begin and end with
+    passes that only move memory.  Side by side, near and far took 0.95 of their time one after the
+    other at 1,024 tokens (H200, B8 H16 D32, forward and backward, compiled), 0.96 at 4,096 and 0.99
+    from 16,384 on (B1 H16 D64).
     """
     if device.type != "cuda":
         return [function() for function in functions]
@@ -102,11 +102,11 @@ def side_by_side(device, functions):
 
 @functools.cache
 def _side_stream(stream, number):
-    """A stream that only works between a wait for ``stream`` and one of ``stream`` for it.
+    """A side stream, which first waits for ``stream``, and for which ``stream`` waits afterwards.
 
-    Tensors made on it may therefore be used and freed on ``stream`` as if they were its own.
-    PyTorch hands streams out in turn and again; few programs take any of high priority.  (One of
-    ordinary priority would gain another 1 to 2 % from 16,384 tokens on.)
+    So tensors made on it may be used and freed on ``stream`` as if they were made there.
+    Why of high priority: PyTorch hands out the same few streams again and again, and few programs
+    take one of these.  (Ordinary priority would gain another 1 to 2 % from 16,384 tokens on.)
     """
     return torch.cuda.Stream(stream.device, priority=-1)
 

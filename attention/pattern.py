@@ -7,7 +7,7 @@ import torch
 
 
 def whole(name, value, least=0):
-    """The value as an int, also one of numpy's; ValueError unless it is whole and at least that."""
+    """The value as an int, numpy's too; ValueError where it is not whole or below ``least``."""
     try:
         number = operator.index(None if isinstance(value, bool) else value)
     except TypeError:
@@ -79,7 +79,7 @@ class Pattern(NamedTuple):
     first_phase: int = 0
 
     def checked(self, n_heads):
-        """The same in plain ints; ValueError where this is no pattern for ``n_heads`` heads."""
+        """The pattern in plain ints; ValueError where it is none for ``n_heads`` heads."""
         whole("n_heads", n_heads, 1)
         if self.stagger not in (True, False):
             raise ValueError(f"stagger must be True or False, got {self.stagger!r}")
@@ -105,10 +105,10 @@ class Pattern(NamedTuple):
         return HeadPattern(self.window_size, self.dilation, self.sink_tokens, phase)
 
     def like_heads(self, seq_len, n_heads):
-        """The heads that see the same at this length: (HeadPattern, slice of the heads) of each.
+        """The groups of heads that see the same at this length: (HeadPattern, slice of the heads).
 
-        The fewest numbers say what they see: a window over everything is a full head, and there is
-        no dilation where no far key lies.
+        Each HeadPattern is in its fewest numbers: a window over everything is a full head, and a
+        dilation that reaches no far key is 0.
         """
         full, step = self.full_heads, self.dilation if self.stagger else 1
         groups = [(FULL_HEAD, slice(0, full, 1))] if full else []
@@ -128,7 +128,7 @@ FULL = Pattern(0, 1)
 
 
 def _least(head, seq_len):
-    """The same pattern at this length in the fewest numbers."""
+    """The ``HeadPattern`` that means the same at this length, in the fewest numbers."""
     window_size, dilation, sink_tokens, phase = head
     if is_full_causal(seq_len, window_size, dilation, sink_tokens):
         return FULL_HEAD

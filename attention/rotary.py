@@ -24,8 +24,8 @@ def check_positions(positions, head_dim):
 def rotate(x, first_position=0):
     """Queries or keys x (B, S, H, D) turned by their positions, the first being first_position.
 
-    The numbers m and m + D/2 are a plane (as in GPT-NeoX), which position p turns by the angle
-    p * 10,000^(-2m/D).  Computed in float32 or more; the result has x's dtype.
+    The numbers m and m + D/2 of a head form a plane (as in GPT-NeoX), which position p turns by the
+    angle p * 10,000^(-2m/D).  Computed in float32 or more; the result has x's dtype.
     Raises ValueError for an odd D, another rank, numbers that are no floats, a position below 0.
     """
     if x.ndim != 4 or not x.is_floating_point():

@@ -24,10 +24,10 @@ def _sink_products(q, k, v, head, scale, first):
 
 
 def merge_sinks(out, lse, q, k, v, head, scale, first=0):
-    """The softmax over the sinks too, from out (B, S, H, D) and lse (B, H, S) of the other keys.
+    """Merge the sinks into out (B, S, H, D) and lse (B, H, S) of the other keys; returns both.
 
-    Every query has its own key among the others, so that its lse is finite; where no sink is left
-    to it, the sinks' is minus infinity and their weight exactly 0.
+    Every query has its own key among the others, so its lse is finite.  A query for which no sink
+    is left has minus infinity as the sinks' lse, and their weight is exactly 0.
     """
     *_, v, scores = _sink_products(q, k, v, head, scale, first)
     merged_lse = torch.logaddexp(lse, scores.logsumexp(-1))

@@ -38,22 +38,16 @@ from attention.full import dense_attention
 from attention.kept import constant_of_a_graph, kept, recording
 from attention.kernels import CHOICES, with_padded_heads
 from attention.masks import cached_mask
-from attention.parts import (
-    backward,
-    empty_results,
-    forward,
-    readable,
-    side_by_side,
-)
+from attention.parts import backward, empty_results, forward, readable, side_by_side
 from attention.pattern import HeadPattern, Pattern
 from attention.pieces import foldable, parts_of_head
 from attention.sinks import merge_sinks, sink_backward
 
 
-# To torch.compile the two operators are closed boxes; what it can fuse stands outside of them.
-# Of every group of like heads they take q, k and v, (B, S, H, D) with its own H, and the four
-# numbers of its HeadPattern; what they return lists the groups' parts in the order of
-# ``_all_parts``, each with the M queries from its first on.
+# torch.compile cannot look into these two operators; what it can fuse stands outside of them.  For
+# each group of like heads they take q, k and v, (B, S, H, D) with the group's own H, and the four
+# numbers of its HeadPattern.  They return the results of all parts in one flat list, in the order
+# of ``_all_parts``, each for the M queries from the part's first on.
 @torch.library.custom_op("window_attention::parts", mutates_args=())
 def _parts(
     qkv: list[torch.Tensor], patterns: list[int], scale: float, near_kernel: str, far_kernel: str
@@ -99,7 +93,7 @@ def _parts_backward(
     near_kernel: str,
     far_kernel: str,
 ) -> list[torch.Tensor]:
-    """The shares of dq (B, M, H, D), dk and dv of all parts; those of the keys that it reads.
+    """Each part's shares of dq (B, M, H, D), and of dk and dv for the keys that it reads.
 
     outs and lses are the merged ones of every group.
     """
@@ -122,7 +116,7 @@ def _(gradients, qkv, outs, lses, patterns, scale, near_kernel, far_kernel):
 
 
 def _no_gradient(ctx, *gradients):
-    """SplitAttention has the gradients; a program of torch.export keeps nothing but ``_parts``."""
+    """``SplitAttention`` has the gradients, but of it torch.export keeps ``_parts`` alone."""
     raise RuntimeError("exported split attention has no gradients: export dense or masked")
 
 
@@ -130,13 +124,13 @@ _parts.register_autograd(_no_gradient)
 
 
 def merge(out, lse, far_out, far_lse):
-    """The softmax over the near and the far keys from those of each; returns out and lse.
+    """Merge the near and the far part into one softmax over the keys of both; returns out and lse.
 
-    out (B, S, H, D) and lse (B, H, S): the near part's, which may be overwritten; far_out and
-    far_lse: those of the late queries.  The weight of the far part is the sigmoid of
-    the difference of the log-sum-exps.  Queries without far keys stay out of it; where there are
-    such all the same, their far_out is 0 and their far_lse minus infinity, or out and lse are,
-    never both.
+    out (B, S, H, D) and lse (B, H, S): the near part's, which may be overwritten.  far_out and
+    far_lse: the far part's, for the late queries alone.  Its weight is the sigmoid of the
+    difference of the log-sum-exps.
+    A late query may have no keys in one of the two, whose out is then 0 and whose lse is minus
+    infinity, but never in both.
     """
     first = out.shape[1] - far_out.shape[1]
     late_out, late_lse = out[:, first:], lse[:, :, first:]
@@ -161,7 +155,7 @@ def merge(out, lse, far_out, far_lse):
 
 
 def _merged(head, q, k, v, parts, scale):
-    """A group's out and lse from those of its parts, which the iterator ``parts`` gives."""
+    """A group's out and lse, merged from those of its parts, the next ones of ``parts``."""
     out, lse = next(parts), next(parts)
     if head.dilation > 1:
         out, lse = merge(out, lse, next(parts), next(parts))
@@ -172,7 +166,7 @@ def _merged(head, q, k, v, parts, scale):
 
 
 def _added_up(head, gradient, q, k, v, out, lse, parts, scale):
-    """A group's dq, dk and dv from the shares of its parts, which the iterator ``parts`` gives."""
+    """A group's dq, dk and dv, the sums of its parts' shares, the next ones of ``parts``."""
     dq, dk, dv = next(parts), next(parts), next(parts)
     if head.dilation > 1:
         far_dq, far_dk, far_dv = next(parts), next(parts), next(parts)
@@ -191,7 +185,7 @@ def _added_up(head, gradient, q, k, v, out, lse, parts, scale):
 def all_heads(found, groups):
     """The groups' tensors (B, S, ., D) as one (B, S, H, D), each head at its place.
 
-    groups: of each a tuple that ends with the slice of its heads.
+    groups: for each group a tuple that ends with the slice of its heads.
     """
     if len(found) == 1:
         return found[0]
@@ -203,7 +197,7 @@ def all_heads(found, groups):
 
 
 class SplitAttention(torch.autograd.Function):
-    """Full heads, and near, far and sink part of the others, merged; see the top of this file."""
+    """Full heads, and the merged near, far and sink parts of the others; see the file's top."""
 
     @staticmethod
     def forward(ctx, q, k, v, scale, near_kernel, far_kernel, *pattern):
@@ -235,7 +229,7 @@ class SplitAttention(torch.autograd.Function):
         gradients = [gradient[:, :, heads] for _, heads in groups]
         outs = [out[:, :, heads] for _, heads in groups]
         for number, (head, _) in enumerate(groups):
-            if head.dilation:  # cuDNN's plans want all of one layout, see kernels.py
+            if head.dilation:  # cuDNN's plans want one layout for all, see kernels.py
                 gradients[number] = gradients[number].contiguous()
                 outs[number] = outs[number].contiguous()
         parts = iter(_parts_backward(gradients, qkv, outs, lses, *ctx.options))
@@ -282,9 +276,9 @@ def _split_kernels(device, dtype, head_dim, deterministic):
 
 
 def _problem_with(kernels, device, dtype, head_dim):
-    """What speaks against using a (near, far) pair of kernels here, in words, or None."""
+    """Why a (near, far) pair of kernels cannot be used here, in words, or None."""
     if recording():
-        return None  # into a CUDA graph, where nothing can be compared
+        return None  # nothing can be compared while a CUDA graph is recorded
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn((4, 1, 76, 2, head_dim), generator=generator).to(device, dtype)
     pattern = Pattern(20, 7, full_heads=1)
