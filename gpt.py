@@ -57,7 +57,7 @@ class CustomMHA(nn.Module):
         return shard_attention(q, k, v, self.shards, **self.heads)
 
     def turn(self, x, first):
-        """Queries or keys (B, S, H, D) with their rotary positions, the first being ``first``."""
+        """Queries or keys (B, S, H, D) turned by their rotary positions, from ``first`` on."""
         return rotate(x, first)
 
     def pattern(self):
@@ -97,7 +97,7 @@ class TransformerDecoderBlock(nn.Module):
     """Pre-LayerNorm decoder block, (B, S, C) -> (B, S, C).
 
     x + mha(norm1(x)), then x + dropout(fc2(relu(fc1(norm2(x))))) with a hidden layer of 4C.
-    ``mha`` takes the place of the full attention where a subclass hands one in.
+    mha: the attention of a subclass, in place of full attention.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class GPTModel(nn.Module):
     embeddings.
     checkpoint_blocks: an attribute; with True a block's activations are not kept for the backward
     pass but computed again there (Chen et al. 2016).
-    ``make_block(layer)`` takes the place of the full-attention block where a subclass hands one in.
+    make_block: a function of the layer's number, by which a subclass makes its own blocks.
     Raises ValueError for sizes that are not whole or below 1, where d_model is not divisible by
     n_heads, for an unknown attention or positions, and in ``forward`` for tokens of another rank
     or a sequence longer than max_seq_len.
@@ -151,10 +151,9 @@ class GPTModel(nn.Module):
         for name, value in sizes.items():
             whole(name, value, 1)
         if make_block is None:
-            options = d_model, n_heads, attention, dropout, positions
 
             def make_block(layer):
-                return TransformerDecoderBlock(*options)
+                return TransformerDecoderBlock(d_model, n_heads, attention, dropout, positions)
 
         self.word_embeddings = CustomEmbedding(vocab_size, d_model)
         learned = positions == "learned"
@@ -163,12 +162,12 @@ class GPTModel(nn.Module):
         self.fc_out = CustomLinear(d_model, vocab_size)
 
     def cut(self, shards):
-        """From now on tokens (B, L) are this rank's shard of every sequence, of L tokens each.
+        """From now on tokens (B, L) are this rank's shard of L tokens of every sequence.
 
-        shards: an ``attention.shards.Shards``, on each of whose ranks the model is called with as
-        many; None: sequences are whole again, as a model must be to be copied, saved whole (not
-        its state_dict) or to generate.  Attention is ``shard_attention`` then, that of
-        textbook arms ``textbook_over_shards``.  Returns the model.
+        shards: an ``attention.shards.Shards``; each of its ranks calls the model with a shard of
+        the same length.  Attention is ``shard_attention`` then, and ``textbook_over_shards`` where
+        it is textbook.  None: sequences are whole again, as a model's must be to generate, to be
+        copied and to be pickled; its state_dict can be saved at any time.  Returns the model.
         """
         self.shards = shards
         for block in self.layers:
@@ -176,7 +175,8 @@ class GPTModel(nn.Module):
             mha.shards = shards
             vars(mha).pop("attend_over_shards", None)
             if shards is not None:
-                # no graph holds an exchange; on the class it would load the compiler for everybody
+                # a graph cannot hold an exchange; here and not on the class, where it would load
+                # the compiler for everybody
                 mha.attend_over_shards = torch.compiler.disable(mha.attend_over_shards)
         return self
 
@@ -188,12 +188,14 @@ class GPTModel(nn.Module):
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be (B, S), got {tuple(tokens.shape)}")
         length = tokens.shape[1]
-        rank, ranks = (0, 1) if self.shards is None else (self.shards.rank, self.shards.size)
-        if ranks * length > self.max_seq_len:
+        first, seq_len = 0, length
+        if self.shards is not None:
+            first, seq_len = self.shards.rank * length, self.shards.size * length
+        if seq_len > self.max_seq_len:
             raise ValueError(
-                f"sequence of {ranks * length} tokens is longer than max_seq_len {self.max_seq_len}"
+                f"sequence of {seq_len} tokens is longer than max_seq_len {self.max_seq_len}"
             )
-        positions = torch.arange(rank * length, (rank + 1) * length, device=tokens.device)
+        positions = torch.arange(first, first + length, device=tokens.device)
         return self.features(tokens, positions)
 
     def features(self, tokens, positions, caches=None):

@@ -13,9 +13,9 @@ from gpt import CustomMHA, GPTModel, TransformerDecoderBlock
 
 
 def per_layer(name, value, layers):
-    """The value of every layer: one for all of them is repeated, a sequence must have ``layers``.
+    """A value for every layer, a tuple: a sequence as it is, a single value repeated.
 
-    Raises ValueError, with ``name``, for a sequence of another length.
+    Raises ValueError, with ``name``, for a sequence that does not have one for each layer.
     """
     if not isinstance(value, list | tuple):
         return (value,) * layers
@@ -35,7 +35,7 @@ def layer_patterns(
     the phase l (n_heads - full_heads) modulo the dilation.
 
     Raises ValueError for a sequence of another length, for what is no pattern of ``n_heads`` heads,
-    and to stagger where no layer has far keys to take turns in.
+    and for ``stagger`` where no layer has far keys.
     """
     window_sizes = per_layer("window_size", window_size, layers)
     dilations = per_layer("dilation", dilation, layers)
@@ -56,7 +56,7 @@ class CustomWindowMHA(CustomMHA):
     """CustomMHA over the pattern of ``attention.may_attend``.
 
     attention: how to evaluate it, one of ``attention.choose.EVALUATIONS``.
-    nope: of rotary positions the full heads get none (NoPE, Kazemnejad et al. 2023).
+    nope: full heads get no rotary positions (NoPE, Kazemnejad et al. 2023).
     heads: sink_tokens, full_heads, stagger, first_phase of an ``attention.pattern.Pattern``.
     """
 
@@ -80,7 +80,7 @@ class CustomWindowMHA(CustomMHA):
         self.without_positions = full_heads if nope else 0
 
     def turn(self, x, first):
-        """Queries or keys (B, S, H, D) with their rotary positions, the first being ``first``."""
+        """Queries or keys (B, S, H, D) turned by their rotary positions, from ``first`` on."""
         F = self.without_positions
         if F == 0:
             return super().turn(x, first)
@@ -108,11 +108,11 @@ class GPTWindowModel(GPTModel):
     ``dilation``-th token before it, and to the first ``sink_tokens`` of the sequence;
     ``dilation=0`` is the pure sliding window.
 
-    full_heads: so many heads of a layer attend to everything instead, the first ones.
+    full_heads: how many heads of a layer, the first ones, attend to everything instead.
     stagger: the others take turns in their far keys, ``dilation`` heads together see every key.
     nope: full heads get no positions where the others get rotary ones.
-    window_size, dilation and full_heads are one value, or a sequence with one for each layer, of
-    which ``dilation=1`` or ``full_heads=n_heads`` makes a layer of full causal attention.
+    window_size, dilation and full_heads are one value, or a sequence with one for each layer.
+    ``dilation=1`` or ``full_heads=n_heads`` makes a layer of full causal attention.
     Token ids (B, S) -> logits (B, S, V).
     """
 
