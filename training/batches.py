@@ -8,8 +8,8 @@ import torch
 FINAL_LR_SHARE = 0.1
 COUNTED_AT_ONCE = 2**24  # tokens, for memory
 CURVE_TOKENS = 2**18  # of the held-out rows that are evaluated in the course of a training
-# How many tokens' worth the frequencies weigh beside the pairs: on the default corpus within 0.02
-# nats of the best, which was 200 for its last rows and 50 for rows drawn at random.
+# How many tokens' worth the frequencies weigh beside the pairs.  On the default corpus the loss is
+# within 0.02 nats of the best weight's, which was 200 for its last rows and 50 for random rows.
 UNIGRAM_WEIGHT = 100
 
 
@@ -68,11 +68,11 @@ def losses_of_counts(dataset, used):
     used: the rows' indices.  Returns a dict of two:
 
     unigram_loss: of always predicting the frequencies of tokens, each counted once more (Laplace).
-    A model above this line has not learned that context says anything.
+    A model with a higher loss has not learned that context says anything.
 
     bigram_loss: of predicting each token from the one before it, P(b | a) = (c(a, b) + m P(b)) /
-    (c(a) + m), with the counts c, the frequencies P and m = UNIGRAM_WEIGHT.  A model above this
-    line has not learned more than pairs of tokens say.  Only the pairs that are asked for are
+    (c(a) + m), with the counts c, the frequencies P and m = UNIGRAM_WEIGHT.  A model with a higher
+    loss has not learned more than pairs of tokens say.  Only the pairs of the held-out rows are
     counted, for a table of all would not fit.
     """
     vocab_size = dataset.vocab_size
@@ -118,7 +118,7 @@ def shards_of(model):
 def own_tokens(model, rows, device):
     """Row array (B, S + 1) -> inputs and targets, int64 (B, S) each, on ``device``.
 
-    Where the model's sequences are cut, those of its shard alone, (B, L).
+    Where the model is cut over shards: those of its own shard alone, (B, L).
     """
     shards = shards_of(model)
     if shards is not None:

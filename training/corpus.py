@@ -23,15 +23,15 @@ NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests",
 
 
 class _NoText(Exception):
-    """A file that is no text: the kind that it is instead, and the reason."""
+    """A file is no text.  Arguments: the kind of ``left_out`` that it is, and the reason."""
 
 
 def _walk(folder, suffixes, skipped, unreadable):
     """Text files below ``folder``, also packed as .gz, sorted by their relative paths.
 
-    Hidden folders, those called as in ``skipped`` and links to folders are not entered; tokenizers
-    of data and weights are no text.  A folder that cannot be read is added to ``unreadable``, in
-    words; UserError for ``folder`` itself.
+    Hidden folders, folders named in ``skipped`` and links to folders are not entered; tokenizers of
+    data and weights are no text.  A folder below that cannot be read is added to ``unreadable``, in
+    words; for ``folder`` itself UserError is raised.
     """
 
     def note(error):
@@ -53,19 +53,20 @@ def _walk(folder, suffixes, skipped, unreadable):
 
 def _find_files(paths, corpus, unreadable):
     """(source of the standard library, the other files) of what ``read_corpus`` is told to read."""
-    places, files = sysconfig.get_paths(), []
+    files = []
     for path in paths:
         if os.path.isdir(path):
             files += _walk(Path(path), TEXT_SUFFIXES, (), unreadable)
         elif os.path.isfile(path):
             files.append(Path(path))
-        elif os.path.exists(path):  # without an end perhaps
+        elif os.path.exists(path):  # its text may have no end
             reason = "a device, a pipe or a socket: save its text as a file first"
             raise UserError(f"PATH {path}: {reason}")
         else:
             raise UserError(f"PATH {path}: no such file or folder: check the name")
     if paths:
         return [], files
+    places = sysconfig.get_paths()
     library = _walk(Path(places["stdlib"]), {".py"}, NOT_LIBRARY, unreadable)
     if corpus == "site-packages":
         for folder in {Path(places[name]).resolve(): None for name in ("purelib", "platlib")}:
@@ -99,8 +100,8 @@ def read_corpus(paths, corpus, encoding):
 
     paths: files and folders; without any, ``corpus`` (one of CORPORA; None: the first).
     encoding: of all files, a name that Python knows.
-    left_out: {kind: files, in words}, without the blank ones.  Raises UserError, also for a named
-    file that is no text in this encoding.
+    left_out: {kind: files, in words}; blank files are left out unnamed.  Raises UserError, also for
+    a named file that is no text in this encoding.
     """
     left_out = {kind: [] for kind in ("duplicate", "binary", f"not {encoding}", "unreadable")}
     library, files = _find_files(paths, corpus, left_out["unreadable"])

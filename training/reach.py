@@ -1,8 +1,8 @@
 """The reach probe: how far back a trained model copies from, and where in a sequence it predicts.
 
-A held-out row ends with a passage of another row.  Where the same passage stands in it once before,
-a model that looks so far back has seen what comes, and its loss falls: that is the gain.  Place,
-passage and the rest of the row are those of the control; only the first showing differs.
+The control is a held-out row that ends with a passage of another row.  For each distance the probe
+shows the same passage once before in that row.  A model that looks so far back has seen what comes,
+and its loss on the last passage falls: that is the gain.  Nothing but the first showing differs.
 """
 
 import numpy as np
@@ -15,8 +15,8 @@ from training.batches import own_tokens, shards_of
 from training.loss import token_losses
 
 NEAREST = 128  # tokens from the begin of the first showing to that of the second
-# A dilated pattern attends to some distances and not to others, and 128, 256, ... are all alike to
-# it: the passages' distances are up to 15 tokens shorter in turns, so that they meet it evenly.
+# A dilated pattern attends to some distances and not to others, and treats 128, 256, ... all alike.
+# So the passages take turns in being 0 to 15 tokens nearer, and meet both kinds of distances.
 TURNS = 16
 POSITION_BINS = 32
 SEED = 0  # the probe's own, so that every arm in every block reads the same sequences
@@ -25,14 +25,17 @@ SEED = 0  # the probe's own, so that every arm in every block reads the same seq
 def probed_distances(seq_len):
     """The distances that fit into ``seq_len`` tokens: 128, 256, ... and the farthest, a list."""
     farthest = seq_len - PASSAGE
-    distances = []
-    while NEAREST << len(distances) < farthest:
-        distances.append(NEAREST << len(distances))
-    return distances + [farthest] * (farthest >= NEAREST)
+    distances, distance = [], NEAREST
+    while distance < farthest:
+        distances.append(distance)
+        distance *= 2
+    if farthest >= NEAREST:
+        distances.append(farthest)
+    return distances
 
 
 def probed_sequences(seq_len, passages):
-    """How many sequences the probe computes; 0 for what is too little for it."""
+    """How many sequences the probe computes; 0 where they are too short or too few for it."""
     distances = probed_distances(seq_len)
     return passages * (1 + len(distances)) if distances and passages > 1 else 0
 
@@ -59,11 +62,12 @@ def reach(model, held_out, seq_len, passages, at_once=1, chunk=0):
     if min(passages, len(held_out)) < 2 or not distances:
         return None
     controls, turns = _controls(held_out[:, : seq_len + 1], passages)
-    shards = 1 if shards_of(model) is None else shards_of(model).size
+    cut = shards_of(model)
+    shards = 1 if cut is None else cut.size
     share = ranks.share_of_rows(shards)
+    controls, turns = controls[share], turns[share]
     training = model.training
     model.eval()
-    controls, turns = controls[share], turns[share]
     losses = _token_losses(model, controls, at_once, chunk)  # (passages, S)
     shown = _shown_losses(model, controls, turns, distances, at_once, chunk)
     gains = [(losses[:, 1 - PASSAGE :] - again).mean(axis=1) for again in shown]
@@ -86,8 +90,8 @@ def reach(model, held_out, seq_len, passages, at_once=1, chunk=0):
 def second_showing_loss(model, rows, seq_len, passages, at_once=1):
     """The mean loss, in nats a token, of passages that a sequence has shown before.
 
-    The sequences are those of ``reach``, of all its distances; no gain, for a gain grows with the
-    control's loss too.  None for what is too little for ``reach``.
+    The sequences are those of ``reach`` with all its distances.  Not the gain, which also grows
+    with the control's loss.  None where ``reach`` gives None.
     """
     distances = probed_distances(seq_len)
     if min(passages, len(rows)) < 2 or not distances:
@@ -109,9 +113,9 @@ def _controls(rows, passages):
 
 
 def _shown_losses(model, controls, turns, distances, at_once, chunk=0):
-    """Yield the losses (passages, PASSAGE - 1) of passages that stand at a distance before, too.
+    """For each distance, yield the losses (passages, PASSAGE - 1) of passages shown before.
 
-    Without those of their first tokens, of which what precedes them says nothing.
+    Without the loss of a passage's first token, of which what stands before it says nothing.
     """
     for distance in distances:
         first = controls.shape[1] - PASSAGE - (distance - turns)

@@ -21,7 +21,7 @@ from training.memory import child_peak_memory_mb
 from training.reach import reach
 from training.trainer import Trainer, autocast, deterministic_algorithms, release_memory
 
-LOSSES_AT_ONCE = 50  # are fetched from a GPU, where they stay until then
+LOSSES_AT_ONCE = 50  # losses stay on a GPU until so many are fetched together
 
 
 def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: None):
@@ -29,13 +29,13 @@ def train(config, arm, dataset, seed, device, progress=lambda steps_done, loss: 
 
     dataset: has ``train`` and ``held_out`` rows (N, S + 1) and ``vocab_size``.  The metrics are
     the keys of analysis.metrics, NUMBERS, TEXTS, RECORDS and SERIES, without the place in the
-    experiment; the device's states (see ``machine.state``) are not in any of the times.
+    experiment.  No time in them includes asking for the device's state (``machine.state``).
 
     A loss that is not finite or memory that runs out ends the training with ``status`` diverged or
     out_of_memory (model None then) and a ``message``.
 
     Where several ranks train together, each calls it with the same arguments; the first one's
-    metrics count.  Memory that runs out on one of them ends all, for the others wait.
+    metrics count.  Where memory runs out on one rank all end, for the others wait for it.
     """
     metrics = {"device_before": device_state(device)} | _empty_metrics(seed)
     entered = time.perf_counter()
@@ -77,7 +77,7 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     metrics["compile_time"], metrics["warmup_time"] = trainer.warm_up()
-    if cuda and not config.records_graphs:  # which take their memory while they are recorded
+    if cuda and not config.records_graphs:  # graphs take their memory while they are recorded
         torch.cuda.reset_peak_memory_stats(device)
     steps = planned_steps(config, len(dataset.train))
     curve = Curve(trainer, dataset.held_out)
@@ -85,14 +85,15 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
     metrics |= _training_metrics(config, losses, meter)
     metrics |= {"curve": curve.record(), "eval_time": curve.seconds}
     if cuda:
-        in_mb = [peak / 2**20 for peak in ranks.largest(*meter.peaks)]
-        metrics["peak_memory_mb"], metrics["peak_reserved_mb"] = in_mb
+        allocated, reserved = ranks.largest(*meter.peaks)
+        metrics["peak_memory_mb"] = allocated / 2**20
+        metrics["peak_reserved_mb"] = reserved / 2**20
     if not np.isfinite(losses[-1]):
         metrics["status"] = "diverged"
         metrics["message"] = f"the loss became {losses[-1]} at step {len(losses)}"
         return None
     if config.records_graphs:
-        # evaluation is eager: at long lengths what the replays keep, gradients too, fills a GPU
+        # evaluation is eager: at long lengths the graphs' memory, gradients too, leaves no room
         trainer.optimizer.zero_grad(set_to_none=True)
         release_memory(device)
     if config.eval_every:
@@ -105,8 +106,14 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
         metrics["message"] = f"the validation loss is {val_loss}: the last step broke the weights"
         return None
     with autocast(config, device):
-        sizes = config.seq_len, config.reach_passages, config.sequences_at_once, config.loss_chunk
-        metrics["reach"] = reach(trainer.model, dataset.held_out, *sizes)
+        metrics["reach"] = reach(
+            trainer.model,
+            dataset.held_out,
+            config.seq_len,
+            config.reach_passages,
+            at_once=config.sequences_at_once,
+            chunk=config.loss_chunk,
+        )
     seconds = curve.seconds + time.perf_counter() - started
     metrics |= {"val_loss": val_loss, "curve": curve.record(), "eval_time": seconds}
     return trainer.model
@@ -115,9 +122,9 @@ def _measure(config, arm, dataset, seed, device, progress, metrics):
 class Curve:
     """The held-out loss in the course of a training, of the same few rows in every training.
 
-    The model is evaluated eagerly between two steps, and no step can tell: the compiled model and
-    its CUDA graphs, which hold the last gradients, stay as they are, no random number is drawn,
-    and the ``Meter`` is paused.
+    The model is evaluated eagerly between two steps, which has no influence on any step: the
+    compiled model and its CUDA graphs, which hold the last gradients, stay as they are, no random
+    number is drawn, and the ``Meter`` is paused.
     """
 
     def __init__(self, trainer, held_out):
@@ -180,7 +187,7 @@ class Meter:
         """What is done inside counts neither as time nor as memory."""
         self.stop()
         yield
-        if self.graphs:  # the steps would not use again what the allocator keeps of an evaluation
+        if self.graphs:  # recorded steps cannot reuse what the allocator keeps of an evaluation
             torch.cuda.empty_cache()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -188,11 +195,12 @@ class Meter:
 
 
 def timed_steps(trainer, steps, progress, curve):
-    """Train ``steps`` steps; the only timed region, but for the evaluations of the ``Curve``.
+    """Train ``steps`` steps: the timed region, whose clock stops for the ``Curve``'s evaluations.
 
-    Returns the finite losses' array (the last one is not finite where the training diverged) and
-    the ``Meter``.  ``progress(steps_done, loss)`` is called after every step, with loss None where
-    it has not been fetched from the device.  Losses are those of all ranks' rows.
+    Returns the losses, an array, and the ``Meter``.  Where the training diverged the losses end
+    with the first that is not finite.  ``progress(steps_done, loss)`` is called after every step,
+    with loss None where it has not been fetched from the device.  Losses are those of all ranks'
+    rows.
     """
     config, device = trainer.config, trainer.device
     at_once = LOSSES_AT_ONCE if device.type == "cuda" else 1
@@ -221,7 +229,7 @@ def timed_steps(trainer, steps, progress, curve):
 
 
 def _mark(device):
-    """A moment: of the host, or a CUDA event, which is read at the end so that no step waits."""
+    """This moment: the host's clock, or a CUDA event, read at the end so that no step waits."""
     if device.type == "cpu":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
