@@ -1,6 +1,6 @@
 """The configuration of an experiment: every field with its default and option, presets, checks.
 
-To tell the options needs no torch; to make a configuration does.
+Listing the options needs no torch; making a configuration does.
 """
 
 import argparse
@@ -157,17 +157,17 @@ class ExperimentConfig:
 
     @property
     def data_ranks(self):
-        """Ranks, or groups of those that share their sequences, that have rows of their own."""
+        """How many ranks, or groups of ranks that share their sequences, have rows of their own."""
         return self.world_size // self.shard_sequence
 
     @property
     def sequences_at_once(self):
-        """Sequences, or shards of them, that one rank computes together, in a micro-step."""
+        """How many sequences, or shards of them, one rank computes together in a micro-step."""
         return self.batch_size // (self.data_ranks * self.gradient_accumulation)
 
     @property
     def records_graphs(self):
-        """Are CUDA graphs recorded in the warm-up?  Their replays allocate nothing that counts."""
+        """Are CUDA graphs recorded in the warm-up?  Replays of them raise no memory statistic."""
         return self.compile == "reduce-overhead"
 
     def pattern_of(self, arm):
@@ -263,8 +263,8 @@ def make_config(preset="paper", **changes):
 
 
 def _plain(value):
-    """Lists, from JSON, as tuples; what JSON does not take, of numpy or a path, as Python's own."""
-    if hasattr(value, "tolist"):  # a number, too
+    """A field's value in Python's own types: lists, as JSON has them, become tuples."""
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers
         value = value.tolist()
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))

@@ -1,4 +1,4 @@
-"""A configuration as a file of TOML, by which its experiment is repeated and changed.
+"""A configuration as a TOML file, with which its experiment can be repeated or changed.
 
 python main.py --config output/config.toml --output-dir again
 """
@@ -43,7 +43,7 @@ def to_toml(values):
 
 
 def _line(name, value):
-    """What JSON says of a number, a text, a truth or a list of them TOML says too, but for DEL."""
+    """An option's line.  Its kinds of values are alike in JSON and TOML, but for DEL: escaped."""
     return f"{name} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
 
 

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 def token_losses(model, inputs, targets, chunk=0):
     """The loss of every token, (B, S), from token ids and the next ones, (B, S) each.
 
-    model: of logits (B, S, V).  chunk: as of ``NextTokenLoss``, for a GPTModel.
+    model: gives logits (B, S, V).  chunk: see ``NextTokenLoss``; it takes a GPTModel.
     """
     if not chunk:
         return _cross_entropy(model(inputs), targets.flatten(), "none").view_as(inputs)
@@ -26,9 +26,10 @@ def _cross_entropy(logits, targets, reduction):
 class NextTokenLoss(nn.Module):
     """A model's mean cross-entropy in nats per token, as the module that is compiled and shared.
 
-    chunk: so many tokens have logits at a time, which are computed again in the backward pass
-    instead of kept; 0: all at once.  The loss is the same within rounding, and so are gradients of
-    weights in float32 or more; in 16 bits those of the output layer add up rounded.
+    chunk: how many tokens have logits at a time; 0: all.  The logits of a chunk are not kept but
+    computed again in the backward pass.  The loss is the same within rounding, and so are gradients
+    of weights in float32 or more; for weights in 16 bits the sum over the output layer's chunks is
+    rounded.
     """
 
     def __init__(self, model, chunk=0):
@@ -46,8 +47,8 @@ class NextTokenLoss(nn.Module):
         return torch.stack(sums).sum() / len(targets)
 
     def _sum_of(self, features, targets):
-        # without autocast's cache, or the chunks' gradients of the output layer are added up in its
-        # 16 bits, those of the one copy
+        # Autocast's cache would give all chunks one 16-bit copy of the output layer's weights, and
+        # add up the chunks' gradients in its 16 bits.
         kind = features.device.type
         enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         with torch.autocast(kind, dtype, enabled, cache_enabled=False):

@@ -25,9 +25,9 @@ def child_peak_memory_mb(config, arm, vocab_size, seed):
     """Growth of resident memory in MB while a fresh process trains the arm for a few steps.
 
     The tokens are random: memory depends on how many there are, not on which.  The steps are
-    eager ones, for a compiler's own memory would hide the model's.  Of several ranks, which are
-    alike, it is the share of one.  NaN where the system does not tell; RuntimeError where the
-    child failed (see ``is_out_of_memory``).
+    eager, for a compiler's own memory would hide the model's.  Several ranks are alike: it is the
+    memory of one.  NaN where the system does not tell; RuntimeError where the child failed (see
+    ``is_out_of_memory``).
     """
     share = config.batch_size // config.world_size
     config = replace(config, compile="none", batch_size=share, world_size=1)
@@ -46,8 +46,8 @@ def child_peak_memory_mb(config, arm, vocab_size, seed):
 
 
 def prepare_steps(config, vocab_size, seed):
-    """Random rows for the steps.  Loads what these need: its memory is not the training's."""
-    torch.optim.AdamW([torch.zeros(1)])  # a process's first loads the compiler
+    """Random rows for the steps.  Loads what steps need, which is no memory of the training."""
+    torch.optim.AdamW([torch.zeros(1)])  # the first one in a process loads the compiler
     shape = config.batch_size * MEMORY_STEPS, config.seq_len + 1
     return np.random.default_rng(seed).integers(vocab_size, size=shape)
 
@@ -63,7 +63,7 @@ def take_steps(config, arm, rows, vocab_size, seed):
 def _resident_mb(field):
     """Resident memory of this process in MB, VmRSS now or VmHWM at its peak; NaN where unknown.
 
-    macOS tells the peak alone, which before any work is what is held.
+    macOS tells the peak alone, which before any work is the memory now.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -23,7 +23,7 @@ from training.tokens import (
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARACTERS = 2**16  # of a document, encoded on one core
-PIECES_AT_ONCE = 64  # shared out to the cores; need about 100 bytes a character
+PIECES_AT_ONCE = 64  # shared out to the cores; they take about 100 bytes of memory a character
 SAMPLE_CHARACTERS = 2**24  # the tokenizer learns from as many: more than the default corpus has
 # The data files of presets, which main.py makes where they are missing: options of prepare_data.
 # Of 10,000 words the output layer would take most of a small model's time.
@@ -37,9 +37,9 @@ PRESET_DATA = {
 def pieces_of(documents, description):
     """Yield all texts as (piece of at most PIECE_CHARACTERS, whether its text ends there).
 
-    A cut is before a blank that follows something else: there every word of the tokenizer ends, so
-    that the tokens are those of the text uncut.  A piece without such a place is cut hard.
-    description: of the bar over their characters.
+    Texts are cut before a blank that follows something else.  Every word of the tokenizer ends
+    there, so the tokens are those of the uncut text.  A piece without such a place is cut anywhere.
+    description: what the progress bar says.
     """
     up_to_a_blank = re.compile(rf"(?s:.{{1,{PIECE_CHARACTERS}}})(?<=\S)(?=[ \t\r\n])")
     characters = sum(map(len, documents))
@@ -147,12 +147,12 @@ def prepare_data(
 ):
     """Write text as rows of tokens, X.npy, and their tokenizer beside them, X.tokenizer.json.
 
-    paths: text files, and folders walked for text; without any, ``corpus`` (None: "stdlib", the
-    Python standard library's source; "site-packages": that and the installed packages').
-    encoding: of the files at ``paths``.
+    paths: text files, and folders that are searched for text; without any, ``corpus`` (None:
+    "stdlib", the Python standard library's source; "site-packages": that and the installed
+    packages').  encoding: of the files at ``paths``.
     ``output`` becomes an array (rows, seq_len + 1) of the smallest unsigned dtype that holds the
     vocabulary, at most ``vocab_size`` tokens.  Equal text gives equal files on any number of cores.
-    Returns (one line on what was written, what was left out as ``read_corpus`` gives it).  Raises
+    Returns (one line on what was written, what was left out, as ``read_corpus`` gives it).  Raises
     UserError, or OSError where a file cannot be written, and then leaves all files as they were.
     """
     output = Path(output)
@@ -169,7 +169,7 @@ def prepare_data(
     def write_both(file):
         np.save(file, rows)
         file.flush()
-        # only once the rows have found room on the disk is an older tokenizer replaced
+        # an older tokenizer is replaced only once the rows have found room on the disk
         write_text(beside, tokenizer.to_str(pretty=True))
 
     atomic_write(output, write_both)

@@ -32,7 +32,7 @@ class Dataset:
 def tokenizer_path(data):
     """Where the tokenizer of a file of tokens is written: X.npy has X.tokenizer.json beside it.
 
-    Of a link to a file it lies where that leads.
+    Where X.npy is a link, it lies beside the file that the link leads to.
     """
     return Path(os.path.realpath(data)).with_suffix(f".{TOKENIZER_NAME}")
 
@@ -54,7 +54,7 @@ def is_tokenizer(name):
 def _open_rows(path):
     """The memory-mapped rows of a .npy file; nothing in the file is ever executed."""
     try:
-        # unlike np.load, which also takes archives, and pickles when told to
+        # not np.load, which also takes archives, and pickles when told to
         rows = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: write it with python prepare_data.py") from None
@@ -72,9 +72,9 @@ def _open_rows(path):
 def load_dataset(path=DEFAULT_PATH, seq_len=None, batch_size=1):
     """Check a file of tokens (N, S + 1) and split it; the last 5 % of the rows are held out.
 
-    seq_len: tokens a row predicts; where it is not the file's S (None: S) the same tokens are
-    cut anew, the rest dropped, without a copy.
-    batch_size: rows that training takes at once, so the least it must have.
+    seq_len: how many tokens a row predicts, None: the file's S.  For another length the same tokens
+    are cut anew, without a copy, and what is left over is dropped.
+    batch_size: rows that training takes at once, so it must have no fewer.
     Returns a ``Dataset``; raises UserError.
     """
     path = Path(path)

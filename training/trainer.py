@@ -37,7 +37,7 @@ def build_model(config, arm, vocab_size, device, seed):
 def model_of(config, arm, vocab_size):
     """The class of an arm's model, and the arguments that rebuild it.
 
-    How its attention is evaluated is not among them: that is chosen where it is.
+    How its attention is evaluated is not among them: whoever builds it chooses that.
     """
     names = ("d_model", "n_heads", "layers", "positions")
     arguments = {name: getattr(config, name) for name in names}
@@ -84,7 +84,7 @@ def autocast(config, device):
 
 
 def compiled(function, **options):
-    """torch.compile, with room for every trainer's variant: past its own limit it runs eagerly."""
+    """torch.compile with room for all trainers' variants; past its own limit it runs eagerly."""
     torch._dynamo.config.recompile_limit = MOST_COMPILED
     return torch.compile(function, dynamic=False, **options)
 
@@ -142,7 +142,7 @@ class Trainer:
             loss = compiled(loss, mode=config.compile)
         self.loss = ranks.data_parallel(loss)
         self.optimizer = make_optimizer(self.model, config)
-        if ranks.rank():  # other rows, so other dropout; the first rank draws what one process does
+        if ranks.rank():  # other rows, so other dropout; the first rank draws as one process alone
             seed_of_rank = np.random.SeedSequence([seed, ranks.rank()]).generate_state(1)
             torch.manual_seed(int(seed_of_rank[0]))
 

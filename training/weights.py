@@ -1,11 +1,12 @@
 """Trained models on the disk: their weights, and what rebuilds them and decodes.
 
-<folder>/weights/<arm>.safetensors   the state_dict; in its metadata ``about``, a JSON text: the
-                                     model's class, its constructor's arguments, the tokenizer's
-                                     and its own checksum, and what else the caller says
-<folder>/window_model_weights.pt     the window arm's again, as the published experiment has it:
+<folder>/weights/<arm>.safetensors   the state_dict; its metadata has ``about``, a JSON text: the
+                                     model's class, its constructor's arguments, the checksums of
+                                     the tokenizer and of this file, and what the caller adds
+<folder>/window_model_weights.pt     the window arm's weights again, as in the published experiment:
                                      the state_dict, for torch.load(..., weights_only=True)
-<folder>/window_model_config.json    the constructor's arguments, and both files' checksums
+<folder>/window_model_config.json    the constructor's arguments, and the checksums of the weights
+                                     and of the tokenizer
 <folder>/tokenizer.json              of the data, where there is one
 """
 
@@ -71,15 +72,16 @@ def _copy(tokenizer, folder):
     """Copy the tokenizer into a folder; returns its checksum, None where there is none."""
     if tokenizer is None:
         return None
-    text, path = Path(tokenizer).read_bytes(), Path(folder) / TOKENIZER_NAME
-    atomic_write(path, lambda file: file.write(text))
+    content = Path(tokenizer).read_bytes()
+    path = Path(folder) / TOKENIZER_NAME
+    atomic_write(path, lambda file: file.write(content))
     return file_sha256(path)
 
 
 def _sha256(about, weights):
-    """The checksum of all that a safetensors file says, but for the checksum itself."""
-    said = {key: value for key, value in about.items() if key != "sha256"}
-    digest = hashlib.sha256(json_sha256(said).encode())
+    """The checksum of all that a safetensors file holds, but for the checksum itself."""
+    others = {key: value for key, value in about.items() if key != "sha256"}
+    digest = hashlib.sha256(json_sha256(others).encode())
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.numpy().tobytes())
@@ -95,7 +97,7 @@ def load_model(path=f"output/{WEIGHTS_NAME}", device="cpu"):
     about = read_about(path)
     is_single = Path(path).suffix == SUFFIX
     read_file(path, UserError, "python main.py writes it (arm window)")
-    # a stop between the two files leaves weights and config of different trainings
+    # a stop between writing the two files leaves weights and config of different trainings
     if not is_single and file_sha256(path) != about["weights_sha256"]:
         raise UserError(
             f"{path}: damaged, or not the weights that {WEIGHTS_CONFIG_NAME} was written with: "
@@ -109,7 +111,7 @@ def load_model(path=f"output/{WEIGHTS_NAME}", device="cpu"):
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
         build = MODELS[about["model"]]
-        with torch.device("meta"):  # sizes of other weights are found out before they take memory
+        with torch.device("meta"):  # finds sizes that do not fit before they take memory
             build(**about["arguments"]).load_state_dict(weights, assign=True)
         model = build(**about["arguments"])
         model.load_state_dict(weights)
@@ -152,7 +154,7 @@ def _one_line(error):
 
 
 def read_about(path):
-    """What saved weights say of themselves: a dict with ``model`` and ``arguments`` at least.
+    """What is saved about weights: a dict with ``model`` and ``arguments`` at least.
 
     Raises UserError.
     """
@@ -172,7 +174,7 @@ def read_about(path):
 
 
 def _read_config(weights):
-    """What lies beside the weights of that path."""
+    """The config beside the weights of that path, a dict."""
     path = Path(weights).parent / WEIGHTS_CONFIG_NAME
     remedy = f"python main.py writes it; {weights} needs it, as all weights but {SUFFIX} do"
     text = read_file(path, UserError, remedy)
