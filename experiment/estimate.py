@@ -20,7 +20,7 @@ COMPILE_SECONDS = 20
 
 
 def seconds_of_step(config, arm, dataset, device):
-    """Seconds of an eager step of the arm, not its first; None where memory is too small.
+    """Seconds of an eager step of the arm, the first left out; None where memory is too small.
 
     Every rank takes part.
     """
@@ -57,9 +57,9 @@ def say_what_is_short(config, steps):
 
 
 def evaluated_batches(config, steps, data):
-    """Batches that a training evaluates, in its course, at its end and in the probe.
+    """How many batches a training evaluates: in its course, at its end and in the reach probe.
 
-    data: of the experiment's metadata.
+    data: ``data`` of the experiment's metadata.
     """
     evaluations = math.ceil(steps / config.eval_every) if config.eval_every else 0
     rows = data["val_rows_used"] + evaluations * len(curve_rows(config, data["val_rows"]))
@@ -68,7 +68,7 @@ def evaluated_batches(config, steps, data):
 
 
 def estimate(stored, dataset, device):
-    """Say roughly how long what waits will take, from steps timed now; returns the seconds.
+    """Say roughly how long the waiting trainings will take, from steps timed now; returns seconds.
 
     Every rank takes part.
     """

@@ -1,8 +1,9 @@
-"""What a stop at any moment must not take: the plan, every finished training, one writer at a time.
+"""The plan and the finished trainings on the disk, which survive a stop at any moment.
 
     <folder>/plan.json              the experiment's plan and identity, before its first training
     <folder>/runs/003_window.npz    a finished training: its values step by step, and ``about``,
                                     the rest of it as JSON text
+    <folder>/.lock                  keeps a second experiment out
 
 Everything else (results, report, plots) is made anew from these files.  Knows nothing of models.
 """
@@ -39,6 +40,7 @@ from training.weights import WEIGHTS_CONFIG_NAME, WEIGHTS_FOLDER, WEIGHTS_NAME
 PLAN_NAME, RUNS_NAME, LOCK_NAME, ASIDE_NAME = "plan.json", "runs", ".lock", "set_aside"
 RESULTS = (f"{RESULTS_NAME}.npz", f"{RESULTS_NAME}.json", REPORT_NAME)
 RESULTS += (TRAININGS_NAME, CURVES_NAME, PAGE_NAME, CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_CONFIG_NAME)
+# what ``check_like`` compares files with: the kinds of their values
 PROCESS = {"process": "", "environment": {}}
 REACH = {"passages": 0, "distances": [0]}
 REACH |= {key: [0.0] for key in ("gains", "gain_errors", "positions", "position_losses")}
@@ -48,10 +50,10 @@ TRAINING |= {"curve": {"steps": [0], "losses": [0.0]}}
 
 # the folder
 def locked(folder):
-    """Keep a second experiment out of ``folder`` until the end of a ``with`` block of the result.
+    """Keep a second experiment out of ``folder`` from now to the end of a ``with`` block.
 
     The lock is the operating system's, on the file .lock: it ends with the process, however that
-    ends, so a .lock that a killed one left behind keeps nobody out.  Of several ranks the first
+    ends, so a .lock that a killed process left behind keeps nobody out.  Of several ranks the first
     holds it.  Raises UserError where another process does.
     """
     return ranks.on_every(lambda: _lock(folder) if ranks.is_first() else nullcontext())
@@ -68,9 +70,9 @@ def _lock(folder):
             "--output-dir"
         ) from None
     except OSError as error:
-        error.filename = str(folder / LOCK_NAME)  # that of a disk without locks names no file
+        error.filename = str(folder / LOCK_NAME)  # on a disk without locks the error names no file
         raise
-    # of writes that a killed process did not end
+    # left of writes that a killed process did not finish
     remove_leftovers(folder, (PLAN_NAME, TOKENIZER_NAME, *RESULTS))
     for name in (RUNS_NAME, WEIGHTS_FOLDER):
         remove_leftovers(folder / name, ["*"])
@@ -88,7 +90,7 @@ def is_empty(folder):
 def move_aside(folder, data):
     """Rename an earlier experiment's folder out of the way; says and returns where it is now.
 
-    data: the file of tokens, which must not go along.  Raises UserError or OSError.
+    data: the file of tokens, which must not move with it.  Raises UserError or OSError.
     """
     folder = Path(folder)
     if is_empty(folder):
@@ -131,7 +133,7 @@ def read_plan(folder, now):
 
 
 def _check_plan(metadata, now):
-    """Raise an exception for what an experiment could not go on with."""
+    """Raise an exception of any kind for metadata that an experiment could not go on with."""
     if metadata["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"schema_version {metadata['schema_version']!r}, not {SCHEMA_VERSION}")
     for key, value in now.items():
@@ -148,7 +150,7 @@ def _check_plan(metadata, now):
     like = now | {"processes": [PROCESS], "mixed": [""]}
     like["environment"] = now["environment"] | {"variables": {}}
     like["data"] = now["data"] | {"unigram_loss": 0.0, "bigram_loss": 0.0}  # known from the plan
-    if differences(metadata["identity"], now["identity"]):  # a folder for other options
+    if differences(metadata["identity"], now["identity"]):  # other options: other values are fine
         like = {key: like[key] for key in ("processes", "mixed")}
     elif (plan["orders"], plan["seeds"]) != (now["plan"]["orders"], now["plan"]["seeds"]):
         raise ValueError("the orders or seeds are not those that its seed gives")
@@ -206,8 +208,8 @@ def _parse_training(content, name, metadata):
 def read_trainings(folder, metadata):
     """The finished trainings as metrics, {arm: [training, ...]}, and what is damaged.
 
-    metadata: of ``read_plan``.  The second result holds ``(path, reason)`` of every file that
-    cannot be trusted; UserError for one that cannot even be read.
+    metadata: of ``read_plan``.  The second result is a list with ``(path, reason)`` of every file
+    that cannot be trusted.  Raises UserError for a file that cannot even be read.
     """
     metrics = {arm: [] for arm in metadata["config"]["arms"]}
     damaged = []

@@ -9,7 +9,7 @@ from machine.files import file_sha256
 from training.tokens import find_tokenizer
 
 NOT_IDENTITY = ("preset", "data", "output_dir", "plots_dir")  # names and places, no influence
-# what the plan rests on, and what makes curves of other steps: --allow-mixed mixes none of it
+# What the plan rests on, and what gives the curves other steps: not even --allow-mixed mixes these.
 PLANNED = ("runs", "seed", "arms", "equivalence_margin", "seq_len", "batch_size", "max_steps")
 PLANNED += ("world_size", "shard_sequence", "eval_every")
 
@@ -44,7 +44,7 @@ def identity_of(config, dataset, environment, code):
 
 
 def differences(before, now, path=""):
-    """Where two identities differ, a line for each place: "config.lr: 0.1 before, 0.2 now"."""
+    """Where two identities differ, as lines such as "config.lr: 0.1 before, 0.2 now"."""
     lines = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)

@@ -20,17 +20,16 @@ from training.trainer import check_compiler, deterministic_algorithms, release_m
 def run_experiment(config, dataset=None, restart=False, allow_mixed=False, argv=None):
     """Train every arm in every block, each saved before the next, and go on after a stop.
 
-    Returns ``(metrics, metadata)`` as metrics_utils keeps them; of several ranks the first does,
-    the others None.  Files go to ``config.output_dir``; see ``StoredExperiment`` for a folder that
-    holds results already.  restart: rename that folder first.  argv: the command line, for the
-    record.
+    Returns ``(metrics, metadata)`` as metrics_utils keeps them; None on all ranks but the first.
+    Files go to ``config.output_dir``; see ``StoredExperiment`` for a folder that holds results
+    already.  restart: rename that folder first.  argv: the command line, for the record.
     """
     if dataset is None:
         dataset = load_dataset(config.data, config.seq_len, config.batch_size)
     config, device = _with_device(config)
     if restart:
         ranks.from_first(move_aside, config.output_dir, config.data)
-    # PyTorch looks for cuBLAS' setting at its first use: the mode must be on from the start
+    # cuBLAS is set up at its first use, by a setting of this mode: it must be on from the start
     with deterministic_algorithms(config.deterministic), locked(config.output_dir):
         stored = ranks.from_first(StoredExperiment, config, dataset, device, allow_mixed)
         announce(stored, dataset, device)
@@ -42,9 +41,9 @@ def run_experiment(config, dataset=None, restart=False, allow_mixed=False, argv=
 
 
 def dry_run(config, dataset, restart=False, allow_mixed=False):
-    """Say what ``run_experiment`` would do, raise what it would; the plan goes to stdout.
+    """Say what ``run_experiment`` would do, and raise what it would; the plan goes to stdout.
 
-    Trains no model and writes nothing.  Returns the seconds that it would take, roughly.
+    Trains no model and writes nothing.  Returns roughly how many seconds it would take.
     """
     config, device = _with_device(config)
     if restart and not is_empty(config.output_dir):

@@ -27,7 +27,7 @@ REMEDY = "choose another --output-dir, or --restart, which renames the old folde
 
 
 def describe_experiment(config, dataset, device):
-    """The metadata that is known before the first training; every random choice is in ``plan``."""
+    """All metadata that is known before the first training; ``plan`` has every random choice."""
     environment, code = describe_environment(device), describe_code()
     identity = identity_of(config, dataset, environment, code)
     values = plain_config(config)
@@ -67,7 +67,7 @@ def describe_experiment(config, dataset, device):
 
 
 def memory_measure(config, device):
-    """What the figures of memory are, in words."""
+    """What the metrics of memory measure, in words."""
     several = config.world_size > 1
     if device.type == "cuda":
         whose = " of the rank with the largest" if several else ""
@@ -82,10 +82,10 @@ def memory_measure(config, device):
 class StoredExperiment:
     """An experiment's folder: its plan, the trainings that are done, and those that wait.
 
-    To make one reads alone; make it inside ``files.locked`` to change the folder.  A folder
-    without a plan gets one.  One with a plan is gone on with where configuration, data, code and
-    device are the same; UserError lists what differs.  allow_mixed: go on all the same, and mark
-    the results.  anew: as if the folder were empty.
+    The constructor only reads; to change the folder, make it inside ``files.locked``.  A folder
+    without a plan gets one.  An experiment that has one goes on if configuration, data, code and
+    device are the same; otherwise UserError lists what differs.  allow_mixed: go on all the same,
+    and mark the results.  anew: as if the folder were empty.
     """
 
     def __init__(self, config, dataset, device, allow_mixed=False, anew=False):
@@ -183,7 +183,7 @@ class StoredExperiment:
     def finished(self, arm, training, model):
         """Save a finished training, and the results that follow from all of them.
 
-        model: its weights are saved too where it is of the first block; None where it failed.
+        model: None where the training failed; in the first block its weights are saved too.
         """
         if not ranks.is_first():
             return

@@ -1,4 +1,4 @@
-"""How every command of the suite begins and ends: streams, exit codes, one line for an error.
+"""How every command of the suite starts and ends: streams, exit codes, one line for an error.
 
 Knows nothing of what the commands do.
 """
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 SUITE_VERSION = "0.5.0"
 DONE, FAILED, USAGE, TRAININGS_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
-DISTURBED = TRAININGS_FAILED  # of a benchmark
+DISTURBED = TRAININGS_FAILED  # the same code, from a benchmark
 GOES_ON = "finished trainings are kept, and the same command, without --restart, goes on from there"
 
 # What to do about a file that cannot be written.
@@ -42,7 +42,7 @@ def _terminate(signum, frame):
 
 @contextmanager
 def checked_options():
-    """A ValueError inside is about the user's options, and becomes a ``UserError``."""
+    """A context for code whose ValueErrors are about the user's options: they become UserErrors."""
     try:
         yield
     except ValueError as error:
@@ -50,9 +50,9 @@ def checked_options():
 
 
 def say(text):
-    """A line for the person at the screen: stderr, above progress bars; stdout is for results.
+    """Print a line for the person at the screen: on stderr, above progress bars.
 
-    Where nobody can hear it, it stops nothing.
+    stdout is for results.  Where stderr cannot be written, nothing is said and all goes on.
     """
     try:
         tqdm.write(text, file=sys.stderr)
@@ -61,22 +61,22 @@ def say(text):
 
 
 def counted(count, noun):
-    """So many of something in words, "1 block", "1,200 blocks"."""
+    """A count with its noun: "1 block", "1,200 blocks"."""
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def bar(*arguments, **options):
-    """A bar of tqdm's that is gone when it is full; none where stderr is no terminal."""
+    """A progress bar of tqdm, gone when it is full; none where stderr is no terminal."""
     return tqdm(*arguments, **options, leave=False, disable=None)
 
 
 def _mute(name):
-    """What goes to a stream is lost from now on; the interpreter flushes it without an error."""
+    """Throw away what goes to a stream from now on, so that no later write or flush fails."""
     setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (to the end)
 
 
 class DefaultsInHelp(argparse.ArgumentDefaultsHelpFormatter):
-    """Every default in the help, except None, which would tell a reader nothing."""
+    """Help texts with their defaults, except None, which would tell a reader nothing."""
 
     def _get_help_string(self, action):
         return action.help if action.default is None else super()._get_help_string(action)
@@ -96,9 +96,9 @@ def run_command(parser, story, argv=None, kept=""):
 
     The story returns its exit code, None for done.  ``UserError`` ends it with 2, an OSError with
     1, each in one line (a traceback with --debug); any other exception is a bug and goes through.
-    kept: what a stop by Ctrl-C or SIGTERM leaves, in words.  A reader that closes the pipe, as
-    ``| head`` does, has seen all it wants.  Adds the options that every command has, --version and
-    --debug, which is in ``arguments`` where it is given alone.
+    A reader that closes the pipe, as ``| head`` does, is no error.
+    kept: what a stop by Ctrl-C or SIGTERM leaves, in words.  Adds the options that every command
+    has, --version and --debug; ``arguments`` has ``debug`` only where the option is given.
     """
     text = "print the versions of the suite and of torch"
     parser.add_argument("--version", action="version", version=_versions(), help=text)
@@ -106,7 +106,7 @@ def run_command(parser, story, argv=None, kept=""):
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
     arguments = ()
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed, and the other one must not get it instead
+        if getattr(sys, name) is None:  # closed: its text could go to the other one instead
             _mute(name)
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # a terminal without ± gets a ? and not a traceback

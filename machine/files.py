@@ -27,10 +27,10 @@ def check_writable(*folders):
 def atomic_write(path, write):
     """Write a file so that it is there whole or not at all.
 
-    ``write`` gets a binary file object on a temporary file beside ``path``, which is flushed to
-    disk and renamed over ``path``, and the folder flushed too, so that not even a power cut takes
-    it back; on any error the temporary file is removed and an older ``path`` stays as it was.
-    Where ``path`` is a link, that stays, and all this is about where it leads.
+    ``write`` gets a temporary file beside ``path``, opened for bytes.  This is flushed to the disk
+    and renamed to ``path``, and the folder is flushed too, so that not even a power cut takes it
+    back.  On any error the temporary file is removed and an older ``path`` stays as it was.  Where
+    ``path`` is a link, the file that it leads to is written, and the link stays.
     Raises OSError with ``path`` as its file name.
     """
     target = Path(os.path.realpath(path))
@@ -47,7 +47,7 @@ def atomic_write(path, write):
             os.fsync(handle)
             os.close(handle)
     except OSError as error:
-        if error.errno is None:  # numpy's, of a write cut short
+        if error.errno is None:  # numpy's error for a write cut short
             error.errno, error.strerror = errno.ENOSPC, os.strerror(errno.ENOSPC)
         error.filename = str(path)
         raise
@@ -112,10 +112,10 @@ def json_sha256(value):
 
 
 def check_like(value, like, name):
-    """Raise ValueError where JSON-like ``value`` is not built as ``like``, or KeyError.
+    """Raise ValueError where JSON-like ``value`` is not built like ``like``; KeyError for no key.
 
-    A list in ``like`` shows one of its items.  None stands for a value that is not known, never
-    for a whole number or a list; in ``like`` it is anything.
+    A list in ``like`` has one item, which shows what all items are like.  None in ``like``: any
+    value will do.  None in ``value``: not known, which whole numbers and lists may not be.
     """
     kind = int | float if isinstance(like, float) else type(like)
     if like is None or (value is None and kind not in (int, list)):
@@ -131,9 +131,9 @@ def check_like(value, like, name):
 
 
 def read_file(path, failure, remedy):
-    """A file's bytes; otherwise raises ``failure``, an exception's class, with what is wrong.
+    """A file's bytes.  Where it cannot be read, raises the exception ``failure``, which says why.
 
-    remedy: what to do, in words.
+    remedy: what to do then, in words.
     """
     try:
         return Path(path).read_bytes()
@@ -144,7 +144,7 @@ def read_file(path, failure, remedy):
 
 
 def remove_leftovers(folder, names):
-    """Remove the temporary files that a killed process left of writing these names (or globs)."""
+    """Remove temporary files of these names (or globs), which a killed process left unfinished."""
     for name in names:
         for path in Path(folder).glob(f".{name}.*.tmp"):
             path.unlink(missing_ok=True)

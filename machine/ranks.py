@@ -2,10 +2,10 @@
 
     torchrun --standalone --nproc-per-node 2 main.py
 
-Every rank runs the same program; the first, rank 0, alone is heard and writes.  With one process
-every function here does nothing, or returns what it was given.  Numbers and objects travel between
-CPUs (gloo), gradients between the models' devices (nccl on CUDA).  Where a rank dies, torchrun ends
-the others.  Knows nothing of experiments.
+Every rank runs the same program, but only the first, rank 0, prints and writes files.  With one
+process every function here does nothing, or returns what it was given.  Numbers and objects travel
+between CPUs (gloo), gradients between the models' devices (nccl on CUDA).  Where a rank dies,
+torchrun ends the others.  Knows nothing of experiments.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from machine.command import DONE, FAILED, GOES_ON, INTERRUPTED, UserError
 from machine.device import is_out_of_memory, resolve_device
 
-# that another rank cannot be reached: gloo's words, the last is NCCL's
+# how gloo, and in the last words NCCL, say that another rank cannot be reached
 LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
-ENDED_BY_TORCHRUN = 60  # seconds at most until it ends the ranks that are left
-FIRST_HAS_ITS_SAY = 10  # seconds
+ENDED_BY_TORCHRUN = 60  # seconds at most until torchrun ends the ranks that are left
+FIRST_HAS_ITS_SAY = 10  # seconds that the first rank has to print its error
 MEMORY_REMEDY = "lower --batch-size, --seq-len, --d-model or --layers, or add --checkpoint-blocks "
 MEMORY_REMEDY += "--loss-chunk 8192"
 
@@ -48,7 +48,7 @@ def is_first():
 
 # the program, from its first line to its exit code
 class LastLine(io.TextIOBase):
-    """What a rank that is not heard would say: the last line is kept, for where it fails alone."""
+    """The stderr of ranks that are not heard: keeps the last line, in case one fails alone."""
 
     text = ""
 
@@ -84,7 +84,7 @@ def run(command):
     finally:
         sys.stderr = sys.__stderr__  # an exception that goes through is shown
     if rank() and DONE < code < INTERRUPTED:
-        time.sleep(FIRST_HAS_ITS_SAY)  # and ends all, where every rank fails alike
+        time.sleep(FIRST_HAS_ITS_SAY)  # where every rank fails alike, the first ends all meanwhile
         if unheard.text:
             print(f"rank {rank()}: {unheard.text}", file=sys.__stderr__, flush=True)
     print(end="", flush=True)
@@ -92,9 +92,9 @@ def run(command):
 
 
 def ran_out_of_memory(error, kept=f"; {GOES_ON}"):
-    """Does an exception say that memory ran out?  Of several ranks it ends all: they wait.
+    """Does an exception say that memory ran out?  With several ranks it then ends the process.
 
-    kept: what is left then, in words.
+    The other ranks would wait for ever.  kept: what is left then, in words.
     """
     if not is_out_of_memory(error):
         return False
@@ -134,7 +134,7 @@ def on_every(function, *arguments):
 
 
 def from_first(function, *arguments):
-    """``function(*arguments)`` of the first rank, on every rank; what it raises ends all."""
+    """``function(*arguments)`` of the first rank alone; every rank gets its result, or raises."""
     value = on_every(lambda: function(*arguments) if is_first() else None)
     return gather(value)[0]
 
@@ -148,17 +148,17 @@ def _reduce(numbers, operation):
 
 
 def largest(*numbers):
-    """The largest of every rank's, for each of the numbers."""
+    """For each of the numbers, the largest over the ranks, a list."""
     return _reduce(numbers, dist.ReduceOp.MAX)
 
 
 def total(*numbers):
-    """The sum over the ranks, for each of the numbers."""
+    """For each of the numbers, the sum over the ranks, a list."""
     return _reduce(numbers, dist.ReduceOp.SUM)
 
 
 def mean(numbers):
-    """The mean over the ranks, for each of the numbers."""
+    """For each of the numbers in a list, the mean over the ranks, a list."""
     return [number / size() for number in total(*numbers)]
 
 
@@ -172,7 +172,7 @@ def chosen_device(name):
 
 
 def local_device(device):
-    """This rank's device of a kind: the GPU with its number on this machine, or the CPU."""
+    """This rank's own device of the kind: the GPU with the rank's local number, or the CPU."""
     if size() == 1 or device.type != "cuda":
         return device
     index, count = dist.get_node_local_rank(), torch.cuda.device_count()
@@ -197,7 +197,7 @@ def mesh(shards, device_type):
 
 
 def share_of_rows(shards):
-    """The slice of rows that this rank takes, where so many neighbours share theirs."""
+    """The slice of rows that this rank takes, where ``shards`` neighbours take the same ones."""
     return slice(rank() // shards, None, size() // shards)
 
 
