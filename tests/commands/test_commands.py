@@ -1,5 +1,6 @@
 """Every command of the README, as a person types it: a process of its own in an empty folder."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -77,54 +78,74 @@ def test_smoke_goes_through_everything_and_says_that_it_shows_nothing(smoke):
         assert file["window_peak_memory_mb"][0] > 0  # of a real child process
 
 
-def test_generate_goes_on_from_a_prompt(smoke):
-    folder, _ = smoke
-    done = run("generate.py def --tokens 5 --device cpu", folder)
+# Runs command lines one after the other, as scripts, and prints what came of each as JSON.
+TOGETHER = """
+import contextlib, io, json, runpy, sys
+found = []
+for command in sys.argv[1:]:
+    script, *sys.argv[1:] = command.split()
+    code = None
+    said, complained = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+    slow = sorted({"torch", "scipy.stats", "matplotlib", "pandas"} & set(sys.modules))
+    found.append([code, said.getvalue(), complained.getvalue(), slow])
+print(json.dumps(found))
+"""
+
+
+def run_together(commands, folder, *paths):
+    """[exit code, stdout, stderr, slow modules loaded so far] of each, all in one process."""
+    done = subprocess.run(
+        [sys.executable, "-c", TOGETHER, *(f"{ROOT}/{command}" for command in commands)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*paths, ROOT]))},
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("def") and "tokens/s" in done.stderr
+    return json.loads(done.stdout)
+
+
+def test_results_are_printed_and_drawn_again_without_torch(smoke, tmp_path):
+    folder, trained = smoke
+    (tmp_path / "torch.py").write_text("raise ImportError('not needed')")
+    names = "1_training_curves", "9_summary", "11_validation", "reach"
+    commands = [
+        "metrics_utils.py",
+        f"create_model_plots.py output/experiment_results.npz other --only {' '.join(names)}",
+        f"create_model_plots.py {ROOT}/results/h100_pattern_study.json {tmp_path}/study",
+        f"create_model_plots.py {ROOT}/results/h200_attention_heads.json {tmp_path}/heads",
+        f"metrics_utils.py {ROOT}/results/h100_length_study.json",
+        f"metrics_utils.py {ROOT}/results/h100_step_heads.json",
+    ]
+    found = run_together(commands, folder, tmp_path)
+    assert all((code, err) == (0, "") and out for code, out, err, _ in found), found
+    assert trained.stdout.startswith(found[0][1])
+    drawn = {path.name: path.read_bytes() for path in (folder / "other").iterdir()}
+    assert len(drawn) == 2 * len(names)
+    assert drawn == {name: (folder / "plots" / name).read_bytes() for name in drawn}
 
 
 @pytest.fixture(scope="module")
-def without_torch(tmp_path_factory):
-    """What makes a process fail that imports torch: its environment."""
-    folder = tmp_path_factory.mktemp("without")
-    (folder / "torch.py").write_text("raise ImportError('not needed')")
-    return {"PYTHONPATH": str(folder)}
+def with_torch(smoke):
+    """What the two other commands that take seconds to load say after the experiment."""
+    commands = "generate.py def --tokens 5 --device cpu", "analyze_hyperparameters.py 96 4"
+    return run_together(commands, smoke[0])
 
 
-def test_plots_again_without_torch(smoke, without_torch):
-    folder, _ = smoke
-    done = run("create_model_plots.py output/experiment_results.npz other", folder, **without_torch)
-    assert done.returncode == 0, done.stderr
-    for path in (folder / "plots").iterdir():
-        assert (folder / "other" / path.name).read_bytes() == path.read_bytes()
+def test_generate_goes_on_from_a_prompt(with_torch):
+    code, out, err, _ = with_torch[0]
+    assert code == 0 and out.startswith("def") and "tokens/s" in err
 
 
-@pytest.mark.parametrize(
-    ("script", "name"),
-    [
-        ("create_model_plots.py", "h100_pattern_study"),
-        ("create_model_plots.py", "h200_attention_heads"),
-        ("metrics_utils.py", "h100_length_study"),
-        ("metrics_utils.py", "h100_step_heads"),
-    ],
-)
-def test_studies_and_benchmarks_again_without_torch(tmp_path, without_torch, script, name):
-    done = run(f"{script} {ROOT}/results/{name}.json", tmp_path, **without_torch)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout
-
-
-def test_the_report_again(smoke):
-    folder, trained = smoke
-    done = run("metrics_utils.py", folder)
-    assert (done.returncode, done.stderr) == (0, "") and trained.stdout.startswith(done.stdout)
-
-
-def test_analysis_of_one_configuration(tmp_path):
-    done = run("analyze_hyperparameters.py 96 4", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "MEASURED, from results/" in done.stdout and "Use at S " in done.stdout
-    assert "23,296" in done.stdout and (tmp_path / "plots" / "config_w96_d4.png").is_file()
+def test_analysis_of_one_configuration(smoke, with_torch):
+    code, out, *_ = with_torch[1]
+    assert code == 0 and "MEASURED, from results/" in out and "Use at S " in out
+    assert "23,296" in out and (smoke[0] / "plots" / "config_w96_d4.png").is_file()
 
 
 def test_the_pattern_draws_itself(tmp_path):
@@ -160,21 +181,13 @@ def test_help_and_wrong_options(tmp_path, monkeypatch, capsys, script):
     assert "--no-such-option" in printed.err and os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "compare_models.py"])
-def test_help_waits_for_no_import(tmp_path, script):
+def test_help_waits_for_no_import(tmp_path):
     """What takes seconds to import is not needed to tell how a command is called."""
-    code = f"""
-import runpy, sys
-sys.argv[1:] = ["--help"]
-try:
-    runpy.run_path({str(ROOT / script)!r}, run_name="__main__")
-except SystemExit as stop:
-    assert stop.code == 0
-print(sorted({{"torch", "scipy.stats", "matplotlib", "pandas"}} & set(sys.modules)))
-"""
-    command, there = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True)
-    assert done.stdout.startswith("usage: ") and done.stdout.endswith("\n[]\n"), done.stderr
+    scripts = [*SCRIPTS, "compare_models.py"]
+    for script, (code, out, err, slow) in zip(
+        scripts, run_together([f"{script} --help" for script in scripts], tmp_path), strict=True
+    ):
+        assert (code, err, slow) == (0, "", []) and out.startswith("usage: "), script
 
 
 def test_compare_models_is_the_same_command(tmp_path):
