@@ -2,8 +2,10 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
+import torch
 from conftest import is_drawn, nobody_reads, one_line
 
 import benchmark_attention
@@ -56,10 +58,16 @@ def test_the_picture_is_drawn_whoever_reads(run, tmp_path, monkeypatch):
     assert (tmp_path / "plots" / "attention_scaling.png").is_file()
 
 
-def test_patterns_by_name_are_timed_beside_full_attention(run, tmp_path):
-    assert run(*TINY, "--patterns", "w4-d0-f1", "w4-d3-s", "--tokens", "64") == 0
+def test_patterns_by_name_are_timed_beside_full_attention(run, tmp_path, monkeypatch):
+    # what the compiler makes of them is in tests/attention
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    patterns = ["w4-d0-f1", "w4-d3-s"]
+    options = ["--seq-lens", "32", "--patterns", *patterns, "--tokens", "64"]
+    assert run(*TINY, *options) == 0
     records = saved(tmp_path, "attention_benchmark.json")["records"]
-    of_heads = {(r["peer"], r["seq_len"]): r for r in records}["w4-d0-f1", 32]
+    by_name = {r["peer"]: r for r in records}
+    assert set(by_name) == {*patterns, "flash"}
+    of_heads = by_name["w4-d0-f1"]
     assert of_heads["batch_size"] == 2 and of_heads["evaluation"] == "masked"
     assert of_heads["density"] == pytest.approx((1 + density(32, 4, 0)) / 2)
     assert is_drawn(tmp_path / "plots" / "attention_scaling.png")
