@@ -68,31 +68,25 @@ def test_a_stop_keeps_what_was_finished_and_the_same_command_goes_on(
     assert not [name for name in contents("output") if name.startswith(".")]
 
 
-@pytest.mark.parametrize(
-    ("call", "code", "remedy"),
-    [("fsync", errno.ENOSPC, "free some space"), ("replace", errno.EACCES, "writable")],
-)
-def test_a_write_that_fails_is_named_and_nothing_is_lost(
-    workplace, monkeypatch, capsys, call, code, remedy
-):
+def test_a_write_that_fails_is_named_and_nothing_is_lost(workplace, monkeypatch, capsys):
     """Each write of the experiment fails in turn; going on afterwards completes it."""
     assert run_main(f"{BLOCK} --output-dir undisturbed") == 0
     expected = load_metrics("undisturbed/experiment_results.npz")
-    real, count, failing = getattr(os, call), itertools.count(), None
+    real, count, failing = os.fsync, itertools.count(), None
 
     def fail_once(*arguments):
         if next(count) == failing:
-            raise OSError(code, os.strerror(code))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*arguments)
 
-    monkeypatch.setattr(os, call, fail_once)
+    monkeypatch.setattr(os, "fsync", fail_once)
     for at in itertools.count():
         options = f"{BLOCK} --output-dir case{at}"
         count, failing = itertools.count(), at
         if run_main(options) == 0:
             break
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith(f"error: case{at}") and remedy in error
+        assert error.startswith(f"error: case{at}") and "free some space" in error
         failing = None
         assert run_main(options) == 0
         assert same_losses(expected, load_metrics(f"case{at}/experiment_results.npz"))

@@ -44,6 +44,12 @@ def test_the_storys_code_is_the_commands():
             "start again\n",
         ),
         (
+            OSError(errno.EACCES, "Permission denied", "a.npz"),
+            1,
+            "error: a.npz: cannot be written (Permission denied): make its folder writable or "
+            "choose another one\n",
+        ),
+        (
             OSError(errno.EROFS, "Read-only", "a.npz"),
             1,
             "error: a.npz: cannot be written (Read-only): choose another folder\n",
