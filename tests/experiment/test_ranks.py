@@ -250,12 +250,6 @@ def test_a_rank_that_ends_ends_all_and_the_same_command_goes_on(tmp_path):
         assert_close_losses(training, expected[arm][0])
 
 
-def test_wrong_options_end_every_rank_after_the_first_has_said_so(tmp_path):
-    ended = torchrun(tmp_path, "--no-such-option", LATE="1")
-    assert ended.returncode != 0 and ended.stderr.count("unrecognized arguments") == 1
-    assert "exitcode  : 2" in ended.stderr and list(tmp_path.iterdir()) == []
-
-
 # without torchrun
 def test_the_ranks_shares_make_up_the_batch(monkeypatch):
     config = tiny_config(batch_size=12, world_size=3, gradient_accumulation=2)

@@ -36,7 +36,6 @@ studies.command.create_all_plots = lambda *_: []
 torch.nn.Dropout.forward = lambda self, x: x  # ranks draw other masks than one process
 
 TRAIN, UPDATE, LOCAL_GRADIENTS = training_train.train, Trainer.update, ranks.local_gradients
-BUILD_PARSER = compare_models.build_parser
 FASTER = SimpleNamespace(perf_counter=lambda: 3 * time.perf_counter())
 FAULTS = {
     "kill": lambda trainer: os.kill(os.getpid(), signal.SIGKILL),
@@ -84,13 +83,6 @@ def local_gradients(module):
     with LOCAL_GRADIENTS(module):
         counts["unsynchronized"] += not module.require_backward_grad_sync
         yield
-
-
-def parser():
-    """main.py's options, read LATE seconds later on the first rank."""
-    if ranks.is_first():
-        time.sleep(float(os.environ.get("LATE", 0)))
-    return BUILD_PARSER()
 
 
 def command(argv):
@@ -152,7 +144,6 @@ def run_all(path):
 
 
 if __name__ == "__main__":
-    compare_models.build_parser = parser
     experiment_run.train, Trainer.update, ranks.local_gradients = train, update, local_gradients
     if sys.argv[1].endswith(".json"):
         sys.exit(ranks.run(partial(run_all, Path(sys.argv[1]))))

@@ -1,5 +1,6 @@
 """One process is the first and only rank; several, under torchrun: tests/experiment/test_ranks."""
 
+import argparse
 import sys
 from functools import partial
 
@@ -8,6 +9,7 @@ import torch
 
 from machine import ranks
 from machine.command import UserError
+from machine.start import run_on_ranks
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -103,3 +105,19 @@ def test_a_rank_that_fails_alone_is_heard_after_all(under_torchrun, capfd):
     assert ended == [2, 0, 2] and waited == [10]
     said = capfd.readouterr().err.splitlines()
     assert said == ["a step", "error: no such disk", "", "rank 1: error: no such disk"]
+
+
+def test_wrong_options_end_every_rank_after_the_first_has_said_so(
+    under_torchrun, capfd, monkeypatch
+):
+    set_rank, waited, ended = under_torchrun
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = []
+    for rank in (0, 1):
+        set_rank(rank)
+        with pytest.raises(SystemExit):
+            run_on_ranks(argparse.ArgumentParser("main.py"), fail, ["--no-such-option"])
+        said.append(capfd.readouterr().err.splitlines())
+    words = "main.py: error: unrecognized arguments: --no-such-option"
+    assert said[0][-1] == words and said[1] == [f"rank 1: {words}"]
+    assert ended == [2, 2] and waited == [10]  # the second, which torchrun ends meanwhile
