@@ -189,13 +189,13 @@ def test_flex_equals_dense_as_torch_compile_traces_it(pattern):
     assert (compiled(q, k, v, *pattern) - expected).norm() < 1e-6 * expected.norm()
 
 
-@torch._dynamo.config.patch(recompile_limit=8)
+@torch._dynamo.config.patch(recompile_limit=2)
 def test_flex_is_compiled_for_more_patterns_than_a_function_usually_is(monkeypatch):
     """Each layer's heads may see something else, and an evaluation has batches of two sizes."""
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(flex, "_compiled", functools.cache(flex._compiled.__wrapped__))
-    for number in range(12):
+    for number in range(4):
         pattern = Pattern(20 + number % 9, 4, 0, 1, True, number)
         (q, k, v), _ = random_heads(1 + number % 2, 40, 4, 4, 16)
         mask = cached_mask(40, 4, q.device, None, *pattern)

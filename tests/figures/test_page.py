@@ -96,14 +96,6 @@ def test_ids_are_unique_and_every_reference_is_to_one_of_them(text, parsed):
     assert used and {a or b for a, b in used} <= set(ids)
 
 
-def test_equal_results_give_equal_bytes(page, tmp_path):
-    for name in "ab":
-        metrics, metadata = make_experiment(2)
-        drawn = {"9_summary": experiment_page(metrics, metadata).draw()["9_summary"]}
-        write_text(tmp_path / name, html(experiment_page(metrics, metadata), drawn))
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
 def test_a_browser_shows_it_on_a_phone_and_on_a_desk(page, figures, tmp_path):
     browsers = pytest.importorskip("playwright.sync_api")
     write_text(tmp_path / "page.html", html(page, figures))
