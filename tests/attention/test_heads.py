@@ -150,7 +150,7 @@ def test_lengths_may_vary_in_compiled_code(evaluation):
         return window_attention(q, k, v, 5, 3, evaluation, full_heads=1, stagger=True)
 
     compiled = torch.compile(attend, dynamic=True, fullgraph=True, backend="aot_eager")
-    for seq_len in (40, 57, 120):
+    for seq_len in (57, 120):
         qkv, _ = random_heads(2, seq_len, 4, 2, 8)
         torch.testing.assert_close(compiled(*qkv), attend(*qkv), rtol=1e-5, atol=1e-6)
 
