@@ -40,7 +40,10 @@ print(len(before), *sorted(set(sys.modules) - before))
     assert int(count) > 1000 and len(loaded) < 5, loaded
 
 
-def test_a_child_that_fails_says_why():
+def test_a_child_that_fails_says_why(tmp_path, monkeypatch):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "memory.py").write_text("{}['nonsense']")  # as of an unknown arm
+    monkeypatch.setattr("training.memory.FOLDER", tmp_path)
     with pytest.raises(RuntimeError, match=r"measures memory failed.*KeyError: 'nonsense'"):
         child_peak_memory_mb(tiny_config(), "nonsense", VOCABULARY, seed=1)
 
