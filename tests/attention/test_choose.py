@@ -1,12 +1,9 @@
 """Every evaluation against attention by hand; what ``auto`` takes; compiled as one graph."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -214,8 +211,6 @@ def test_sinks_compile_in_bfloat16_and_in_autocast(random_qkv):
         assert (found - expected).norm() < 5e-3 * expected.norm()
 
 
-def test_the_compilers_mark_is_set_without_loading_the_compiler():
+def test_the_mark_is_the_compilers():
     theirs = torch.compiler.assume_constant_result(lambda: 0)
     assert vars(constant_of_a_graph(lambda: 0)) == vars(theirs) != {}
-    code = "import sys, gpt_win; sys.exit('torch._dynamo' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
