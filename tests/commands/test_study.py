@@ -32,6 +32,13 @@ def workplace(tmp_path, monkeypatch):
     return prepare_workplace(tmp_path, monkeypatch)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """A study's figures, which take most of its time, are not drawn here."""
+    monkeypatch.setattr("figures.page.save_figures", lambda *_: [])
+    monkeypatch.setattr("figures.page.html", lambda *_: "")
+
+
 def points():
     return json.loads(Path("output/length_study.json").read_text())["points"]
 
@@ -72,7 +79,7 @@ def test_a_study_is_drawn_whoever_reads(monkeypatch):
     assert "length_scaling.png" in contents("plots")
 
 
-def test_a_stopped_study_says_how_to_go_on_and_what_differs_is_marked(monkeypatch, capsys):
+def test_a_stopped_study_says_how_to_go_on_and_what_differs_is_marked(undrawn, monkeypatch, capsys):
     stop_at(monkeypatch, 4)
     assert run_main(LENGTHS) == 130
     said = capsys.readouterr().err.splitlines()[-1]
@@ -88,7 +95,7 @@ def test_a_stopped_study_says_how_to_go_on_and_what_differs_is_marked(monkeypatc
     assert identities()[0] == done and points()[1]["mixed"]
 
 
-def test_a_restarted_study_begins_anew_at_every_point(monkeypatch, capsys):
+def test_a_restarted_study_begins_anew_at_every_point(undrawn, monkeypatch, capsys):
     assert run_main(LENGTHS) == 0
     before, file = identities(), Path("output/length_study.json").read_bytes()
     stop_at(monkeypatch, 2)
@@ -102,7 +109,7 @@ def test_a_restarted_study_begins_anew_at_every_point(monkeypatch, capsys):
     assert (earlier / "length_study.json").read_bytes() == file
 
 
-def test_an_arm_named_by_a_pattern_is_the_window_arm_with_that_pattern(capsys):
+def test_an_arm_named_by_a_pattern_is_the_window_arm_with_that_pattern(undrawn, capsys):
     options = "--positions rotary --runs 1"
     assert run_main(f"--study patterns --patterns 5:0 9:2 {options}") == 0
     assert "Use at S 24, rotary positions: " in capsys.readouterr().out
