@@ -125,6 +125,8 @@ def test_results_are_printed_and_drawn_again_without_torch(smoke, tmp_path):
     found = run_together(commands, folder, tmp_path)
     assert all((code, err) == (0, "") and out for code, out, err, _ in found), found
     assert trained.stdout.startswith(found[0][1])
+    for name, figure in (("study", "pattern_pareto"), ("heads", "attention_scaling")):
+        assert {path.stem for path in (tmp_path / name).iterdir()} == {figure}
     drawn = {path.name: path.read_bytes() for path in (folder / "other").iterdir()}
     assert len(drawn) == 2 * len(names)
     assert drawn == {name: (folder / "plots" / name).read_bytes() for name in drawn}

@@ -75,13 +75,11 @@ def test_a_studys_figures_are_chosen_by_their_names(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "figures"),
     [
-        ("h100_length_study", ["length_scaling.png"]),
-        ("h100_pattern_study", ["pattern_pareto.png"]),
         ("h100_attention_heads_long", ["attention_scaling.png"]),
         ("h100_step_heads", []),
     ],
 )
-def test_studies_and_benchmarks_are_drawn_from_their_files(tmp_path, capsys, name, figures):
+def test_benchmarks_are_drawn_from_their_files(tmp_path, capsys, name, figures):
     code = create_model_plots.main([str(ROOT / "results" / f"{name}.json"), str(tmp_path)])
     assert sorted(path.name for path in tmp_path.glob("*.png")) == figures
     assert code == (0 if figures else 2)
