@@ -206,3 +206,11 @@ def what_was_there_before_is_no_garbage():
 @pytest.fixture
 def experiment():
     return make_experiment()
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder in which a small experiment can be run, and the present one."""
+    from small_experiment import prepare_workplace  # which loads the suite
+
+    return prepare_workplace(tmp_path, monkeypatch)

@@ -11,7 +11,6 @@ from small_experiment import (
     RESULTS,
     break_training,
     contents,
-    prepare_workplace,
     run_main,
     run_out_of_memory,
     same_losses,
@@ -27,11 +26,6 @@ from studies.options import build_parser
 from training import prepare
 from training.config import PRESETS
 from training.tokens import load_dataset
-
-
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    return prepare_workplace(tmp_path, monkeypatch)
 
 
 def config_of(options):

@@ -11,7 +11,6 @@ from small_experiment import (
     break_training,
     contents,
     diverge,
-    prepare_workplace,
     run_main,
     run_out_of_memory,
     same_losses,
@@ -27,9 +26,7 @@ RESULTS = "experiment_results.npz"
 LENGTHS = "--study lengths --seq-lens 12 24 --runs 1 --positions learned --arms window fused"
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    return prepare_workplace(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 @pytest.fixture
