@@ -34,6 +34,14 @@ def test_a_long_sequence_is_counted_and_drawn_without_its_pairs(tmp_path, capsys
     assert (tmp_path / "output" / f"{name}.txt").is_file()
 
 
+def test_one_configuration_in_an_empty_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert analyze_hyperparameters.main(["96", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "MEASURED, from results/" in out and "Use at S " in out and "23,296" in out
+    assert (tmp_path / "plots" / "config_w96_d4.png").is_file()
+
+
 def test_the_files_are_written_whoever_reads(tmp_path, monkeypatch):
     nobody_reads(monkeypatch)
     assert run("96 4", tmp_path) == 0

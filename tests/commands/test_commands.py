@@ -132,22 +132,10 @@ def test_results_are_printed_and_drawn_again_without_torch(smoke, tmp_path):
     assert drawn == {name: (folder / "plots" / name).read_bytes() for name in drawn}
 
 
-@pytest.fixture(scope="module")
-def with_torch(smoke):
-    """What the two other commands that take seconds to load say after the experiment."""
-    commands = "generate.py def --tokens 5 --device cpu", "analyze_hyperparameters.py 96 4"
-    return run_together(commands, smoke[0])
-
-
-def test_generate_goes_on_from_a_prompt(with_torch):
-    code, out, err, _ = with_torch[0]
-    assert code == 0 and out.startswith("def") and "tokens/s" in err
-
-
-def test_analysis_of_one_configuration(smoke, with_torch):
-    code, out, *_ = with_torch[1]
-    assert code == 0 and "MEASURED, from results/" in out and "Use at S " in out
-    assert "23,296" in out and (smoke[0] / "plots" / "config_w96_d4.png").is_file()
+def test_generate_goes_on_from_a_prompt(smoke):
+    done = run("generate.py def --tokens 5 --device cpu", smoke[0])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("def") and "tokens/s" in done.stderr
 
 
 SCRIPTS = {
