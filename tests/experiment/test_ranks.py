@@ -226,13 +226,16 @@ def test_ranks_agree_on_values_and_errors(ran):
 
 # the end of a rank
 def test_a_rank_that_ends_ends_all_and_the_same_command_goes_on(tmp_path):
-    """Rank 1 is killed in the second training."""
+    """Rank 1 is killed in the second training; when that is tried again, its memory runs out."""
     write_data(tmp_path)
     options = [*TINY.split(), *TWO_ARMS.split()]
     killed = torchrun(tmp_path, *options, FAULT=f"kill 2 {UNTIMED_STEPS + 2}")
     kept = {path: path.read_bytes() for path in (tmp_path / "output" / "runs").iterdir()}
-    assert killed.returncode != 0 and killed.stdout == ""
+    filled = torchrun(tmp_path, *options, FAULT=f"memory 1 {UNTIMED_STEPS + 2}")
+    for ended in (killed, filled):
+        assert ended.returncode != 0 and ended.stdout == ""
     assert "Signal 9 (SIGKILL)" in killed.stderr, killed.stderr[-3000:]
+    assert "error: rank 1: out of memory: lower --batch-size" in filled.stderr
     assert len(kept) == 1 and not list((tmp_path / "output").glob(".*.tmp"))
     done = torchrun(tmp_path, *options)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from small_experiment import diverge
+from small_experiment import diverge, run_out_of_memory
 
 import compare_models
 import studies.command
@@ -39,6 +39,7 @@ TRAIN, UPDATE, LOCAL_GRADIENTS = training_train.train, Trainer.update, ranks.loc
 FASTER = SimpleNamespace(perf_counter=lambda: 3 * time.perf_counter())
 FAULTS = {
     "kill": lambda trainer: os.kill(os.getpid(), signal.SIGKILL),
+    "memory": run_out_of_memory,
     "diverge": diverge,
     "clock": lambda trainer: setattr(training_train, "time", FASTER),
 }

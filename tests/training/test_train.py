@@ -316,7 +316,7 @@ def test_memory_that_runs_out_is_an_outcome_that_names_the_remedy(monkeypatch, e
         train(tiny_config(), "window", tiny_dataset(), 7, CPU)
 
 
-def test_memory_that_one_of_several_ranks_lacks_ends_the_command(monkeypatch, capfd):
+def test_memory_that_one_of_several_ranks_lacks_ends_the_command(monkeypatch):
     """The others wait for this one: it ends, and is no result that all agree on."""
 
     def fail(*_):
@@ -333,9 +333,6 @@ def test_memory_that_one_of_several_ranks_lacks_ends_the_command(monkeypatch, ca
     with pytest.raises(SystemExit) as ended:
         train(tiny_config(), "window", tiny_dataset(), 7, CPU)
     assert ended.value.code == 1
-    said = capfd.readouterr().err
-    assert said.startswith("error: rank 1: out of memory: lower --batch-size")
-    assert said.endswith("goes on from there\n") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(("mode", "released"), [("none", False), ("reduce-overhead", True)])
