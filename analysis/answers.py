@@ -25,8 +25,8 @@ ASKED = ("Faster", "As good", "Use")
 def answers(metrics, metadata):
     """Three sentences on an experiment: is it faster, is it as good, and what to use.
 
-    They speak of the recommended pattern, and for want of one of the fastest.  Of a smoke test one
-    that says what it is for.
+    They are about the recommended pattern or, for want of one, the fastest.  A smoke test gets a
+    single sentence, which says what it is for.
     """
     if is_smoke_test(metadata):
         planned = counted(planned_trainings(metadata), "training")

@@ -68,7 +68,7 @@ def describe_change(ratio, arm, reference, what="time"):
 
 
 def _evidence(compared, family_size, primary):
-    """The test behind a ratio and its p among the family's, in words."""
+    """The test behind a ratio, and its p adjusted for the family of tests, in words."""
     if compared.ratio.p is None:
         return ""
     text = " Primary, paired" if primary else " Paired"
@@ -109,7 +109,7 @@ def ratio_claims(metrics, metadata, found, key, what):
         if (arm, reference, key) not in found:
             continue
         compared = found[arm, reference, key]
-        used = metadata["attention"].get(arm, metadata["pattern"])  # of an earlier file: None
+        used = metadata["attention"].get(arm, metadata["pattern"])  # None in earlier files
         title = f"{what.capitalize()} ({meaning})"
         if title == "Time (sparsity alone)":
             title = _sparsity_title(compared.ratio, used, f" ({arm})" * several)
@@ -122,7 +122,7 @@ def ratio_claims(metrics, metadata, found, key, what):
 
 
 def _seeds_that_may_be_worse(claim, differences):
-    """Of what is not worse in the mean: how often it still may be, for seeds differ."""
+    """For an arm that is not worse in the mean: how often it was worse, and how often it may be."""
     if claim.verdict != "not worse":
         return ""
     worse = int((differences > claim.margin).sum())
@@ -133,7 +133,7 @@ def _seeds_that_may_be_worse(claim, differences):
 
 
 def _block_by_block(differences, unsteady_arms):
-    """The differences themselves where one of the two arms is one that no mean describes."""
+    """The differences of all blocks, in words, where no mean describes one of the two arms."""
     if not unsteady_arms:
         return ""
     middle, *every = (f"{value:+.4f}" for value in [np.median(differences), *differences])
@@ -146,8 +146,8 @@ def _block_by_block(differences, unsteady_arms):
 def _trend(metrics, pair):
     """Which arm of a pair the training losses still moved in favour of at the end, in words.
 
-    The least-squares slope of their difference over the last fifth of the steps times their
-    number, block by block.
+    In each block, their difference changes over the last fifth of the steps by its least-squares
+    slope times the number of these steps.
     """
     differences = loss_differences(paired_trainings(metrics, pair))
     fifth = differences.shape[1] // 5
@@ -172,9 +172,9 @@ def _declared(plan, claim):
 
 
 def bound_text(claim):
-    """The one-sided bound of a ``QualityClaim`` in nats, in words, the lower one of what is worse.
+    """The one-sided bound of a ``QualityClaim`` in nats, in words; "" where there is none.
 
-    Nothing where there is none.
+    It is the lower bound where the verdict is "worse", else the upper.
     """
     bound, end = ("least", claim.low) if claim.verdict == "worse" else ("most", claim.high)
     return "" if end is None else f", at {bound} {amount(end, 'nats', '+')}"
@@ -261,7 +261,7 @@ def _times_as_fast(slower, faster):
 def decomposition(metrics, metadata):
     """baseline / window = (baseline / fused) x (fused / window), over the blocks of all three.
 
-    A list of one claim, of none where there is nothing to explain.
+    A list with one claim, or an empty one where there is nothing to explain.
     """
     arms = ("baseline", "window", "fused")
     if not {"baseline", "window"} <= set(metrics):
@@ -284,7 +284,7 @@ def decomposition(metrics, metadata):
 
 
 def _caveats_once(claims):
-    """What several neighbours say at their end, trained on and not shown, after the last alone."""
+    """The claims without an end, "Trained on" or "This does not show", that the next repeats."""
     kept = []
     for claim, following in zip_longest(claims, claims[1:], fillvalue=""):
         text, *end = re.split("( Trained on .*| This does not show .*)", claim, maxsplit=1)

@@ -60,7 +60,7 @@ def contrasts_of(arms):
 
 
 def primary_of(arms):
-    """(arm, reference, outcome, test) of what an experiment with these arms is made for."""
+    """(arm, reference, outcome, test) of every question that these arms are trained to answer."""
     pairs = [
         (arm, reference)
         for arm, reference, meaning in contrasts_of(arms)
@@ -78,7 +78,7 @@ def family_of(arms):
 
 
 def compare(metrics, metadata):
-    """{(arm, reference, outcome): Compared} of every contrast and outcome with positive pairs.
+    """{(arm, reference, outcome): Compared} of every contrast and outcome with positive values.
 
     Holm's correction is over the family of tests that the plan declares.
     """

@@ -52,7 +52,7 @@ TEXTS = (
     "order",  # the block's arms in the order they were trained, comma separated
     "started_at",  # UTC, ISO 8601
     "ended_at",
-    "process",  # that trained it: two in a block tell of a stop between them
+    "process",  # which one trained it: two of them in a block mean a stop in between
     "previous_arm",  # what this process had trained before, "" for nothing
 )
 RECORDS = (  # each a dict, or None
@@ -63,13 +63,13 @@ RECORDS = (  # each a dict, or None
 )
 SERIES = {"losses": np.float32, "tokens_seen": np.int64, "step_seconds": np.float32}
 SINCE_VERSION_2 = {"ended_at": "", "process": "", "previous_arm": "", **dict.fromkeys(RECORDS)}
-RENAMED = {  # what files of versions 1 and 2 call some keys, and their present names
+RENAMED = {  # keys of files of versions 1 and 2, and their present names
     "run": "block",
     "launch_index": "index",
     "launch_id": "process",
     "launches": "processes",
 }
-LACKING = {  # what the metadata of earlier files lack, as they would say it
+LACKING = {  # what the metadata of earlier files lack, with the values that held then
     "config": {
         "positions": "learned",
         "sink_tokens": 0,
@@ -101,10 +101,10 @@ class MetricsError(UserError):
 
 
 def checked_training(training):
-    """A training's dict with every key, numbers and series of their own type.
+    """A training's dict with every key, its numbers and series converted to their own types.
 
-    Files of versions 1 and 2 get the present names.  Raises KeyError for what is missing and
-    ValueError or TypeError for what is no number.
+    Keys of versions 1 and 2 get their present names.  Raises KeyError for a missing key, and
+    ValueError or TypeError for what is no number or has another length.
     """
     training = SINCE_VERSION_2 | _renamed(training)
     checked = {}
@@ -114,7 +114,7 @@ def checked_training(training):
     for key in (*TEXTS, *RECORDS):
         checked[key] = training[key]
     for key, dtype in SERIES.items():
-        checked[key] = np.array(training[key], dtype=dtype)  # of a JSON file: None is NaN
+        checked[key] = np.array(training[key], dtype=dtype)  # None, of a JSON file, becomes NaN
         if checked[key].shape != (checked["total_steps"],):
             raise ValueError(f"{key} {checked[key].shape} of {checked['total_steps']} steps")
     return checked
@@ -193,10 +193,13 @@ def _read_npz(content):
 
 @contextmanager
 def fitting(path):
-    """MetricsError for whatever a file that does not fit makes the code inside raise."""
+    """A context for code that reads this file: what its content makes it raise is a MetricsError.
+
+    A UserError stays as it is, and so does an OSError, which is about a file that is written.
+    """
     try:
         yield
-    except (UserError, OSError):  # an OSError is of what is written inside
+    except (UserError, OSError):
         raise
     except Exception as error:  # numpy and zipfile raise a dozen kinds over damage
         reason = f"{type(error).__name__}: {error}".splitlines()[0]  # numpy's have several lines

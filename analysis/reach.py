@@ -11,7 +11,7 @@ REACH_GAIN = 0.1  # nats a token, from which on a model is said to copy
 
 
 def reach_records(metrics):
-    """{arm: the records of its trainings, by block} of the arms that have any, in their order."""
+    """{arm: the records of its trainings, by block} for the arms that have any, in their order."""
     found = {arm: [t["reach"] for t in metrics[arm] if t["reach"]] for arm in ordered_arms(metrics)}
     return {arm: records for arm, records in found.items() if records}
 
@@ -52,7 +52,7 @@ def reach_claims(metrics):
 
 
 def reach_section(metrics):
-    """The table of the mean gains over blocks, an arm a line; without parts without a probe."""
+    """The table of mean gains over blocks, a line for each arm; no parts where none was probed."""
     found = reach_records(metrics)
     rows = []
     for arm, records in found.items():

@@ -20,7 +20,7 @@ from analysis.values import (
 from analysis.words import amount
 from machine.command import counted
 
-TIED = 0.01  # share by which ratios of times may differ for the sparser pattern to be taken
+TIED = 0.01  # where ratios of times differ by no more than this share, the sparser pattern is taken
 FRESH = 2  # blocks kept out of the choice, where that leaves enough for it
 
 AFTER_LONGER = "; longer training may rank patterns the other way round"
@@ -39,7 +39,7 @@ class Recommendation(NamedTuple):
     differences: tuple = ()  # on these: validation loss of chosen - fused, in nats
     time_ratio: float | None = None  # on these: chosen / fused, geometric mean
     confirmed: bool | None = None  # by these; None: there are none, or not all are trained
-    tokens: int | None = None  # that a training of it saw
+    tokens: int | None = None  # that a training of the chosen pattern saw
 
 
 def patterns_of(arms):
@@ -75,12 +75,12 @@ def recommend(metrics, metadata):
 
 
 def _in_blocks(metrics, blocks):
-    """The trainings of these blocks, counted from 0, alone."""
+    """The metrics of these blocks alone, which are counted from 0."""
     return {arm: [t for t in mine if t["block"] in blocks] for arm, mine in metrics.items()}
 
 
 def _seen_beside_fused(metrics, patterns):
-    """The blocks, from 1, that fused ended well and in which one of the patterns was trained."""
+    """The blocks, from 1, in which fused ended well and one of the patterns was trained."""
     trained = {training["block"] for arm in patterns for training in metrics[arm]}
     fused = [t["block"] for t in metrics.get("fused", ()) if t["status"] == "ok"]
     return tuple(block + 1 for block in fused if block in trained)
@@ -101,9 +101,9 @@ def _nothing_to_say(metrics, metadata, found):
 
 
 def good_patterns(metrics, metadata, patterns):
-    """{pattern: its time over that of fused} of those shown not to be worse, and to be faster.
+    """{pattern: its time over fused's} of the patterns shown to be faster and not to be worse.
 
-    One that failed in a block is none of them.
+    A pattern that failed in a block is left out.
     """
     idle, ratios = not_trained(metrics, metadata), {}
     for arm in patterns:
@@ -123,18 +123,18 @@ def _failed(trainings):
 
 
 def choose(ratios, metadata):
-    """The pattern of {pattern: time ratio} with the least; of those tied, that of fewest pairs."""
+    """The fastest of {pattern: time ratio}; of those tied, the one that keeps fewest pairs."""
     limit = min(ratios.values()) * (1 + TIED)
     used = metadata["attention"]
     density = {arm: used.get(arm, {}).get("density") for arm in ratios}
-    if None in density.values():  # of an earlier file
+    if None in density.values():  # an earlier file
         density = {arm: _kept_by_name(arm) for arm in ratios}
     tied = [arm for arm, ratio in ratios.items() if ratio <= limit]
     return min(tied, key=lambda arm: (density[arm], ratios[arm]))
 
 
 def _kept_by_name(arm):
-    """What orders patterns by how much they keep of a long sequence, as far as names tell it."""
+    """A sort key: how much a pattern keeps of a long sequence, as far as its name tells."""
     pattern = pattern_of_arm(arm) or {"full_layers": 1, "full_heads": 0}
     full = 1 / pattern["full_layers"] if pattern["full_layers"] else 0
     far = 1 / pattern["dilation"] if pattern.get("dilation") else 0
@@ -142,7 +142,7 @@ def _kept_by_name(arm):
 
 
 def _confirm(found, metrics, metadata):
-    """The recommendation with what the fresh blocks say of what was chosen."""
+    """The recommendation, with what the fresh blocks say of the chosen pattern."""
     asked = _in_blocks(metrics, [block - 1 for block in found.fresh])
     pair = found.chosen, "fused"
     pairs = paired_trainings(asked, pair)

@@ -45,13 +45,13 @@ LEGEND = (
 
 
 def _recorded(metadata):
-    """What ran and what the plan declares, of which files of the first version know nothing."""
+    """What ran and what the plan declares, as texts; files of the first version know neither."""
     lines, attention, code = [], [], metadata["code"]
     for arm, used in metadata["attention"].items():
         kernels = used["kernels"] or [name.split("::")[-1] for name in used["operators"]]
         detail = f" ({', '.join(kernels)})" if kernels else ""
         density = used.get("density")
-        if density and values.pattern_of_arm(arm):  # that of window stands in a line of its own
+        if density and values.pattern_of_arm(arm):  # window's has a line of its own
             detail += f", {density:.1%} of the causal pairs"
         attention.append(f"{arm} {used['evaluation']}{detail}")
     if attention:
@@ -73,7 +73,7 @@ def _recorded(metadata):
 
 
 def _pattern_in_words(metadata):
-    """``pattern_text``, and how much the arm ``window`` keeps and by what, if it was trained."""
+    """``pattern_text``; if ``window`` was trained, with what it keeps and how it was evaluated."""
     config, recorded = metadata["config"], metadata["pattern"]
     pattern = values.pattern_text(config)
     if "window" not in config["arms"]:
@@ -167,7 +167,7 @@ def _contrast_section(found, arm, reference, meaning):
 
 
 def _log_percent(effect):
-    """An Interval of a log effect, in words.percent."""
+    """The ``Interval`` of a log effect as a change in percent."""
     if effect.high - effect.low > math.log(WIDEST):
         return f"unknown ({TOO_WIDE})"
     shares = np.expm1([effect.mean, effect.low, effect.high])

@@ -25,7 +25,7 @@ def training_rows(metrics):
 def curve_rows(metrics):
     """A dict a step of every training, with the keys of CURVE_COLUMNS.
 
-    Its validation loss is "" but where one was measured at the end of the step.
+    The validation loss is "" where none was measured at the end of the step.
     """
     for arm, trainings in metrics.items():
         for t in trainings:

@@ -15,7 +15,8 @@ import numpy as np
 import scipy
 
 ALPHA, LEVEL, POWER = 0.05, 0.95, 0.8
-FEWEST_BLOCKS, MOST_BLOCKS = 3, 10_000  # to decide; beyond it "more blocks" is no advice
+FEWEST_BLOCKS = 3  # with fewer nothing is decided
+MOST_BLOCKS = 10_000  # to need more is no advice
 MOST_FLIPS = 2**14  # of the sign-flip test, which is exact up to 14 blocks
 # Relative size below which a difference is rounding and no spread: losses come in float32, which
 # rounds by 6e-8, and through a few operations.
@@ -101,7 +102,7 @@ def mean_interval(values, level=LEVEL):
 def log_interval(values):
     """Geometric mean of positive values and the t interval on their logs, never below zero.
 
-    Without an interval where it would reach over more than a factor of WIDEST.
+    No interval where it would reach over more than a factor of WIDEST.
     """
     log = mean_interval(np.log(array(values)))
     mean = math.exp(log.mean)
@@ -114,8 +115,8 @@ def t_power(effect, blocks, alpha):
     """Power of a one-sided paired t-test; ``effect`` is the true mean in sd of the differences.
 
     P(t > critical) under the noncentral t distribution (Cohen 1988), for normal differences.  With
-    ALPHA / 2 it is that of the two-sided test, less the chance (1e-6 and below, where the power is
-    POWER) of an answer in the wrong direction.
+    ALPHA / 2 it is the power of the two-sided test, less the chance of an answer in the wrong
+    direction (1e-6 and below, where the power is POWER).
     """
     critical = scipy.stats.t.isf(alpha, blocks - 1)
     return float(scipy.stats.nct.sf(critical, blocks - 1, effect * math.sqrt(blocks)))
@@ -226,9 +227,9 @@ def non_inferiority(x, reference, margin):
 
 
 def largest_share(found, blocks):
-    """The largest share of all seeds of which so many of these blocks are still likely.
+    """An upper bound on the share of all seeds of which ``found`` of these blocks are a sample.
 
-    The one-sided bound at LEVEL of Clopper and Pearson (1934); blocks are independent seeds.
+    One-sided at LEVEL (Clopper and Pearson 1934); blocks are independent seeds.
     """
     return scipy.stats.binomtest(found, blocks, alternative="less").proportion_ci(LEVEL).high
 
@@ -266,9 +267,9 @@ def holm(p_values):
 def slope(x, y, fitted=2):
     """Slope of the least-squares line of y on x with its t interval (independent normal residuals).
 
-    fitted: how many numbers were fitted to the points, the line's two among them.  None without a
-    point more than that, with equal x or no spread about the line.  An interval that includes 0
-    does not show that there is no slope.
+    fitted: how many numbers were fitted to the points, the line's two among them.  None where there
+    are no more points than that, all x are equal or no point is off the line.  An interval that
+    includes 0 does not show that there is no slope.
     """
     freedom = len(x) - fitted
     if freedom < 1:
@@ -287,8 +288,8 @@ def slope(x, y, fitted=2):
 def drift(seconds, arms, index):
     """Does the machine get slower or faster over the experiment?  In log units per training.
 
-    The slope of their log times over the trainings' index, each less its arm's mean.  The blocks'
-    means stay in: drift is what differs between blocks.
+    The slope of log times over the trainings' index, with each arm's mean taken off both.  The
+    means of blocks are left in: drift is what differs between blocks.
     """
     logs, index, arms = np.log(array(seconds)), np.array(index, dtype=np.float64), np.asarray(arms)
     for arm in set(arms):

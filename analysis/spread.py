@@ -11,16 +11,18 @@ from analysis.significance import FEWEST_BLOCKS
 from analysis.values import ok_values, ordered_arms
 from analysis.words import Section, amount
 
-MOST_SHOWN = 10  # blocks; with more, least, median and most must do
-WIDE, LEAST_SPREAD = 4, 0.05  # times the other arms' standard deviation, and nats
+MOST_SHOWN = 10  # blocks in a table of them all; of more the report has median, least and most
+# A wide spread is at least so many times the other arms' standard deviation, and so many nats.
+WIDE, LEAST_SPREAD = 4, 0.05
 KINDS_APART = 0.5  # nats a token, by which gains differ where some trainings copy and some do not
-# Two groups: the largest gap between sorted values over the larger range inside a group.  Of normal
-# values 2.4, 2.2, 1.8 and 2.2 % pass for 3, 4, 5 and 6 blocks, of more below 1 % (200,000 draws).
+# Values split in two where the largest gap between the sorted ones is more than so many times the
+# larger range inside a group: GAPS by number of blocks, GAP for others.  Normal values do so in
+# 2.4, 2.2, 1.8 and 2.2 % of all draws of 3, 4, 5 and 6 blocks, below 1 % of more (200,000 draws).
 GAPS, GAP = {3: 70, 4: 10, 5: 5}, 3
 
 
 def groups(values):
-    """FEWEST_BLOCKS or more values (n,) as two sorted arrays where they split in two, else None."""
+    """Two sorted arrays where the values (n,) split in two, else None; n at least FEWEST_BLOCKS."""
     values = np.sort(values)
     gaps = np.diff(values)
     place = gaps.argmax() + 1
@@ -32,7 +34,7 @@ def groups(values):
 
 
 def _kinds(records):
-    """In words, of how many of an arm's trainings copy from where the others do not, else ""."""
+    """In words, how many of an arm's trainings copy from a distance where others do not, or ""."""
     if len(records) < FEWEST_BLOCKS:
         return ""
     distances, gains = gains_of(records)
@@ -48,7 +50,7 @@ def _kinds(records):
 
 
 def unsteady(metrics):
-    """{arm: what its validation losses do} of the arms whose mean stands for no training."""
+    """{arm: what its validation losses do} for the arms whose mean stands for no training."""
     losses = {arm: ok_values(metrics, arm, "val_loss") for arm in ordered_arms(metrics)}
     losses = {arm: values for arm, values in losses.items() if values.size >= FEWEST_BLOCKS}
     found, probed = {}, reach_records(metrics)
@@ -72,7 +74,10 @@ def unsteady(metrics):
 
 
 def loss_section(metrics):
-    """Every block's validation loss as a table, an arm a row; without parts for many blocks."""
+    """Every block's validation loss as a table, a row for each arm.
+
+    No parts where there is one block alone or more than MOST_SHOWN.
+    """
     rows = {
         arm: {t["block"]: t["val_loss"] for t in metrics[arm] if t["status"] == "ok"}
         for arm in ordered_arms(metrics)

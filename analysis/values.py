@@ -30,9 +30,9 @@ OUTCOMES = TIME, MEMORY, TRAIN_LOSS, VAL_LOSS = (  # for every one of them less 
 PATTERN_NAME = re.compile(
     "w(0|NUMBER)-d(0|NUMBER)(-s)?(-f(NUMBER))?(-e(NUMBER))?".replace("NUMBER", "[1-9][0-9]{,8}")
 )
-LONG_TOKENS = 100_000_000  # of a training; after a shorter one patterns may change places
+LONG_TOKENS = 100_000_000  # of a training; the order of patterns after a shorter one may not last
 SMOKE_MARK = "smoke test: says nothing about time or quality"
-PRACTICAL_SHARE = 0.01  # a difference below 1 % is called so, significant or not
+PRACTICAL_SHARE = 0.01  # the report marks a smaller difference as small, significant or not
 
 
 def is_smoke_test(metadata):
@@ -41,10 +41,11 @@ def is_smoke_test(metadata):
 
 
 def pattern_text(config):
-    """The pattern of a configuration (a dict): "window_size 96, dilation 4", or one a layer.
+    """The pattern of the arm ``window`` by a configuration (a dict): "window_size 96, dilation 4".
 
-    It is that of the arm ``window``.  Where that was not trained, only what holds for the arms that
-    name their patterns too: sinks, and full heads without positions; "" for neither.
+    A value of every layer is a list with commas.  Where ``window`` was not trained, the text has
+    only what holds for arms named by their pattern as well: sinks, and full heads without
+    positions; "" for neither.
     """
     trained = "window" in config["arms"]
     names = ["sink_tokens"]
@@ -65,7 +66,7 @@ def pattern_text(config):
 
 
 def ranks_text(config):
-    """How ranks and micro-steps share a step, and what it computes again, in words, if anything."""
+    """How a step is shared by ranks and micro-steps and how it saves memory; "" where neither."""
     words = ""
     if config["world_size"] > 1:
         words += f", {config['world_size']} ranks ({config['backend']})"
@@ -82,7 +83,7 @@ def ranks_text(config):
 
 
 def pattern_of_arm(arm):
-    """The pattern that an arm is named by, a dict, else None: ``w96-d4``, ``w96-d0-f1``.
+    """The pattern that an arm's name spells, a dict: ``w96-d4``, ``w96-d0-f1``; None: it does not.
 
     ``-s``: stagger; ``-f1``: 1 of full_heads in every layer; ``-e4``: every 4th layer is full.
     """
@@ -127,7 +128,7 @@ def planned_trainings(metadata):
 
 
 def reading_marks(metrics, metadata):
-    """What all that is said of an experiment is to be read with, a few words each."""
+    """The reservations under which anything said of an experiment stands, a few words each."""
     marks = [SMOKE_MARK] if is_smoke_test(metadata) else []
     if metadata["status"] != "complete":
         done = len(trainings_of(metrics))
@@ -140,7 +141,7 @@ def throttled(training):
     reasons = set()
     for state in (training.get("device_before"), training.get("device_after")):
         reasons.update((state or {}).get("throttle_reasons") or ())
-    # of what lowers a clock, power and heat alone: an idle GPU has its reason too
+    # limits of power and heat alone: a GPU that idles lowers its clock for a reason too
     return sorted(reason for reason in reasons if reason.endswith(("_cap", "_slowdown")))
 
 
@@ -164,7 +165,7 @@ def not_trained(metrics, metadata, arms=None):
 
 
 def paired_trainings(metrics, arms):
-    """For every block that all of ``arms`` ended well, in order, a tuple of their trainings."""
+    """A tuple of the arms' trainings for every block that all of them ended well, in order."""
     by_block = []
     for arm in arms:
         by_block.append({t["block"]: t for t in metrics.get(arm, ()) if t["status"] == "ok"})
@@ -173,20 +174,20 @@ def paired_trainings(metrics, arms):
 
 
 def shared_values(metrics, arms, key):
-    """Values of ``key`` over the blocks in which all ``arms`` have a finite one (arms, blocks)."""
+    """Values of ``key`` in the blocks where all ``arms`` have a finite one: (arms, blocks)."""
     rows = [[t[key] for t in trainings] for trainings in paired_trainings(metrics, arms)]
     values = np.array(rows, dtype=np.float64).reshape(-1, len(arms))
     return values[np.isfinite(values).all(axis=1)].T
 
 
 def table(trainings, key):
-    """A series of all these trainings, (R, steps), up to the shortest."""
+    """A series of each of these trainings, cut to the shortest: (R, steps)."""
     steps = min(training["total_steps"] for training in trainings)
     return np.stack([training[key][:steps] for training in trainings]).astype(np.float64)
 
 
 def loss_differences(pairs):
-    """Training loss of the first minus that of the second of each pair, (blocks, steps)."""
+    """Training losses of every pair's first training minus its second's: (blocks, steps)."""
     losses, of_reference = (table(trainings, "losses") for trainings in zip(*pairs, strict=True))
     return losses - of_reference
 

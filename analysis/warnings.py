@@ -25,14 +25,15 @@ RECORDED = {  # of a device's state, before and after a training
 }
 NOISY_SHARE = 0.10  # of the mean: pyperf's limit for calling times unstable
 WAITED_SHARE = 0.05  # of the time; one other busy program takes 6 % of 16 threads on 16 cores
-# a step is held up beyond this many medians; more than this share of them are the arm's way,
-# fewer are told where they cost this share of the training time (effects here are a few percent)
+# A step is held up where it takes more than HELD_UP medians.  If more than HELD_UP_STEPS of all
+# steps do, that is how the arm trains; fewer are told where they cost HELD_UP_TIME of the training
+# time (effects here are a few percent).
 HELD_UP, HELD_UP_STEPS, HELD_UP_TIME = 1.5, 0.02, 0.015
-# A loss has risen where its moving mean did by so many nats and so many of its standard errors.
-# Of flat curves 40 % pass 5 of them somewhere, for the rise is the largest among many; 8 none of
-# some thousand simulated with normal noise.
+# A loss has risen where its moving mean rose by more than so many nats and so many of its standard
+# errors.  The rise is the largest among many: 40 % of flat curves pass 5 errors somewhere, but none
+# of some thousand simulated with normal noise passed 8.
 RISEN, RISEN_ERRORS = 0.1, 8
-FEWEST_MEANT, MEANT_SHARE = 10, 0.05  # steps of the moving mean: so many, or this share of them
+FEWEST_MEANT, MEANT_SHARE = 10, 0.05  # steps of the moving mean: this share of all, no fewer
 
 
 def disturbances(measured):
@@ -67,7 +68,7 @@ def in_words(disturbance):
 
 
 def _unsteady_rounds(times):
-    """Whether half the interquartile range, or the second half against the first, is beyond it."""
+    """Whether times spread (half the interquartile range) or drift (from half to half) too far."""
     half = len(times) // 2
     if not half:
         return False
@@ -112,7 +113,7 @@ def _time_warnings(metrics):
 
 
 def _training_warnings(metrics):
-    """Few steps that cost much of a training's time, which is no arm's way, and a busy device."""
+    """On trainings of which a few steps cost much time, and on what disturbed the device."""
     disturbed = {}
     for arm, training in ok_trainings(metrics):
         block = f"block {training['block'] + 1}"
@@ -149,7 +150,7 @@ def _failure_warnings(metrics):
     whose *= len(counts) > 1
     if fewest == 1:
         yield f"{whose}One block: no spread, no test. Use --runs 6 or more for both."
-    least = 2 / 2**fewest  # of the two-sided sign-flip test
+    least = 2 / 2**fewest  # the smallest p of the two-sided sign-flip test
     if fewest >= 2 and least >= ALPHA:
         yield (
             f"{whose}{fewest} blocks: the exact test cannot go below p {least:.4g}, so it cannot "

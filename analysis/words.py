@@ -24,7 +24,7 @@ class Section(NamedTuple):
 
 
 def amount(value, unit, sign=""):
-    """A number with the digits of its unit, which is not written: 1,368.3 for MB; "-" for None.
+    """A number without its unit, which decides the digits: "1,368.3" of MB; "-" for None.
 
     sign: "+" to show it on positive numbers too.
     """
@@ -49,7 +49,10 @@ def starred(p):
 
 
 def with_interval(center, low, high, form="{:.4f}".format):
-    """An estimate with its interval, 1.037 [0.989, 1.087], each through ``form``; or alone."""
+    """An estimate with its interval: "1.037 [0.989, 1.087]"; alone where ``low`` is None.
+
+    form: a function that writes each of the numbers.
+    """
     return form(center) if low is None else f"{form(center)} [{form(low)}, {form(high)}]"
 
 
@@ -89,7 +92,7 @@ def fact_table(facts):
 
 
 def section_lines(section):
-    """A section as lines of text, at most COLUMNS wide but for tables."""
+    """A section as lines: its texts wrapped at COLUMNS, its tables as wide as they are."""
     wrap = TextWrapper(COLUMNS, subsequent_indent=section.indent, break_on_hyphens=False).wrap
     lines = [section.title] if section.title else []
     for part in section.parts:
