@@ -54,22 +54,27 @@ def _spoken_of(metrics, recommended):
 
 
 def _faster(metrics, pair):
-    """Whether the first of a pair of arms trains faster than the second, and by how much."""
+    """Whether an arm trains faster than its reference, and by how much."""
+    arm, reference = pair
     found = time_ratio(metrics, pair)
     sign, word = (-1, "less") if found.ratio < 1 else (1, "more")
-    answer, text = "not shown", f"{100 * sign * (found.ratio - 1):.1f} %"
+    answer = "not shown"
+    size = f"{100 * sign * (found.ratio - 1):.1f} %"
     if found.low is not None:
-        answer = "yes" if found.high < 1 else "no" if found.low > 1 else answer
+        if found.high < 1:
+            answer = "yes"
+        elif found.low > 1:
+            answer = "no"
         low, high = sorted(100 * sign * (end - 1) for end in (found.low, found.high))
-        text += f" [{low:.1f}, {high:.1f}]"
+        size += f" [{low:.1f}, {high:.1f}]"
     evidence = found.note or counted(found.n, "block")
-    if pair[1] != "fused":
+    if reference != "fused":
         evidence += "; the kernel differs too, so sparsity need not be the reason"
-    return f"{answer}: {pair[0]} takes {text} {word} training time than {pair[1]} ({evidence})"
+    return f"{answer}: {arm} takes {size} {word} training time than {reference} ({evidence})"
 
 
 def _as_good(metrics, metadata, pair):
-    """Whether the loss of the first of a pair of arms is shown not to be worse, and by how much."""
+    """Whether an arm's loss is shown not to be worse than its reference's, and by how much."""
     if not_trained(metrics, metadata, pair):
         return "not trained: says nothing about quality"
     margin = metadata["plan"]["equivalence_margin"]

@@ -136,10 +136,10 @@ def _block_by_block(differences, unsteady_arms):
     """The differences of all blocks, in words, where no mean describes one of the two arms."""
     if not unsteady_arms:
         return ""
-    middle, *every = (f"{value:+.4f}" for value in [np.median(differences), *differences])
+    every = ", ".join(f"{difference:+.4f}" for difference in differences)
     return (
         f"No mean describes {' and '.join(sorted(unsteady_arms))}: block by block the difference "
-        f"is {', '.join(every)}, the median {middle} nats."
+        f"is {every}, the median {np.median(differences):+.4f} nats."
     )
 
 

@@ -69,8 +69,12 @@ def recommend(metrics, metadata):
     if not ratios:
         return found._replace(use="fused")
     chosen = choose(ratios, metadata)
-    blocks, tokens = _seen_beside_fused(seen, [chosen]), tokens_of(metrics, chosen)
-    found = found._replace(use=chosen, chosen=chosen, blocks=blocks, tokens=tokens)
+    found = found._replace(
+        use=chosen,
+        chosen=chosen,
+        blocks=_seen_beside_fused(seen, [chosen]),
+        tokens=tokens_of(metrics, chosen),
+    )
     return _confirm(found, metrics, metadata)
 
 
@@ -105,7 +109,8 @@ def good_patterns(metrics, metadata, patterns):
 
     A pattern that failed in a block is left out.
     """
-    idle, ratios = not_trained(metrics, metadata), {}
+    idle = not_trained(metrics, metadata)
+    ratios = {}
     for arm in patterns:
         pair = arm, "fused"
         losses = shared_values(metrics, pair, "val_loss")

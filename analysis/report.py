@@ -46,7 +46,7 @@ LEGEND = (
 
 def _recorded(metadata):
     """What ran and what the plan declares, as texts; files of the first version know neither."""
-    lines, attention, code = [], [], metadata["code"]
+    lines, attention = [], []
     for arm, used in metadata["attention"].items():
         kernels = used["kernels"] or [name.split("::")[-1] for name in used["operators"]]
         detail = f" ({', '.join(kernels)})" if kernels else ""
@@ -56,7 +56,7 @@ def _recorded(metadata):
         attention.append(f"{arm} {used['evaluation']}{detail}")
     if attention:
         lines.append(f"attention: {'; '.join(attention)}")
-    if code:
+    if code := metadata["code"]:
         revision = (code["revision"] or "unknown")[:12]
         dirty = " with uncommitted changes" if code["dirty"] else ""
         configuration = metadata["config_sha256"][:12]
@@ -176,10 +176,11 @@ def _log_percent(effect):
 
 def _check_section(metrics):
     """Position and drift of the training times: estimates, not verdicts."""
-    trainings, effects = values.ok_trainings(metrics), {}
+    trainings = values.ok_trainings(metrics)
     title = f"Order and drift (training time; estimates with their {LEVEL:.0%} intervals)"
     if len(trainings) < 3:
         return Section(title, [])
+    effects = {}
     for arm, reference, _ in contrasts_of(metrics):
         pairs = values.paired_trainings(metrics, (arm, reference))
         places = [a["position"] - b["position"] for a, b in pairs]

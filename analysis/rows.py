@@ -31,10 +31,12 @@ def curve_rows(metrics):
         for t in trainings:
             curve = t["curve"] or {"steps": [], "losses": []}
             validation = dict(zip(curve["steps"], curve["losses"], strict=True))
-            series = t["tokens_seen"], np.cumsum(t["step_seconds"], dtype=float), t["losses"]
-            for step, values in enumerate(zip(*series, strict=True), start=1):
-                row = arm, t["block"], step, *(value.item() for value in values)
-                yield dict(zip(CURVE_COLUMNS, (*row, validation.get(step, "")), strict=True))
+            seconds = np.cumsum(t["step_seconds"], dtype=float)
+            series = zip(t["tokens_seen"], seconds, t["losses"], strict=True)
+            for step, values in enumerate(series, start=1):
+                numbers = [value.item() for value in values]
+                row = arm, t["block"], step, *numbers, validation.get(step, "")
+                yield dict(zip(CURVE_COLUMNS, row, strict=True))
 
 
 def write_rows(metrics, output_dir):

@@ -16,7 +16,7 @@ import scipy
 
 ALPHA, LEVEL, POWER = 0.05, 0.95, 0.8
 FEWEST_BLOCKS = 3  # with fewer nothing is decided
-MOST_BLOCKS = 10_000  # to need more is no advice
+MOST_BLOCKS = 10_000  # to ask for more is no advice
 MOST_FLIPS = 2**14  # of the sign-flip test, which is exact up to 14 blocks
 # Relative size below which a difference is rounding and no spread: losses come in float32, which
 # rounds by 6e-8, and through a few operations.
@@ -84,9 +84,14 @@ def sign_flip_p(differences):
     Assumes only that each difference would be as likely with the other sign.  Exact, over all
     2^n flips, up to MOST_FLIPS; above, so many random flips from a fixed seed.
     """
-    samples, rng = (np.asarray(differences),), np.random.default_rng(0)
-    options = {"permutation_type": "samples", "n_resamples": MOST_FLIPS, "rng": rng}
-    return float(scipy.stats.permutation_test(samples, np.mean, **options).pvalue)
+    found = scipy.stats.permutation_test(
+        (np.asarray(differences),),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=MOST_FLIPS,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
 
 
 def mean_interval(values, level=LEVEL):
@@ -227,7 +232,7 @@ def non_inferiority(x, reference, margin):
 
 
 def largest_share(found, blocks):
-    """An upper bound on the share of all seeds of which ``found`` of these blocks are a sample.
+    """An upper bound on a share of all seeds, of which ``found`` of so many blocks were seen.
 
     One-sided at LEVEL (Clopper and Pearson 1934); blocks are independent seeds.
     """

@@ -53,7 +53,8 @@ def unsteady(metrics):
     """{arm: what its validation losses do} for the arms whose mean stands for no training."""
     losses = {arm: ok_values(metrics, arm, "val_loss") for arm in ordered_arms(metrics)}
     losses = {arm: values for arm, values in losses.items() if values.size >= FEWEST_BLOCKS}
-    found, probed = {}, reach_records(metrics)
+    probed = reach_records(metrics)
+    found = {}
     for arm, values in losses.items():
         others = [other.std(ddof=1) for name, other in losses.items() if name != arm]
         usual = np.median(others) if others else np.inf

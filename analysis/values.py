@@ -43,9 +43,9 @@ def is_smoke_test(metadata):
 def pattern_text(config):
     """The pattern of the arm ``window`` by a configuration (a dict): "window_size 96, dilation 4".
 
-    A value of every layer is a list with commas.  Where ``window`` was not trained, the text has
-    only what holds for arms named by their pattern as well: sinks, and full heads without
-    positions; "" for neither.
+    Values that differ by layer stand side by side with commas.  Where ``window`` was not trained,
+    the text has only what holds for arms named by their pattern as well: sinks, and full heads
+    without positions; "" for neither.
     """
     trained = "window" in config["arms"]
     names = ["sink_tokens"]
@@ -157,11 +157,11 @@ def tokens_of(metrics, arm):
 
 def not_trained(metrics, metadata, arms=None):
     """The arms that end at or above the loss of always predicting the frequencies of tokens."""
-    line = metadata["data"]["unigram_loss"]
-    if line is None:  # of an earlier file
+    unigram_loss = metadata["data"]["unigram_loss"]
+    if unigram_loss is None:  # an earlier file
         return []
     losses = {arm: ok_values(metrics, arm, "val_loss") for arm in arms or ordered_arms(metrics)}
-    return [arm for arm, values in losses.items() if values.size and values.mean() >= line]
+    return [arm for arm, values in losses.items() if values.size and values.mean() >= unigram_loss]
 
 
 def paired_trainings(metrics, arms):

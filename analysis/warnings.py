@@ -42,7 +42,9 @@ def disturbances(measured):
     measured: a dict with ``device_before`` and ``device_after`` (machine/state.py), None where
     nothing was recorded, and of a benchmark ``samples_ms``, its times round by round.
     """
-    states = before, after = [measured.get(f"device_{when}") or {} for when in ("before", "after")]
+    before = measured.get("device_before") or {}
+    after = measured.get("device_after") or {}
+    states = before, after
     found = []
     if all("waited_s" in state for state in states):
         ran, waited = (after[key] - before[key] for key in ("ran_s", "waited_s"))
@@ -113,7 +115,7 @@ def _time_warnings(metrics):
 
 
 def _training_warnings(metrics):
-    """On trainings of which a few steps cost much time, and on what disturbed the device."""
+    """A warning for every training of which a few steps cost much, and for every disturbance."""
     disturbed = {}
     for arm, training in ok_trainings(metrics):
         block = f"block {training['block'] + 1}"
@@ -146,8 +148,9 @@ def _failure_warnings(metrics):
     }
     counts = set(blocks.values()) - {0}
     fewest = min(counts, default=0)
-    whose = ", ".join(name for name, count in blocks.items() if count == fewest) + ": "
-    whose *= len(counts) > 1
+    whose = ""
+    if len(counts) > 1:
+        whose = ", ".join(name for name, count in blocks.items() if count == fewest) + ": "
     if fewest == 1:
         yield f"{whose}One block: no spread, no test. Use --runs 6 or more for both."
     least = 2 / 2**fewest  # the smallest p of the two-sided sign-flip test
