@@ -49,7 +49,8 @@ class PatternAnalysis:
         self.causal_pairs = causal_pairs(self.seq_len)  # (query, key) of full causal attention
         near, far, sinks = self._mean_pairs(self.seq_len)
         self.attended_pairs = near + far + sinks
-        self.most_keys = self.attended_pairs - sum(self._mean_pairs(self.seq_len - 1))  # the last's
+        of_all_but_last = sum(self._mean_pairs(self.seq_len - 1))
+        self.most_keys = self.attended_pairs - of_all_but_last  # the last query's
         self.pairs = near, far, sinks, self.causal_pairs - self.attended_pairs  # kept, left out
         self.density = self.attended_pairs / self.causal_pairs  # share that is kept, 0 to 1
         self.sparsity = 1 - self.density
@@ -65,17 +66,17 @@ class PatternAnalysis:
         self.step_speedup = self.whole_full / self.whole_sparse  # by Amdahl's law
 
     def _heads(self):
-        """{HeadPattern: how many heads of all layers have it}, full heads with the window too."""
+        """{HeadPattern: how many heads of all layers have it}."""
         pattern = self.window_size, self.dilation, self.sink_tokens, self.full_heads, self.stagger
         layers = layer_patterns(self.layers, self.n_heads, *pattern)
         heads = Counter(head for layer in layers for head in layer.of_heads(self.n_heads))
-        if FULL_HEAD in heads:  # its near keys are counted as such
+        if FULL_HEAD in heads:  # its keys in the window are to count as near, the others as far
             heads[HeadPattern(self.window_size, 1)] += heads.pop(FULL_HEAD)
         return heads
 
     def _mean_pairs(self, seq_len):
         """Near, far and sink pairs of a head, the mean over all."""
-        totals = np.zeros(3, dtype=object)  # whole numbers without a largest one
+        totals = np.zeros(3, dtype=object)  # Python's numbers, which never overflow
         for (window_size, dilation, sinks, phase), count in self.heads.items():
             pairs = near_far_pairs(seq_len, window_size, dilation, phase)
             alone = sink_pairs(seq_len, window_size, dilation, sinks, phase)

@@ -14,7 +14,7 @@ from studies.pictures import error_bars
 from studies.tables import measured_rows
 
 MOST_PAIRS = 512  # side of a mask drawn pair by pair; of a longer one the regions are drawn
-MOST_MASKS = 6  # of kinds of heads that a figure of one configuration shows
+MOST_MASKS = 6  # in the figure of one configuration: kinds of heads that it shows
 FUTURE, UNATTENDED, NEAR, FAR, SINK = range(5)  # kinds of pairs; the palette has their colours
 PALETTE = np.array([(1, 1, 1), (0.88, 0.88, 0.88), *sns.color_palette("colorblind")[:3]])
 STACKED = [NEAR, FAR, SINK, UNATTENDED]
@@ -51,7 +51,7 @@ def draw_regions(axes, head, end):
 
 
 def draw_mask(axes, head, seq_len):
-    """A head's whole pattern; in the corner that is white without it, the window's far edge."""
+    """A head's whole pattern, and in the white corner, enlarged, the far edge of its window."""
     if seq_len <= MOST_PAIRS:
         draw_pairs(axes, head, 0, 0, seq_len)
     else:
@@ -73,7 +73,7 @@ def draw_mask(axes, head, seq_len):
 
 
 def legend_and_caption(figure, a, text, *more):
-    """The kinds of pairs, further handles, and the text below, of regions where they are drawn."""
+    """A legend of the kinds of pairs and of further handles (``more``), and a text as caption."""
     kinds = {"near (window)": NEAR, "far (dilated)": FAR}
     if a.sink_tokens:
         kinds["sinks"] = SINK

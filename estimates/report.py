@@ -94,7 +94,7 @@ def known_text(content, source, arms):
 
 
 def _name(arm, config):
-    """An arm's name by its pattern, of the arm ``window`` too where its heads are alike."""
+    """The name of an arm's pattern, also of the arm ``window`` unless its heads differ."""
     if arm != "window" or config.get("full_heads") or config.get("stagger"):
         return arm
     return f"w{config['window_size']}-d{config['dilation']}"

@@ -13,10 +13,10 @@ WIDE_BYTES = 4
 
 
 def exchanged_bytes(seq_len, ranks, pattern, n_heads, head_dim, itemsize, rank=None, batch=1):
-    """{exchange: bytes} that a rank sends in a layer's training step; the most that any does.
+    """{exchange: bytes} that a rank sends in a layer's training step.
 
-    pattern: a ``Pattern``; rank: of this one instead.  Nothing is computed twice: activations that
-    are computed again are exchanged again, which adds what the forward pass sends.
+    pattern: a ``Pattern``; rank: None: the one that sends most.  Nothing is computed twice here:
+    where activations are computed again, the exchanges of the forward pass come once more.
     """
     if rank is None:
         about = seq_len, ranks, pattern, n_heads, head_dim, itemsize
@@ -24,7 +24,8 @@ def exchanged_bytes(seq_len, ranks, pattern, n_heads, head_dim, itemsize, rank=N
         return max(each, key=lambda sent: sum(sent.values()))
     length = seq_len // ranks
     full, gathered = heads_in_need(pattern.like_heads(seq_len, n_heads), n_heads)
-    token, away = batch * head_dim * itemsize, _moved_tokens(length, rank, ranks)
+    token = batch * head_dim * itemsize  # of one head
+    away = _moved_tokens(length, rank, ranks)
     wider = max(WIDE_BYTES, itemsize) / itemsize  # gradients of keys travel in float32 or more
     window_kv = 2 * (n_heads - full) * token
     sinks = pattern.sink_tokens * window_kv
@@ -44,7 +45,7 @@ def exchanged_bytes(seq_len, ranks, pattern, n_heads, head_dim, itemsize, rank=N
 
 
 def _moved_tokens(length, rank, ranks):
-    """How many of a shard's tokens are computed elsewhere."""
+    """How many of a shard's queries another rank computes, see ``Zigzag``."""
     zigzag = Zigzag(Shards(None, rank, ranks), length)
     return sum(zigzag.size(chunk) for chunk in zigzag.own if chunk not in zigzag.computed)
 
@@ -71,8 +72,8 @@ PATTERNS = {
 def simulated_step(seq_len, ranks, pattern):
     """Seconds of a training step of one sequence, from times of one GPU: a dict of its parts.
 
-    Exchanges stand beside computation here, though the near part hides some of theirs, and nothing
-    is kept for want of memory: what is computed again costs more.  Not measured.
+    Exchange is added to computation here, though the near part hides some of it, and nothing is
+    computed again to save memory, which would cost more.  Not measured.
     """
     heads = pattern.of_heads(HEADS)
     far = sum(attended_pairs(seq_len, *head) for head in heads if head.dilation)

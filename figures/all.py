@@ -37,7 +37,7 @@ def draw(name, data):
 
 
 def draw_all(metrics, metadata):
-    """The figures that there is something for, {name: Figure}."""
+    """{name: Figure} of all figures that the experiment has something for."""
     data = prepare(metrics, metadata)
     figures = {name: draw(name, data) for name in FIGURES}
     return {name: figure for name, figure in figures.items() if figure}
@@ -48,9 +48,10 @@ def experiment_page(metrics, metadata):
     facts = {**metadata["config"], **metadata["environment"], **metadata["data"]}
     facts = {key: value for key, value in facts.items() if value is not None}
     (first, *_) = metadata.get("processes") or [{}]  # files of the first version have none
-    again = [f"{key}: {value}" for key, value in (metadata["code"] or {}).items()]
-    if first.get("argv") is not None:  # as from a notebook
-        again = [shlex.join(["python", "main.py", *first["argv"]]), *again]
+    again = []
+    if first.get("argv") is not None:  # None: from a notebook
+        again.append(shlex.join(["python", "main.py", *first["argv"]]))
+    again += [f"{key}: {value}" for key, value in (metadata["code"] or {}).items()]
     return Page(
         TITLE,
         report_sections(metrics, metadata),
@@ -66,9 +67,9 @@ def experiment_page(metrics, metadata):
 
 
 def create_all_plots(metrics, metadata, plots_dir, page_path=None):
-    """Save the figures that there is something for; returns the paths written.
+    """Save the figures that the experiment has something for; returns the paths written.
 
-    page_path: where the experiment is to be written as a page too.
+    page_path: where to write the experiment as a page too; None: nowhere.
     """
     page = experiment_page(metrics, metadata)
     if page_path is None:

@@ -10,7 +10,7 @@ from analysis.values import OUTCOMES, TRAIN_LOSS, VAL_LOSS, paired_trainings, sm
 from figures.frame import dots, empty_figure, fill_panel, finish, metric_axis, new_figure
 from figures.look import FAILED
 
-# a loss is smoothed over one of so many parts of a training: enough to tell lines apart
+# A loss is smoothed over one of so many equal parts of a training, so that lines can be told apart.
 CURVE_PARTS, CONVERGENCE_PARTS = 100, 30
 SECONDS = "training time (s, timed steps, mean over blocks)"
 CURVES_AND_DIFFERENCES = (
@@ -21,7 +21,7 @@ CURVES_AND_DIFFERENCES = (
 
 
 def draw_mean(ax, data, arm, x, rows):
-    """The mean of (R, points)."""
+    """The mean of ``rows`` (R, points) as a line with some markers."""
     style = data.styles[arm]
     every = max(len(x) // 8, 1)
     first = data.arms.index(arm) * every // len(data.arms)  # markers of two arms do not meet
@@ -31,7 +31,10 @@ def draw_mean(ax, data, arm, x, rows):
 
 
 def draw_band(ax, data, arm, x, rows):
-    """The mean of (R, points) in its pointwise t band, which of two rows would hide all else."""
+    """The mean of ``rows`` (R, points) in its pointwise t band.
+
+    Fewer than FEWEST_BLOCKS rows are drawn themselves, for the band of two would hide all else.
+    """
     if len(rows) < FEWEST_BLOCKS:
         draw_blocks(ax, data, arm, x, rows)
         return
@@ -43,7 +46,7 @@ def draw_band(ax, data, arm, x, rows):
 
 
 def draw_blocks(ax, data, arm, x, rows):
-    """Every training of (R, points) as a thin line, behind the means of all arms, and the mean."""
+    """Each of ``rows`` (R, points) as a thin line behind the means of all arms, and their mean."""
     thin = {"lw": 0.6, "alpha": 0.5, "rasterized": True, "zorder": 1}
     ax.plot(x, rows.T, color=data.styles[arm].color, **thin, label=f"_{arm} training")
     draw_mean(ax, data, arm, x, rows)
@@ -70,17 +73,17 @@ def mean_seconds(trainings):
 
 
 def smoothing_window(trainings, parts):
-    """How many steps a loss is averaged over: one of so many parts of a training.
+    """How many steps a loss is averaged over: one of ``parts`` of the shortest training.
 
-    It is odd, so that it has a middle.
+    The number is odd, so that there is a middle one.
     """
     return min(training["total_steps"] for training in trainings) // parts | 1
 
 
 def curves_of(trainings, metric, parts):
-    """A loss in the course of trainings: at which steps, (points,) from 0, and losses (R, points).
+    """A loss in the course of trainings: its steps, from 0, (points,), and losses (R, points).
 
-    The training loss is smoothed over one of so many parts of a training.
+    The training loss is smoothed, see ``smoothing_window``.
     """
     if metric is VAL_LOSS:
         points = min(len(training["curve"]["steps"]) for training in trainings)
@@ -92,7 +95,7 @@ def curves_of(trainings, metric, parts):
 
 
 def draw_losses(ax, data, metric, places, parts=CURVE_PARTS):
-    """Every training's loss and the means; places: x at every step of trainings."""
+    """Every training's loss and the means; places: a function that gives trainings' x by step."""
     for arm in data.arms:
         steps, losses = curves_of(data.ok[arm], metric, parts)
         draw_blocks(ax, data, arm, places(data.ok[arm])[steps], losses)
@@ -120,9 +123,9 @@ def tokens_axis(ax):
 
 
 def draw_without_model(ax, data):
-    """The losses that need no model, but for those above all that is seen.
+    """A line for each loss that needs no model, unless it lies above all that is shown.
 
-    The highest one below it all makes room for itself: the models have not learned that much.
+    Of those that lie below, which the models have not reached, the highest makes room for itself.
     """
     for words, loss in sorted(data.without_model.items(), key=lambda item: -item[1]):
         low, high = ax.get_ylim()

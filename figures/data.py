@@ -80,7 +80,10 @@ def describe_setting(metadata):
 
 
 def losses_without_model(about):
-    """{words: validation loss without a model, in nats}, where known; about: of the data."""
+    """{words: validation loss without a model, in nats}, where known.
+
+    about: ``data`` of the metadata.
+    """
     known = {words: about[key] for key, words in WITHOUT_MODEL.items() if about[key] is not None}
     return {"loss of equally likely tokens": math.log(about["vocab_size"])} | known
 
@@ -94,7 +97,7 @@ def prepare(metrics, metadata):
         raise MetricsError("nothing to draw: no training went well (train again, or other options)")
     idle = not_trained(ok, metadata)
     marks = reading_marks(metrics, metadata) + ["not trained"] * bool(idle)
-    # the reference where it was trained: what is left of a difference to it is the pattern
+    # fused, where it was trained, is the reference: what differs from it is the pattern alone
     arms = sorted(ordered_arms(ok), key=lambda arm: arm != "fused")
     return Experiment(
         arms=arms,
@@ -112,7 +115,7 @@ def prepare(metrics, metadata):
 def ratio(data, arm, metric, base=None):
     """Every block's ratio arm / base of a metric, and their geometric mean, an ``Interval``.
 
-    base: the reference, if no other arm is named.
+    base: an arm; None: the reference.
     """
     values, base_values = shared_values(data.ok, (arm, base or data.reference), metric.key)
     found = paired_ratio(values, base_values)

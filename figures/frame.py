@@ -33,9 +33,9 @@ def caption_below(fig, text):
 
 
 def title_lines(title, mark):
-    """The title in as many lines as it needs, with what marks the experiment in brackets, if any.
+    """The title in as many lines as it needs, and the experiment's mark, if any, in brackets.
 
-    The mark begins a line of its own where it does not fit into the title's last.
+    The mark begins a line of its own where it does not fit into the last line of the title.
     """
     lines = textwrap.wrap(title, TITLE_COLUMNS)
     if mark and len(f"{lines[-1]} ({mark})") <= TITLE_COLUMNS:
@@ -46,7 +46,7 @@ def title_lines(title, mark):
 
 
 def count_trainings(data):
-    """The n of the caption, and what was left out."""
+    """How many blocks a figure shows, and how many trainings failed, for its caption."""
     counts = {arm: len(data.ok[arm]) for arm in data.arms}
     most = max(counts.values())
     text = f"{most} blocks." if most > 1 else "1 block: no bands, no intervals."
@@ -58,7 +58,7 @@ def count_trainings(data):
 
 
 def handles_of(styles):
-    """What a legend shows of {arm: ArmStyle}, a list."""
+    """The handles of a legend for {arm: ArmStyle}, a list."""
     return [Line2D([], [], **s.line, marker=s.marker, label=arm) for arm, s in styles.items()]
 
 
@@ -81,7 +81,10 @@ def finish(fig, data, title, caption, arms=None, extra=()):
 
 
 def fill_panel(ax, data, metrics, draw, compared=True):
-    """``draw(ax, data, *metrics)`` in a panel, or there in words why nothing can be drawn."""
+    """Call ``draw(ax, data, *metrics)`` for a panel, or write in it why nothing can be drawn.
+
+    compared: whether the panel compares arms, and so needs two of them and a block of all.
+    """
     missing = [metric.name for metric in metrics if not data.has(metric)]
     if missing:
         text = f"{missing[0]}: not measured in every training"

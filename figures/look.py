@@ -25,7 +25,7 @@ LOOK = {
     "text.parse_math": False,  # a $ in the name of an arm or a device is a $
     "savefig.dpi": 300,
 }
-# inside of it a user's matplotlibrc changes nothing
+# a context, inside which a user's matplotlibrc changes nothing
 OUR_LOOK = matplotlib.style.context(["default", LOOK])
 FAILED = {"marker": "X", "ms": 6, "color": "black", "ls": "none", "zorder": 6}
 MARGIN = {"facecolor": "#F5DC8C", "edgecolor": "none", "zorder": 0.5}
@@ -50,7 +50,7 @@ STYLES = {  # colours of seaborn's "colorblind" palette
     "fused": ArmStyle("#029E73", "^", (0, (6, 1.5, 1, 1.5))),
     "published": ArmStyle("#CC78BC", "D", (0, (1.5, 1))),
 }
-# of further arms: 11 colours and 7 markers, so that no pair of them comes again before 77 arms
+# for further arms: with 11 colours and 7 markers the first 77 arms have different pairs of them
 MORE_COLORS = "#56B4E9", "#7B3FA0", "#949494", "#8C8000", "#F07CC0", "#6B4423", "#E3B505"
 MORE_COLORS += "#1F3A93", "#C0392B", "#000000", "#7FBF3F"
 MORE_MARKERS = "vP<>X*h"
@@ -58,7 +58,7 @@ MORE_LINES = (0, (4, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (8, 2, 2, 2)), (0, (2, 2)
 
 
 def arm_styles(arms):
-    """{arm: ArmStyle} of these; arms this suite does not know get further styles by name."""
+    """{arm: ArmStyle}; those without a style of their own get further ones, in order of name."""
     more = sorted(set(arms) - set(STYLES))
     looks = zip(more, cycle(MORE_COLORS), cycle(MORE_MARKERS), cycle(MORE_LINES), strict=False)
     styles = STYLES | {arm: ArmStyle(*look) for arm, *look in looks}
@@ -67,9 +67,10 @@ def arm_styles(arms):
 
 @OUR_LOOK
 def save_figures(figures, plots_dir, known=()):
-    """Write {name: Figure} as .png and .pdf, without dates, each whole or not at all: the paths.
+    """Write {name: Figure} as .png and .pdf, without dates, each whole or not at all.
 
-    known: names of which those that are not among the figures are of an earlier result, and go.
+    known: names of figures; files of those that are not among ``figures`` are left from an earlier
+    result and are removed.  Returns the paths written.
     """
     paths = []
     for name in set(known) - set(figures):

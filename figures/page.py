@@ -25,12 +25,13 @@ TEMPLATES = jinja2.Environment(
 
 
 class Page(NamedTuple):
-    """What a result file says, in whatever form.
+    """What a result file says, to be printed, drawn or written as HTML.
 
-    sections, details: of analysis.words.Section; the first of the sections are the answers, the
-    details are for who wants to repeat or check it.  draw() gives {name: Figure}, of which each
-    has its text for those who cannot see it as its label; known: the names of all figures that
-    such a result can have, where that differs; lead: that of the figure to be seen first.
+    sections, details: lists of analysis.words.Section.  The first section has the answers; the
+    details are for those who want to repeat or check the result.
+    draw: gives {name: Figure}; a Figure's label is its text for those who cannot see it.
+    known: the names of all figures that such a result can have, where this one may lack some.
+    lead: the name of the figure to be seen first.
     """
 
     title: str
@@ -42,9 +43,9 @@ class Page(NamedTuple):
 
 
 def figure_named(text, names):
-    """The one of the names that ``text`` is, or its number or the rest, as 9, summary: 9_summary.
+    """The name that ``text`` means: 9_summary for itself, for its number 9 and for summary.
 
-    Raises UserError with all names where it is none.
+    Raises UserError with all names where it means none of them.
     """
     for name in names:
         number, _, rest = name.partition("_")
@@ -55,7 +56,7 @@ def figure_named(text, names):
 
 @OUR_LOOK
 def _svg(name, figure):
-    """A figure as an svg element; its ids begin with its name, for a page has several."""
+    """A figure as an svg element, whose ids begin with its name: a page has several figures."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):  # equal figures have equal bytes
         figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=150)

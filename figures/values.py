@@ -28,7 +28,8 @@ def mean_point(ax, x, y, style, arm, xerr=None, yerr=None):
 def draw_rows(ax, data, arms, estimates, names=None, ticks=5):
     """A row for each arm, the first on top: every value and, below it, the mean with whiskers.
 
-    estimates: for each row its values and their mean, an ``Interval``; names: if not the arms.
+    estimates: for each row its values and their mean, an ``Interval``; names: of the rows, where
+    those are not the arms'.
     """
     names = names or arms
     for y, (arm, name, (values, mean)) in enumerate(zip(arms, names, estimates, strict=True)):
@@ -47,7 +48,7 @@ def side_text(ax, y, text):
 
 
 def arm_rows(ax, data, metric):
-    """Each arm's trainings and their mean in a row, of times and memory the geometric one."""
+    """A row for each arm: its trainings and their mean, which is geometric but for losses."""
     values = [data.values(arm, metric) for arm in data.arms]
     interval = mean_interval if metric in LOSSES else log_interval
     draw_rows(ax, data, data.arms, [(x, interval(x)) for x in values])
@@ -80,7 +81,7 @@ def final_losses(data):
 
 
 def ratio_rows(ax, data, metric, pairs, names, remarks):
-    """A row for each (arm, base): every block's ratio, their mean, that in numbers and a remark."""
+    """A row for each (arm, base): every block's ratio, and their mean with numbers and a remark."""
     estimates = [ratio(data, arm, metric, base) for arm, base in pairs]
     draw_rows(ax, data, [arm for arm, _ in pairs], estimates, names)
     for y, ((_, mean), remark) in enumerate(zip(estimates, remarks, strict=True)):
@@ -110,19 +111,21 @@ def metrics_comparison(data):
 
 
 def to_reference(ax, data, x, y):
-    """The ratio of x and that of y, or the difference of a loss y, block by block."""
+    """Every block's ratio in metric x against its ratio in y or, of a loss y, the difference."""
     relative = f"relative to {data.reference} (×)"
     if y in LOSSES:
-        estimate, nothing, words = difference, 0, f"minus\nthat of {data.reference} ({y.unit})"
+        estimate, no_change = difference, 0
+        words = f"minus\nthat of {data.reference} ({y.unit})"
     else:
-        estimate, nothing, words = ratio, 1, relative
+        estimate, no_change = ratio, 1
+        words = relative
     for arm in data.arms:
         (x_values, x_mean), (y_values, y_mean) = ratio(data, arm, x), estimate(data, arm, y)
         dots(ax, x_values, y_values, data.styles[arm], arm)
         ends = whiskers(x_mean), whiskers(y_mean)
         mean_point(ax, x_mean.mean, y_mean.mean, data.styles[arm], arm, *ends)
     ax.axvline(1, color="black", lw=0.6, zorder=1)
-    ax.axhline(nothing, color="black", lw=0.6, zorder=1)
+    ax.axhline(no_change, color="black", lw=0.6, zorder=1)
     ax.set(xlabel=f"{x.name} {relative}", ylabel=f"{y.name} {words}")
 
 
@@ -183,7 +186,7 @@ def ratio_verdict(found):
 
 
 def verdict_on(data, arm, base, metric):
-    """The verdict on a contrast; on the validation loss that on the margin, where declared."""
+    """The verdict on a contrast; for the validation loss by the margin, if one was declared."""
     values = shared_values(data.ok, (arm, base), metric.key)
     if metric is VAL_LOSS and {arm, base} & set(data.idle):
         return "not trained: says nothing"
@@ -205,7 +208,7 @@ def shade_no_difference(ax, data, metric, pairs):
 
 
 def contrast_rows(ax, data, metric):
-    """The ratios of the declared questions, a verdict on each, over the shade of no difference."""
+    """A ratio and a verdict for every declared question, over the shade of no difference."""
     pairs = shown_pairs(data)
     shade_no_difference(ax, data, metric, pairs)
     names = [f"{arm} / {base}" for arm, base in pairs]
