@@ -45,7 +45,7 @@ from training.tokens import load_dataset
 
 
 def with_file(arguments):
-    """The arguments, and what --config has beside them as if it were given too."""
+    """The arguments, joined by those of the --config file as if they had been given too."""
     if arguments.config is None:
         return arguments
     file = ranks.from_first(read_config, arguments.config)
@@ -99,11 +99,11 @@ def prepare_point(point, config, study):
     name = point_name(study, point)
     folder = study_folder(config.output_dir, study) / name
     try:
-        here = replace(config, **point, output_dir=str(folder))
-        dataset = load_dataset(here.data, here.seq_len, here.batch_size)
+        point_config = replace(config, **point, output_dir=str(folder))
+        dataset = load_dataset(point_config.data, point_config.seq_len, point_config.batch_size)
     except ValueError as error:
         raise ValueError(f"point {name}: {error}") from None
-    return name, here, dataset
+    return name, point_config, dataset
 
 
 def ensure_data(path):
@@ -119,9 +119,9 @@ def ensure_data(path):
 
 
 def check_ranks(config):
-    """UserError before hours of training where the ranks cannot train one model.
+    """Raise UserError, before hours of training, where the ranks cannot train one model.
 
-    Machines need not share a disk, and each reads its own.
+    Machines need not share a disk, so the files of each are compared.
     """
     if ranks.size() == 1:
         return

@@ -34,13 +34,13 @@ def rise(content, row, key):
 
 
 def _moments(content):
-    """The keys of a row's losses, and when they were measured in words."""
+    """{key of a row's loss: in words, when it was measured}."""
     steps = counted(content["config"]["max_steps"], "step")
     return {"untrained": "without training", "fine_tuned": f"after {steps}"}
 
 
 def answers(content):
-    """The conversion that loses least, at once and after the fine-tuning, a sentence each."""
+    """Which conversion loses least: a sentence before and one after the fine-tuning."""
     sentences = []
     for key, when in _moments(content).items():
         rises = {
@@ -100,7 +100,7 @@ def _rise_panel(ax, content, key):
 
 
 def _some_of(count):
-    """Whole numbers below ``count``, not more than a panel has room for."""
+    """Whole numbers below ``count``, as many as a panel has room for."""
     return range(0, count, 1 + count // 9)
 
 

@@ -32,7 +32,7 @@ from training.trainer import (
 )
 from training.weights import load_model, read_about
 
-PASSAGES = 32  # that every head is measured with
+PASSAGES = 32  # to measure every head with
 FULL_HEADS = (0, 1, 2, 4)
 LR_SHARE = 0.1  # of the training's peak learning rate
 WARMUP_SHARE = 0.1  # of the steps
@@ -53,12 +53,13 @@ def convert(
 ):
     """Convert a model of full attention, <arm>.safetensors, and measure what that costs.
 
-    data: its file of tokens; pattern: what the heads get, by the name of an arm without full heads;
-    full_heads: how many of a layer stay full, each number in turn (None: FULL_HEADS, where there
-    are more); sink_tokens: of the pattern.  steps: of fine-tuning; lr: its peak learning rate;
-    seed: is added to the training's, for other batches.  data, lr and compile are those of the
-    training where they are None, of lr a tenth.  All else, precision, batch and schedule, is
-    the training's, with a warm-up over the first tenth of the steps and a fresh optimizer.
+    data: a file of tokens (None: that of the training); pattern: what the heads get, by the name of
+    an arm without full heads; full_heads: a list of how many heads of a layer stay full, one
+    conversion each (None: those of FULL_HEADS below the number of heads); sink_tokens: of the
+    pattern.  steps: of fine-tuning; lr: its peak learning rate (None: a tenth of the training's);
+    seed: is added to the training's, for other batches; compile: None: as in the training.  All
+    else, precision, batch and schedule, is the training's, with a warm-up over the first tenth of
+    the steps and a fresh optimizer.
 
     Returns a dict for JSON; its ``rows`` have the validation losses in nats a token, ``untrained``
     and ``fine_tuned`` (None where that diverged), the first those of the model with all its heads,
@@ -87,7 +88,7 @@ def convert(
         "rows": [],
     }
     with deterministic_algorithms(config.deterministic):
-        # of rows that it was trained with: the others are to tell how good the choice is
+        # probed with rows of the training: the held-out ones are to tell how good the choice is
         importance = head_importance(model, arguments, pattern, dataset.train, config)
         content["importance"] = importance
         if importance is None:
@@ -104,7 +105,7 @@ def convert(
 
 
 def _full_heads(counts, n_heads):
-    """The numbers of full heads; ValueError where there are not so many."""
+    """The numbers of full heads; ValueError for one beyond ``n_heads``."""
     if counts is None:
         return [count for count in FULL_HEADS if count < n_heads]
     for count in counts:
@@ -116,7 +117,7 @@ def _full_heads(counts, n_heads):
 def _config(path, about, steps, lr, changes):
     """The configuration of the fine-tuning; ValueError for what cannot be run.
 
-    changes: in that of the training, which stays as it was where they are None.
+    changes: values that replace the training's, but for those that are None.
     """
     if about["model"] != "GPTModel":
         raise ValueError(f"{path}: name a model trained with full attention, as fused.safetensors")
@@ -131,7 +132,7 @@ def _config(path, about, steps, lr, changes):
         raise ValueError(f"{path}: says nothing usable of its training ({error})") from None
     return replace(
         trained,
-        nope=False,  # of window models alone: the trained one has all its positions
+        nope=False,  # is for window models alone: the trained model has all its positions
         max_steps=steps,
         warmup_steps=int(WARMUP_SHARE * steps),
         lr=LR_SHARE * trained.lr if lr is None else lr,
@@ -144,7 +145,7 @@ def _config(path, about, steps, lr, changes):
 
 
 def _dataset(config, about):
-    """The data that the model was trained with, as far as they tell; UserError for others."""
+    """The data to train on; UserError where a tokenizer shows that they are not the model's."""
     dataset = load_dataset(config.data, config.seq_len, config.batch_size)
     known = about["tokenizer_sha256"]
     others = known not in (None, file_sha256(find_tokenizer(config.data)))
@@ -154,7 +155,7 @@ def _dataset(config, about):
 
 
 def _cases(pattern, full_heads, importance, arguments):
-    """(arm, how the full heads were chosen, the full heads of every layer) of every row."""
+    """Yield (arm, how the full heads were chosen, the full heads of every layer) for every row."""
     n_heads, layers = arguments["n_heads"], arguments["layers"]
     yield "fused", "all", [list(range(n_heads))] * layers
     for count in dict.fromkeys(full_heads):
@@ -197,7 +198,8 @@ def head_importance(model, arguments, pattern, rows, config):
     weights, device = model.state_dict(), next(model.parameters()).device
 
     def loss(model):
-        # a context each: autocast keeps its copies of the weights, also when others are loaded
+        # a context for each call: inside one, autocast keeps its copies of weights even when others
+        # are loaded
         with autocast(config, device):
             return second_showing_loss(
                 model, rows, config.seq_len, PASSAGES, config.sequences_at_once
@@ -210,14 +212,14 @@ def head_importance(model, arguments, pattern, rows, config):
     for layer in bar(range(layers), desc="layers probed"):
         full_heads = [n_heads] * layers
         full_heads[layer] -= 1  # the window is that of the last head
-        far = config.pattern_of(pattern) | {"full_heads": full_heads}
-        only = GPTWindowModel(**arguments, **far)
-        only.to(device).eval()
+        options = config.pattern_of(pattern) | {"full_heads": full_heads}
+        one_window = GPTWindowModel(**arguments, **options)
+        one_window.to(device).eval()
         for head in range(n_heads):
-            others = [[] for _ in range(layers)]
-            others[layer] = [other for other in range(n_heads) if other != head]
-            only.load_state_dict(with_heads_first(weights, others, n_heads))
-            rises[layer].append(loss(only) - base)
+            first = [[] for _ in range(layers)]
+            first[layer] = [other for other in range(n_heads) if other != head]
+            one_window.load_state_dict(with_heads_first(weights, first, n_heads))
+            rises[layer].append(loss(one_window) - base)
     return rises
 
 

@@ -52,7 +52,7 @@ def _caption(figure, content, text):
 
 
 def _plot_lengths(content):
-    """Every arm's speed and loss against fused over the length, a row a kind of positions."""
+    """Every arm's speed and loss against fused over the length; a row for a kind of positions."""
     kinds, margin = points_of_kinds(content), content["config"]["equivalence_margin"]
     pairs = dict.fromkeys(pair for point in content["points"] for pair in point["contrasts"])
     arms = [pair.removesuffix("/fused") for pair in pairs if pair.endswith("/fused")]
@@ -88,7 +88,7 @@ def _plot_lengths(content):
 
 
 def _limit_line(ax, points, arm, style):
-    """How many times as fast a step were if its time followed the FLOPs the pattern leaves."""
+    """How many times as fast a step would be if its time followed the FLOPs that are left."""
     if arm in FULL_ATTENTION:
         return
     lengths = [point["seq_len"] for point in points]
@@ -151,7 +151,8 @@ def _pareto_panel(ax, point, looks):
     ax.plot(1, 0, **looks["fused"].line, marker=looks["fused"].marker)
     small = {"linestyle": "none", "ms": 5, "elinewidth": 0.8, "capsize": 1.5, "zorder": 3}
     for arm, summary, gain in rows:
-        (x, x_ends), (y, y_ends) = map(error_bars, ([gain], [summary["contrast"]["val_loss"]]))
+        x, x_ends = error_bars([gain])
+        y, y_ends = error_bars([summary["contrast"]["val_loss"]])
         look = {"color": looks[arm].color, "marker": looks[arm].marker}
         ax.errorbar(x, y, y_ends, x_ends, **look, **small)
     front = [means[arm] for arm in pareto_front(means)]
@@ -160,7 +161,7 @@ def _pareto_panel(ax, point, looks):
 
 
 def _freeze(ax, *room):
-    """Limits for the means that are drawn, and room beside; of long intervals no more is shown."""
+    """Fix the limits to what is drawn so far and some room; long intervals do not widen them."""
     ax.margins(*room)
     ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
 

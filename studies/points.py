@@ -12,7 +12,7 @@ from training.arms import DEFAULT_ARMS
 LENGTHS = {"cpu": (256, 512, 1024, 2048), "cuda": (256, 1024, 4096, 16384)}
 # three windows, each alone and with far keys; the published 96, 4 among them
 PATTERNS = ("w32-d0", "w32-d8", "w96-d0", "w96-d4", "w96-d16", "w256-d0", "w256-d8", "w256-d32")
-# over a preset; a constant learning rate, so that every moment is the end of a training
+# put over a preset; with a constant learning rate a training could end at any step
 DEFAULTS = {"runs": 3, "schedule": "constant", "arms": DEFAULT_ARMS}
 DEFAULTS |= {"eval_every": 0, "reach_passages": 0}
 # 64 batches of preset long are a million tokens: a large corpus holds out more than is trained on
@@ -26,7 +26,7 @@ STUDY_DEFAULTS = {
 
 
 def length_points(lengths, positions, batch_size, seq_len):
-    """What each length and kind of positions changes, all of batch_size x seq_len tokens a step."""
+    """What each length and kind of positions changes; a step has batch_size x seq_len tokens."""
     tokens = batch_size * seq_len
     points = []
     for kind in positions:
@@ -48,7 +48,7 @@ def pattern_points(patterns, positions):
 
 
 def parse_pattern(text):
-    """The arm that a text like ``96:4`` or ``w96-d0-f1`` names; UserError."""
+    """The arm that a text like ``96:4`` or ``w96-d0-f1`` names; UserError for another text."""
     arm = "w{}-d{}".format(*text.split(":")) if text.count(":") == 1 else text
     if pattern_of_arm(arm) is None:
         raise UserError(
@@ -58,5 +58,5 @@ def parse_pattern(text):
 
 
 def study_folder(output_dir, study):
-    """Where the points of a study lie, each in a folder of its own; beside it ``<folder>.json``."""
+    """The folder with a folder for each point of a study; beside it lies ``<folder>.json``."""
     return Path(output_dir) / f"{study.removesuffix('s')}_study"

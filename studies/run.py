@@ -17,24 +17,28 @@ def run_study(config, prepared, arguments, argv):
     """Train what waits at every point, report the study and return the exit code.
 
     prepared: [(a point's name, its configuration, its dataset)].  After a stop the same command
-    goes on: a point that is complete is only reported again.
+    goes on: points that are complete are only reported again.
     """
     folder = study_folder(config.output_dir, arguments.study)
-    path, experiments, content, seconds = folder.with_suffix(".json"), [], None, 0
+    path = folder.with_suffix(".json")
+    experiments, content = [], None
+    seconds = 0
     if arguments.restart and not arguments.dry_run:
         ranks.from_first(move_study_aside, folder, path, config.data)
-    for number, (name, here, dataset) in enumerate(prepared, start=1):
+    for number, (name, point_config, dataset) in enumerate(prepared, start=1):
         say(f"point {number} of {len(prepared)}: {name}")
         if arguments.dry_run:
             print(f"{name}:")
-            seconds += dry_run(here, dataset, arguments.restart, arguments.allow_mixed)
+            seconds += dry_run(point_config, dataset, arguments.restart, arguments.allow_mixed)
             continue
-        results = run_experiment(here, dataset, allow_mixed=arguments.allow_mixed, argv=argv)
+        results = run_experiment(
+            point_config, dataset, allow_mixed=arguments.allow_mixed, argv=argv
+        )
         if results is not None:  # on the first rank
-            write_report(*results, here.output_dir)
+            write_report(*results, point_config.output_dir)
             experiments.append(results)
             content = summarize(arguments.study, experiments)
-            write_json(path, content)  # a stop takes none of it
+            write_json(path, content)  # after every point: a stop loses nothing
     if arguments.dry_run:
         say(f"all {len(prepared)} points: roughly {format_seconds(seconds)}")
         return DONE

@@ -96,7 +96,7 @@ def _point(study, metrics, metadata):
 
 
 def _summary(metrics, arm, steps):
-    """How an arm's trainings ended, and means of those that did well, geometric but of losses."""
+    """How an arm's trainings ended, and means of those that did well, geometric but for losses."""
     ended = [training["status"] for training in metrics[arm]]
     summary = {status: ended.count(status) for status in ("ok", NO_ROOM, "diverged")}
     for key, values, interval in (

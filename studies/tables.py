@@ -18,7 +18,7 @@ EXPLANATION = (
 
 
 def point_name(study, config):
-    """What the folder of a point is called: ``rotary_1024``, of a study of patterns ``rotary``."""
+    """The name of a point's folder: ``rotary_1024``, or ``rotary`` in a study of patterns."""
     kind = config["positions"]
     return f"{kind}_{config['seq_len']}" if study == "lengths" else kind
 
@@ -31,7 +31,7 @@ def estimate_text(estimate, template):
 
 
 def speed_up(time):
-    """How many times as fast, an estimate, from a ratio of times and its interval."""
+    """How many times as fast, an estimate, from the dict of a ``Ratio`` of times."""
     low, high = (None if time[end] is None else 1 / time[end] for end in ("high", "low"))
     return {"mean": 1 / time["ratio"], "low": low, "high": high}
 
@@ -90,7 +90,7 @@ def table_of(rows):
 
 
 def uses(points):
-    """What to use at each of these points, a text each."""
+    """What to use, a text for each of these points."""
     found = []
     for point in points:
         where = f"Use at S {point['seq_len']:,}, {point['positions']} positions"
@@ -101,7 +101,7 @@ def uses(points):
 
 
 def warnings_of(content):
-    """What was taken together and what may have disturbed which point, as texts."""
+    """Mixed trainings, and what may have disturbed a measurement, point by point, as texts."""
     return [
         f"{kind}: {point_name(content['study'], point)}: {text}"
         for point in content["points"]
@@ -111,7 +111,7 @@ def warnings_of(content):
 
 
 def _length_rows(points):
-    """A row a length, {column: text}."""
+    """A row for each length, {column: text}."""
     rows = []
     for point in points:
         row = {
@@ -129,7 +129,7 @@ def _length_rows(points):
 
 
 def pattern_rows(points):
-    """A row an arm of the one experiment with this kind of positions, {column: text}."""
+    """A row for each arm of the one point with this kind of positions, {column: text}."""
     (point,) = points
     rows = []
     for arm, found in point["arms"].items():
@@ -147,7 +147,7 @@ def pattern_rows(points):
 
 
 def _cells(contrast, reference, arm=""):
-    """What a contrast says, {column: text}; "-" for None.  arm: which, where it needs saying."""
+    """What a contrast says, {column: text}; "-" for None.  arm: what columns begin with."""
     found = contrast or {"time": None, "memory": None, "val_loss": None}
     time, memory = found["time"], found["memory"]
     return {
