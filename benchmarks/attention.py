@@ -65,7 +65,7 @@ def _work(name, peer, case, direction):
 
 
 def least_memory(name, case):
-    """Bytes that a peer is sure to need: what it keeps in squares of the sequence length."""
+    """Bytes that a peer is sure to need: what grows with the square of the sequence length."""
     square = case.seq_len**2
     if name == "dense":
         return square * case.batch_size * case.heads * case.torch_dtype.itemsize * 4
@@ -83,10 +83,10 @@ def free_memory(device):
 
 
 def _add_limits_of_memory(records, case, device, rounds):
-    """Set records of one token against what a large copy moves.
+    """Add to the records of one token the limit that memory sets, by the speed of a large copy.
 
-    Its attention does no more than two operations for every number that it reads, so that none can
-    be faster than memory is.
+    Attention of one token does no more than two operations for every number that it reads, so
+    none can be faster than memory is.
     """
     count = min(COPY_BYTES[device.type], int(free_memory(device) / 4))
     source = torch.ones(count, dtype=torch.uint8, device=device)

@@ -40,7 +40,7 @@ class Case:
     head_dim: int
     dtype: str
     device: str
-    planned_for: int = 0  # the length whose evaluation is taken, where it is another
+    planned_for: int = 0  # a length whose evaluation is taken instead; 0: that of seq_len
 
     @property
     def torch_dtype(self):
@@ -59,10 +59,17 @@ class Case:
         return pattern
 
     def evaluation(self, attends):
-        """What ``auto`` comes to where it is compiled."""
-        whole = replace(self, seq_len=self.planned_for or self.seq_len, planned_for=0)
-        about = whole.pattern(attends), self.heads, self.torch_dtype, self.device
-        plan = attention_plan(whole.seq_len, *about, compiled=True, head_dim=self.head_dim)
+        """The evaluation that ``auto`` picks in a compiled model."""
+        planned = replace(self, seq_len=self.planned_for or self.seq_len, planned_for=0)
+        plan = attention_plan(
+            planned.seq_len,
+            planned.pattern(attends),
+            self.heads,
+            self.torch_dtype,
+            self.device,
+            compiled=True,
+            head_dim=self.head_dim,
+        )
         return plan.evaluation
 
     def bytes_read(self, attends):
@@ -86,7 +93,7 @@ class Peer(NamedTuple):
     """A way to compute attention, which ``make(attends, case)`` gives as a function of q, k and v.
 
     That function returns (B, S, H, D); for one token it stores k and v and returns a work.
-    attends: to which keys, an arm's name or ALL_KEYS; only peers with the same compute the same.
+    attends: to which keys, an arm's name or ALL_KEYS; peers that share it compute the same.
     """
 
     attends: str
@@ -168,17 +175,17 @@ def _one_token_sdpa(backend, attends, case):
     return store
 
 
-def work_of(attend, qkv, upstream, timed):
-    """The work that ``timed`` names, of a function that a peer made."""
-    if timed == TRAINING:
+def work_of(attend, qkv, upstream, direction):
+    """What a direction times of ``attend``, a function that a peer made, as a work."""
+    if direction == TRAINING:
         return lambda: torch.autograd.grad(attend(*qkv), qkv, upstream)
     q, k, v = (x.detach() for x in qkv)
-    if timed == ONE_TOKEN:
+    if direction == ONE_TOKEN:
         return attend(q[:, -1:].clone(), k, v)
     return lambda: attend(q, k, v)
 
 
-def error_of(peer, case, timed):
+def error_of(peer, case, direction):
     """The largest relative error of a peer's results at a case cut down to CHECKED_TOKENS.
 
     Results are the output, or the gradients of q, k and v; the truth is textbook attention in
@@ -188,12 +195,12 @@ def error_of(peer, case, timed):
     sizes = {"batch_size": min(case.batch_size, 2), "seq_len": CHECKED_TOKENS}
     case = replace(case, planned_for=case.seq_len, **sizes)
     qkv, upstream = case.inputs(seed=1)
-    results = work_of(peer.make(peer.attends, case), qkv, upstream, timed)()
+    results = work_of(peer.make(peer.attends, case), qkv, upstream, direction)()
     exact = [x.detach().double().requires_grad_() for x in qkv]
     pattern = case.pattern(peer.attends)
     out = window_attention(*exact, evaluation="dense", **pattern._asdict())
     truths = torch.autograd.grad(out, exact, upstream.double())
-    if timed != TRAINING:
+    if direction != TRAINING:
         results, truths = [results], [out[:, -results.shape[1] :]]
     errors, largest = [], max(truth.norm() for truth in truths)
     for result, truth in zip(results, truths, strict=True):

@@ -28,10 +28,10 @@ def benchmark_page(content):
 
 @OUR_LOOK
 def plot_benchmark(content):
-    """The figures of a benchmark's content, {file name without suffix: Figure}: of attention.
+    """{file name without suffix: Figure} of attention over whole sequences; {} of other benchmarks.
 
-    Time as a share of the best full kernel's over length, a line a peer, quartiles as a band.
-    Dashed: the share of the pairs that a peer's pattern keeps, the limit.
+    Time as a share of the best full kernel's over length, a line for each peer, with a band between
+    the quartiles.  Dashed: the limit, which is the share of the pairs that a peer's pattern keeps.
     """
     records = [r for r in content["records"] if r["direction"] in (FORWARD, TRAINING)]
     if not records:

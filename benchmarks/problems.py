@@ -21,7 +21,10 @@ DEFAULTS = {
 
 
 def complete(args):
-    """Fill in what depends on the device and check the rest; returns this rank's.  ValueError."""
+    """Fill in what depends on the device and check the rest; returns the device of this rank.
+
+    Raises ValueError for options that cannot be run.
+    """
     device = ranks.chosen_device(args.device)
     args.device = str(device)
     for name, value in DEFAULTS[device.type].items():
@@ -53,7 +56,7 @@ def complete(args):
 
 
 def problems_of(args):
-    """What is measured, length by length: cases, or for steps the experiment's configurations."""
+    """What to measure, length by length: cases or, with --step, configurations of experiments."""
     common = {"device": args.device, "dtype": args.dtype}
     sizes = []
     for seq_len in args.seq_lens:
@@ -75,7 +78,10 @@ def problems_of(args):
 
 
 def benchmark_of(args, device):
-    """What measures one of the problems, and the JSON file's name; ValueError for unknown peers."""
+    """A function that measures one of the problems, and the JSON file's name.
+
+    ValueError for unknown peers.
+    """
     known = known_peers(args.pattern, args.patterns, args.decode)
     args.peers = args.peers or list(known)
     for name in args.peers:

@@ -43,7 +43,7 @@ def _side_by_side(makers, config, device, rounds):
 
 
 def _training_step(config, arm, tokens, device):
-    """A warmed-up step as a work, its peak memory in MB, known on CUDA only, and what it sends.
+    """A warmed-up step as a work, and its record: peak memory (on CUDA) and what it sends, in MB.
 
     On CUDA the whole step, optimizer included, is to be one CUDA graph: the host's time for
     launching kernels differs from machine to machine.
@@ -62,11 +62,13 @@ def _training_step(config, arm, tokens, device):
         for group in trainer.optimizer.param_groups:
             group["capturable"] = True
     record = {"peak_memory_mb": memory}
-    return work, record | {"sent_mb": sent} if config.shard_sequence > 1 else record
+    if config.shard_sequence > 1:
+        record["sent_mb"] = sent
+    return work, record
 
 
 def _decode_step(config, arm, device):
-    """The model's step as a work; the context is made up, for it decides nothing about the time."""
+    """The model's step as a work; the context is made up, for the time does not depend on it."""
     model = build_model(config, arm, STEP_VOCAB, device, seed=0).eval()
     caches = [block.mha.new_cache(config.batch_size, config.seq_len) for block in model.layers]
     stores = [store for cache in caches for store in cache.stores()]
@@ -79,7 +81,7 @@ def _decode_step(config, arm, device):
 
 
 def last_logits(model, caches, token):
-    """The logits (B, V) of the token that fills the caches, which are emptied by one before."""
+    """The logits (B, V) of a token that takes the last place of the caches, in every call anew."""
     for cache in caches:
         cache.filled = model.max_seq_len - 1
     return next_logits(model, token, caches)

@@ -1,4 +1,4 @@
-"""The records of every benchmark as text: a table a length, what its columns say, what is missing.
+"""A benchmark's records as text: a table for each length, what its columns say, what was skipped.
 
 Nothing is measured here, and no torch needed; a record is the dict that the JSON file holds.
 """
@@ -94,7 +94,7 @@ def result_sections(records, skipped):
 
 
 def _disturbed_texts(records):
-    """For every kind of time that was disturbed a text that says by what."""
+    """A text for every kind of time that was disturbed; it says by what."""
     seen = {}
     for r in records:
         for words in map(in_words, disturbances(r)):
@@ -119,7 +119,7 @@ def _rows(records):
 
 
 def _skipped_texts(skipped):
-    """A text for what was skipped for the same reason at one or more lengths."""
+    """Texts on what was skipped, one for all lengths with the same reason."""
     lengths = {}
     for item in skipped:
         what = item["direction"]

@@ -43,7 +43,7 @@ def side_by_side(kind, makers, about, device, rounds, graphs=True):
                 raise
             skipped.append({**record, "reason": reason_of(error)})
         if name not in works:
-            gc.collect()  # what it left, which its error holds no longer
+            gc.collect()  # frees what it left, for its error is gone
     before = device_state(device)
     try:
         samples = timed_in_rounds(works, device, rounds)
@@ -101,7 +101,7 @@ def as_cuda_graph(work, device):
 def timed_in_rounds(works, device, rounds):
     """{name: seconds of one call in every round}; a round takes every work once, in random order.
 
-    So what drifts, as clock speed and other programs do, meets all alike.
+    So a drift, of clock speed or by other programs, meets all works alike.
     """
     calls = {}
     for name, work in works.items():

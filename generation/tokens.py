@@ -28,8 +28,8 @@ def generate(
     Neighbouring rows of one length are evaluated together, other rows one after the other, with
     keys and values kept (see attention/cache.py), without gradients and without dropout.
     temperature, top_k, top_p, generator: see ``sampling.draw``; temperature 0 is greedy.
-    stop: the token id that ends a row, which then has nothing but ``stop``; where all rows have
-    ended, no more follows.
+    stop: the token id that ends a row, which from then on gets ``stop`` alone; when all rows have
+    ended, generation ends.
     Raises ValueError for arguments out of range, and with learned positions where the longest
     row would become longer than max_seq_len; rotary positions have no end.
     """
@@ -68,9 +68,9 @@ def stream(
 
 def checked_rows(model, prompt):
     """The prompts as 1-D tensors of ids on the model's device; ValueError for anything else."""
-    vocabulary = model.word_embeddings.weight
+    embeddings = model.word_embeddings.weight
     try:
-        rows = [torch.as_tensor(row, device=vocabulary.device) for row in prompt]
+        rows = [torch.as_tensor(row, device=embeddings.device) for row in prompt]
     except TypeError:
         rows = []
     if any(row.numel() == 0 for row in rows):
@@ -79,8 +79,8 @@ def checked_rows(model, prompt):
         raise ValueError("the prompt must be whole token ids (B, T), or a list of 1-D token ids")
     rows = [row.long() for row in rows]
     for token in torch.cat(rows).aminmax():
-        if not 0 <= token < len(vocabulary):
-            raise ValueError(f"token {token} is not in the vocabulary of {len(vocabulary)}")
+        if not 0 <= token < len(embeddings):
+            raise ValueError(f"token {token} is not in the vocabulary of {len(embeddings)}")
     return rows
 
 
@@ -88,12 +88,13 @@ def checked_rows(model, prompt):
 def _draws(model, rows, max_new_tokens, sampling, stop):
     """Yield ids (B,); neighbouring rows of one length go through the model together, unpadded."""
     ended = torch.zeros(len(rows), dtype=torch.bool, device=rows[0].device)
-    waiting, caches = [], []  # of every group: tokens that the model has not seen, what it keeps
+    waiting = []  # of every group: tokens that the model has not seen
+    caches = []  # of every group: what each layer keeps of those that it has seen
     for length, equally_long in groupby(rows, key=len):
         tokens = torch.stack(list(equally_long))
-        size = len(tokens), length + max_new_tokens
+        longest = length + max_new_tokens
         waiting.append(tokens)
-        caches.append([block.mha.new_cache(*size) for block in model.layers])
+        caches.append([block.mha.new_cache(len(tokens), longest) for block in model.layers])
     for _ in range(max_new_tokens):
         training = [module for module in model.modules() if module.training]
         for module in training:
@@ -115,7 +116,7 @@ def _draws(model, rows, max_new_tokens, sampling, stop):
 
 
 def next_logits(model, tokens, caches):
-    """The logits (B, V) of what follows ``tokens`` (B, T), whose keys and values are kept."""
+    """The logits (B, V) of what follows ``tokens`` (B, T), which are added to the caches."""
     first = caches[0].filled
     positions = torch.arange(first, first + tokens.shape[1], device=tokens.device)
     features = model.features(tokens, positions, caches)
