@@ -67,7 +67,7 @@ def build_parser():
 
 
 def asked_analyses(arguments):
-    """The analyses of the given configuration, or of all of them; UserError names what is off."""
+    """The analyses of what is asked for, or of CONFIGURATIONS; UserError names what is wrong."""
     from estimates.pattern import CONFIGURATIONS, PatternAnalysis  # --help need not wait for torch
 
     window_size, dilation = arguments.window_size, arguments.dilation
@@ -88,7 +88,7 @@ def asked_analyses(arguments):
 
 
 def analyses_of_arms(arms, model):
-    """The analyses of patterns by their names; ValueError for what is none."""
+    """The analyses of patterns by their names; ValueError for a text that names none."""
     from estimates.pattern import PatternAnalysis
 
     for arm in arms:
@@ -98,12 +98,13 @@ def analyses_of_arms(arms, model):
 
 
 def measured_analyses(arguments):
-    """A study's content and the analyses of its patterns; UserError names what is off."""
+    """A study's content and the analyses of its patterns; UserError names what is wrong."""
     from studies.summary import load_study
 
-    path, usual = arguments.measured, build_parser().get_default
+    path = arguments.measured
+    default = build_parser().get_default
     asked = ("window_size", "length", "arms", *MODEL)
-    if any(getattr(arguments, name) != usual(name) for name in asked):
+    if any(getattr(arguments, name) != default(name) for name in asked):
         words = "takes patterns, length and model from the study"
         raise UserError(f"--measured {words}: give none of them, or leave it out")
     with fitting(path):
@@ -119,7 +120,7 @@ def measured_analyses(arguments):
 
 
 def analyze(arguments):
-    """Write the report and the figures, print it and list the files."""
+    """Write the report and the figures, print the report and list the files."""
     from estimates.pictures import plot_comparison, plot_configuration, plot_tradeoff
     from estimates.report import format_report, known_text
     from figures.look import save_figures
@@ -147,7 +148,7 @@ def analyze(arguments):
             name = f"config_{arms[0].replace('-', '_')}{sinks}{which}"
             figures = {name: plot_configuration(analyses[0])}
     if content is None:
-        named = [] if arguments.sink_tokens else arms  # no name tells of sinks
+        named = [] if arguments.sink_tokens else arms  # names of patterns have no sinks
         with fitting(KNOWN):
             report += "\n" + known_text(load_study(KNOWN), f"results/{KNOWN.name}", named)
     path = arguments.output_dir / f"{name}.txt"

@@ -1,10 +1,11 @@
-"""Attention, and whole training steps, timed side by side with what a user could take instead.
+"""Attention timed side by side with what a user could take instead.
 
-``--step`` and ``--decode`` time other things (see ``--help``).  Each prints tables and writes every
-sample as JSON; attention draws it over sequence length too.
+``--step`` and ``--decode`` time other things (see ``--help``): training steps, or one new token.
+Every benchmark prints tables and writes all samples as JSON; attention over whole sequences is
+drawn over their length too.
 
-Each peer is first checked against textbook attention in float64 over the keys that it claims; those
-that are right are timed in rounds, in each of which every one has its turn in random order.
+Each peer is first checked against textbook attention in float64 over the keys that it claims.  The
+peers that are right are timed in rounds: in each round every one has its turn, in random order.
 """
 
 import sys
@@ -18,7 +19,7 @@ from machine.start import run_on_ranks
 
 
 def tell(args):
-    """Measure length by length, each saved when it is finished; then the tables and the picture.
+    """Measure length by length, each saved when it is finished; print the tables and draw.
 
     Returns the exit code.
     """

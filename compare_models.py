@@ -40,7 +40,7 @@ class Result(NamedTuple):
         return pd.DataFrame(training_rows(self.metrics))
 
     def figure(self, which):
-        """The matplotlib Figure of a number or a name, as 9 or "summary"; UserError lists them."""
+        """The matplotlib Figure of a number or name, 9 or "summary"; UserError lists them."""
         from figures.all import draw_all
         from figures.page import figure_named
 
@@ -54,11 +54,12 @@ def load(path=f"output/{RESULTS_NAME}.npz"):
 
 
 def run(preset=None, restart=False, allow_mixed=False, **options):
-    """Train as ``python main.py`` does, its data prepared and after a stop going on; a ``Result``.
+    """Train as ``python main.py`` does, and return a ``Result``.
 
-    preset: as of the command, by the device where it is None; options: fields of ExperimentConfig,
-    beside it.  Writes ``output_dir`` without the report and the figures.  ValueError for options
-    that cannot be run, UserError, which is one too, for a folder of another experiment.
+    Prepares a preset's data that are missing, and goes on after a stop.  preset: as --preset of the
+    command, so None chooses by the device; options: fields of ExperimentConfig, which override it.
+    Writes ``output_dir``, but not the report and the figures.  Raises ValueError for options that
+    cannot be run; for the folder of another experiment it is a UserError.
     """
     from experiment.run import run_experiment
     from studies.command import config_from, ensure_data

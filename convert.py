@@ -43,7 +43,7 @@ def build_parser():
 
 
 def tell(args):
-    """Convert, each row saved when it is known, and print the table."""
+    """Convert, saving each row when it is known, and print the table."""
     from analysis.words import report_text
     from machine.device import is_out_of_memory
     from studies.conversion import conversion_page

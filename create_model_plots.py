@@ -16,7 +16,7 @@ from metrics_utils import page_of
 
 def draw(arguments):
     """Draw the figures of a result file, all or those asked for, and list the files."""
-    # matplotlib, for which --help does not wait
+    # these import matplotlib, for which --help does not wait
     from figures.look import save_figures
     from figures.page import figure_named
 

@@ -55,7 +55,7 @@ def read_prompt(argument):
 
 
 def room_for(model, prompt, tokens):
-    """How many of ``tokens`` fit behind ``prompt`` tokens; UserError where none does."""
+    """How many of ``tokens`` new ones fit behind ``prompt`` tokens; UserError where none does."""
     if model.position_embeddings is None:
         return tokens
     room = model.max_seq_len - prompt
@@ -71,11 +71,13 @@ write = partial(print, end="", flush=True)
 
 
 def write_tokens(stream, tokenizer):
-    """Write the text of the drawn tokens as they come; one split over tokens with its last byte.
+    """Write the text of the drawn tokens as they come.
 
-    Returns how many were drawn, and whether the last of them is the end of the text.
+    A character that several tokens make up is written with the last of them.  Returns how many
+    tokens were drawn, and whether the last one is the end of the text.
     """
-    end, count = tokenizer.token_to_id(END_OF_TEXT), 0
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    count = 0
     decoder = DecodeStream(skip_special_tokens=False)
     waiting = []  # tokens that end within a character
     for token in map(int, stream):
@@ -92,7 +94,7 @@ def write_tokens(stream, tokenizer):
 
 def go_on(args):
     """Print the prompt and what follows, and how fast that was."""
-    import torch  # for which --help does not wait
+    import torch  # here, so that --help does not wait for it
 
     from attention.pattern import whole
     from generation.sampling import check_sampling
@@ -116,7 +118,8 @@ def go_on(args):
         words = "the tokenizer beside it has tokens that the model does not know"
         raise UserError(f"{args.weights}: {words}: it is not that of the training data")
     room = room_for(model, len(ids), args.tokens)
-    top_k, top_p = args.top_k or None, args.top_p if args.top_p < 1 else None
+    top_k = args.top_k or None
+    top_p = args.top_p if args.top_p < 1 else None
     generator = torch.Generator(device).manual_seed(args.seed)
     stream = model.stream([ids], room, args.temperature, top_k, top_p, generator)
 
@@ -135,7 +138,7 @@ def go_on(args):
 
 
 def story(args):
-    """``go_on``, and one line where memory runs out."""
+    """``go_on``; where memory runs out one line says so."""
     try:
         return go_on(args)
     except RuntimeError as error:

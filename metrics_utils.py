@@ -1,4 +1,4 @@
-"""The report of saved metrics (analysis/metrics.py) again, and how to read, write and sum them up.
+"""Prints the report of saved metrics again; also reads, writes and sums up metrics for programs.
 
 python metrics_utils.py [output/experiment_results.json]     needs no torch
 """
@@ -24,22 +24,22 @@ from machine.files import read_file, write_text
 
 __all__ = ["load_experiment", "load_metrics", "main", "print_metrics_summary", "save_metrics"]
 
-# of a .json, by its first key
+# what a .json holds, by its first key
 KINDS = {b"study": "study", b"options": "benchmark", b"weights": "conversion"}
 
 
 def saved_kind(path):
-    """What a result file holds: "experiment", or of a .json what its first key says."""
+    """What a result file holds: a value of KINDS, or "experiment"."""
     if Path(path).suffix != ".json":
         return "experiment"
     content = read_file(path, MetricsError, "python main.py writes one")
-    first = re.match(rb'\s*{\s*"(\w+)"', content)  # parsed once, by whoever reads that kind
+    first = re.match(rb'\s*{\s*"(\w+)"', content)  # the whole is parsed once, by its own reader
     return KINDS.get(first and first[1], "experiment")
 
 
 def page_of(path):
     """What a result file says, whatever its kind, as a Page."""
-    # matplotlib, for which --help does not wait
+    # these import matplotlib, for which --help does not wait
     from benchmarks.picture import benchmark_page
     from figures.all import experiment_page
     from studies.conversion import conversion_page
@@ -68,7 +68,7 @@ def print_report(arguments):
 
 def write_logs(path, folder):
     """An experiment's file as logs of TensorBoard; UserError for another kind of file."""
-    from experiment.tensorboard import check_tensorboard, write_tensorboard  # which needs torch
+    from experiment.tensorboard import check_tensorboard, write_tensorboard  # needs torch
 
     if saved_kind(path) != "experiment":
         raise UserError(f"{path}: --tensorboard takes an experiment's file")

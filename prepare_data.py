@@ -14,7 +14,7 @@ from training.corpus import CORPORA, TEXT_SUFFIXES, UTF_8
 from training.prepare import prepare_data
 from training.tokens import DEFAULT_PATH, DEFAULT_SEQ_LEN, DEFAULT_VOCAB_SIZE
 
-NAMED_AT_MOST = 10  # files of one kind left out that are named
+NAMED_AT_MOST = 10  # so many of the files left out for one reason are named
 
 
 def build_parser():
