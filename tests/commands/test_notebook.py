@@ -24,7 +24,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_the_lines_of_the_documentation(workplace):
-    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
     start = text.index("from compare_models import run")
     names = {}
     exec(text[start : text.index("```", start)], names)
