@@ -131,7 +131,8 @@ class HeadCache:
         parts = [(*self.near[:, :, :, : slot + 1], None)]
         last_far = slot - self.head.nearest_far()
         if self.dilation and last_far >= 0:
-            place, residue = divmod(last_far, self.dilation)
+            # no divmod: torch.compile knows none for slots that vary
+            place, residue = last_far // self.dilation, last_far % self.dilation
             parts.append((*self.far[:, :, :, residue, : place + 1], None))
         if self.head.sink_tokens and slot > self.head.window_size:
             key = torch.arange(self.head.sink_tokens, device=self.sink.device)

@@ -89,7 +89,7 @@ def window_attention(
     """Causal attention over the sliding-window + dilated pattern of ``may_attend``.
 
     q: (B, S, H, D), any floating dtype.  k, v: the same, or with fewer heads, a divisor of H: then
-    each serves as many neighbouring heads of q (grouped queries).  Returns (B, S, H, D).
+    each serves H / that many neighbouring heads of q (grouped queries).  Returns (B, S, H, D).
     q may have fewer tokens than k and v, the last ones: a step of decoding, or a chunk, over a
     cache.  Then there are only ``masked`` and ``auto``.  For one query without gradients ``auto``
     reads nothing but the keys of its pattern; otherwise it is ``masked``.

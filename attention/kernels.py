@@ -34,7 +34,7 @@ class Kernel(NamedTuple):
     backward: Callable
     # the fewest queries of a near chunk; None: the kernel takes windows, so nothing is cut
     least_chunk: int | None
-    # the far part reads a multiple of so many keys: with others cuDNN is 4 % slower (H200)
+    # far keys are read up to a multiple of it where there are any: else cuDNN is 4 % slower (H200)
     multiple: int = 1
 
 
@@ -193,6 +193,7 @@ def _efficient_backward(gradient, q, k, v, out, lse, seen, scale):
     operator = aten._efficient_attention_backward
     bias, mask = _efficient_mask(q, k, seen)
     gradient, q, k, v, out = _heads_last(gradient, q, k, v, out)
+    # not F.pad, which keeps the strides where nothing is missing: heads must begin at 32 bytes
     length = lse.shape[2]
     padded = lse.new_full((*lse.shape[:2], length + -length % _EFFICIENT_LSE), math.inf)
     padded[:, :, :length] = lse

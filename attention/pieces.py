@@ -220,8 +220,8 @@ def _earlier_classes(keys, queries, dilation, kernel, first):
     for start, stop in pairwise(sorted({0, queries % dilation, dilation - rest, dilation})):
         key = (rest + start) % dilation
         length = -(-(queries - start) // dilation)
-        of_keys = -(-(keys - key) // dilation)
-        sorts.append(_classes(start, key, stop - start, length, of_keys, dilation))
+        n_keys = -(-(keys - key) // dilation)
+        sorts.append(_classes(start, key, stop - start, length, n_keys, dilation))
     pieces = [some for some in sorts if some.length > 0 and some.keys > 0]
     complete = len(pieces) == len(sorts)
     return Part(pieces, kernel, ALL_KEYS, slice(0, keys), first, complete)

@@ -251,10 +251,10 @@ class ShardAttention(torch.autograd.Function):
             dq[:, :, F:], *near_dkv = _backward(*inputs, cut.near_part(), cut.scale)
             sink_dkv = _sinks_backward(gradient, q, sink_kv, out, lse, cut, dq)
             ahead = near_dkv[0].shape[1] - cut.halo.length  # keys of the shard before
-            fetched = as_rows(*(x[:, :ahead].to(lse.dtype) for x in near_dkv))
+            of_fetched = as_rows(*(x[:, :ahead].to(lse.dtype) for x in near_dkv))
             if cut.shards.rank:
-                fetched = torch.cat([as_rows(*sink_dkv), fetched])
-            returned = cut.halo.give_back(fetched)
+                of_fetched = torch.cat([as_rows(*sink_dkv), of_fetched])
+            returned = cut.halo.give_back(of_fetched)
             for total, of_near, of_sinks in zip((dk, dv), near_dkv, sink_dkv, strict=True):
                 total[:, :, F:] = of_near[:, ahead:]
                 if cut.shards.rank == 0:

@@ -41,12 +41,12 @@ def plot_benchmark(content):
     looks = zip(sns.color_palette("colorblind"), MARKERS, strict=True)
     looks = dict(zip(names, looks, strict=False))
     handles = {}
-    for axis, timed in zip(axes, (FORWARD, TRAINING), strict=True):
-        here = [r for r in records if r["direction"] == timed]
+    for axis, direction in zip(axes, (FORWARD, TRAINING), strict=True):
+        here = [r for r in records if r["direction"] == direction]
         for name in dict.fromkeys(r["peer"] for r in here):
             draw_peer(axis, name, [r for r in here if r["peer"] == name], *looks[name])
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set(title=timed, xlabel="sequence length S (tokens)")
+        axis.set(title=direction, xlabel="sequence length S (tokens)")
         lines, labels = axis.get_legend_handles_labels()
         handles |= dict(zip(labels, lines, strict=True))
     length_axis(axes[0], sorted({r["seq_len"] for r in records}))

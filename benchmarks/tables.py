@@ -20,7 +20,7 @@ COLUMNS = {
     "attends": ("attends to", "{}"),
     "evaluation": ("evaluation", "{}"),
     "density": ("pairs", "{:.1%}"),
-    **{timed: (f"{timed} (ms)", "{}") for timed in (FORWARD, TRAINING, ONE_TOKEN, STEP)},
+    **{name: (f"{name} (ms)", "{}") for name in (FORWARD, TRAINING, ONE_TOKEN, STEP)},
     "ratio_to_best_full": ("over best full", "{:.2f}x"),
     "fused_over_this": ("fused over this", "{:.2f}x"),
     "read_mb": ("read (MB)", "{:,.2f}"),
@@ -99,7 +99,7 @@ def _disturbed_texts(records):
     for r in records:
         for words in map(in_words, disturbances(r)):
             seen.setdefault(r["direction"], {})[words] = None
-    return [f"! {timed}: {'; '.join(words)}" for timed, words in seen.items()]
+    return [f"! {direction}: {'; '.join(words)}" for direction, words in seen.items()]
 
 
 def _rows(records):
@@ -119,7 +119,7 @@ def _rows(records):
 
 
 def _skipped_texts(skipped):
-    """Texts on what was skipped, one for all lengths with the same reason."""
+    """A text for each thing that was skipped and its reason, with all its lengths."""
     lengths = {}
     for item in skipped:
         what = item["direction"]

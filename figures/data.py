@@ -97,7 +97,7 @@ def prepare(metrics, metadata):
         raise MetricsError("nothing to draw: no training went well (train again, or other options)")
     idle = not_trained(ok, metadata)
     marks = reading_marks(metrics, metadata) + ["not trained"] * bool(idle)
-    # fused, where it was trained, is the reference: what differs from it is the pattern alone
+    # fused, where it was trained, is the reference: window arms differ by the pattern alone
     arms = sorted(ordered_arms(ok), key=lambda arm: arm != "fused")
     return Experiment(
         arms=arms,

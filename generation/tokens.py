@@ -92,9 +92,9 @@ def _draws(model, rows, max_new_tokens, sampling, stop):
     caches = []  # of every group: what each layer keeps of those that it has seen
     for length, equally_long in groupby(rows, key=len):
         tokens = torch.stack(list(equally_long))
-        longest = length + max_new_tokens
+        room = length + max_new_tokens
         waiting.append(tokens)
-        caches.append([block.mha.new_cache(len(tokens), longest) for block in model.layers])
+        caches.append([block.mha.new_cache(len(tokens), room) for block in model.layers])
     for _ in range(max_new_tokens):
         training = [module for module in model.modules() if module.training]
         for module in training:

@@ -16,7 +16,7 @@ from training.loss import token_losses
 
 NEAREST = 128  # tokens from the begin of the first showing to that of the second
 # A dilated pattern attends to some distances and not to others, and treats 128, 256, ... all alike.
-# So the passages take turns in being 0 to 15 tokens nearer, and meet both kinds of distances.
+# So the passages take turns in being 0 to 15 tokens nearer, and meet both kinds evenly.
 TURNS = 16
 POSITION_BINS = 32
 SEED = 0  # the probe's own, so that every arm in every block reads the same sequences
@@ -62,9 +62,9 @@ def reach(model, held_out, seq_len, passages, at_once=1, chunk=0):
     if min(passages, len(held_out)) < 2 or not distances:
         return None
     controls, turns = _controls(held_out[:, : seq_len + 1], passages)
-    cut = shards_of(model)
-    shards = 1 if cut is None else cut.size
-    share = ranks.share_of_rows(shards)
+    shards = shards_of(model)
+    sharing = 1 if shards is None else shards.size
+    share = ranks.share_of_rows(sharing)
     controls, turns = controls[share], turns[share]
     training = model.training
     model.eval()
@@ -73,7 +73,7 @@ def reach(model, held_out, seq_len, passages, at_once=1, chunk=0):
     gains = [(losses[:, 1 - PASSAGE :] - again).mean(axis=1) for again in shown]
     model.train(training)
     mine = np.stack(gains, axis=1), losses[:, :-PASSAGE]  # (passages, D), (passages, S - PASSAGE)
-    found = ranks.gather(mine)[::shards]  # the ranks of a sequence have found the same
+    found = ranks.gather(mine)[::sharing]  # the ranks of a sequence have found the same
     gains, losses = map(np.concatenate, zip(*found, strict=True))
     bins = np.array_split(np.arange(seq_len - PASSAGE), POSITION_BINS)
     return {

@@ -2,7 +2,7 @@
 
 <folder>/weights/<arm>.safetensors   the state_dict; its metadata has ``about``, a JSON text: the
                                      model's class, its constructor's arguments, the checksums of
-                                     the tokenizer and of this file, and what the caller adds
+                                     the tokenizer and of all else here, and what the caller adds
 <folder>/window_model_weights.pt     the window arm's weights again, as in the published experiment:
                                      the state_dict, for torch.load(..., weights_only=True)
 <folder>/window_model_config.json    the constructor's arguments, and the checksums of the weights

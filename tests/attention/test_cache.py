@@ -24,6 +24,22 @@ def test_a_step_reads_the_keys_of_its_pattern_and_copies_none():
         assert torch.equal(far[0], expected)
 
 
+@torch._dynamo.config.patch(recompile_limit=20)
+def test_a_step_compiles_as_one_graph():
+    """From the fourth on with far keys, whose place and residue class vary from step to step."""
+    q, k, v = torch.randn(3, 1, 6, 3, 4)
+    compiled, eager = (KeyValueCache((1, 3, 4), 6, Pattern(1, 2)) for _ in range(2))
+
+    def step(cache, token):
+        cache.write(k[:, token], v[:, token])
+        return cache.attend(q[:, token])
+
+    compiled_step = torch.compile(step, backend="eager", fullgraph=True)
+    for slot in range(6):
+        token = slice(slot, slot + 1)
+        torch.testing.assert_close(compiled_step(compiled, token), step(eager, token))
+
+
 def test_products_take_the_place_of_kernels_that_are_not_there():
     assert decode_kernel(torch.device("cpu"), torch.float32, 8) == "cpu"
     assert decode_kernel(torch.device("meta"), torch.float32, 8) is None
